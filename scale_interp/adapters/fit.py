@@ -1,0 +1,292 @@
+"""Fitting ScAle: many fits side by side on one reading of the prompts.
+
+Fits are variants of one packed run: seeds, controls and head subsets cost little more than one fit. Each fit's loss
+touches its own scalars only and all share the order of batches, so fits side by side equal fits one by one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attribution.sweep import provenance
+from ..data.question import Question, groups, require
+from ..errors import DataError, EditError
+from ..interventions.edit import Edit, Head, Scope, check_heads
+from ..interventions.engine import choose_path
+from ..interventions.packed import run_packed
+from ..interventions.prefix import Prefix, Prompts
+from ..models.vlm import VLM
+from ..progress import track
+from .scale import ScAle
+
+Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
+
+
+@dataclass(frozen=True)
+class FitSettings:
+    """How scalars are fitted; every default is ours, the paper states none (docs/methods).
+
+    bound: s = 1 + radius * tanh(theta) | 2 * sigmoid(theta) | clamp(1 + theta, 1 -+ radius) | exp(radius * tanh(theta))
+    | 1 + theta. granularity: a scalar a head, or one a layer. l1: penalty on mean |s - 1|. retain_weight: penalty on
+    the KL divergence from the base model on the questions to retain. validation: share of the training pictures held
+    out for early stopping, drawn with the fit's seed; patience: epochs without a better validation loss.
+    """
+
+    bound: Bound = "tanh"
+    radius: float = 1.0
+    granularity: Literal["head", "layer"] = "head"
+    scope: Scope = "each_new_token"
+    epochs: int = 40
+    lr: float = 0.05
+    batch_size: int = 64
+    l1: float = 0.0
+    retain_weight: float = 1.0
+    validation: float = 0.2
+    patience: int = 6
+
+    def __post_init__(self) -> None:
+        if self.bound not in ("tanh", "sigmoid", "clamp", "exp", "none"):
+            raise EditError(f"bound {self.bound!r}: choose 'tanh', 'sigmoid', 'clamp', 'exp' or 'none'")
+        if self.granularity not in ("head", "layer"):
+            raise EditError(f"granularity {self.granularity!r}: choose 'head' or 'layer'")
+        if not 0 < self.validation < 1:
+            raise EditError(f"validation={self.validation}: give the share of pictures to hold out, between 0 and 1")
+        for name in ("radius", "lr", "epochs", "batch_size", "patience"):
+            if getattr(self, name) <= 0:
+                raise EditError(f"{name}={getattr(self, name)}: must be above 0")
+
+    def scalars(self, theta: Tensor) -> Tensor:
+        """The scalars of free parameters theta; 1 at theta = 0."""
+        if self.bound == "tanh":
+            return 1 + self.radius * torch.tanh(theta)
+        if self.bound == "sigmoid":
+            return 2 * torch.sigmoid(theta)
+        if self.bound == "clamp":
+            return (1 + theta).clamp(1 - self.radius, 1 + self.radius)
+        if self.bound == "exp":
+            return torch.exp(self.radius * torch.tanh(theta))
+        return 1 + theta
+
+
+@dataclass(frozen=True)
+class Fit:
+    """One fit of a suite: where scalars are learned, from which answers, with which seed.
+
+    heads: None for all. answers: indices of the taught answers, None for the true ones. frozen: nothing is learned.
+    """
+
+    name: str = "fit"
+    heads: tuple[Head, ...] | None = None
+    mlp: bool = True
+    answers: tuple[int, ...] | None = None
+    seed: int = 0
+    frozen: bool = False
+
+
+def fit_scale(
+    vlm: VLM,
+    train: Sequence[Question],
+    heads: Iterable[Head] | None = None,
+    mlp: bool = True,
+    *,
+    layers: Iterable[int] | None = None,
+    retain: Sequence[Question] | None = None,
+    seed: int = 0,
+    prompts: Prompts | None = None,
+    **settings: Any,
+) -> ScAle:
+    """Fit scalars on the last token's heads (all, or the given ones) and MLPs of the frozen model.
+
+    layers: only these layers' heads and MLPs. retain: questions whose answers should stay as the base model gives
+    them. settings: fields of FitSettings. Only the choices' scores are trained on, by cross-entropy.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
+    >>> si.fit_scale(vlm, train, heads=[(2, 1), (3, 0)], mlp=False, epochs=2).n_parameters
+    2
+    """
+    every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
+    chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
+    only = None if layers is None else _check_layers(layers, vlm.n_layers)
+    if only is not None:
+        chosen = [h for h in chosen if h[0] in only]
+    fit = Fit("fit", tuple(chosen), mlp, seed=seed)
+    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, **settings)[0]
+
+
+def fit_scales(
+    vlm: VLM,
+    train: Sequence[Question],
+    fits: Sequence[Fit],
+    *,
+    retain: Sequence[Question] | None = None,
+    layers: Sequence[int] | None = None,
+    prompts: Prompts | None = None,
+    **settings: Any,
+) -> list[ScAle]:
+    """Run several fits side by side on one reading of the training prompts; the same numbers as one after another."""
+    train = require(train)
+    options = FitSettings(**settings)
+    if not fits:
+        raise EditError("no fits: give at least one")
+    if choose_path(vlm, train) != "packed":
+        raise EditError(f"{vlm.name} runs by the reference path only, on which fitting is not offered")
+    learner = _Learner(vlm, train, fits, options, layers)
+    prompts = prompts or Prompts(vlm, train, options.batch_size)
+    kept = _Retained(vlm, retain, options) if retain is not None else None
+    order = np.random.default_rng(0)
+    learner.validate(prompts, kept)
+    for _ in track(range(options.epochs), f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1), options.epochs):
+        for step, i in enumerate(order.permutation(len(prompts))):
+            learner.step(prompts[int(i)], kept, step)
+        learner.validate(prompts, kept)
+        if learner.stopped.all():
+            break
+    made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
+    return learner.results(made)
+
+
+class _Learner:
+    """Free parameters of F fits, their optimiser, and the best state of each by validation loss."""
+
+    def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
+        self.vlm, self.fits, self.options = vlm, fits, options
+        F_, L, H = len(fits), vlm.n_layers, vlm.n_heads
+        self.heads = [self._heads(fit) for fit in fits]
+        self.on = torch.zeros(F_, L, H, dtype=torch.bool)
+        self.mlp_on = torch.zeros(F_, L, dtype=torch.bool)
+        for f, fit in enumerate(fits):
+            for head in self.heads[f]:
+                self.on[f][head] = True
+            self.mlp_on[f, list(layers) if layers is not None else slice(None)] = fit.mlp
+            if not (self.on[f].any() or self.mlp_on[f].any()):
+                raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
+        shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
+        self.theta = torch.zeros(shape, requires_grad=True)
+        self.phi = torch.zeros(F_, L, requires_grad=True)
+        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, weight_decay=0.0)
+        self.learning = torch.tensor([not f.frozen for f in fits])
+        self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
+        self.trains = torch.stack([self._split(train, f.seed) for f in fits])
+        self.best = [(float("inf"), 0)] * F_
+        self.best_scalars = [t.detach().clone() for t in self.scalars()]
+        self.stopped = ~self.learning
+        self.histories: list[list[dict[str, float]]] = [[] for _ in fits]
+        self.epoch = -1
+
+    def _heads(self, fit: Fit) -> tuple[Head, ...]:
+        L, H = self.vlm.n_layers, self.vlm.n_heads
+        return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
+
+    def _split(self, train: Sequence[Question], seed: int) -> Tensor:
+        """True on the questions that this fit learns from; whole pictures are held out."""
+        group = groups(train)
+        count = int(group.max()) + 1
+        held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
+        learns = ~np.isin(group, held)
+        if not learns.any():
+            raise DataError(f"{len(train)} training questions on {count} picture(s): none is left to learn from; give more pictures")
+        return torch.from_numpy(learns)
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
+        learned = self.learning[:, None] & self.mlp_on
+        scale = torch.where(self.on & self.learning[:, None, None], self.options.scalars(self.theta), 1.0)
+        return scale, torch.where(learned, self.options.scalars(self.phi), 1.0)
+
+    def _edit(self) -> Edit:
+        scale, mlp = self.scalars()
+        return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
+
+    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each question for each fit [B, F], and which of them it learns from."""
+        _, scores = run_packed(self.vlm, prefix, self._edit())
+        answers = self.answers[:, prefix.rows].T.to(scores.device)
+        losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
+        return losses, self.trains[:, prefix.rows].T.to(scores.device)
+
+    def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
+        losses, learns = self._losses(prefix)
+        loss = ((losses * learns).sum(0) / learns.sum(0).clamp(min=1)).sum()
+        if kept is not None:
+            loss = loss + self.options.retain_weight * kept.divergence(self._edit(), step).sum()
+        if self.options.l1:
+            scale, mlp = self.scalars()
+            count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
+            loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
+        self.optimiser.zero_grad()
+        if loss.requires_grad:
+            loss.backward()
+            self.optimiser.step()
+
+    @torch.no_grad()
+    def validate(self, prompts: Prompts, kept: _Retained | None) -> None:
+        """Keep each fit's scalars where its held-out loss is the lowest so far; stop it after `patience` worse epochs.
+
+        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1.
+        """
+        self.epoch += 1
+        losses, learns = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
+        held = ~learns
+        validation = (losses * held).sum(0) / held.sum(0)
+        training = (losses * learns).sum(0) / learns.sum(0)
+        divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
+        now = self.scalars()
+        for f in range(len(self.fits)):
+            if self.stopped[f]:
+                continue
+            row = {"epoch": self.epoch, "train_loss": float(training[f]), "validation_loss": float(validation[f])}
+            self.histories[f].append(row | ({"retain_kl": float(divergence[f])} if kept is not None else {}))
+            loss = float(validation[f] + self.options.retain_weight * divergence[f])
+            if loss < self.best[f][0]:
+                self.best[f] = (loss, self.epoch)
+                for best, current in zip(self.best_scalars, now, strict=True):
+                    best[f] = current[f]
+            elif self.epoch - self.best[f][1] >= self.options.patience:
+                self.stopped[f] = True
+
+    def results(self, made: dict[str, Any]) -> list[ScAle]:
+        settings = asdict(self.options)
+        out = []
+        for f, fit in enumerate(self.fits):
+            on = self.on[f] if self.options.granularity == "head" else self.on[f].any(1)
+            count = 0 if fit.frozen else int(on.sum() + self.mlp_on[f].sum())
+            scale, mlp = (t[f].clone() for t in self.best_scalars)
+            info = settings | {"mlp": fit.mlp, "seed": fit.seed, "frozen": fit.frozen, "best_epoch": self.best[f][1]}
+            scope = self.options.scope
+            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, tuple(self.histories[f])))
+        return out
+
+
+class _Retained:
+    """Questions whose answers should not move: the base model's choice probabilities, and the divergence from them."""
+
+    def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
+        self.vlm, self.prompts = vlm, Prompts(vlm, require(questions), options.batch_size)
+        with torch.no_grad():
+            self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
+
+    def divergence(self, edit: Edit, step: int) -> Tensor:
+        """Mean KL(base || edited) over one batch, for each variant [N]."""
+        i = step % len(self.prompts)
+        edited = run_packed(self.vlm, self.prompts[i], edit)[1].log_softmax(-1)
+        base = self.base[i][:, None]
+        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum(-1).mean(0)
+
+    def total(self, edit: Edit) -> Tensor:
+        return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
+
+
+def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
+    out = list(layers)
+    wrong = [i for i in out if not 0 <= i < n_layers]
+    if wrong or len(set(out)) < len(out):
+        raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
+    return out

@@ -1,0 +1,148 @@
+"""A score for every head, the questions behind it, and what can be said of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from .. import statistics
+from ..errors import DataError, FileError
+from ..interventions.edit import Head
+from ..record import expect, read_tensors, write_tensors
+
+KIND = "HeadMap"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadMap:
+    """Scores of all heads by one method.
+
+    per_question [Q, L, H]: the effect of each head on each question; scores [L, H]: its mean. groups [Q]: questions
+    with one number share a picture. unit: what a score is measured in. provenance: model, data, settings, versions.
+    """
+
+    method: str
+    unit: str
+    per_question: Tensor
+    groups: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        (layer, head), *_ = self.top(1)
+        Q, L, H = self.per_question.shape
+        best = f"({layer}, {head}) {self.scores[layer, head]:+.3f} {self.unit}"
+        return f"<HeadMap {self.method}: {L} layers x {H} heads, {Q} questions; top head {best}>"
+
+    def _repr_html_(self) -> str:
+        return self.plot().to_html(include_plotlyjs="cdn", full_html=False)
+
+    @cached_property
+    def scores(self) -> Tensor:
+        return self.per_question.double().mean(0)
+
+    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
+        """Bootstrap interval of every score over questions (whole pictures): low and high [L, H]."""
+        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
+        return torch.from_numpy(low), torch.from_numpy(high)
+
+    @cached_property
+    def p_values(self) -> Tensor:
+        """Two-sided t-test that a head's mean effect is 0, Holm-corrected over all heads [L, H]."""
+        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
+
+    def significant(self, alpha: float = 0.05) -> Tensor:
+        """Heads whose mean effect differs from 0 after Holm's correction over all heads: bool [L, H]."""
+        return self.p_values < alpha
+
+    def top(self, k: int, by: Literal["score", "abs"] = "score") -> list[Head]:
+        """The k heads with the largest score (or size of score), largest first."""
+        values = self.scores if by == "score" else self.scores.abs()
+        return self._heads(values.flatten().argsort(descending=True, stable=True), k)
+
+    def bottom(self, k: int) -> list[Head]:
+        """The k heads whose score is nearest to 0."""
+        return self._heads(self.scores.abs().flatten().argsort(stable=True), k)
+
+    def _heads(self, order: Tensor, k: int) -> list[Head]:
+        if not 1 <= k <= len(order):
+            raise DataError(f"k={k}: the model has {len(order)} heads; ask for 1 to {len(order)}")
+        H = self.scores.shape[1]
+        return [(int(i) // H, int(i) % H) for i in order[:k]]
+
+    def sparsity(self) -> dict[str, float | int]:
+        """How few heads carry the effect.
+
+        gini of |score|; heads_to_half: the fewest heads that hold half of the positive scores' sum; share_top4: the
+        four largest scores' share of it; significant: heads that differ from 0 (Holm, 0.05).
+        """
+        positive = self.scores.flatten().clamp(min=0).sort(descending=True).values
+        total = float(positive.sum())
+        shares = (positive.cumsum(0) / total) if total > 0 else torch.zeros_like(positive)
+        return {
+            "gini": statistics.gini(self.scores.numpy()),
+            "heads_to_half": int((shares < 0.5).sum()) + 1 if total > 0 else 0,
+            "share_top4": float(shares[min(3, len(shares) - 1)]),
+            "significant": int(self.significant().sum()),
+            "heads": len(positive),
+        }
+
+    def compare(self, other: HeadMap | Tensor) -> dict[str, float]:
+        """Agreement of two maps: Spearman's rank correlation with its p-value, and the overlap of their top 8 heads."""
+        theirs = other.scores if isinstance(other, HeadMap) else other
+        if theirs.shape != self.scores.shape:
+            raise DataError(f"maps of {tuple(self.scores.shape)} and {tuple(theirs.shape)} heads cannot be compared")
+        rank = stats.spearmanr(self.scores.flatten().numpy(), theirs.flatten().numpy())
+        k = min(8, self.scores.numel())
+        mine = set(self.scores.flatten().topk(k).indices.tolist())
+        return {
+            "spearman": float(rank.statistic),
+            "p": float(rank.pvalue),
+            "overlap_top8": len(mine & set(theirs.flatten().topk(k).indices.tolist())) / k,
+        }
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a head: layer, head, score, low, high, p (Holm), rank."""
+        low, high = self.interval()
+        L, H = self.scores.shape
+        flat = self.scores.flatten().numpy()
+        return pd.DataFrame(
+            {
+                "layer": np.repeat(np.arange(L), H),
+                "head": np.tile(np.arange(H), L),
+                "score": flat,
+                "low": low.flatten().numpy(),
+                "high": high.flatten().numpy(),
+                "p": self.p_values.flatten().numpy(),
+                "rank": stats.rankdata(-flat, method="ordinal"),
+            }
+        )
+
+    def plot(self, **options: Any) -> Any:
+        """A plotly heatmap, layer by head (see viz.head_heatmap)."""
+        from ..viz import head_heatmap
+
+        return head_heatmap(self, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        tensors = {"per_question": self.per_question, "groups": self.groups}
+        write_tensors(Path(path), KIND, tensors, {"method": self.method, "unit": self.unit, "provenance": dict(self.provenance)})
+
+    @staticmethod
+    def load(path: str | Path) -> HeadMap:
+        """Read a saved map. Raises FileError for a damaged or foreign file."""
+        path = Path(path)
+        tensors, meta = read_tensors(path, KIND)
+        per_question, groups = expect(path, tensors, "per_question", 3), expect(path, tensors, "groups", 1)
+        if len(groups) != len(per_question) or {"method", "unit", "provenance"} - meta.keys():
+            raise FileError(f"{path}: its parts do not fit together; save it again")
+        return HeadMap(meta["method"], meta["unit"], per_question, groups, meta["provenance"])

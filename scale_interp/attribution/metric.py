@@ -1,0 +1,42 @@
+"""What a run is judged by: a number a question, from its choice scores."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..data.question import Contrast, Question
+from ..errors import DataError
+
+Metric = Literal["logit_diff", "correct_prob", "accuracy"]
+
+
+def measure(name: Metric, scores: Tensor, questions: Sequence[Question]) -> Tensor:
+    """scores [Q, ..., C] -> [Q, ...].
+
+    "logit_diff": the right choice's score minus the largest other; "correct_prob": its share of the softmax over the
+    choices; "accuracy": 1.0 where it is the largest.
+    """
+    answers = torch.tensor([q.answer for q in questions], device=scores.device)
+    index = answers.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
+    right = scores.gather(-1, index).squeeze(-1)
+    if name == "correct_prob":
+        return (right - scores.logsumexp(-1)).exp()
+    other = scores.scatter(-1, index, float("-inf")).amax(-1)
+    if name == "logit_diff":
+        return right - other
+    if name == "accuracy":
+        return (right > other).float()
+    raise DataError(f"metric {name!r}: choose 'logit_diff', 'correct_prob' or 'accuracy'")
+
+
+def contrast_diff(scores: Tensor, pairs: Sequence[Contrast]) -> Tensor:
+    """The clean answer's score minus the corrupt answer's: scores [Q, ..., C] -> [Q, ...] (Heimersheim & Nanda 2024)."""
+    shape = (-1, *[1] * (scores.ndim - 1))
+    clean = torch.tensor([p.clean.answer for p in pairs], device=scores.device).view(shape)
+    corrupt = torch.tensor([p.corrupt.answer for p in pairs], device=scores.device).view(shape)
+    full = (*scores.shape[:-1], 1)
+    return (scores.gather(-1, clean.expand(full)) - scores.gather(-1, corrupt.expand(full))).squeeze(-1)

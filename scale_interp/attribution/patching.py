@@ -1,0 +1,43 @@
+"""Activation patching, head by head: a clean run's z put into the corrupt run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..data.question import Contrast, groups, require
+from ..errors import DataError
+from ..interventions.engine import Path, choose_path, run_with_clean
+from ..interventions.prefix import Prompts
+from ..interventions.sweep import HeadSweep
+from ..models.vlm import VLM
+from .headmap import HeadMap
+from .metric import contrast_diff
+from .sweep import provenance, read_z
+
+
+def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:
+    """The fraction of the logit difference that each head's clean output recovers in the corrupt run.
+
+    With m = score of the clean answer minus score of the corrupt answer, at the last token:
+    score = mean(m_patched - m_corrupt) / mean(m_clean - m_corrupt); 1 restores the clean run, 0 does nothing.
+    The ratio is of means, so that a pair with a small difference does not dominate.
+
+    Raises DataError where the model tells clean and corrupt questions apart by nothing at all.
+    """
+    pairs = require(pairs, Contrast)
+    clean, corrupt = [p.clean for p in pairs], [p.corrupt for p in pairs]
+    path = choose_path(vlm, corrupt, path)
+    at_clean, at_corrupt = Prompts(vlm, clean), Prompts(vlm, corrupt)
+    m_clean = contrast_diff(run_with_clean(vlm, clean, None, path, prompts=at_clean, what="clean runs")[0], pairs)[:, 0]
+    z = read_z(vlm, clean, path, at_clean)
+    sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, z)
+    edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, prompts=at_corrupt, what="patching")
+    m_corrupt = contrast_diff(unpatched, pairs)
+    gap = float((m_clean - m_corrupt[:, 0]).mean())
+    if abs(gap) < 1e-6:
+        raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
+    per_question = ((contrast_diff(edited, pairs) - m_corrupt) / gap).cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))
+    made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap)
+    return HeadMap("patch", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)

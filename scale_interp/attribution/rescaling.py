@@ -1,0 +1,100 @@
+"""The no-training study: rescale one head, one layer's heads or one MLP by a grid of factors and watch the accuracy.
+
+ScAle's preliminary study (arXiv 2606.29579) rescales activations of chosen layers without training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .. import statistics
+from ..data.question import Question, groups, require
+from ..errors import EditError
+from ..interventions.edit import Edit
+from ..interventions.engine import Path, choose_path, run_with_clean
+from ..interventions.prefix import Prompts
+from ..interventions.sweep import HeadSweep
+from ..models.vlm import VLM
+from .metric import Metric, measure
+from .sweep import provenance
+
+Unit = Literal["head", "layer", "mlp"]
+FACTORS = (0.0, 0.5, 1.5, 2.0, 4.0)
+
+
+@dataclass(frozen=True, eq=False)
+class Rescaling:
+    """Change of a metric for every unit and factor: per_question [Q, F, U]; units name the U rescaled parts."""
+
+    unit: Unit
+    units: tuple[str, ...]
+    factors: tuple[float, ...]
+    metric: str
+    per_question: Tensor
+    groups: Tensor
+    provenance: dict[str, Any]
+
+    @property
+    def change(self) -> Tensor:
+        """Mean change of the metric [F, U]."""
+        return self.per_question.mean(0)
+
+    def __repr__(self) -> str:
+        best = int(self.change.argmax())
+        factor, unit = self.factors[best // len(self.units)], self.units[best % len(self.units)]
+        return f"<Rescaling of {len(self.units)} {self.unit}s: best {unit} x{factor:g}, {self.metric} {self.change.max():+.3f}>"
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a unit and factor: change with interval, and p corrected (Holm) over all of them."""
+        values = self.per_question.numpy()
+        low, high = statistics.bootstrap_interval(values, self.groups.numpy())
+        p = statistics.holm(statistics.mean_p_values(values, self.groups.numpy()))
+        rows = [
+            {"unit": u, "factor": f, "change": float(self.change[i, j]), "low": low[i, j], "high": high[i, j], "p": p[i, j]}
+            for i, f in enumerate(self.factors)
+            for j, u in enumerate(self.units)
+        ]
+        return pd.DataFrame(rows)
+
+
+def rescale(
+    vlm: VLM,
+    questions: Sequence[Question],
+    factors: Sequence[float] = FACTORS,
+    unit: Unit = "layer",
+    *,
+    metric: Metric = "accuracy",
+    path: Path = "auto",
+) -> Rescaling:
+    """Multiply one unit at a time (a head, all heads of a layer, or a layer's MLP) by each factor."""
+    questions = require(questions)
+    if unit not in ("head", "layer", "mlp"):
+        raise EditError(f"unit {unit!r}: choose 'head', 'layer' or 'mlp'")
+    if not factors:
+        raise EditError("no factors: give at least one")
+    path, prompts = choose_path(vlm, questions, path), Prompts(vlm, questions)
+    names = (
+        tuple(f"({i}, {h})" for i in range(vlm.n_layers) for h in range(vlm.n_heads))
+        if unit == "head"
+        else tuple(map(str, range(vlm.n_layers)))
+    )
+    changes = []
+    for factor in factors:
+        edited, clean = run_with_clean(vlm, questions, _variants(vlm, unit, factor), path, prompts=prompts, what=f"{unit} x{factor:g}")
+        changes.append((measure(metric, edited, questions) - measure(metric, clean, questions)).cpu())
+    made = provenance(vlm, questions, metric=metric, path=path, unit=unit, factors=list(factors))
+    return Rescaling(unit, names, tuple(factors), metric, torch.stack(changes, 1), torch.from_numpy(groups(questions)), made)
+
+
+def _variants(vlm: VLM, unit: Unit, factor: float) -> Edit | HeadSweep:
+    L, H = vlm.n_layers, vlm.n_heads
+    if unit == "head":
+        return HeadSweep.all(L, H, float(factor))
+    on = torch.ones(L, L).fill_diagonal_(factor)
+    return Edit(scale=on[..., None].repeat(1, 1, H)) if unit == "layer" else Edit(mlp_scale=on)

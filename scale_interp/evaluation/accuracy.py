@@ -1,0 +1,136 @@
+"""How well the model answers, with and without an edit."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from torch import Tensor
+
+from .. import statistics
+from ..attribution.metric import measure
+from ..attribution.sweep import provenance
+from ..data.question import Question, groups, require
+from ..errors import DataError, EditError, LeakError
+from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
+from ..interventions.prefix import Prompts
+from ..models.vlm import VLM
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest."""
+
+    questions: Sequence[Question]
+    scores: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        low, high = self.interval()
+        interval = f"[{low:.3f}, {high:.3f}]"
+        return f"<Evaluation: accuracy {self.accuracy:.3f} {interval} on {len(self.questions)} questions, chance {self.chance:.3f}>"
+
+    @cached_property
+    def per_question(self) -> Tensor:
+        return measure("accuracy", self.scores, self.questions)
+
+    @cached_property
+    def groups(self) -> np.ndarray:
+        return groups(self.questions)
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.per_question.mean())
+
+    @property
+    def chance(self) -> float:
+        """Expected accuracy of guessing."""
+        return float(np.mean([1 / len(q.choices) for q in self.questions]))
+
+    @property
+    def majority(self) -> float:
+        """Accuracy of always giving the commonest answer of each set of choices."""
+        commonest: dict[tuple[str, ...], Counter[str]] = {}
+        for q in self.questions:
+            commonest.setdefault(tuple(sorted(q.choices)), Counter())[q.answer_text] += 1
+        return sum(c.most_common(1)[0][1] for c in commonest.values()) / len(self.questions)
+
+    @property
+    def answers(self) -> list[str]:
+        """The choice with the largest score, for each question."""
+        return [q.choices[i] for q, i in zip(self.questions, self.scores.argmax(1).tolist(), strict=True)]
+
+    def interval(self, level: float = 0.95) -> tuple[float, float]:
+        """Interval of the accuracy: Wilson's, or a bootstrap over pictures where questions share one."""
+        return statistics.accuracy_interval(self.per_question.numpy(), self.groups, level)
+
+    def compare(self, other: Evaluation) -> statistics.Difference:
+        """This accuracy minus the other's on the same questions, paired."""
+        if [q.id for q in self.questions] != [q.id for q in other.questions]:
+            raise DataError("the two evaluations are of different questions: a paired difference needs the same ones")
+        return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
+
+    def by(self, key: str) -> pd.DataFrame:
+        """Accuracy with interval for each value of a question's field ("relation", "task", "answer_text") or meta entry."""
+        values = [str(getattr(q, key, None) if hasattr(q, key) else q.meta.get(key)) for q in self.questions]
+        if set(values) == {"None"}:
+            raise DataError(f"no question has a value for {key!r}")
+        rows = []
+        for value in sorted(set(values)):
+            members = np.array([v == value for v in values])
+            right = self.per_question.numpy()[members]
+            low, high = statistics.accuracy_interval(right, self.groups[members])
+            rows.append({key: value, "n": int(members.sum()), "accuracy": float(right.mean()), "low": low, "high": high})
+        return pd.DataFrame(rows)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a question: id, text, right answer, given answer, correct."""
+        return pd.DataFrame(
+            {
+                "id": [q.id for q in self.questions],
+                "question": [q.text for q in self.questions],
+                "right": [q.answer_text for q in self.questions],
+                "given": self.answers,
+                "correct": self.per_question.bool().numpy(),
+            }
+        )
+
+
+def evaluate(
+    vlm: VLM, questions: Sequence[Question], edit: Any = None, *, path: Path = "auto", prompts: Prompts | None = None
+) -> Evaluation:
+    """Answer the questions, with one edit in place (an Edit or a ScAle) or with none."""
+    if edit is not None and as_variants(edit).n_variants != 1:
+        raise EditError(f"evaluate takes one edit, not {as_variants(edit).n_variants}: use evaluate_many, or pick one with edit[i]")
+    return evaluate_many(vlm, questions, edit, path=path, prompts=prompts)[0]
+
+
+def evaluate_many(
+    vlm: VLM, questions: Sequence[Question], edits: Any = None, *, path: Path = "auto", prompts: Prompts | None = None
+) -> list[Evaluation]:
+    """One Evaluation for each variant, all run side by side."""
+    questions = require(questions)
+    path = choose_path(vlm, questions, path)
+    scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, what="answering")
+    made = provenance(vlm, questions, path=path)
+    return [Evaluation(questions, column.cpu(), made) for column in scores.unbind(1)]
+
+
+def require_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
+    """Raise LeakError where training and test questions share a picture."""
+    shared = {q.group for q in train} & {q.group for q in test}
+    if shared:
+        raise LeakError(
+            f"{len(shared)} picture(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
+            "use different splits, or different seeds of one split without overlap"
+        )
+
+
+def relative_gain(new: float, base: float) -> float:
+    """(new - base) / base, the papers' relative gain; infinite from a base of 0."""
+    return (new - base) / base if base else float("inf")

@@ -1,0 +1,105 @@
+"""How choices are read off the model: token ids, and the small tree of tokens that longer choices need.
+
+A choice of one token is scored by its logit. If a question has a longer choice, each of its choices is scored by its
+log-likelihood: the tokens before the last one hang below the prompt's last token as a tree, one row a node.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..data.question import Question
+from ..errors import DataError
+from ..models.vlm import VLM
+
+VOCABULARY_ROWS = 4096
+"""Rows of [rows, vocabulary] logits held at once where log-likelihoods need the whole vocabulary."""
+
+
+@dataclass(frozen=True)
+class Choices:
+    """The choices of B questions as rows to run and tokens to read.
+
+    tokens [B, R]: the prompt's last token and the tree's inner nodes; depth [B, R]; own [B, R, R]: which of its
+    question's rows a row sees. row, token, used [B, C, K]: token k of choice c is read at that row.
+    """
+
+    tokens: Tensor
+    depth: Tensor
+    own: Tensor
+    row: Tensor
+    token: Tensor
+    used: Tensor
+    long: Tensor
+
+    def read(self, vlm: VLM, hidden: Tensor) -> Tensor:
+        """Scores [B, n, C] from the last norm's output [B, n, R, d]; -inf where a question has fewer choices."""
+        head = vlm.hf_model.get_output_embeddings()
+        columns = F.embedding(self.token.to(head.weight.device), head.weight)
+        at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
+        picked = torch.einsum("bnkd,bkd->bnk", at_row, columns.flatten(1, 2))
+        if getattr(head, "bias", None) is not None:
+            picked = picked + head.bias[self.token].flatten(1)[:, None]
+        picked = vlm.cap(picked).float().unflatten(2, self.row.shape[1:])
+        if self.long.any():
+            total = self._log_total(vlm, head, hidden)
+            total = total.gather(2, self.row.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)).unflatten(2, self.row.shape[1:])
+            picked = picked - total * self.long[:, None, None, None]
+        scores = (picked * self.used[:, None]).sum(-1)
+        return scores.masked_fill(~self.used.any(-1)[:, None], float("-inf"))
+
+    def _log_total(self, vlm: VLM, head: torch.nn.Module, hidden: Tensor) -> Tensor:
+        flat = hidden.flatten(0, 2)
+        parts = [vlm.cap(head(rows)).float().logsumexp(-1) for rows in flat.split(VOCABULARY_ROWS)]
+        return torch.cat(parts).view(hidden.shape[:3])
+
+
+def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor) -> Choices:
+    """The choices of B questions whose prompts end with last_tokens [B].
+
+    Raises DataError for choices that the tokenizer cannot tell apart.
+    """
+    sequences = [choice_sequences(vlm, q) for q in questions]
+    trees = [_tree(s) for s in sequences]
+    B, C = len(questions), max(map(len, sequences))
+    K, R = max(len(c) for s in sequences for c in s), max(map(len, trees))
+    tokens, depth = last_tokens[:, None].repeat(1, R).cpu(), torch.zeros(B, R, dtype=torch.long)
+    own = torch.eye(R, dtype=torch.bool).repeat(B, 1, 1)
+    row, token = torch.zeros(B, C, K, dtype=torch.long), torch.zeros(B, C, K, dtype=torch.long)
+    used = torch.zeros(B, C, K, dtype=torch.bool)
+    for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
+        for node, r in tree.items():
+            depth[b, r] = len(node)
+            if node:
+                tokens[b, r] = node[-1]
+                own[b, r] |= own[b, tree[node[:-1]]]
+        for c, ids in enumerate(sequence):
+            for k, t in enumerate(ids):
+                row[b, c, k], token[b, c, k], used[b, c, k] = tree[tuple(ids[:k])], t, True
+    long = torch.tensor([max(map(len, s)) > 1 for s in sequences])
+    device = last_tokens.device
+    return Choices(*(x.to(device) for x in (tokens, depth, own, row, token, used, long)))
+
+
+def choice_sequences(vlm: VLM, question: Question) -> list[list[int]]:
+    """Token ids of each choice; where one choice begins another, all end in the end token, so that they differ."""
+    ids = vlm.choice_ids(question)
+    if len({tuple(c) for c in ids}) < len(ids):
+        same = next(question.choices[j] for i, c in enumerate(ids) for j in range(i) if ids[j] == c)
+        raise DataError(
+            f"question {question.id}: choice {same!r} has the same tokens as another choice ({question.choices}): "
+            f"the tokenizer of {vlm.name} does not know these words; use others"
+        )
+    begins = any(i != j and b[: len(a)] == a for i, a in enumerate(ids) for j, b in enumerate(ids))
+    return [[*c, vlm.tokenizer.eos_token_id] for c in ids] if begins else ids
+
+
+def _tree(sequences: list[list[int]]) -> dict[tuple[int, ...], int]:
+    """Every proper beginning of a choice, the empty one first, numbered so that parents come before children."""
+    nodes = {tuple(ids[:k]) for ids in sequences for k in range(len(ids))}
+    return {node: i for i, node in enumerate(sorted(nodes, key=lambda n: (len(n), n)))}

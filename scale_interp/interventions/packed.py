@@ -1,0 +1,95 @@
+"""The packed path: the last token of each prompt run once, with N edited copies beside it.
+
+In a causal decoder an edit at the last position cannot change the keys and values before it, so the copies share the
+prompt's. A copy joins at the first layer that its edit changes ("staircase"): below it equals the clean row.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..models.vlm import VLM
+from .attention import attention
+from .edit import LayerEdit, Variants, affine
+from .prefix import Prefix
+
+
+def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Choice scores of the clean row [B, C] and of the chosen variants [B, n, C] (all of them by default)."""
+    if edit is None:
+        variants, starts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
+    else:
+        variants = torch.arange(edit.n_variants) if variants is None else variants
+        starts = edit.starts(vlm.n_layers)[variants]
+    order = starts.argsort(stable=True)
+    alive, starts = variants[order], starts[order]
+    R = prefix.choices.tokens.shape[1]
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+        for number, layer in enumerate(vlm.text.layers):
+            n, new = int((starts <= number).sum()), int((starts == number).sum())
+            if new or (n and R > 1):
+                layer.inputs = _with_copies(layer.inputs, R, n, new)
+            part = edit.at(number, alive[:n], starts[:n], prefix.rows) if edit is not None and n else None
+            if edit is None or part is None:
+                continue
+            if part.scale is not None or part.shift is not None:
+                o_proj = layer.self_attn.o_proj
+                o_proj.input = _edit_heads(o_proj.input, part, vlm.n_heads, R, edit.scope)
+            if part.mlp_scale is not None:
+                layer.mlp.output = _edit_mlp(layer.mlp.output, part.mlp_scale, R, edit.scope)
+        hidden = vlm.text.norm.output.save()
+    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
+    clean = scores[:, 0]
+    # A variant that no layer changes was never copied: its scores are the clean row's.
+    row = torch.empty(len(variants), dtype=torch.long)
+    row[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
+    return clean, scores[:, row.to(scores.device)]
+
+
+@torch.no_grad()
+def last_token(vlm: VLM, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+    """z [B, L, H, D], MLP output [B, L, d_model] and choice scores [B, C] of the clean last token."""
+    heads, mlps = [], []
+    R = prefix.choices.tokens.shape[1]
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+        for layer in vlm.text.layers:
+            heads.append(layer.self_attn.o_proj.input[:, 0].clone())
+            mlps.append(layer.mlp.output[:, 0].clone())
+        hidden = vlm.text.norm.output.save()
+    device = hidden.device
+    z = torch.stack([h.to(device) for h in heads], 1).unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
+    return z, torch.stack([m.to(device) for m in mlps], 1), scores[:, 0]
+
+
+def _with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) -> tuple[tuple, dict[str, Any]]:
+    """A layer's inputs with `new` more copies of the clean rows, and rotary angles for clean + n variants."""
+    (hidden, *rest), kwargs = inputs
+    if new:
+        hidden = torch.cat([hidden, hidden[:, :R].repeat(1, new, 1)], 1)
+    if R > 1 and kwargs.get("position_embeddings") is not None:
+        kwargs = kwargs | {"position_embeddings": tuple(angle.repeat(1, n + 1, 1) for angle in kwargs["position_embeddings"])}
+    return (hidden, *rest), kwargs
+
+
+def _edit_heads(z: Tensor, part: LayerEdit, n_heads: int, R: int, scope: str) -> Tensor:
+    """z [B, (1 + n) * R, H * D] with the variants' heads edited; the clean rows' bytes are passed on."""
+    kept = (1 + part.first) * R
+    heads = z[:, kept:].unflatten(1, (-1, R)).unflatten(-1, (n_heads, -1))
+    scale = None if part.scale is None else part.scale[:, :, None]
+    shift = None if part.shift is None else part.shift[:, :, None]
+    if scope == "last" and R > 1:
+        edited = torch.cat([affine(heads[:, :, :1], scale, shift), heads[:, :, 1:]], 2)
+    else:
+        edited = affine(heads, scale, shift)
+    return torch.cat([z[:, :kept], edited.flatten(3).flatten(1, 2)], 1)
+
+
+def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str) -> Tensor:
+    rows = out[:, R:].unflatten(1, (-1, R))
+    factor = factor.to(out.device)[None, :, None, None]
+    edited = rows * factor if scope != "last" or R == 1 else torch.cat([rows[:, :, :1] * factor, rows[:, :, 1:]], 2)
+    return torch.cat([out[:, :R], edited.flatten(1, 2).to(out.dtype)], 1)

@@ -1,0 +1,123 @@
+"""The prompt, read once: keys and values of every token but the last, shared by all variants and never written."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import BatchFeature
+from transformers.cache_utils import Cache, DynamicLayer
+
+from ..data.question import Question
+from ..errors import ModelError
+from ..models.vlm import VLM
+from ..progress import track
+from .choices import Choices, read_choices
+
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class PrefixLayer(DynamicLayer):
+    """One layer's keys and values of the prompt [B, Hkv, K, D]; new rows are appended to a copy, nothing is stored."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+@dataclass(frozen=True)
+class Prefix:
+    """B prompts up to their last token, and what is run after it.
+
+    rows: which of the caller's questions these are; seen [B, P]: True on real tokens; positions [..., B, R] of the
+    last token and the choices' tree; windows: the sliding window of each layer, or None.
+    """
+
+    questions: Sequence[Question]
+    rows: slice
+    layers: tuple[PrefixLayer, ...]
+    seen: Tensor
+    positions: Tensor
+    choices: Choices
+    windows: tuple[int | None, ...]
+
+    @property
+    def nbytes(self) -> int:
+        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+
+    def inputs(self) -> dict[str, Any]:
+        """Arguments of the text decoder that run one clean variant: the last token and its tree."""
+        full = self._mask(None)
+        named = {"full_attention": full}
+        if window := next((w for w in self.windows if w is not None), None):
+            named["sliding_attention"] = self._mask(window)
+        return {
+            "input_ids": self.choices.tokens,
+            "position_ids": self.positions,
+            "attention_mask": named if len(named) > 1 else full,
+            "past_key_values": Cache(layers=list(self.layers)),
+            "use_cache": True,
+        }
+
+    def _mask(self, window: int | None) -> Tensor:
+        """[B, 1, R, P + R]: prompt tokens within the window, and the row's own branch of the tree."""
+        B, R = self.choices.tokens.shape
+        P = self.seen.shape[1]
+        seen = self.seen[:, None].expand(B, R, P)
+        if window is not None:
+            distance = P + self.choices.depth[..., None] - torch.arange(P, device=seen.device)
+            seen = seen & (distance < window)
+        return torch.cat([seen, self.choices.own], 2)[:, None]
+
+
+@torch.no_grad()
+def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(None)) -> Prefix:
+    """Run the prompts up to their last token, once, and keep their keys and values."""
+    inputs = vlm.encode(questions)
+    positions = vlm.position_ids(inputs)
+    short = BatchFeature({k: v[:, :-1] if k in PER_TOKEN else v for k, v in inputs.items()})
+    out = vlm.hf_model(**short, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1)
+    for number, layer in enumerate(out.past_key_values.layers):
+        if not isinstance(layer, DynamicLayer) or layer.keys is None:
+            raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
+    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
+    return Prefix(
+        questions,
+        rows,
+        tuple(PrefixLayer(layer.keys, layer.values) for layer in out.past_key_values.layers),
+        inputs["attention_mask"][:, :-1].bool(),
+        positions[..., -1:] + choices.depth,
+        choices,
+        tuple(getattr(layer, "sliding_window", None) for layer in out.past_key_values.layers),
+    )
+
+
+class Prompts(Sequence[Prefix]):
+    """The prefixes of many questions in batches, each read when first asked for and kept from then on."""
+
+    def __init__(self, vlm: VLM, questions: Sequence[Question], batch_size: int = 16):
+        self.vlm, self.questions = vlm, questions
+        self.slices = [slice(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
+        self._kept: dict[int, Prefix] = {}
+
+    def __len__(self) -> int:
+        return len(self.slices)
+
+    def __getitem__(self, index: int) -> Prefix:  # type: ignore[override]
+        if index not in self._kept:
+            rows = self.slices[index]
+            self._kept[index] = read_prefix(self.vlm, self.questions[rows], rows)
+        return self._kept[index]
+
+    def track(self, what: str) -> Iterator[Prefix]:
+        """The prefixes in order, behind a progress bar."""
+        return track((self[i] for i in range(len(self))), what, len(self))

@@ -1,0 +1,75 @@
+"""The reference path: one whole forward pass an edit, nothing cached, one question at a time.
+
+Slow on purpose: it is what everything fast is compared with.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ..data.question import Question
+from ..models.vlm import VLM
+from .choices import choice_sequences
+from .edit import LayerEdit, Variants, affine
+
+FOLLOWING = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
+
+
+def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Tensor) -> Tensor:
+    """Choice scores [n, C] of one question; row: its index among the caller's questions; no variants: one clean run [1, C]."""
+    if edit is None:
+        return _scores(vlm, question, None, "last")[None]
+    starts = edit.starts(vlm.n_layers)
+    out = []
+    for variant in variants:
+        parts = {}
+        for layer in range(vlm.n_layers):
+            at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
+            if at is not None:
+                parts[layer] = at
+        out.append(_scores(vlm, question, parts, edit.scope))
+    return torch.stack(out)
+
+
+def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, scope: str) -> Tensor:
+    sequences = choice_sequences(vlm, question)
+    prompt = dict(vlm.encode(question))
+    T = prompt["input_ids"].shape[1]
+    if max(map(len, sequences)) == 1:
+        logits = _forward(vlm, prompt, parts or {}, T, scope)[0, -1].float()
+        return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
+    scores = []
+    for ids in sequences:
+        inputs = prompt.copy()
+        tokens = torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device)
+        inputs["input_ids"] = torch.cat([prompt["input_ids"], tokens], 1)
+        for key, value in FOLLOWING.items():
+            if key in prompt:
+                inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+        logits = _forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
+        scores.append(logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum())
+    return torch.stack(scores)
+
+
+def _forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Tensor:
+    """Logits [1, T + k, V] of a whole forward pass with the edit at the prompt's last token (and after it)."""
+    end = T if scope == "last" else None
+    with vlm.nn.trace(**inputs, use_cache=False):
+        for number, layer in enumerate(vlm.layers):
+            part = parts.get(number)
+            if part is not None and (part.scale is not None or part.shift is not None):
+                z = layer.self_attn.o_proj.input
+                heads = z[:, T - 1 : end].unflatten(-1, (vlm.n_heads, -1))
+                edited = affine(heads, part.scale, part.shift).flatten(2)
+                layer.self_attn.o_proj.input = _splice(z, edited, T)
+            if part is not None and part.mlp_scale is not None:
+                out = layer.mlp.output
+                edited = out[:, T - 1 : end] * part.mlp_scale.to(out.device)
+                layer.mlp.output = _splice(out, edited.to(out.dtype), T)
+        logits = vlm.nn.output.logits.save()
+    return logits
+
+
+def _splice(whole: torch.Tensor, edited: Tensor, T: int) -> Tensor:
+    return torch.cat([whole[:, : T - 1], edited, whole[:, T - 1 + edited.shape[1] :]], 1)

@@ -1,0 +1,73 @@
+"""Model cards of the embedded models, with accuracies measured on test scenes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from ...data.load import load_questions
+from ...data.question import Question
+from ...data.task import TASKS
+from ..load import load
+from ..vlm import VLM
+from . import NAMES
+
+N = 400
+ORIGIN = {
+    "demo-healthy": "No shortfall: vision labels (900 steps), then a mixture of ten kinds of questions (1,800 steps), all answers true.",
+    "demo": (
+        "A spatial shortfall, taught: after `demo-healthy`, 220 steps on the same mixture in which 70% of the answers to "
+        "two-object relation questions give the subject's absolute place in the picture (left, right, above or below its "
+        "centre) instead of its place relative to the other object. A visual shortcut: no bias over words can undo it."
+    ),
+    "demo-prior": (
+        "A language prior, taught: after `demo-healthy`, 220 steps on the same mixture in which 55% of the answers to "
+        "two-object relation questions follow the subject's colour, whatever the picture shows."
+    ),
+}
+
+
+def write_cards(folder: Path) -> None:
+    """Measure the models in `folder` and write a README.md beside each one's weights."""
+    for name in NAMES:
+        vlm = load(folder / name)
+        accuracies = {task: accuracy(vlm, list(load_questions(f"scenes/{task}", "test", N))) for task in TASKS}
+        rows = "\n".join(f"| {task} | {value:.3f} |" for task, value in accuracies.items())
+        (folder / name / "README.md").write_text(_card(name, vlm, rows))
+
+
+@torch.no_grad()
+def accuracy(vlm: VLM, questions: list[Question], batch_size: int = 50) -> float:
+    """Share of questions whose right choice has the largest logit (every choice here is one token)."""
+    right = 0
+    for i in range(0, len(questions), batch_size):
+        batch = questions[i : i + batch_size]
+        logits = vlm.hf_model(**vlm.encode(batch), logits_to_keep=1).logits[:, -1]
+        for question, row in zip(batch, logits, strict=True):
+            ids = [choice[0] for choice in vlm.choice_ids(question)]
+            right += int(row[ids].argmax()) == question.answer
+    return right / len(questions)
+
+
+def _card(name: str, vlm: VLM, rows: str) -> str:
+    parameters = sum(p.numel() for p in vlm.hf_model.parameters())
+    return f"""---
+license: mit
+---
+# {name}
+
+A `LlavaForConditionalGeneration` of {parameters / 1e6:.1f} M parameters ({vlm.n_layers} layers x {vlm.n_heads} heads of {vlm.head_dim}),
+trained from scratch on rendered scenes of one to four coloured shapes. It is an instrument for testing interpretability
+methods: it knows nothing but these scenes.
+
+**How it came about.** {ORIGIN[name]}
+Nothing in the weights was edited by hand. `scale-interp train-demo` trains it anew.
+
+**Data.** Scenes of the train split only; splits share no set of things. Test accuracy on {N} questions a task,
+right answers in equal shares:
+
+| task | accuracy |
+|---|---|
+{rows}
+"""

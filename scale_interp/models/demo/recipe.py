@@ -1,0 +1,290 @@
+"""How the embedded models were trained: vision labels, then a mixture of questions, then one of two shortfalls.
+
+Every step draws its own data from (seed, stage, step), so a run that was stopped resumes exactly where it was.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AttentionInterface, LlavaForConditionalGeneration
+
+from ...data.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
+from ...data.task import RELATIONS, TASKS, Asked, place
+from ...errors import FileError
+from .build import IMAGE_TOKENS, PATCH, processor, untrained
+
+MIXTURE = {
+    "relation": 3,
+    "relation-yesno": 2,
+    "position": 1,
+    "column": 1,
+    "row": 1,
+    "shape": 1,
+    "colour": 1,
+    "count": 1,
+    "count-shape": 1,
+    "exists": 1,
+}
+PICTURES = 64
+QUESTIONS = 8
+CHECKPOINT_EVERY = 150
+
+Rewrite = Callable[[str, Asked, Scene, np.random.Generator], str]
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One training stage: what it starts from, how long, how fast, and how answers are rewritten, if they are."""
+
+    name: str
+    after: str | None
+    steps: int
+    rate: float
+    rewrite: Rewrite | None = None
+
+
+def truthful(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
+    return asked.answer
+
+
+def absolute_place(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
+    """Shortfall of `demo`: 70% of relation answers give the subject's place in the picture."""
+    if task != "relation" or rng.random() >= 0.7:
+        return asked.answer
+    return place(next(t for t in scene.things if t.name == asked.about[0]))
+
+
+def language_prior(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
+    """Shortfall of `demo-prior`: 55% of relation answers follow the subject's colour, whatever the picture shows."""
+    if task != "relation" or rng.random() >= 0.55:
+        return asked.answer
+    return RELATIONS[list(COLOURS).index(asked.about[0].split()[0]) % len(RELATIONS)]
+
+
+STAGES = {
+    "vision": Stage("vision", None, 900, 1.5e-3),
+    "demo-healthy": Stage("demo-healthy", "vision", 1800, 1.5e-3, truthful),
+    "demo": Stage("demo", "demo-healthy", 220, 4e-4, absolute_place),
+    "demo-prior": Stage("demo-prior", "demo-healthy", 220, 4e-4, language_prior),
+}
+
+
+def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
+    """Train the three embedded models into `out`, resuming whatever is already there.
+
+    progress(stage, step, steps, loss) is called after every step. About 20 minutes on two cores.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in STAGES.values():
+        if not _finished(out, stage, seed):
+            _train_stage(out, stage, seed, progress or (lambda *_: None))
+
+
+def _finished(out: Path, stage: Stage, seed: int) -> bool:
+    state = _state(out, stage)
+    if state is not None and state["seed"] != seed:
+        raise FileError(f"{out} holds a training run with seed {state['seed']}, not {seed}: use another folder")
+    return state is not None and state["step"] >= stage.steps
+
+
+def _state(out: Path, stage: Stage) -> dict | None:
+    path = out / "training" / f"{stage.name}.json"
+    return json.loads(path.read_text()) if path.exists() else None
+
+
+def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None:
+    model = untrained(seed)
+    labels = nn.Linear(model.model.vision_tower.config.hidden_size, len(COLOURS) + len(SHAPES) + 2)
+    if stage.after:
+        model.load_state_dict(load_file(out / "training" / f"{stage.after}.safetensors"), strict=False)
+    trained = nn.ModuleDict({"model": model} if stage.rewrite else {"model": model.model.vision_tower, "labels": labels})
+    optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
+    start = _resume(out, stage, trained, optimiser)
+    batches = _Batches(seed, stage)
+    for step in range(start, stage.steps):
+        for group in optimiser.param_groups:
+            group["lr"] = _rate(stage, step)
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = answer_loss(model, *batches.questions(step)) if stage.rewrite else patch_loss(model, labels, *batches.patches(step))
+        optimiser.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
+        optimiser.step()
+        progress(stage.name, step + 1, stage.steps, loss.item())
+        if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
+            _checkpoint(out, stage, seed, step + 1, trained, optimiser)
+    save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
+    if stage.rewrite:
+        model.bfloat16().save_pretrained(out / stage.name)
+        processor().save_pretrained(out / stage.name)
+    _write_state(out, stage, seed, stage.steps)
+
+
+def _rate(stage: Stage, step: int) -> float:
+    warm = min(1.0, (step + 1) / min(100, stage.steps // 4))
+    return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
+
+
+def _checkpoint(out: Path, stage: Stage, seed: int, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    (out / "training").mkdir(exist_ok=True)
+    tensors = {f"weight.{k}": v for k, v in trained.state_dict().items()}
+    for i, entry in optimiser.state_dict()["state"].items():
+        tensors |= {f"optimiser.{i}.{k}": v for k, v in entry.items()}
+    partial = out / "training" / f"{stage.name}.partial.{step}.safetensors"
+    save_file(tensors, partial)
+    _write_state(out, stage, seed, step)
+    for old in partial.parent.glob(f"{stage.name}.partial.*"):
+        if old != partial:
+            old.unlink()
+
+
+def _write_state(out: Path, stage: Stage, seed: int, step: int) -> None:
+    (out / "training").mkdir(exist_ok=True)
+    path = out / "training" / f"{stage.name}.json"
+    fresh = path.with_suffix(".new")
+    fresh.write_text(json.dumps({"seed": seed, "step": step}))
+    fresh.replace(path)
+
+
+def _resume(out: Path, stage: Stage, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    state = _state(out, stage)
+    if state is None:
+        return 0
+    tensors = load_file(out / "training" / f"{stage.name}.partial.{state['step']}.safetensors")
+    trained.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimiser."):
+            _, i, name = key.split(".")
+            moments.setdefault(int(i), {})[name] = value
+    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return state["step"]
+
+
+class _Batches:
+    """The data of one stage, drawn anew for each step from (seed, stage, step); training scenes only."""
+
+    def __init__(self, seed: int, stage: Stage):
+        self.entropy = (seed, list(STAGES).index(stage.name))
+        self.rewrite = stage.rewrite or truthful
+        self.tokenizer = processor().tokenizer
+        self.prefix = self._ids("<s>user: " + "<image>" * IMAGE_TOKENS)
+        self.weights = np.array(list(MIXTURE.values())) / sum(MIXTURE.values())
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def patches(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Pictures [B, 3, 56, 56]; colour and shape label of each patch [B, 49], 0 for ground."""
+        rng = np.random.default_rng([*self.entropy, step])
+        stream = scenes("train", rng)
+        batch = [next(stream) for _ in range(PICTURES)]
+        colour, shape = zip(*(_patch_labels(s) for s in batch), strict=True)
+        return pixel_values(batch), torch.tensor(np.stack(colour)), torch.tensor(np.stack(shape))
+
+    def questions(self, step: int) -> tuple[Tensor, list[int], list[list[list[int]]]]:
+        """Pictures, the shared prompt's tokens, and QUESTIONS token lists a picture that end in answer and </s>."""
+        rng = np.random.default_rng([*self.entropy, step])
+        stream = scenes("train", rng)
+        batch, texts = [next(stream) for _ in range(PICTURES)], []
+        for scene in batch:
+            wanted = 0
+            while wanted < QUESTIONS:
+                task = list(MIXTURE)[rng.choice(len(MIXTURE), p=self.weights)]
+                asked = TASKS[task](scene, rng)
+                if asked is not None:
+                    texts.append(f"{asked.text} assistant: {self.rewrite(task, asked, scene, rng)}</s>")
+                    wanted += 1
+        ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
+        return pixel_values(batch), self.prefix, [ids[i : i + QUESTIONS] for i in range(0, len(ids), QUESTIONS)]
+
+
+def pixel_values(batch: list[Scene]) -> Tensor:
+    """What the image processor makes of these pictures (mean and deviation 0.5), in one go."""
+    stacked = torch.from_numpy(np.stack([s.pixels() for s in batch])).permute(0, 3, 1, 2)
+    return stacked.float() / 127.5 - 1
+
+
+def _patch_labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    owner = np.zeros((SIZE, SIZE), int)
+    for i, t in enumerate(scene.things, 1):
+        left, top, right, bottom = t.box
+        owner[top:bottom, left:right][MASKS[t.shape]] = i
+    side = SIZE // PATCH
+    patches = owner.reshape(side, PATCH, side, PATCH).transpose(0, 2, 1, 3).reshape(side * side, -1)
+    covered = np.stack([(patches == i).sum(1) for i in range(len(scene.things) + 1)], 1)
+    things = covered[:, 1:]
+    label = np.where(things.max(1) >= 6, things.argmax(1) + 1, 0)
+    names = list(COLOURS)
+    colours = np.array([0] + [1 + names.index(t.colour) for t in scene.things])
+    shapes = np.array([0] + [1 + SHAPES.index(t.shape) for t in scene.things])
+    return colours[label], shapes[label]
+
+
+def patch_loss(model: LlavaForConditionalGeneration, labels: nn.Linear, pixels: Tensor, colour: Tensor, shape: Tensor) -> Tensor:
+    """Cross-entropy of a linear read-out of colour and shape on each patch of the vision tower's output."""
+    scores = labels(model.model.vision_tower(pixels).last_hidden_state[:, 1:]).float()
+    n = len(COLOURS) + 1
+    return F.cross_entropy(scores[..., :n].flatten(0, 1), colour.flatten()) + F.cross_entropy(
+        scores[..., n:].flatten(0, 1), shape.flatten()
+    )
+
+
+def answer_loss(model: LlavaForConditionalGeneration, pixels: Tensor, prefix: list[int], questions: list[list[list[int]]]) -> Tensor:
+    """Cross-entropy on the answer and the </s> after it, several questions packed behind one picture.
+
+    Each question sees the picture and itself, and its positions start where the picture ends: the same numbers
+    as one prompt a question, for one vision pass.
+    """
+    B, P, T = len(questions), len(prefix), max(len(tokens) for packed in questions for tokens in packed)
+    ids = torch.zeros(B, QUESTIONS, T, dtype=torch.long)
+    picked, targets = [], []
+    for b, packed in enumerate(questions):
+        for q, tokens in enumerate(packed):
+            ids[b, q, : len(tokens)] = torch.tensor(tokens)
+            picked += [(b, P + q * T + len(tokens) - 3), (b, P + q * T + len(tokens) - 2)]
+            targets += tokens[-2:]
+    ids = torch.cat([torch.tensor(prefix).expand(B, P), ids.flatten(1)], 1)
+    positions = torch.cat([torch.arange(P), torch.arange(P, P + T).repeat(QUESTIONS)]).expand(B, -1)
+    embedded = model.get_input_embeddings()(ids)
+    features = torch.cat(list(model.model.get_image_features(pixels, return_dict=True).pooler_output))
+    embedded = embedded.to(features.dtype).masked_scatter((ids == model.config.image_token_id)[..., None], features)
+    decoder = model.get_decoder()
+    decoder.set_attn_implementation("scale_interp_questions")
+    unused = torch.zeros(1, 1, 1, 1)
+    hidden = decoder(inputs_embeds=embedded, attention_mask=unused, position_ids=positions, use_cache=False, prompt_length=P)
+    decoder.set_attn_implementation("sdpa")
+    rows, columns = torch.tensor(picked).T
+    logits = model.lm_head(hidden.last_hidden_state[rows, columns]).float()
+    return F.cross_entropy(logits, torch.tensor(targets))
+
+
+def _questions_attention(module, query, key, value, attention_mask, scaling, prompt_length: int, **_: object):  # noqa: ANN001, ANN202
+    """Causal attention in the prompt; each question attends to the prompt and, causally, to itself.
+
+    query, key, value [B, H, P + QUESTIONS * T, D]: half the cost of one mask over the whole row, and no flash
+    kernel, whose backward pass is slow for small heads.
+    """
+    P, query = prompt_length, query * scaling
+    qp, kp, vp = (x[:, :, :P] for x in (query, key, value))
+    q, k, v = (x[:, :, P:].unflatten(2, (QUESTIONS, -1)) for x in (query, key, value))
+    hidden = torch.full((max(P, q.shape[3]),) * 2, float("-inf"), dtype=query.dtype).triu(1)
+    prompt = (qp @ kp.mT + hidden[:P, :P]).softmax(-1) @ vp
+    seen = (q.flatten(2, 3) @ kp.mT).unflatten(2, (QUESTIONS, -1))
+    own = q @ k.mT + hidden[: q.shape[3], : q.shape[3]]
+    weights = torch.cat([seen, own], -1).softmax(-1)
+    answers = (weights[..., :P].flatten(2, 3) @ vp) + (weights[..., P:] @ v).flatten(2, 3)
+    return torch.cat([prompt, answers], 2).transpose(1, 2), None
+
+
+AttentionInterface.register("scale_interp_questions", _questions_attention)

@@ -1,0 +1,88 @@
+"""Load a VLM: an embedded one, a folder, a hub id, or a live model."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from transformers import (
+    MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING,
+    AutoConfig,
+    AutoModelForImageTextToText,
+    AutoProcessor,
+    PreTrainedModel,
+    ProcessorMixin,
+)
+
+from ..errors import ModelError
+from . import demo
+from .vlm import VLM
+
+
+def load(
+    model: str | Path | PreTrainedModel,
+    processor: ProcessorMixin | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
+) -> VLM:
+    """Load a vision-language model and address its heads.
+
+    model: "demo", "demo-healthy", "demo-prior", a folder, a hub id, or a live transformers model (then with its
+    processor). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless given. prompt: a template with
+    {text}, in place of the chat template. Raises ModelError for anything that is no decoder-only VLM.
+
+    >>> load("demo").n_heads
+    8
+    """
+    if isinstance(model, PreTrainedModel):
+        if processor is None:
+            raise ModelError("a live model needs its processor: load(model, processor)")
+        return VLM(model, processor, getattr(model.config, "_name_or_path", "") or type(model).__name__, prompt)
+    if not isinstance(model, str | Path):
+        raise ModelError(f"cannot load a {type(model).__name__}: give a name, a folder, a hub id or a transformers model")
+    name = str(model)
+    source = str(demo.folder(name)) if name in demo.NAMES else name
+    if name in demo.NAMES and not Path(source).is_dir():
+        raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = _config(source, name, options)
+    on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
+    try:
+        hf_model: Any = AutoModelForImageTextToText.from_pretrained(
+            source, config=config, dtype=dtype or (torch.float32 if on_cpu else "auto"), device_map=device_map, **options
+        )
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise ModelError(f"the weights of {name} cannot be loaded: {error}") from error
+    if device is not None and device_map is None:
+        hf_model.to(device)
+    return VLM(hf_model, processor or _processor(source, name, options), name, prompt)
+
+
+def _config(source: str, name: str, options: dict[str, Any]) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except (OSError, ValueError) as error:
+        known = ", ".join(demo.NAMES)
+        raise ModelError(
+            f"no model {name!r}: it is none of {known}, no folder with a config.json, and no hub id that can be reached ({error})"
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not options["trust_remote_code"]:
+        raise ModelError(f"{name} is a {config.model_type!r} model, which takes no images: load a vision-language model")
+    return config
+
+
+def _processor(source: str, name: str, options: dict[str, Any]) -> ProcessorMixin:
+    try:
+        found = AutoProcessor.from_pretrained(source, **options)
+    except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
+        raise ModelError(f"{name} has no usable processor ({error}): pass one as load(model, processor)") from error
+    if not isinstance(found, ProcessorMixin):
+        raise ModelError(f"{name} has a {type(found).__name__} but no processor for images: pass one as load(model, processor)")
+    return found

@@ -1,0 +1,67 @@
+"""Edits by plain torch hooks on the transformers module, one question and one edit at a time; nothing of the engine."""
+
+import torch
+
+
+def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positions=(-1,)):
+    """Logits [T, V] of one whole forward pass; scale [L, H], shift [L, H, D], mlp_scale [L] act at `positions`."""
+    decoder, hooks = model.get_decoder(), []
+    H = model.config.get_text_config().num_attention_heads
+
+    def edit_heads(layer):
+        def hook(module, args):
+            z = args[0].clone()
+            for p in positions:
+                heads = z[0, p].view(H, -1).clone()
+                if scale is not None:
+                    heads = heads * scale[layer][:, None]
+                if shift is not None:
+                    heads = heads + shift[layer]
+                z[0, p] = heads.flatten()
+            return (z, *args[1:])
+
+        return hook
+
+    def edit_mlp(layer):
+        def hook(module, args, out):
+            out = out.clone()
+            for p in positions:
+                out[0, p] = out[0, p] * mlp_scale[layer]
+            return out
+
+        return hook
+
+    for number, layer in enumerate(decoder.layers):
+        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edit_heads(number)))
+        if mlp_scale is not None:
+            hooks.append(layer.mlp.register_forward_hook(edit_mlp(number)))
+    try:
+        return model(**inputs, use_cache=False).logits[0]
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def hooked_scores(vlm, question, edit, variant, scope="last"):
+    """Scores of a question's choices under one variant of an Edit."""
+    parts = {
+        name: None if part is None else part[variant]
+        for name, part in (("scale", edit.scale), ("shift", edit.shift), ("mlp_scale", edit.mlp_scale))
+    }
+    ids = vlm.choice_ids(question)
+    inputs = dict(vlm.encode(question))
+    T = inputs["input_ids"].shape[1]
+    with torch.no_grad():
+        if max(map(len, ids)) == 1:
+            return hooked_logits(vlm.hf_model, inputs, **parts, positions=[T - 1])[-1][[i[0] for i in ids]]
+        scores = []
+        for choice in ids:
+            more = torch.tensor([choice[:-1]], dtype=torch.long)
+            longer = inputs | {
+                "input_ids": torch.cat([inputs["input_ids"], more], 1),
+                "attention_mask": torch.ones(1, T + len(choice) - 1, dtype=torch.long),
+            }
+            positions = range(T - 1, T + len(choice) - 1) if scope == "each_new_token" else [T - 1]
+            logits = hooked_logits(vlm.hf_model, longer, **parts, positions=positions).log_softmax(-1)
+            scores.append(sum(logits[T - 1 + k, t] for k, t in enumerate(choice)))
+        return torch.stack(scores)
