@@ -1,0 +1,209 @@
+"""Layer-by-head heatmaps of scores and scalars."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Iterable, Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.subplots import make_subplots
+
+from ..errors import DataError
+from .theme import frame, look
+
+if TYPE_CHECKING:
+    from ..adapters import ScAle
+    from ..attribution import HeadMap
+    from ..interventions.edit import Head
+
+WIDTH, HEIGHT = 720, 520
+ALPHA = 0.05
+COLUMNS = 3
+
+
+def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | None = None, dark: bool = False) -> go.Figure:
+    """Scores [L, H] as a heatmap: layers upwards from 0, heads to the right, colours centred on 0.
+
+    marks: (layer, head) pairs to outline. A dot marks heads that differ from 0 (Holm, 0.05).
+    Raises EditError for a mark that the map does not have.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("demo")
+    >>> m = si.attribute(vlm, si.load_questions("scenes/relation", n=16))
+    >>> figure = head_heatmap(m, marks=m.top(3))
+    """
+    outlined = _checked(marks, head_map)
+    fig = go.Figure(score_trace(head_map, coloraxis="coloraxis"))
+    L, H = head_map.scores.shape
+    width, height = _size(L, H)
+    _dots(fig, head_map, dark, cell=cell_size(L, H, width - 190, height - 60))
+    outline(fig, outlined, dark)
+    fig.update_layout(coloraxis=coloraxis(dark, limit(head_map.scores.numpy()), head_map.unit))
+    layer_head_axes(fig, L, H, width - 190, height - 60)
+    Q = len(head_map.per_question)
+    notes = f"{Q} question{'s' * (Q != 1)}.{_key([head_map], outlined)}"
+    return frame(fig, title or head_map.method, notes, width=width, height=height, dark=dark)
+
+
+def head_heatmaps(maps: Sequence[HeadMap], *, marks: Iterable[Head] = (), dark: bool = False) -> go.Figure:
+    """Several maps side by side, each divided by its own largest |score| so that one colour scale serves.
+
+    Hover gives the scores as measured. Raises DataError without maps, EditError for a mark that a map does not have.
+    """
+    if not maps:
+        raise DataError("no maps: give at least one HeadMap")
+    marks = list(marks)
+    columns = min(COLUMNS, len(maps))
+    rows = ceil(len(maps) / columns)
+    names = [_subtitle(m) for m in maps]
+    lines = max(name.count("<br>") + 1 for name in names)
+    high = 208 + 18 * lines + 74
+    gap = (18 * lines + 66) / (rows * high) if rows > 1 else 0
+    fig = make_subplots(rows, columns, subplot_titles=names, horizontal_spacing=0.09, vertical_spacing=gap)
+    width = {1: 560, 2: 840, 3: 1100}[columns]
+    cells = (width - 190) / columns * 0.88, 208
+    for i, head_map in enumerate(maps):
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        fig.add_trace(score_trace(head_map, coloraxis="coloraxis", divide=limit(head_map.scores.numpy())), **at)
+        L, H = head_map.scores.shape
+        _dots(fig, head_map, dark, cell=cell_size(L, H, *cells), **at)
+        outline(fig, _checked(marks, head_map), dark, **at)
+        layer_head_axes(fig, L, H, *cells, **at)
+    fig.update_layout(coloraxis=coloraxis(dark, 1.0, "score / largest |score| of its map"))
+    frame(fig, "Head scores by method", _key(maps, marks).strip(), width=width, height=high * rows, dark=dark)
+    return fig.update_layout(margin_t=fig.layout.margin.t + 18 * lines)
+
+
+def _subtitle(head_map: HeadMap) -> str:
+    scale = textwrap.wrap(f"largest |score| {float(head_map.scores.abs().max()):.3g} {head_map.unit}", 42)
+    return f"{'<br>'.join(textwrap.wrap(head_map.method, 34))}<br><span style='font-size:12px'>{'<br>'.join(scale)}</span>"
+
+
+def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
+    """Scalars [L, H] as a heatmap centred on 1, the MLPs' scalars in a column of their own; grey where nothing was learned."""
+    fig = go.Figure(scalar_trace(scale, coloraxis="coloraxis"))
+    L, H = scale.scalars.shape
+    # A column as wide as one of 64 heads could not be seen.
+    wide = max(1.0, H / 14)
+    middle = H - 0.5 + wide
+    mlp = scale.mlp_scalars.double().numpy()
+    learned = bool(scale.settings.get("mlp")) or bool((mlp != 1).any())
+    fig.add_trace(
+        go.Heatmap(
+            z=(mlp if learned else np.full(L, np.nan))[:, None],
+            x=[middle - wide / 2, middle + wide / 2],
+            y=np.arange(L),
+            coloraxis="coloraxis",
+            hovertemplate="layer %{y}, MLP<br>scalar %{z:.4f}<extra></extra>",
+            hoverongaps=False,
+            name="MLPs",
+        )
+    )
+    parts = [scale.scalars[h].item() for h in scale.heads] + (mlp.tolist() if learned else [])
+    reach = limit(np.array(parts or [1.0]) - 1)
+    fig.update_layout(coloraxis=coloraxis(dark, reach, "scalar", centre=1.0))
+    width, height = _size(L, H)
+    layer_head_axes(fig, L, H, width - 190, height - 60)
+    for left, right in ((-0.5, H - 0.5), (middle - wide / 2, middle + wide / 2)):
+        ground(fig, left, right, L, dark)
+    ticks = list(fig.layout.xaxis.tickvals)
+    fig.update_xaxes(tickvals=[*ticks, middle], ticktext=[*map(str, ticks), "MLP"], range=[-0.5, middle + wide / 2])
+    notes = f"{scale.n_parameters} learned; 1 changes nothing."
+    if len(scale.heads) < L * H or not learned:
+        notes += " Grey: not learned."
+    return frame(fig, "ScAle scalars", notes, width=width, height=height, dark=dark)
+
+
+def score_trace(head_map: HeadMap, *, divide: float = 1.0, **options: Any) -> go.Heatmap:
+    """The cells of a map, divided by a number for the colour; hover gives the undivided values."""
+    scores = head_map.scores.numpy()
+    table = head_map.to_frame()
+    hover = table[["score", "low", "high", "p", "rank"]].to_numpy().reshape(*scores.shape, 5)
+    lines = ["layer %{y}, head %{x}", "%{customdata[0]:+.4f} " + head_map.unit, "95%: %{customdata[1]:+.4f} to %{customdata[2]:+.4f}"]
+    # One question (or one picture) has no p-value.
+    if np.isfinite(hover[..., 3]).all():
+        lines.append("corrected p = %{customdata[3]:.2g}")
+    lines.append(f"rank %{{customdata[4]:d}} of {scores.size}")
+    gap = 1 if max(scores.shape) <= 40 else 0
+    template = "<br>".join(lines) + "<extra></extra>"
+    return go.Heatmap(z=scores / divide, customdata=hover, hovertemplate=template, xgap=gap, ygap=gap, name=head_map.method, **options)
+
+
+def scalar_trace(scale: ScAle, **options: Any) -> go.Heatmap:
+    """The cells of a ScAle's head scalars; no value where no scalar was learned."""
+    L, H = scale.scalars.shape
+    z = np.full((L, H), np.nan)
+    for layer, head in scale.heads:
+        z[layer, head] = float(scale.scalars[layer, head])
+    gap = 1 if max(L, H) <= 40 else 0
+    hover = "layer %{y}, head %{x}<br>scalar %{z:.4f}<extra></extra>"
+    return go.Heatmap(z=z, hovertemplate=hover, hoverongaps=False, xgap=gap, ygap=gap, name="scalars", **options)
+
+
+def limit(values: np.ndarray) -> float:
+    """The largest |value|, or 1 where all are 0: half of a symmetric colour range."""
+    return float(np.abs(values).max(initial=0.0)) or 1.0
+
+
+def coloraxis(dark: bool, reach: float, title: str, *, centre: float = 0.0) -> dict[str, Any]:
+    """A diverging colour axis from centre - reach to centre + reach."""
+    scale = [list(stop) for stop in look(dark).diverging]
+    bar = {"title": {"text": title, "side": "right", "font": {"size": 13}}, "outlinewidth": 0, "thickness": 14}
+    return {"colorscale": scale, "cmin": centre - reach, "cmax": centre + reach, "cmid": centre, "colorbar": bar}
+
+
+def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, **at: int) -> None:
+    """Axes with whole-numbered ticks, as many as there is room for in wide x high pixels."""
+    fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5, H - 0.5], showgrid=False, **at)
+    fig.update_yaxes(title_text="layer", tickvals=_ticks(L, high, 18), range=[-0.5, L - 0.5], showgrid=False, **at)
+
+
+def _ticks(count: int, pixels: float, room: float) -> list[int]:
+    step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, count) if pixels * s / count >= room or s >= count)
+    return list(range(0, count, step))
+
+
+def _size(L: int, H: int) -> tuple[int, int]:
+    """Width and height of a figure of one map: the same for all but the smallest models, whose cells would be too large."""
+    return min(WIDTH, 190 + max(200, 100 * H)), min(HEIGHT, 60 + max(140, 100 * L))
+
+
+def ground(fig: go.Figure, left: float, right: float, L: int, dark: bool, **at: int) -> None:
+    """Grey behind the cells: it shows where a heatmap has no value."""
+    fig.add_shape(type="rect", x0=left, x1=right, y0=-0.5, y1=L - 0.5, fillcolor=look(dark).empty, line_width=0, layer="below", **at)
+
+
+def cell_size(L: int, H: int, wide: float, high: float) -> float:
+    """The shorter side of a cell in pixels."""
+    return min(wide / H, high / L)
+
+
+def outline(fig: go.Figure, marks: Iterable[Head], dark: bool, **at: int) -> None:
+    """A frame around each marked cell."""
+    for layer, head in marks:
+        edge = {"color": look(dark).ink, "width": 2}
+        fig.add_shape(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=edge, **at)
+
+
+def _dots(fig: go.Figure, head_map: HeadMap, dark: bool, cell: float, **at: int) -> None:
+    scores, found = head_map.scores.numpy(), head_map.significant(ALPHA).numpy()
+    layers, heads = found.nonzero()
+    colours = [look(dark).over(s) for s in scores[found] / limit(scores)]
+    marker = {"size": min(7.0, max(2.0, cell * 0.3)), "color": colours}
+    fig.add_trace(go.Scatter(x=heads, y=layers, mode="markers", marker=marker, hoverinfo="skip", name="significant"), **at)
+
+
+def _checked(marks: Iterable[Head], head_map: HeadMap) -> list[Head]:
+    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    from ..interventions.edit import check_heads
+
+    L, H = head_map.scores.shape
+    return check_heads(marks, L, H)
+
+
+def _key(maps: Sequence[HeadMap], marks: Sequence[Head]) -> str:
+    dots = f" ● differs from 0 (Holm, {ALPHA})." if any(m.significant(ALPHA).any() for m in maps) else ""
+    return dots + (" □ marked." if marks else "")

@@ -1,0 +1,126 @@
+"""One look for all figures: colours, fonts, and the frame with title and notes."""
+
+from __future__ import annotations
+
+import textwrap
+from dataclasses import dataclass
+from math import ceil
+
+import plotly.graph_objects as go
+
+FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
+FONT_SIZE = 14
+NOTE_SIZE = 13
+LETTER = 6.6
+"""Mean width of a letter of NOTE_SIZE in pixels, for wrapping and for the place that labels need."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """The colours of one mode: `series` is colour-blind safe (Okabe and Ito), `diverging` has its neutral colour in the middle."""
+
+    ink: str
+    muted: str
+    grid: str
+    paper: str
+    empty: str
+    band: str
+    series: tuple[str, ...]
+    diverging: tuple[tuple[float, str], ...]
+    depth: tuple[float, float]
+    """The stretch of the sequential scale that stands out from the paper."""
+
+    def over(self, share: float) -> str:
+        """The dot colour that can be read on a cell of this share (-1 to 1) of the colour range."""
+        return self.paper if abs(share) > 0.55 else self.ink
+
+
+LIGHT = Look(
+    ink="#1a1d23",
+    muted="#565d6b",
+    grid="#e3e6eb",
+    paper="#ffffff",
+    empty="#dfe2e7",
+    band="rgba(86, 93, 107, 0.14)",
+    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#565d6b"),
+    diverging=((0.0, "#08478c"), (0.25, "#63a5d8"), (0.5, "#f8f8f8"), (0.75, "#f2994a"), (1.0, "#983a05")),
+    depth=(0.0, 0.85),
+)
+DARK = Look(
+    ink="#e8eaee",
+    muted="#a8b0bd",
+    grid="#2d333d",
+    paper="#15181e",
+    empty="#3a404b",
+    band="rgba(168, 176, 189, 0.16)",
+    series=("#56b4e9", "#ff9a4d", "#2fc79a", "#e79cc4", "#f0e442", "#7f9cf5", "#a8b0bd"),
+    diverging=((0.0, "#a6d0ff"), (0.25, "#2f78c4"), (0.5, "#1f242c"), (0.75, "#c96d1c"), (1.0, "#ffc993")),
+    depth=(0.25, 1.0),
+)
+
+
+def look(dark: bool) -> Look:
+    return DARK if dark else LIGHT
+
+
+def frame(
+    fig: go.Figure, title: str, notes: str = "", *, width: int, height: int, dark: bool, legend: bool = False, left: int = 80
+) -> go.Figure:
+    """Give a figure its size, template and title; notes stand below the title, wrapped to the width.
+
+    width and height are those of the whole figure in pixels, before the room for title, notes and legend is added to the height;
+    left is the room for the vertical axis.
+    """
+    colours = look(dark)
+    heading = textwrap.wrap(title, int((width - 40) / (LETTER * 1.35)), break_on_hyphens=False) or [""]
+    lines = textwrap.wrap(notes, int((width - 40) / LETTER), break_on_hyphens=False)
+    top = 26 + 23 * len(heading) + 18 * len(lines) + (12 + 22 * _legend_rows(fig, width - left - 24) if legend else 12)
+    fig.update_layout(
+        template=_template(colours),
+        width=width,
+        height=height + top,
+        margin={"t": top, "l": left, "r": 24, "b": 60},
+        title={
+            "text": "<br>".join(heading),
+            "subtitle": {"text": "<br>".join(lines), "font": {"size": NOTE_SIZE, "color": colours.muted}},
+            "x": 0,
+            "y": 1,
+            "yref": "container",
+            "yanchor": "top",
+            "pad": {"l": 20, "t": 18},
+            "font": {"size": 18, "color": colours.ink},
+        },
+        showlegend=legend,
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+    )
+    return fig
+
+
+def _legend_rows(fig: go.Figure, wide: int) -> int:
+    names = [trace.name for trace in fig.data if trace.showlegend is not False]
+    longest = max((len(name) for name in names), default=0) * LETTER * 1.15 + 48
+    return ceil(len(names) / max(1, int(wide / longest)))
+
+
+def _template(colours: Look) -> go.layout.Template:
+    axis = {
+        "gridcolor": colours.grid,
+        "linecolor": colours.grid,
+        "zeroline": False,
+        "automargin": True,
+        "ticks": "",
+        "title": {"standoff": 10, "font": {"size": FONT_SIZE}},
+        "tickfont": {"size": 13},
+    }
+    return go.layout.Template(
+        layout={
+            "font": {"family": FONT, "size": FONT_SIZE, "color": colours.ink},
+            "paper_bgcolor": colours.paper,
+            "plot_bgcolor": colours.paper,
+            "colorway": list(colours.series),
+            "xaxis": axis,
+            "yaxis": axis,
+            "hoverlabel": {"font": {"family": FONT, "size": 13}, "align": "left"},
+            "annotationdefaults": {"font": {"size": 13, "color": colours.ink}},
+        }
+    )
