@@ -94,6 +94,35 @@ def report(folder: Folder) -> None:
     _closing_table(job.everything(), folder)
 
 
+@app.command()
+def bench(
+    model: Model = "demo",
+    questions: Annotated[int, typer.Option(help="questions in the batch")] = 8,
+    repeats: Annotated[int, typer.Option(help="timings of each way; the median is shown")] = 5,
+    out: Annotated[Path | None, typer.Option(help="write the numbers as JSON here")] = None,
+) -> None:
+    """How much a packed sweep of all heads saves against one forward pass a head, in one run."""
+    from dataclasses import asdict
+
+    from rich.table import Table
+
+    from .bench import bench as measure
+    from .data.load import load_questions
+    from .models.load import load
+    from .record import write_json
+
+    found = measure(load(model), load_questions("scenes/relation", n=questions), repeats)
+    table = Table(title=f"{found.about['variants']} heads, {found.about['questions']} questions of {found.about['tokens']} tokens")
+    for name in ("way", "seconds", "x ours", "largest |difference|"):
+        table.add_column(name, justify="left" if name == "way" else "right")
+    for row in found.rows:
+        table.add_row(row["way"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", f"{row['largest_difference']:.1e}")
+    _console().print(table)
+    _console().print(f"nnsight's own share of the packed sweep: {found.nnsight_share:.1%}")
+    if out is not None:
+        write_json(out, asdict(found) | {"nnsight_share": found.nnsight_share})
+
+
 @app.command("train-demo")
 def train_demo(
     out: Annotated[Path, typer.Option(help="where checkpoints and the three models go; a stopped run resumes there")] = Path(
@@ -159,12 +188,13 @@ def _closing_table(summary: dict[str, Any], folder: Path) -> None:
     from .run_report import FITS, sentences
 
     table = Table(title=f"{summary['model']['model']} on {summary['settings']['data']}, {summary['settings']['n_test']} test questions")
-    for name in ("", "accuracy", "gain", "95% interval", "parameters"):
+    for name in ("", "accuracy", "gain", "95% interval", "non-spatial change", "parameters"):
         table.add_column(name, justify="left" if not name else "right")
-    table.add_row("base", f"{summary['base']['accuracy']:.3f}", "", "", "")
+    table.add_row("base", f"{summary['base']['accuracy']:.3f}", "", "", "", "")
     for name, row in summary["fits"].items():
         interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-        table.add_row(FITS[name], f"{row['accuracy']:.3f}", f"{row['gain']:+.3f}", interval, str(row["parameters"]))
+        elsewhere = f"{row['non_spatial_change']:+.3f}"
+        table.add_row(FITS[name], f"{row['accuracy']:.3f}", f"{row['gain']:+.3f}", interval, elsewhere, str(row["parameters"]))
     console = _console()
     console.print(table)
     console.print(Panel("\n".join(f"• {s}" for s in sentences(summary)), title="in plain words"), highlight=False)

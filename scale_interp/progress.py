@@ -14,7 +14,7 @@ console = Console(stderr=True)
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
     """Yield the items behind a bar with count, time spent and time left."""
-    if not (console.is_terminal or console.is_jupyter) or total < 2 or console._live_stack:
+    if not (console.is_terminal or console.is_jupyter) or total < 2:
         yield from items
         return
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TimeRemainingColumn())

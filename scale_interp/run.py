@@ -15,8 +15,9 @@ from . import statistics
 from .adapters.fit import Fit, fit_scales
 from .adapters.scale import ScAle
 from .attribution import HeadMap, ablate, amplify, attribute, patch, rescale
+from .data.contrast import Contrasts, contrasts
+from .data.items import Questions
 from .data.load import load_questions
-from .data.question import Contrasts, Questions, contrasts
 from .data.task import NON_SPATIAL
 from .errors import FileError
 from .evaluation.accuracy import Evaluation, evaluate, evaluate_many, relative_gain, require_disjoint
@@ -176,7 +177,8 @@ class Run:
                 self.say(
                     f"falsifying: every control beside ScAle on {'all heads and MLPs' if heads is None else f'the top {len(heads)} heads'}"
                 )
-                falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds).save(path)
+                others = [q for questions in self.non_spatial("test").values() for q in questions]
+                falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
             found[name] = Falsification.load(path)
         return found
 
@@ -207,7 +209,7 @@ class Run:
     def summary(self, seconds: float | None = None) -> dict[str, Any]:
         """Every headline number, from the saved results."""
         maps, scales, answers, suites = self.locate(), self._scales(), self.evaluate()["asked"], self.falsify()
-        base = answers["base"]
+        base, retention = answers["base"], self.retention()
         fits = {}
         for name, scale in scales.items():
             d = answers[name].compare(base)
@@ -219,6 +221,7 @@ class Run:
                 "p": d.p,
                 "relative_gain": relative_gain(answers[name].accuracy, base.accuracy),
                 "parameters": scale.n_parameters,
+                "non_spatial_change": next(r["change"] for r in retention if r["task"] == "all" and r["fit"] == name),
             }
         low, high = base.interval()
         content = {
@@ -230,7 +233,7 @@ class Run:
             "top_heads": [list(h) for h in self.top_heads],
             "sparsity": {name: m.sparsity() for name, m in maps.items()},
             "scalars_against_attribution": {name: m.compare((scales["all"].scalars - 1).abs().double()) for name, m in maps.items()},
-            "retention": self.retention(),
+            "retention": retention,
             "falsification": {
                 n: {"survives": f.survives, "verdict": f.verdict, "registration": f.registration} | _numbers(f) for n, f in suites.items()
             },
@@ -263,7 +266,9 @@ def _numbers(found: Falsification) -> dict[str, Any]:
         "frozen_bits_changed": found.frozen_bits_changed,
         "heads_matter": found.heads_matter,
         "not_beaten": found.not_beaten,
-        "controls": {row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "p_corrected")} for row in found.rows},
+        "controls": {
+            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "p_corrected", "others_change")} for row in found.rows
+        },
     }
 
 

@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
 
+CONTROL_COLUMNS = ["control", "accuracy", "gain", "low", "high", "p_corrected", "others_change", "full_minus", "full_minus_p_corrected"]
+
 
 def write_run_report(run: Run, summary: dict[str, Any]) -> None:
     """Write report.html into the run's folder, from its saved results and a fresh rescaling study."""
@@ -26,6 +28,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
     sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
     studies = run.rescaling()
     failures = example_failures(asked)
+    costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
     sections = [
         Section(
             "What was found",
@@ -68,12 +71,12 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
                 for item in (
                     f"{FITS[name]}: {found.verdict}",
                     viz.controls(found),
-                    found.to_frame(),
+                    found.to_frame()[CONTROL_COLUMNS],
                     f"Registered before the test questions were answered: SHA-256 {found.registration}",
                 )
             ],
         ),
-        Section("What it costs elsewhere", [viz.retention(summary["retention"]), pd.DataFrame(summary["retention"])]),
+        Section("What it costs elsewhere", [viz.retention(costs), pd.DataFrame(costs)]),
         Section("Answers that changed", [part for text, question in failures for part in (text, question)] or ["No answer changed."]),
         Section("How to reproduce", [command(summary["settings"])]),
     ]

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import scale_interp as si
-from scale_interp.data.question import groups, shuffled_answers
+from scale_interp.data.items import describe, groups, shuffled_answers
 from scale_interp.data.scene import COLOURS, SIZE, Scene, Thing, scenes
 from scale_interp.data.task import TASKS, direction, place
 from scale_interp.errors import DataError
@@ -113,7 +113,7 @@ def test_pictures_from_anywhere(tmp_path):
 def test_questions_keep_their_source_when_sliced():
     qs = si.load_questions("scenes/relation", "train", n=6, seed=2)
     assert repr(qs[:3]) == "<3 questions of scenes/relation train>" and qs[:3].seed == 2
-    assert qs[:3].provenance()["data_hash"] != qs[3:].provenance()["data_hash"]
+    assert describe(qs[:3])["data_hash"] != describe(qs[3:])["data_hash"]
 
 
 def test_shuffled_answers_keep_counts_and_lose_signal():

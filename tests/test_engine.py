@@ -3,13 +3,15 @@
 import pytest
 import torch
 from oracle import hooked_scores
+from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
 from scale_interp.errors import EditError, ModelError
-from scale_interp.interventions import engine
+from scale_interp.interventions import engine, prefix
 from scale_interp.interventions.engine import packed_batch, run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.prefix import Prompts, read_prefix
+from scale_interp.models.demo import build
 
 KINDS = ("zero", "amplify", "patch", "steer", "all heads", "mlp", "everything")
 
@@ -110,9 +112,9 @@ def test_sweep_equals_dense_edits_in_chunks(vlm, mixed, monkeypatch):
 
 def test_gradient_of_scale_is_the_finite_difference(vlm):
     question = si.load_questions("scenes/relation", n=1)
-    prefix = read_prefix(vlm, question)
+    read = read_prefix(vlm, question)
     scale = torch.ones(1, vlm.n_layers, vlm.n_heads, requires_grad=True)
-    score = run_packed(vlm, prefix, si.Edit(scale=scale))[1][0, 0]
+    score = run_packed(vlm, read, si.Edit(scale=scale))[1][0, 0]
     (score[0] - score[1]).backward()
     for layer, head in [(0, 0), (2, 5), (vlm.n_layers - 1, 7)]:
         moved = []
@@ -129,7 +131,7 @@ def test_batches_do_not_matter(vlm, mixed, random_edits):
     for q, question in enumerate(mixed):
         alone = si.run_edits(vlm, question, random_edits["everything"], path="packed")
         assert torch.allclose(whole[q, :, : len(question.choices)], alone[0], atol=1e-5)
-    parts = [packed_batch(vlm, prefix, random_edits["everything"])[0] for prefix in Prompts(vlm, mixed, batch_size=3)]
+    parts = [packed_batch(vlm, batch, random_edits["everything"])[0] for batch in Prompts(vlm, mixed, batch_size=3)]
     assert [len(p) for p in parts] == [3, 3, 2]
 
 
@@ -190,3 +192,30 @@ def test_wrong_edits_are_refused(vlm, mixed, edit, message):
 def test_unknown_path_is_refused(vlm, mixed):
     with pytest.raises(EditError, match="choose 'auto'"):
         si.run_edits(vlm, mixed, path="fast")
+
+
+@pytest.mark.parametrize(("layers", "heads", "kv", "head_dim"), [(1, 1, 1, 128), (2, 8, 2, 24), (3, 6, 3, 10)])
+def test_other_shapes_of_heads(mixed, layers, heads, kv, head_dim):
+    """One head; grouped queries; a head dimension that is not width / heads."""
+    config = build.config()
+    config.text_config.update({"num_hidden_layers": layers, "num_attention_heads": heads, "num_key_value_heads": kv, "head_dim": head_dim})
+    torch.manual_seed(0)
+    other = si.load(LlavaForConditionalGeneration(config), build.processor())
+    assert (other.n_layers, other.n_heads, other.n_kv_heads, other.head_dim) == (layers, heads, kv, head_dim)
+    draw = torch.Generator().manual_seed(1)
+    edit = si.Edit(2 * torch.rand(2, layers, heads, generator=draw), torch.randn(2, layers, heads, head_dim, generator=draw))
+    scores = si.run_edits(other, mixed, edit, path="packed")
+    assert distance(scores, mixed, other, edit) <= 1e-5
+    found = si.ablate(other, mixed)
+    assert found.scores.shape == (layers, heads) and len(found.top(1)) == 1
+    assert found.plot().data
+
+
+def test_prefixes_beyond_the_memory_are_read_again(vlm, mixed, random_edits, monkeypatch):
+    whole = Prompts(vlm, mixed, batch_size=2)
+    assert whole[1] is whole[1]
+    monkeypatch.setattr(prefix, "free_memory", lambda device: 4 * whole[0].nbytes + 1)
+    tight = Prompts(vlm, mixed, batch_size=2)
+    assert tight[0] is tight[0] and tight[1] is not tight[1]
+    a, b = (si.run_edits(vlm, mixed, random_edits["patch"], path="packed", prompts=p) for p in (whole, tight))
+    assert torch.equal(a, b)

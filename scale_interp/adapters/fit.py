@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..attribution.sweep import provenance
-from ..data.question import Question, groups, require
+from ..data.items import groups, require
+from ..data.question import Question
 from ..errors import DataError, EditError
 from ..interventions.edit import Edit, Head, Scope, check_heads
 from ..interventions.engine import choose_path
@@ -221,9 +222,9 @@ class _Learner:
             scale, mlp = self.scalars()
             count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
             loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
-        self.optimiser.zero_grad()
-        if loss.requires_grad:
-            loss.backward()
+        if self.learning.any():
+            # Asked for these two alone: a live model's own weights gather no gradients.
+            self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
             self.optimiser.step()
 
     @torch.no_grad()

@@ -8,7 +8,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..data.question import Contrast, Question, groups, require
+from ..data.contrast import Contrast
+from ..data.items import groups, require
+from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Edit
 from ..interventions.engine import choose_path

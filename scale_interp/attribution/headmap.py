@@ -42,8 +42,8 @@ class HeadMap:
         best = f"({layer}, {head}) {self.scores[layer, head]:+.3f} {self.unit}"
         return f"<HeadMap {self.method}: {L} layers x {H} heads, {Q} questions; top head {best}>"
 
-    def _repr_html_(self) -> str:
-        return self.plot().to_html(include_plotlyjs="cdn", full_html=False)
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return self.plot()._repr_mimebundle_(include, exclude)
 
     @cached_property
     def scores(self) -> Tensor:

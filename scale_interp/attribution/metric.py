@@ -8,7 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..data.question import Contrast, Question
+from ..data.contrast import Contrast
+from ..data.question import Question
 from ..errors import DataError
 
 Metric = Literal["logit_diff", "correct_prob", "accuracy"]

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
-from ..data.question import Contrast, groups, require
+from ..data.contrast import Contrast
+from ..data.items import groups, require
 from ..errors import DataError
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import Prompts

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from .. import statistics
-from ..data.question import Question, groups, require
+from ..data.items import groups, require
+from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, choose_path, run_with_clean

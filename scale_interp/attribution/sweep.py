@@ -8,7 +8,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.question import Contrast, Question, describe, groups, require
+from ..data.contrast import Contrast
+from ..data.items import describe, groups, require
+from ..data.question import Question
 from ..errors import EditError
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..errors import DataError
-from .question import Questions
+from .items import Questions
 from .scene_questions import scene_questions
 from .task import TASKS
 

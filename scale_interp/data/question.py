@@ -1,15 +1,14 @@
-"""A question about a picture, a contrast of two questions, and sequences of both."""
+"""A multiple-choice question about a picture."""
 
 from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any
 
-import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
@@ -98,151 +97,3 @@ def _picture_bytes(picture: Picture) -> bytes:
         picture.convert("RGB").save(buffer, "PNG")
         return buffer.getvalue()
     return str(picture).encode() if isinstance(picture, str | Path) else b""
-
-
-class Questions(Sequence[Question]):
-    """Questions in a fixed order, with where they came from; slices keep that."""
-
-    def __init__(self, items: Iterable[Question], source: str = "given", split: str = "", seed: int | None = None):
-        self.items = tuple(items)
-        self.source, self.split, self.seed = source, split, seed
-
-    @overload
-    def __getitem__(self, index: int) -> Question: ...
-    @overload
-    def __getitem__(self, index: slice) -> Questions: ...
-    def __getitem__(self, index: int | slice) -> Question | Questions:
-        if isinstance(index, slice):
-            return Questions(self.items[index], self.source, self.split, self.seed)
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __iter__(self) -> Iterator[Question]:
-        return iter(self.items)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} questions of {self.source}{' ' + self.split if self.split else ''}>"
-
-    def provenance(self) -> dict[str, Any]:
-        """Source, split, seed, count and a content hash, as results record them."""
-        return describe(self)
-
-
-def describe(items: Sequence[Question] | Sequence[Contrast]) -> dict[str, Any]:
-    """What a result records of the questions it was measured on."""
-    ids = [q.id for q in items]
-    return {
-        "data": getattr(items, "source", "given"),
-        "split": getattr(items, "split", ""),
-        "seed": getattr(items, "seed", None),
-        "n": len(ids),
-        "data_hash": hashlib.blake2b("|".join(ids).encode(), digest_size=8).hexdigest(),
-    }
-
-
-@dataclass(frozen=True)
-class Contrast:
-    """Two questions of equal token length whose right answers differ: same words or same picture, other answer."""
-
-    clean: Question
-    corrupt: Question
-
-    def __post_init__(self) -> None:
-        if self.clean.choices != self.corrupt.choices:
-            raise DataError(f"contrast {self.clean.id}: the choices differ ({self.clean.choices} / {self.corrupt.choices})")
-        if self.clean.answer == self.corrupt.answer:
-            raise DataError(f"contrast {self.clean.id}: both questions have the answer {self.clean.answer_text!r}")
-
-    @property
-    def id(self) -> str:
-        return f"{self.clean.id}>{self.corrupt.id}"
-
-    @property
-    def group(self) -> str:
-        return self.clean.group
-
-
-class Contrasts(Sequence[Contrast]):
-    """Contrasts in a fixed order, and the questions for which none could be built (`skipped`: id -> why)."""
-
-    def __init__(self, items: Iterable[Contrast], skipped: Mapping[str, str], source: str, split: str = "", seed: int | None = None):
-        self.items, self.skipped = tuple(items), dict(skipped)
-        self.source, self.split, self.seed = source, split, seed
-
-    @overload
-    def __getitem__(self, index: int) -> Contrast: ...
-    @overload
-    def __getitem__(self, index: slice) -> Contrasts: ...
-    def __getitem__(self, index: int | slice) -> Contrast | Contrasts:
-        if isinstance(index, slice):
-            return Contrasts(self.items[index], self.skipped, self.source, self.split, self.seed)
-        return self.items[index]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __repr__(self) -> str:
-        return f"<{len(self)} contrasts of {self.source}, {len(self.skipped)} questions without one>"
-
-
-Change = Literal["mirror", "swap"]
-
-
-def contrasts(questions: Sequence[Question], change: Change = "mirror") -> Contrasts:
-    """Pair each question with one that has other content, the same words and another right answer.
-
-    change: "mirror" moves every thing to its mirror place along the asked axis; "swap" exchanges the places of the
-    two things asked about. Needs questions that know their scene (`scenes/...`) and ask for a place or a relation.
-    Questions for which no such partner exists are listed in `.skipped` with the reason.
-
-    >>> from scale_interp import load_questions
-    >>> contrasts(load_questions("scenes/relation", n=8))
-    <8 contrasts of scenes/relation mirror, 0 questions without one>
-    """
-    from .scene_questions import partner
-
-    if change not in ("mirror", "swap"):
-        raise DataError(f"change {change!r}: choose 'mirror' or 'swap'")
-    made, skipped = [], {}
-    for question in require(questions):
-        other = partner(question, change)
-        if isinstance(other, str):
-            skipped[question.id] = other
-        else:
-            made.append(Contrast(question, other))
-    if not made:
-        reasons = "; ".join(sorted(set(skipped.values())))
-        raise DataError(f"no contrast could be built from {len(questions)} questions: {reasons}")
-    source = f"{getattr(questions, 'source', 'given')} {change}"
-    return Contrasts(made, skipped, source, getattr(questions, "split", ""), getattr(questions, "seed", None))
-
-
-def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[Any]:
-    """The questions as a non-empty sequence, or DataError."""
-    if isinstance(questions, Question | Contrast):
-        questions = [questions]
-    if len(questions) == 0:
-        raise DataError("an empty set of questions: load at least one")
-    wrong = next((q for q in questions if not isinstance(q, kind)), None)
-    if wrong is not None:
-        mend = "build pairs with si.contrasts(questions)" if kind is Contrast else "pass questions, not pairs"
-        raise DataError(f"expected {kind.__name__}s, found a {type(wrong).__name__}: {mend}")
-    return questions
-
-
-def groups(items: Sequence[Question] | Sequence[Contrast]) -> np.ndarray:
-    """The number of each item's group, [Q]; items of one picture share it."""
-    return np.unique([q.group for q in items], return_inverse=True)[1]
-
-
-def shuffled_answers(questions: Sequence[Question], seed: int) -> list[Question]:
-    """The questions with their right answers permuted among those with the same choices: labels without signal."""
-    rng = np.random.default_rng(seed)
-    out = list(questions)
-    for choices in dict.fromkeys(q.choices for q in questions):
-        members = [i for i, q in enumerate(questions) if q.choices == choices]
-        for i, j in zip(members, rng.permutation(members), strict=True):
-            out[i] = replace(questions[i], answer=questions[j].answer)
-    return out

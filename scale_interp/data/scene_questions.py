@@ -7,7 +7,8 @@ from dataclasses import replace
 import numpy as np
 
 from ..errors import DataError
-from .question import Question, Questions
+from .items import Questions
+from .question import Question
 from .scene import Scene, scenes
 from .task import TASKS, Asked, direction
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from .. import statistics
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
-from ..data.question import Question, groups, require
+from ..data.items import groups, require
+from ..data.question import Question
 from ..errors import DataError, EditError, LeakError
 from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
 from ..interventions.prefix import Prompts

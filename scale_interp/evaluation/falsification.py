@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import html
 import json
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -20,14 +21,15 @@ from ..adapters.scale import ScAle
 from ..attribution.gradient import attribute
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
-from ..data.question import Question, groups, require, shuffled_answers
+from ..data.items import groups, require, shuffled_answers
+from ..data.question import Question
 from ..errors import DataError, FileError
 from ..interventions.edit import Head, check_heads
 from ..interventions.engine import run_with_clean
 from ..models.vlm import VLM
 from ..record import read_json, write_json
 from .accuracy import relative_gain, require_disjoint
-from .text_only import fit_text_correction
+from .text_only import TextCorrection, fit_text_correction
 
 ALPHA = 0.05
 MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", "output bias", "text-only correction")
@@ -42,7 +44,7 @@ class Falsification:
 
     rows: control, accuracy, gain over base with interval, p, p_corrected (Holm over the suite), and `full_minus` (how
     much better ScAle is than the control) with the same. registration: SHA-256 of heads, settings and test questions,
-    fixed before the test questions were answered.
+    fixed before the test questions were answered. scales: ScAle of each seed (empty in a loaded suite).
     """
 
     base_accuracy: float
@@ -58,7 +60,7 @@ class Falsification:
         return f"<Falsification: {'survives' if self.survives else 'does not survive'}. {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        return f"<p><b>{self.verdict}</b></p>{self.to_frame().to_html(index=False, float_format='{:.3f}'.format)}"
+        return f"<p><b>{html.escape(self.verdict)}</b></p>{self.to_frame().to_html(index=False, float_format='{:.3f}'.format)}"
 
     def __getitem__(self, control: str) -> Mapping[str, Any]:
         return next(row for row in self.rows if row["control"] == control)
@@ -125,7 +127,7 @@ class Falsification:
 
     def to_frame(self) -> pd.DataFrame:
         """A row a control: accuracy, gain over base, interval, p, corrected p, and ScAle's advantage over it."""
-        return pd.DataFrame([{k: v for k, v in row.items() if k != "seeds"} for row in self.rows])
+        return pd.DataFrame(list(self.rows))
 
     def plot(self, **options: Any) -> Any:
         """Bars of every control's gain with intervals (see viz.controls)."""
@@ -160,6 +162,7 @@ def falsify(
     *,
     seeds: int = 3,
     retain: Sequence[Question] | None = None,
+    others: Sequence[Question] | None = None,
     **settings: Any,
 ) -> Falsification:
     """Fit ScAle and every control on `train`, answer `test` once with all of them, and say what the gain is.
@@ -167,9 +170,11 @@ def falsify(
     heads: where to learn, None for all heads. mlp: learn MLP scalars too (default: only with heads=None).
     Controls: frozen at 1; random scalars of the same spread; the learned scalars permuted; fits on shuffled labels;
     fits on random other heads and on the least important ones (by gradient on `train`); an output bias; a text-only
-    correction. All fits run side by side. settings: fields of FitSettings.
+    correction. All fits run side by side. retain: training questions whose answers should stay (see fit_scale).
+    others: test questions of other tasks; every row then says by how much their accuracy changes (`others_change`).
+    settings: fields of FitSettings.
 
-    Raises LeakError where train and test share a picture.
+    Raises LeakError where questions to learn from and questions to answer share a picture.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")
@@ -178,7 +183,7 @@ def falsify(
     0
     """
     train, test = require(train), require(test)
-    require_disjoint(train, test)
+    require_disjoint([*train, *(retain or [])], [*test, *(others or [])])
     if seeds < 1:
         raise DataError(f"seeds={seeds}: at least one fit is needed")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
@@ -192,10 +197,10 @@ def falsify(
     full = made[FULL]
     made["random scalars"] = [s.randomised(i) for i, s in enumerate(full)]
     made["permuted scalars"] = [s.permuted(i) for i, s in enumerate(full)]
-    right, base = _answer(vlm, test, made)
-    for name, from_words in zip(TEXT_ONLY, (False, True), strict=True):
-        right[name] = _text_only(vlm, train, test, base, from_words)
-    rows = _rows(right, measure("accuracy", base, test).numpy(), groups(test), made)
+    corrections = _text_only(vlm, train)
+    right = _answer(vlm, test, made, corrections)
+    elsewhere = None if others is None else _answer(vlm, require(others), made, corrections)
+    rows = _rows(right, groups(test), made, elsewhere)
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
     changed, bits = _frozen(vlm, test, made["frozen at 1"][0])
@@ -239,16 +244,20 @@ def _register(vlm: VLM, fits: Sequence[Fit], test: Sequence[Question], settings:
     }
 
 
-def _answer(vlm: VLM, test: Sequence[Question], made: Mapping[str, list[ScAle]]) -> tuple[dict[str, np.ndarray], Tensor]:
-    """Right answers [Q] averaged over the seeds of each control, and the base model's scores."""
+def _answer(
+    vlm: VLM, questions: Sequence[Question], made: Mapping[str, list[ScAle]], corrections: Mapping[str, TextCorrection]
+) -> dict[str, np.ndarray]:
+    """Right answers [Q] of the base model and of each control, averaged over its seeds."""
     names = [name for name, scales in made.items() for _ in scales]
     edits = [scale for scales in made.values() for scale in scales]
-    scores, clean = run_with_clean(vlm, test, edits, "packed", what="controls")
-    right: dict[str, list[Tensor]] = {}
-    for column, name in zip(scores.cpu().unbind(1), names, strict=True):
-        right.setdefault(name, []).append(measure("accuracy", column, test))
+    scores, clean = run_with_clean(vlm, questions, edits, "packed", what="controls")
     base = clean[:, 0].cpu()
-    return {"base": measure("accuracy", base, test).numpy()} | {n: torch.stack(r).mean(0).numpy() for n, r in right.items()}, base
+    right: dict[str, list[Tensor]] = {"base": [measure("accuracy", base, questions)]}
+    for column, name in zip(scores.cpu().unbind(1), names, strict=True):
+        right.setdefault(name, []).append(measure("accuracy", column, questions))
+    for name, correction in corrections.items():
+        right[name] = [measure("accuracy", correction.correct(base, questions), questions)]
+    return {name: torch.stack(columns).mean(0).numpy() for name, columns in right.items()}
 
 
 @torch.no_grad()
@@ -271,15 +280,16 @@ def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int =
     return answers, bits
 
 
-def _text_only(vlm: VLM, train: Sequence[Question], test: Sequence[Question], base: Tensor, from_words: bool) -> np.ndarray:
+def _text_only(vlm: VLM, train: Sequence[Question]) -> dict[str, TextCorrection]:
     scores, _ = run_with_clean(vlm, train, None, "packed", what="base answers")
-    correction = fit_text_correction(scores[:, 0].cpu(), train, from_words)
-    return measure("accuracy", correction.correct(base, test), test).numpy()
+    return {name: fit_text_correction(scores[:, 0].cpu(), train, name != "output bias") for name in TEXT_ONLY}
 
 
-def _rows(right: Mapping[str, np.ndarray], base: np.ndarray, group: np.ndarray, made: Mapping[str, list[ScAle]]) -> list[dict[str, Any]]:
+def _rows(
+    right: Mapping[str, np.ndarray], group: np.ndarray, made: Mapping[str, list[ScAle]], elsewhere: Mapping[str, np.ndarray] | None
+) -> list[dict[str, Any]]:
     names = [FULL, *(n for n in right if n not in ("base", FULL))]
-    gains = {n: statistics.paired_difference(right[n], base, group) for n in names}
+    gains = {n: statistics.paired_difference(right[n], right["base"], group) for n in names}
     against = {n: statistics.paired_difference(right[FULL], right[n], group) for n in names[1:]}
     corrected = statistics.holm(np.array([gains[n].p for n in names] + [against[n].p for n in names[1:]]))
     rows = []
@@ -291,12 +301,14 @@ def _rows(right: Mapping[str, np.ndarray], base: np.ndarray, group: np.ndarray, 
             "gain": gain.mean,
             "low": gain.low,
             "high": gain.high,
-            "relative_gain": relative_gain(float(right[name].mean()), float(base.mean())),
+            "relative_gain": relative_gain(float(right[name].mean()), float(right["base"].mean())),
             "p": gain.p,
             "p_corrected": float(corrected[i]),
             "parameters": made[name][0].n_parameters if name in made else None,
             "fits": len(made.get(name, [None])),
         }
+        if elsewhere is not None:
+            row["others_change"] = float((elsewhere[name] - elsewhere["base"]).mean())
         if other is not None:
             row |= {
                 "full_minus": other.mean,

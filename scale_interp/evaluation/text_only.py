@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.question import Question, groups
+from ..data.items import groups
+from ..data.question import Question
 
 PENALTIES = (0.001, 0.01, 0.1, 1.0)
 FOLDS = 4

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.question import Question, require
+from ..data.items import require
+from ..data.question import Question
 from ..models.vlm import VLM
 from ..progress import track
 from .choices import read_choices

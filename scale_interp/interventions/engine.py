@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..data.question import Question, require
+from ..data.items import require
+from ..data.question import Question
 from ..errors import EditError, ModelError, PathWarning
 from ..models.vlm import VLM
 from ..progress import track

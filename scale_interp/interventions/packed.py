@@ -31,13 +31,13 @@ def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor
         for number, layer in enumerate(vlm.text.layers):
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if new or (n and R > 1):
-                layer.inputs = _with_copies(layer.inputs, R, n, new)
+                layer.inputs = with_copies(layer.inputs, R, n, new)
             part = edit.at(number, alive[:n], starts[:n], prefix.rows) if edit is not None and n else None
             if edit is None or part is None:
                 continue
             if part.scale is not None or part.shift is not None:
                 o_proj = layer.self_attn.o_proj
-                o_proj.input = _edit_heads(o_proj.input, part, vlm.n_heads, R, edit.scope)
+                o_proj.input = edit_heads(o_proj.input, part, vlm.n_heads, R, edit.scope)
             if part.mlp_scale is not None:
                 layer.mlp.output = _edit_mlp(layer.mlp.output, part.mlp_scale, R, edit.scope)
         hidden = vlm.text.norm.output.save()
@@ -65,7 +65,7 @@ def last_token(vlm: VLM, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
     return z, torch.stack([m.to(device) for m in mlps], 1), scores[:, 0]
 
 
-def _with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) -> tuple[tuple, dict[str, Any]]:
+def with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) -> tuple[tuple, dict[str, Any]]:
     """A layer's inputs with `new` more copies of the clean rows, and rotary angles for clean + n variants."""
     (hidden, *rest), kwargs = inputs
     if new:
@@ -75,7 +75,7 @@ def _with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int)
     return (hidden, *rest), kwargs
 
 
-def _edit_heads(z: Tensor, part: LayerEdit, n_heads: int, R: int, scope: str) -> Tensor:
+def edit_heads(z: Tensor, part: LayerEdit, n_heads: int, R: int, scope: str) -> Tensor:
     """z [B, (1 + n) * R, H * D] with the variants' heads edited; the clean rows' bytes are passed on."""
     kept = (1 + part.first) * R
     heads = z[:, kept:].unflatten(1, (-1, R)).unflatten(-1, (n_heads, -1))

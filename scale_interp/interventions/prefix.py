@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -101,22 +102,38 @@ def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(Non
     )
 
 
+KEPT_SHARE = 0.25
+"""Share of the memory that is free at the start which kept prefixes may fill; the rest is read again when asked for."""
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes free on a GPU, or of the machine's memory."""
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0]
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 class Prompts(Sequence[Prefix]):
-    """The prefixes of many questions in batches, each read when first asked for and kept from then on."""
+    """The prefixes of many questions in batches, each read when first asked for and kept while memory allows."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question], batch_size: int = 16):
         self.vlm, self.questions = vlm, questions
         self.slices = [slice(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
         self._kept: dict[int, Prefix] = {}
+        self._budget = int(KEPT_SHARE * free_memory(vlm.device))
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> Prefix:  # type: ignore[override]
-        if index not in self._kept:
-            rows = self.slices[index]
-            self._kept[index] = read_prefix(self.vlm, self.questions[rows], rows)
-        return self._kept[index]
+        if index in self._kept:
+            return self._kept[index]
+        rows = self.slices[index]
+        prefix = read_prefix(self.vlm, self.questions[rows], rows)
+        if prefix.nbytes <= self._budget:
+            self._kept[index] = prefix
+            self._budget -= prefix.nbytes
+        return prefix
 
     def track(self, what: str) -> Iterator[Prefix]:
         """The prefixes in order, behind a progress bar."""

@@ -34,9 +34,9 @@ def load(
 ) -> VLM:
     """Load a vision-language model and address its heads.
 
-    model: "demo", "demo-healthy", "demo-prior", a folder, a hub id, or a live transformers model (then with its
-    processor). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless given. prompt: a template with
-    {text}, in place of the chat template. Raises ModelError for anything that is no decoder-only VLM.
+    model: "demo", "demo-healthy", "demo-prior", a folder, a hub id, or a live transformers model with its processor
+    (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless given. prompt: a
+    template with {text}, in place of the chat template. Raises ModelError for anything that is no decoder-only VLM.
 
     >>> load("demo").n_heads
     8
@@ -62,6 +62,7 @@ def load(
         raise ModelError(f"the weights of {name} cannot be loaded: {error}") from error
     if device is not None and device_map is None:
         hf_model.to(device)
+    hf_model.requires_grad_(False)
     return VLM(hf_model, processor or _processor(source, name, options), name, prompt)
 
 

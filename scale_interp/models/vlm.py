@@ -13,7 +13,8 @@ from nnsight import NNsight
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..data.question import Question, require
+from ..data.items import require
+from ..data.question import Question
 from ..errors import DataError, ModelError
 
 
@@ -25,7 +26,7 @@ class VLM:
     """
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
-        self.hf_model, self.processor, self.name, self.prompt = hf_model.eval().requires_grad_(False), processor, name, prompt
+        self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
         self.decoder: Any = _decoder(hf_model, name)
         config = hf_model.config.get_text_config()
         self.family: str = hf_model.config.model_type
@@ -36,7 +37,6 @@ class VLM:
         self.d_model: int = config.hidden_size
         self.image_token_id: int = hf_model.config.image_token_id
         self.tokenizer = processor.tokenizer
-        self.tokenizer.padding_side = "left"
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
@@ -106,7 +106,9 @@ class VLM:
         bos = self.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
         try:
-            inputs = self.processor(text=texts, images=images or None, return_tensors="pt", padding=True, add_special_tokens=special)
+            inputs = self.processor(
+                text=texts, images=images or None, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special
+            )
         except (ValueError, TypeError, IndexError, StopIteration) as error:
             raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
         inputs.pop("labels", None)

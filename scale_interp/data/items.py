@@ -1,0 +1,100 @@
+"""Questions or contrasts in a fixed order, with where they came from."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import Any, Protocol, Self, TypeVar, overload
+
+import numpy as np
+
+from ..errors import DataError
+from .question import Question
+
+
+class Item(Protocol):
+    """What a question and a contrast share."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def group(self) -> str: ...
+
+
+T = TypeVar("T", bound=Item, covariant=True)
+
+
+class Items(Sequence[T]):
+    """Items of one data set, split and seed; slices keep these."""
+
+    noun = "items"
+
+    def __init__(self, items: Iterable[T], source: str = "given", split: str = "", seed: int | None = None):
+        self.items = tuple(items)
+        self.source, self.split, self.seed = source, split, seed
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Self: ...
+    def __getitem__(self, index: int | slice) -> T | Self:
+        if not isinstance(index, slice):
+            return self.items[index]
+        part = copy.copy(self)
+        part.items = self.items[index]
+        return part
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} {self.noun} of {self.source}{' ' + self.split if self.split else ''}>"
+
+
+class Questions(Items[Question]):
+    """Questions, as `load_questions` gives them."""
+
+    noun = "questions"
+
+
+def describe(items: Sequence[Item]) -> dict[str, Any]:
+    """What a result records of its questions: source, split, seed, count and a hash of their ids."""
+    ids = [q.id for q in items]
+    return {
+        "data": getattr(items, "source", "given"),
+        "split": getattr(items, "split", ""),
+        "seed": getattr(items, "seed", None),
+        "n": len(ids),
+        "data_hash": hashlib.blake2b("|".join(ids).encode(), digest_size=8).hexdigest(),
+    }
+
+
+def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[Any]:
+    """The questions (or contrasts) as a non-empty sequence, or DataError."""
+    if isinstance(questions, kind):
+        questions = [questions]
+    if len(questions) == 0:
+        raise DataError("an empty set of questions: load at least one")
+    wrong = next((q for q in questions if not isinstance(q, kind)), None)
+    if wrong is not None:
+        mend = "pass questions, not pairs" if kind is Question else "build pairs with si.contrasts(questions)"
+        raise DataError(f"expected {kind.__name__}s, found a {type(wrong).__name__}: {mend}")
+    return questions
+
+
+def groups(items: Sequence[Item]) -> np.ndarray:
+    """The number of each item's group, [Q]; items of one picture share it."""
+    return np.unique([q.group for q in items], return_inverse=True)[1]
+
+
+def shuffled_answers(questions: Sequence[Question], seed: int) -> list[Question]:
+    """The questions with their right answers permuted among those with the same choices: labels without signal."""
+    rng = np.random.default_rng(seed)
+    out = list(questions)
+    for choices in dict.fromkeys(q.choices for q in questions):
+        members = [i for i, q in enumerate(questions) if q.choices == choices]
+        for i, j in zip(members, rng.permutation(members), strict=True):
+            out[i] = replace(questions[i], answer=questions[j].answer)
+    return out
