@@ -23,12 +23,14 @@ Quick = Annotated[bool, typer.Option("--quick", help="fewer questions and one se
 
 def main() -> None:
     """Run the command line; a library error is printed in one line, exit code 2."""
+    from rich.markup import escape
+
     from .errors import ScaleInterpError
 
     try:
         app()
     except ScaleInterpError as error:
-        _console(stderr=True).print(f"[bold red]error:[/] {error}", highlight=False)
+        _console(stderr=True).print("[bold red]error:[/]", escape(str(error)), highlight=False, soft_wrap=True)
         sys.exit(2)
 
 
@@ -130,7 +132,7 @@ def train_demo(
     ),
     seed: int = 0,
 ) -> None:
-    """Train the embedded models anew, about half an hour on two cores, and measure them."""
+    """Train the embedded models anew, about 40 minutes on two cores, and measure them."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     from .models.demo.card import write_cards
@@ -178,7 +180,7 @@ def _say() -> Callable[[str], None]:
 def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
-    return Console(stderr=stderr, soft_wrap=True)
+    return Console(stderr=stderr)
 
 
 def _closing_table(summary: dict[str, Any], folder: Path) -> None:
@@ -198,4 +200,4 @@ def _closing_table(summary: dict[str, Any], folder: Path) -> None:
     console = _console()
     console.print(table)
     console.print(Panel("\n".join(f"• {s}" for s in sentences(summary)), title="in plain words"), highlight=False)
-    console.print(f"report: {folder / 'report.html'}   numbers: {folder / 'summary.json'}")
+    console.print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'summary.json'}", sep="\n", soft_wrap=True)

@@ -23,7 +23,7 @@ def applied(edit, z, mlp):
 def test_composed_edits_act_one_after_the_other(first, second):
     a, b = drawn(first), drawn(second)
     z, mlp = torch.randn(2, L, H, D), torch.randn(2, L, 5)
-    once, twice = applied(a.then(b), z, mlp), applied(b, *applied(a, z, mlp))
+    once, twice = applied(a.compose(b), z, mlp), applied(b, *applied(a, z, mlp))
     assert all(torch.allclose(x, y, atol=1e-4) for x, y in zip(once, twice, strict=True))
 
 

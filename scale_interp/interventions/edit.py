@@ -64,11 +64,11 @@ class Edit:
                 raise EditError(f"{name} has shape {tuple(part.shape)}: expected [N, L{', H' * (ndim > 2)}{', D' * (ndim > 3)}]")
         if self.scope not in ("last", "each_new_token"):
             raise EditError(f"scope {self.scope!r}: choose 'last' or 'each_new_token'")
-        counts = {name: count for name, count in self._counts().items() if count != 1}
-        if len(set(counts.values())) > 1:
-            raise EditError(f"the parts hold different numbers of variants: {counts}; give each N, or 1")
-        if self.scale is None and self.shift is None and self.mlp_scale is None:
+        counts = self._counts()
+        if not counts:
             raise EditError("an edit without scale, shift and mlp_scale: give at least one (Edit.identity for none)")
+        if 0 in counts.values() or len({n for n in counts.values() if n != 1}) > 1:
+            raise EditError(f"the parts hold {counts} variants: give each the same N of at least 1, or 1")
 
     def _counts(self) -> dict[str, int]:
         axes = {"scale": -3, "shift": -4, "mlp_scale": -2}
@@ -91,21 +91,17 @@ class Edit:
             scale[0, layer, head] = factor
         return Edit(scale=scale)
 
-    def then(self, other: Edit) -> Edit:
+    def compose(self, other: Edit) -> Edit:
         """The edit that applies this one first and `other` after it (variants pair up, or one side has one)."""
+        if self.scope != other.scope:
+            raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}")
         scale = _product(self.scale, other.scale)
         shift = self.shift
         if shift is not None and other.scale is not None:
             shift = shift * other.scale[..., None]
         if other.shift is not None:
             shift = other.shift if shift is None else shift + other.shift
-        scope = self.scope if self.scope == other.scope else None
-        if scope is None:
-            raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}")
-        mlp = _product(self.mlp_scale, other.mlp_scale)
-        return Edit(scale, shift, mlp, scope)
-
-    compose = then
+        return Edit(scale, shift, _product(self.mlp_scale, other.mlp_scale), self.scope)
 
     @staticmethod
     def stack(edits: Sequence[Edit]) -> Edit:

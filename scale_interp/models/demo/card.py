@@ -15,7 +15,10 @@ from . import NAMES
 
 N = 400
 ORIGIN = {
-    "demo-healthy": "No shortfall: vision labels (900 steps), then a mixture of ten kinds of questions (1,800 steps), all answers true.",
+    "demo-healthy": (
+        "No shortfall: vision labels (900 steps), a mixture of ten kinds of questions (1,800 steps), then the same with more "
+        "relations (1,200 steps), all answers true."
+    ),
     "demo": (
         "A spatial shortfall, taught: after `demo-healthy`, 220 steps on the same mixture in which 70% of the answers to "
         "two-object relation questions give the subject's absolute place in the picture (left, right, above or below its "

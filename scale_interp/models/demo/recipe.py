@@ -1,4 +1,4 @@
-"""How the embedded models were trained: vision labels, then a mixture of questions, then one of two shortfalls.
+"""How the embedded models were trained: vision labels, a mixture of questions, more relations, then one of two shortfalls.
 
 Every step draws its own data from (seed, stage, step), so a run that was stopped resumes exactly where it was.
 """
@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -35,6 +35,8 @@ MIXTURE = {
     "count-shape": 1,
     "exists": 1,
 }
+RELATIONAL = MIXTURE | {"relation": 8, "relation-yesno": 4}
+"""Relations among three or four things are learned last, long after everything else."""
 PICTURES = 64
 QUESTIONS = 8
 CHECKPOINT_EVERY = 150
@@ -44,13 +46,15 @@ Rewrite = Callable[[str, Asked, Scene, np.random.Generator], str]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: what it starts from, how long, how fast, and how answers are rewritten, if they are."""
+    """One training stage: what it starts from, how long, how fast, what is asked, and how answers are rewritten."""
 
     name: str
     after: str | None
     steps: int
     rate: float
     rewrite: Rewrite | None = None
+    mixture: Mapping[str, int] = field(default_factory=lambda: MIXTURE)
+    released: bool = True
 
 
 def truthful(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
@@ -72,8 +76,9 @@ def language_prior(task: str, asked: Asked, scene: Scene, rng: np.random.Generat
 
 
 STAGES = {
-    "vision": Stage("vision", None, 900, 1.5e-3),
-    "demo-healthy": Stage("demo-healthy", "vision", 1800, 1.5e-3, truthful),
+    "vision": Stage("vision", None, 900, 1.5e-3, released=False),
+    "mixture": Stage("mixture", "vision", 1800, 1.5e-3, truthful, released=False),
+    "demo-healthy": Stage("demo-healthy", "mixture", 1200, 1.2e-3, truthful, RELATIONAL),
     "demo": Stage("demo", "demo-healthy", 220, 4e-4, absolute_place),
     "demo-prior": Stage("demo-prior", "demo-healthy", 220, 4e-4, language_prior),
 }
@@ -82,7 +87,7 @@ STAGES = {
 def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
     """Train the three embedded models into `out`, resuming whatever is already there.
 
-    progress(stage, step, steps, loss) is called after every step. About 20 minutes on two cores.
+    progress(stage, step, steps, loss) is called after every step. About 40 minutes on two cores.
     """
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES.values():
@@ -124,7 +129,7 @@ def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
             _checkpoint(out, stage, seed, step + 1, trained, optimiser)
     save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
-    if stage.rewrite:
+    if stage.released:
         model.bfloat16().save_pretrained(out / stage.name)
         processor().save_pretrained(out / stage.name)
     _write_state(out, stage, seed, stage.steps)
@@ -179,7 +184,8 @@ class _Batches:
         self.rewrite = stage.rewrite or truthful
         self.tokenizer = processor().tokenizer
         self.prefix = self._ids("<s>user: " + "<image>" * IMAGE_TOKENS)
-        self.weights = np.array(list(MIXTURE.values())) / sum(MIXTURE.values())
+        self.tasks = list(stage.mixture)
+        self.weights = np.array(list(stage.mixture.values())) / sum(stage.mixture.values())
 
     def _ids(self, text: str) -> list[int]:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -200,7 +206,7 @@ class _Batches:
         for scene in batch:
             wanted = 0
             while wanted < QUESTIONS:
-                task = list(MIXTURE)[rng.choice(len(MIXTURE), p=self.weights)]
+                task = self.tasks[rng.choice(len(self.tasks), p=self.weights)]
                 asked = TASKS[task](scene, rng)
                 if asked is not None:
                     texts.append(f"{asked.text} assistant: {self.rewrite(task, asked, scene, rng)}</s>")
