@@ -43,10 +43,12 @@ def test_chosen_heads_alone_move(vlm, train):
 
 
 def test_layers_and_granularity(vlm, train):
-    scale = si.fit_scale(vlm, train, layers=[1, 4], granularity="layer", epochs=2)
+    always_left = si.Fit(heads=tuple((i, h) for i in (3, 4) for h in range(8)), answers=(0,) * len(train))
+    scale = si.fit_scales(vlm, train, [always_left], layers=[3, 4], granularity="layer", epochs=3)[0]
     assert scale.n_parameters == 4
+    assert si.fit_scale(vlm, train, layers=[3, 4], epochs=1).n_parameters == 18
     assert (scale.scalars.amax(1) == scale.scalars.amin(1)).all()
-    assert (scale.scalars[:, 0] != 1).nonzero().flatten().tolist() == [1, 4] == (scale.mlp_scalars != 1).nonzero().flatten().tolist()
+    assert (scale.scalars[:, 0] != 1).nonzero().flatten().tolist() == [3, 4] == (scale.mlp_scalars != 1).nonzero().flatten().tolist()
 
 
 @pytest.mark.parametrize("bound", ["tanh", "sigmoid", "clamp", "exp", "none"])

@@ -50,7 +50,7 @@ class FitSettings:
     l1: float = 0.0
     retain_weight: float = 1.0
     validation: float = 0.2
-    patience: int = 6
+    patience: int = 4
 
     def __post_init__(self) -> None:
         if self.bound not in ("tanh", "sigmoid", "clamp", "exp", "none"):
@@ -143,13 +143,14 @@ def fit_scales(
     prompts = prompts or Prompts(vlm, train, options.batch_size)
     kept = _Retained(vlm, retain, options) if retain is not None else None
     order = np.random.default_rng(0)
-    learner.validate(prompts, kept)
+    if len(learner.running):
+        learner.validate(prompts, kept)
     for _ in track(range(options.epochs), f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1), options.epochs):
+        if not len(learner.running):
+            break
         for step, i in enumerate(order.permutation(len(prompts))):
             learner.step(prompts[int(i)], kept, step)
         learner.validate(prompts, kept)
-        if learner.stopped.all():
-            break
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
 
@@ -202,16 +203,21 @@ class _Learner:
         scale = torch.where(self.on & self.learning[:, None, None], self.options.scalars(self.theta), 1.0)
         return scale, torch.where(learned, self.options.scalars(self.phi), 1.0)
 
+    @property
+    def running(self) -> Tensor:
+        """The fits that have not stopped; the others no longer cost anything."""
+        return (~self.stopped).nonzero().flatten()
+
     def _edit(self) -> Edit:
-        scale, mlp = self.scalars()
+        scale, mlp = (t[self.running] for t in self.scalars())
         return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
 
     def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each question for each fit [B, F], and which of them it learns from."""
+        """Cross-entropy of each question for each running fit [B, R], and which of them it learns from."""
         _, scores = run_packed(self.vlm, prefix, self._edit())
-        answers = self.answers[:, prefix.rows].T.to(scores.device)
+        answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
         losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
-        return losses, self.trains[:, prefix.rows].T.to(scores.device)
+        return losses, learns
 
     def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
         losses, learns = self._losses(prefix)
@@ -222,10 +228,9 @@ class _Learner:
             scale, mlp = self.scalars()
             count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
             loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
-        if self.learning.any():
-            # Asked for these two alone: a live model's own weights gather no gradients.
-            self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
-            self.optimiser.step()
+        # Asked for these two alone: a live model's own weights gather no gradients.
+        self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+        self.optimiser.step()
 
     @torch.no_grad()
     def validate(self, prompts: Prompts, kept: _Retained | None) -> None:
@@ -235,17 +240,14 @@ class _Learner:
         """
         self.epoch += 1
         losses, learns = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
-        held = ~learns
-        validation = (losses * held).sum(0) / held.sum(0)
+        validation = (losses * ~learns).sum(0) / (~learns).sum(0)
         training = (losses * learns).sum(0) / learns.sum(0)
         divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
         now = self.scalars()
-        for f in range(len(self.fits)):
-            if self.stopped[f]:
-                continue
-            row = {"epoch": self.epoch, "train_loss": float(training[f]), "validation_loss": float(validation[f])}
-            self.histories[f].append(row | ({"retain_kl": float(divergence[f])} if kept is not None else {}))
-            loss = float(validation[f] + self.options.retain_weight * divergence[f])
+        for i, f in enumerate(self.running.tolist()):
+            row = {"epoch": self.epoch, "train_loss": float(training[i]), "validation_loss": float(validation[i])}
+            self.histories[f].append(row | ({"retain_kl": float(divergence[i])} if kept is not None else {}))
+            loss = float(validation[i] + self.options.retain_weight * divergence[i])
             if loss < self.best[f][0]:
                 self.best[f] = (loss, self.epoch)
                 for best, current in zip(self.best_scalars, now, strict=True):
