@@ -5,6 +5,7 @@ from pathlib import Path
 
 from scale_interp import viz
 from scale_interp.run import Run
+from scale_interp.run_report import FITS
 
 HERE = Path(__file__).parent / "pictures"
 
@@ -20,7 +21,7 @@ def main(folder: Path) -> None:
         "controls": viz.controls(suites["all"]),
         "controls-top": viz.controls(suites["top"]),
         "relations": viz.accuracy_by({"base": answers["asked"]["base"], "ScAle": answers["asked"]["all"]}, "relation"),
-        "retention": viz.retention(run.retention()),
+        "retention": viz.retention([row | {"fit": FITS[row["fit"]]} for row in run.retention()]),
     }
     for name, figure in figures.items():
         figure.write_image(HERE / f"{name}.png", scale=2)

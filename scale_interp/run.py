@@ -232,7 +232,10 @@ class Run:
             "fits": fits,
             "top_heads": [list(h) for h in self.top_heads],
             "sparsity": {name: m.sparsity() for name, m in maps.items()},
-            "scalars_against_attribution": {name: m.compare((scales["all"].scalars - 1).abs().double()) for name, m in maps.items()},
+            "scalars_against_attribution": {
+                name: {"scalar": m.compare(scales["all"].scalars.double()), "size": m.compare((scales["all"].scalars - 1).abs().double())}
+                for name, m in maps.items()
+            },
             "retention": retention,
             "falsification": {
                 n: {"survives": f.survives, "verdict": f.verdict, "registration": f.registration} | _numbers(f) for n, f in suites.items()

@@ -98,7 +98,8 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         f"Half of the recovered logit difference sits in {spread['heads_to_half']} of {spread['heads']} heads; the four largest hold "
         f"{spread['share_top4']:.0%} (Gini {spread['gini']:.2f}).",
         *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {_change(row, 'gain')}." for n, row in fits.items()),
-        f"A head's learned |scalar - 1| and its patching effect correlate with Spearman {agree['spearman']:+.2f} (p = {agree['p']:.2g}).",
+        f"A head's patching effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
+        f"with the scalar's distance from 1, {_rank(agree['size'])}.",
         f"Non-spatial accuracy changes by {_change(lost, 'change')}; with retention by {_change(kept, 'change')}.",
         *(f"Falsification, {FITS[n]}: {found['verdict']}" for n, found in summary["falsification"].items()),
     ]
@@ -106,6 +107,10 @@ def sentences(summary: dict[str, Any]) -> list[str]:
 
 def _change(row: dict[str, Any], name: str) -> str:
     return f"{row[name]:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _rank(found: dict[str, float]) -> str:
+    return f"{found['spearman']:+.2f} (p = {found['p']:.2g})"
 
 
 def command(settings: dict[str, Any]) -> str:

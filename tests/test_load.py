@@ -119,6 +119,12 @@ def damaged_weights(folder):
     weights.write_bytes(weights.read_bytes()[:1000])
 
 
+def incomplete_weights(folder):
+    vlm = si.load("demo")
+    vlm.hf_model.save_pretrained(folder, state_dict={k: v for k, v in vlm.hf_model.state_dict().items() if "layers.2.mlp" not in k})
+    vlm.processor.save_pretrained(folder)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -127,6 +133,7 @@ def damaged_weights(folder):
         (encoder_decoder, "takes no images"),
         (without_processor, "no usable processor|no processor for images"),
         (damaged_weights, "cannot be loaded"),
+        (incomplete_weights, "lack .*layers.2.mlp"),
     ],
 )
 def test_folders_that_are_no_vlm_are_refused(tmp_path, make, message):

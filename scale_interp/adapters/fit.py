@@ -48,7 +48,7 @@ class FitSettings:
     lr: float = 0.05
     batch_size: int = 64
     l1: float = 0.0
-    retain_weight: float = 1.0
+    retain_weight: float = 3.0
     validation: float = 0.2
     patience: int = 4
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
+from transformers.utils import logging
 
 from ..errors import ModelError
 from . import demo
@@ -55,15 +59,37 @@ def load(
     config = _config(source, name, options)
     on_cpu = device_map is None and torch.device(device or "cpu").type == "cpu"
     try:
-        hf_model: Any = AutoModelForImageTextToText.from_pretrained(
-            source, config=config, dtype=dtype or (torch.float32 if on_cpu else "auto"), device_map=device_map, **options
-        )
+        with _quiet_without_terminal():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                source,
+                config=config,
+                dtype=dtype or (torch.float32 if on_cpu else "auto"),
+                device_map=device_map,
+                output_loading_info=True,
+                **options,
+            )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise ModelError(f"the weights of {name} cannot be loaded: {error}") from error
+    hf_model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the weights of {name} lack {missing[0]} and {len(missing) - 1} more: load a complete checkpoint")
     if device is not None and device_map is None:
         hf_model.to(device)
     hf_model.requires_grad_(False)
     return VLM(hf_model, processor or _processor(source, name, options), name, prompt)
+
+
+@contextmanager
+def _quiet_without_terminal() -> Iterator[None]:
+    """No progress bar of transformers' in log files."""
+    shown = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
 
 
 def _config(source: str, name: str, options: dict[str, Any]) -> Any:
