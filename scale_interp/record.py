@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import tempfile
 from collections.abc import Mapping
@@ -43,7 +44,16 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    write_bytes(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+    """A JSON file; what is not a number becomes null, for which JSON has a word."""
+    write_bytes(path, (json.dumps(_plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {k: _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -62,7 +72,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
     """Tensors and metadata as one safetensors file that says what kind of result it is."""
     # One entry: safetensors writes several in no fixed order, and equal results shall be equal files.
-    header = {"scale_interp": json.dumps({"kind": kind, "format": FORMAT, "meta": meta}, sort_keys=True)}
+    header = {"scale_interp": json.dumps({"kind": kind, "format": FORMAT, "meta": _plain(meta)}, sort_keys=True)}
     write_bytes(path, save({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, header))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -110,6 +111,8 @@ def _change(row: dict[str, Any], name: str) -> str:
 
 
 def _rank(found: dict[str, float]) -> str:
+    if math.isnan(found["spearman"]):
+        return "undefined, as all are equal"
     return f"{found['spearman']:+.2f} (p = {found['p']:.2g})"
 
 

@@ -1,5 +1,6 @@
 import json
 
+import numpy as np
 import pytest
 import torch
 from oracle import hooked_scores
@@ -154,6 +155,7 @@ def test_head_map_statistics():
     assert low[1, 2] < m.scores[1, 2] < high[1, 2] and low[0, 1] == high[0, 1] == -1
     assert m.sparsity()["heads_to_half"] == 1 and m.sparsity()["significant"] == 2
     assert m.compare(m)["spearman"] == pytest.approx(1)
+    assert np.isnan(m.compare(torch.ones(2, 3))["spearman"])
     frame = m.to_frame()
     assert frame.loc[frame["rank"] == 1, ["layer", "head"]].to_numpy().tolist() == [[1, 2]]
     assert "top head (1, 2)" in repr(m)

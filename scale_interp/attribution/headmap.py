@@ -96,16 +96,21 @@ class HeadMap:
         }
 
     def compare(self, other: HeadMap | Tensor) -> dict[str, float]:
-        """Agreement of two maps: Spearman's rank correlation with its p-value, and the overlap of their top 8 heads."""
+        """Agreement of two maps: Spearman's rank correlation with its p-value, and the overlap of their top 8 heads.
+
+        The correlation is nan where all scores of a map are equal.
+        """
         theirs = other.scores if isinstance(other, HeadMap) else other
         if theirs.shape != self.scores.shape:
             raise DataError(f"maps of {tuple(self.scores.shape)} and {tuple(theirs.shape)} heads cannot be compared")
-        rank = stats.spearmanr(self.scores.flatten().numpy(), theirs.flatten().numpy())
+        flat = [self.scores.flatten().numpy(), theirs.flatten().numpy()]
+        defined = all(np.ptp(scores) > 0 for scores in flat)
+        rho, p = stats.spearmanr(*flat) if defined else (float("nan"), float("nan"))
         k = min(8, self.scores.numel())
         mine = set(self.scores.flatten().topk(k).indices.tolist())
         return {
-            "spearman": float(rank.statistic),
-            "p": float(rank.pvalue),
+            "spearman": float(rho),
+            "p": float(p),
             "overlap_top8": len(mine & set(theirs.flatten().topk(k).indices.tolist())) / k,
         }
 
