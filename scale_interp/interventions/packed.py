@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from einops import rearrange
 from torch import Tensor
 
 from ..models.vlm import VLM
@@ -78,18 +79,18 @@ def with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) 
 def edit_heads(z: Tensor, part: LayerEdit, n_heads: int, R: int, scope: str) -> Tensor:
     """z [B, (1 + n) * R, H * D] with the variants' heads edited; the clean rows' bytes are passed on."""
     kept = (1 + part.first) * R
-    heads = z[:, kept:].unflatten(1, (-1, R)).unflatten(-1, (n_heads, -1))
+    heads = rearrange(z[:, kept:], "b (n r) (h d) -> b n r h d", r=R, h=n_heads)
     scale = None if part.scale is None else part.scale[:, :, None]
     shift = None if part.shift is None else part.shift[:, :, None]
     if scope == "last" and R > 1:
         edited = torch.cat([affine(heads[:, :, :1], scale, shift), heads[:, :, 1:]], 2)
     else:
         edited = affine(heads, scale, shift)
-    return torch.cat([z[:, :kept], edited.flatten(3).flatten(1, 2)], 1)
+    return torch.cat([z[:, :kept], rearrange(edited, "b n r h d -> b (n r) (h d)")], 1)
 
 
 def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str) -> Tensor:
-    rows = out[:, R:].unflatten(1, (-1, R))
+    rows = rearrange(out[:, R:], "b (n r) d -> b n r d", r=R)
     factor = factor.to(out.device)[None, :, None, None]
     edited = rows * factor if scope != "last" or R == 1 else torch.cat([rows[:, :, :1] * factor, rows[:, :, 1:]], 2)
-    return torch.cat([out[:, :R], edited.flatten(1, 2).to(out.dtype)], 1)
+    return torch.cat([out[:, :R], rearrange(edited, "b n r d -> b (n r) d").to(out.dtype)], 1)
