@@ -71,15 +71,20 @@ class Run:
 
     def _check_settings(self) -> None:
         path = self.folder / "settings.json"
-        mine = asdict(self.settings)
         if not path.exists():
-            write_json(path, {"settings": mine, "versions": versions()})
             return
-        theirs = read_json(path).get("settings", {})
+        mine, theirs = asdict(self.settings), read_json(path).get("settings", {})
         changed = {k: (theirs.get(k), mine[k]) for k in mine if theirs.get(k) != mine[k]}
         if changed:
             what = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
             raise FileError(f"{self.folder} holds a run with other settings ({what}): use another --out, or delete it")
+
+    def _claim(self) -> None:
+        """Write the settings once model and data are known to be good, so that a mistyped command leaves nothing behind."""
+        _ = self.vlm, self.pairs, self.test
+        path = self.folder / "settings.json"
+        if not path.exists():
+            write_json(path, {"settings": asdict(self.settings), "versions": versions()})
 
     @cached_property
     def vlm(self) -> VLM:
@@ -105,6 +110,7 @@ class Run:
 
     def locate(self) -> dict[str, HeadMap]:
         """Head maps by every method, on training questions."""
+        self._claim()
         asked = self.train[: self.settings.n_locate]
         methods: dict[str, Callable[[], HeadMap]] = {
             "patch": lambda: patch(self.vlm, self.pairs),
@@ -249,7 +255,6 @@ class Run:
 
         started = time.perf_counter()
         self.say(f"loading {self.settings.model} and {self.settings.data}")
-        _ = self.vlm, self.train, self.test
         self.locate()
         self.fit()
         self.evaluate()

@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.errors import FileError
+from scale_interp.errors import DataError, FileError
 from scale_interp.run import Run, Settings
 
 SMALL = Settings(n_train=80, n_locate=12, n_test=40, n_retain=10, seeds=1)
@@ -79,6 +79,13 @@ def test_steps_one_by_one_give_what_the_whole_gives(finished, tmp_path, vlm):
 def test_other_settings_do_not_mix(finished):
     with pytest.raises(FileError, match="n_test was 40, now 41"):
         Run(finished[0], Settings(**{**SMALL.__dict__, "n_test": 41}))
+
+
+def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
+    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(data="scenes/colour", n_train=4)):
+        with pytest.raises(DataError):
+            Run(tmp_path / "run", wrong, vlm=vlm).everything()
+        assert not (tmp_path / "run").exists()
 
 
 def test_errors_are_one_line(tmp_path):
