@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scale_interp.record import read_json, write_bytes
-from scale_interp.run_report import FITS
+from scale_interp.run_report import FITS, change
 
 HERE = Path(__file__).parent
 MODELS = ("demo", "demo-healthy", "demo-prior")
@@ -27,8 +27,7 @@ training scene; intervals are 95%, paired, over pictures; p is Holm-corrected ov
 def model(name: str, found: dict[str, Any]) -> str:
     base, spread = found["base"], found["sparsity"]["patch"]
     fits = "\n".join(
-        f"| {FITS[n]} | {r['parameters']} | {r['accuracy']:.3f} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] "
-        f"| {r['non_spatial_change']:+.3f} |"
+        f"| {FITS[n]} | {r['parameters']} | {r['accuracy']:.3f} | {change(r, 'gain')} | {r['non_spatial_change']:+.3f} |"
         for n, r in found["fits"].items()
     )
     ranks = "\n".join(
@@ -63,8 +62,7 @@ def rank(found: dict[str, float | None]) -> str:
 
 def suite(title: str, found: dict[str, Any]) -> str:
     rows = "\n".join(
-        f"| {n} | {r['gain']:+.3f} [{r['low']:+.3f}, {r['high']:+.3f}] | {r['p_corrected']:.2g} | {r['others_change']:+.3f} |"
-        for n, r in found["controls"].items()
+        f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {r['others_change']:+.3f} |" for n, r in found["controls"].items()
     )
     return f"""**Falsification, {title}, mean of three seeds.** {found["verdict"]} With scalars frozen at 1,
 {found["frozen_changed"]} answers and {found["frozen_bits_changed"]} logits changed.

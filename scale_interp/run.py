@@ -12,22 +12,26 @@ from typing import Any
 import numpy as np
 
 from . import statistics
-from .adapters.fit import Fit, fit_scales
-from .adapters.scale import ScAle
+from .adapters.fit import Fit, FitSettings, fit_scales
+from .adapters.scale import CONFIG, ScAle
 from .attribution import HeadMap, ablate, amplify, attribute, patch, rescale
 from .data.contrast import Contrasts, contrasts
 from .data.items import Questions
 from .data.load import load_questions
+from .data.question import Question
 from .data.task import NON_SPATIAL
 from .errors import FileError
 from .evaluation.accuracy import Evaluation, evaluate, evaluate_many, relative_gain, require_disjoint
 from .evaluation.falsification import Falsification, falsify
 from .interventions.edit import Head
+from .interventions.prefix import Prompts
 from .models.load import load
 from .models.vlm import VLM
 from .record import expect, read_json, read_tensors, versions, write_json, write_tensors
 
 SCORES = "Scores"
+PLACES = {"all": "scale", "top": "scale/top", "retained": "scale/retained"}
+"""The fits of a run, and where each lies in its folder."""
 Say = Callable[[str], None]
 
 
@@ -106,7 +110,11 @@ class Run:
         return contrasts(self.train[: self.settings.n_locate])
 
     def non_spatial(self, split: str) -> dict[str, Questions]:
+        """Questions of the tasks that should not change, by task."""
         return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
+
+    def non_spatial_together(self, split: str) -> list[Question]:
+        return [q for questions in self.non_spatial(split).values() for q in questions]
 
     def locate(self) -> dict[str, HeadMap]:
         """Head maps by every method, on training questions."""
@@ -140,20 +148,24 @@ class Run:
 
     def fit(self) -> dict[str, ScAle]:
         """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with non-spatial answers retained."""
-        folders = {"all": self.folder / "scale", "top": self.folder / "scale" / "top", "retained": self.folder / "scale" / "retained"}
-        if not all((f / "scale_config.json").exists() for f in folders.values()):
-            seed = self.settings.seed
+        if not self._fitted:
+            seed, prompts = self.settings.seed, Prompts(self.vlm, self.train, FitSettings().batch_size)
             self.say("fitting ScAle on all heads and MLPs, and on the top heads")
-            plain = fit_scales(self.vlm, self.train, [Fit("all", seed=seed), Fit("top", tuple(self.top_heads), mlp=False, seed=seed)])
+            fits = [Fit("all", seed=seed), Fit("top", tuple(self.top_heads), mlp=False, seed=seed)]
+            plain = fit_scales(self.vlm, self.train, fits, prompts=prompts)
             self.say("fitting ScAle with non-spatial answers retained")
-            retain = [q for questions in self.non_spatial("train").values() for q in questions]
-            kept = fit_scales(self.vlm, self.train, [Fit("retained", seed=seed)], retain=retain)
-            for name, scale in zip(folders, [*plain, *kept], strict=True):
-                scale.save_pretrained(folders[name])
-        return {name: ScAle.from_pretrained(path) for name, path in folders.items()}
+            retain = self.non_spatial_together("train")
+            kept = fit_scales(self.vlm, self.train, [Fit("retained", seed=seed)], retain=retain, prompts=prompts)
+            for place, scale in zip(PLACES.values(), [*plain, *kept], strict=True):
+                scale.save_pretrained(self.folder / place)
+        return {name: ScAle.from_pretrained(self.folder / place) for name, place in PLACES.items()}
+
+    @property
+    def _fitted(self) -> bool:
+        return all((self.folder / place / CONFIG).exists() for place in PLACES.values())
 
     def _scales(self) -> dict[str, ScAle]:
-        if not (self.folder / "scale" / "retained" / "scale_config.json").exists():
+        if not self._fitted:
             raise FileError(f"{self.folder} has no fitted scalars yet: run `scale-interp fit` on it first")
         return self.fit()
 
@@ -166,13 +178,13 @@ class Run:
             self.say("answering the test questions with and without the scalars")
             tensors = {}
             for task, questions in asked.items():
-                tensors[f"{task}/base"] = evaluate(self.vlm, questions).scores
-                for name, found in zip(scales, evaluate_many(self.vlm, questions, list(scales.values())), strict=True):
-                    tensors[f"{task}/{name}"] = found.scores
+                prompts = Prompts(self.vlm, questions)
+                tensors[f"{task}/base"] = evaluate(self.vlm, questions, prompts=prompts).scores
+                scaled = evaluate_many(self.vlm, questions, list(scales.values()), prompts=prompts)
+                tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
             write_tensors(path, SCORES, tensors, {})
         tensors, _ = read_tensors(path, SCORES)
-        fits = ("base", "all", "top", "retained")
-        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2)) for f in fits} for t, q in asked.items()}
+        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2)) for f in ("base", *PLACES)} for t, q in asked.items()}
 
     def falsify(self) -> dict[str, Falsification]:
         """The suite on all heads and MLPs, and on the top heads."""
@@ -183,7 +195,7 @@ class Run:
                 self.say(
                     f"falsifying: every control beside ScAle on {'all heads and MLPs' if heads is None else f'the top {len(heads)} heads'}"
                 )
-                others = [q for questions in self.non_spatial("test").values() for q in questions]
+                others = self.non_spatial_together("test")
                 falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
             found[name] = Falsification.load(path)
         return found
@@ -197,7 +209,7 @@ class Run:
         """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
         evaluations = self.evaluate()
         rows = []
-        for fit in ("all", "top", "retained"):
+        for fit in PLACES:
             pooled: list[np.ndarray] = []
             for task in NON_SPATIAL:
                 new, base = evaluations[task][fit], evaluations[task]["base"]
@@ -278,16 +290,6 @@ def _numbers(found: Falsification) -> dict[str, Any]:
             row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "p_corrected", "others_change")} for row in found.rows
         },
     }
-
-
-def example_failures(evaluations: dict[str, Evaluation], n: int = 4) -> list[tuple[str, Any]]:
-    """A few questions that the base model or the fitted one gets wrong, with what each said."""
-    base, fitted = evaluations["base"], evaluations["all"]
-    out: list[tuple[str, Any]] = []
-    for i, question in enumerate(base.questions):
-        if base.per_question[i] != fitted.per_question[i] and len(out) < n:
-            out.append((f"base said {base.answers[i]!r}, ScAle {fitted.answers[i]!r}; right: {question.answer_text!r}", question))
-    return out
 
 
 def default_folder(settings: Settings) -> Path:

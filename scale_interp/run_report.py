@@ -11,6 +11,7 @@ from . import viz
 from .viz import Section
 
 if TYPE_CHECKING:
+    from .evaluation import Evaluation
     from .run import Run
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
@@ -20,8 +21,6 @@ CONTROL_COLUMNS = ["control", "accuracy", "gain", "low", "high", "p_corrected", 
 
 def write_run_report(run: Run, summary: dict[str, Any]) -> None:
     """Write report.html into the run's folder, from its saved results and a fresh rescaling study."""
-    from .run import example_failures
-
     maps, scales, evaluations, suites = run.locate(), run.fit(), run.evaluate(), run.falsify()
     asked, patching = evaluations["asked"], maps["patch"]
     marks = run.top_heads
@@ -87,6 +86,16 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
     )
 
 
+def example_failures(evaluations: dict[str, Evaluation], n: int = 4) -> list[tuple[str, Any]]:
+    """A few questions that the base model or the fitted one gets wrong, with what each said."""
+    base, fitted = evaluations["base"], evaluations["all"]
+    out: list[tuple[str, Any]] = []
+    for i, question in enumerate(base.questions):
+        if base.per_question[i] != fitted.per_question[i] and len(out) < n:
+            out.append((f"base said {base.answers[i]!r}, ScAle {fitted.answers[i]!r}; right: {question.answer_text!r}", question))
+    return out
+
+
 def sentences(summary: dict[str, Any]) -> list[str]:
     """The findings in plain words."""
     base, fits, spread = summary["base"], summary["fits"], summary["sparsity"]["patch"]
@@ -98,15 +107,16 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         f"The base model answers {base['accuracy']:.1%} of the test questions {within}; chance is {base['chance']:.1%}.",
         f"Half of the recovered logit difference sits in {spread['heads_to_half']} of {spread['heads']} heads; the four largest hold "
         f"{spread['share_top4']:.0%} (Gini {spread['gini']:.2f}).",
-        *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {_change(row, 'gain')}." for n, row in fits.items()),
+        *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {change(row, 'gain')}." for n, row in fits.items()),
         f"A head's patching effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
         f"with the scalar's distance from 1, {_rank(agree['size'])}.",
-        f"Non-spatial accuracy changes by {_change(lost, 'change')}; with retention by {_change(kept, 'change')}.",
+        f"Non-spatial accuracy changes by {change(lost, 'change')}; with retention by {change(kept, 'change')}.",
         *(f"Falsification, {FITS[n]}: {found['verdict']}" for n, found in summary["falsification"].items()),
     ]
 
 
-def _change(row: dict[str, Any], name: str) -> str:
+def change(row: dict[str, Any], name: str) -> str:
+    """A number of a row with its interval."""
     return f"{row[name]:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
 
 

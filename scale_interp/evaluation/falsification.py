@@ -26,6 +26,7 @@ from ..data.question import Question
 from ..errors import DataError, FileError
 from ..interventions.edit import Head, check_heads
 from ..interventions.engine import run_with_clean
+from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
 from ..record import read_json, write_json
 from .accuracy import relative_gain, require_disjoint
@@ -190,14 +191,15 @@ def falsify(
     mlp = chosen is None if mlp is None else mlp
     fits = _plan(vlm, train, chosen, mlp, seeds)
     registered = _register(vlm, fits, test, settings)
-    scales = fit_scales(vlm, train, fits, retain=retain, **settings)
+    prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
+    scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, **settings)
     made: dict[str, list[ScAle]] = {}
     for fit, scale in zip(fits, scales, strict=True):
         made.setdefault(fit.name, []).append(scale)
     full = made[FULL]
     made["random scalars"] = [s.randomised(i) for i, s in enumerate(full)]
     made["permuted scalars"] = [s.permuted(i) for i, s in enumerate(full)]
-    corrections = _text_only(vlm, train)
+    corrections = _text_only(vlm, train, prompts)
     right = _answer(vlm, test, made, corrections)
     elsewhere = None if others is None else _answer(vlm, require(others), made, corrections)
     rows = _rows(right, groups(test), made, elsewhere)
@@ -280,8 +282,8 @@ def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int =
     return answers, bits
 
 
-def _text_only(vlm: VLM, train: Sequence[Question]) -> dict[str, TextCorrection]:
-    scores, _ = run_with_clean(vlm, train, None, "packed", what="base answers")
+def _text_only(vlm: VLM, train: Sequence[Question], prompts: Prompts) -> dict[str, TextCorrection]:
+    scores, _ = run_with_clean(vlm, train, None, "packed", prompts=prompts, what="base answers")
     return {name: fit_text_correction(scores[:, 0].cpu(), train, name != "output bias") for name in TEXT_ONLY}
 
 
