@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -14,14 +14,14 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 
 Box = tuple[float, float, float, float]
-Picture = Image.Image | str | Path | Callable[[], Image.Image] | None
+Picture = Image.Image | str | Path | Callable[[], Image.Image]
 
 
 @dataclass(frozen=True)
 class Question:
-    """One multiple-choice question about one picture.
+    """One multiple-choice question about a picture, about several, or about none.
 
-    picture: a PIL image, a path, a function that returns an image (opened only when asked for), or None.
+    picture: a PIL image, a path, a function that returns an image (opened only when asked for), a list of these, or None.
     choices: at least two different, non-empty strings; answer: index of the right one.
     group: what questions may share (a scene, a photograph): splits and intervals go by it. Default: the id.
     boxes: name -> (left, top, right, bottom) in pixels of the picture; about: the names asked about, subject first.
@@ -34,7 +34,7 @@ class Question:
     text: str
     choices: tuple[str, ...]
     answer: int
-    picture: Picture = field(default=None, repr=False, compare=False)
+    picture: Picture | Sequence[Picture] | None = field(default=None, repr=False, compare=False)
     id: str = ""
     group: str = ""
     task: str = ""
@@ -47,6 +47,8 @@ class Question:
         where = f"question {self.id or self.text!r}"
         if not self.text.strip():
             raise DataError(f"{where}: the text is empty; give the words to ask")
+        if isinstance(self.picture, list):
+            object.__setattr__(self, "picture", tuple(self.picture))
         object.__setattr__(self, "choices", tuple(self.choices))
         if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
             raise DataError(f"{where}: choices {self.choices!r}: give at least two, all different")
@@ -55,7 +57,8 @@ class Question:
         if not 0 <= self.answer < len(self.choices):
             raise DataError(f"{where}: answer {self.answer} is no index of its {len(self.choices)} choices")
         if not self.id:
-            content = f"{self.text}|{self.choices}|{self.answer}|".encode() + _picture_bytes(self.picture)
+            content = f"{self.text}|{self.choices}|{self.answer}|".encode()
+            content += b"".join(_picture_bytes(picture) for picture in self.pictures)
             object.__setattr__(self, "id", hashlib.blake2b(content, digest_size=8).hexdigest())
         if not self.group:
             object.__setattr__(self, "group", self.id)
@@ -65,14 +68,23 @@ class Question:
         return self.choices[self.answer]
 
     @property
-    def image(self) -> Image.Image | None:
-        """The picture in RGB, opened now; None for a question without one.
+    def pictures(self) -> tuple[Picture, ...]:
+        """The pictures as given, none opened."""
+        if self.picture is None:
+            return ()
+        return self.picture if isinstance(self.picture, tuple) else (self.picture,)  # type: ignore[return-value]
 
-        Raises DataError when the file is missing or no picture.
-        """
-        picture = self.picture
-        if picture is None:
-            return None
+    @property
+    def images(self) -> list[Image.Image]:
+        """The pictures in RGB, opened now. Raises DataError when a file is missing or no picture."""
+        return [self._open(picture) for picture in self.pictures]
+
+    @property
+    def image(self) -> Image.Image | None:
+        """The first picture in RGB, opened now; None for a question without one."""
+        return self._open(self.pictures[0]) if self.pictures else None
+
+    def _open(self, picture: Picture) -> Image.Image:
         try:
             if isinstance(picture, str | Path):
                 with Image.open(picture) as opened:

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import BatchFeature
 from transformers.cache_utils import Cache, DynamicLayer
 
 from ..data.question import Question
@@ -82,19 +81,25 @@ class Prefix:
 
 @torch.no_grad()
 def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(None)) -> Prefix:
-    """Run the prompts up to their last token, once, and keep their keys and values."""
+    """Run the prompts up to their last token, once, and keep their keys and values.
+
+    Where a prompt attends in both directions it is run whole and its last token dropped: keys and values before it
+    then hold the unedited last token ("prompt frozen").
+    """
     inputs = vlm.encode(questions)
     positions = vlm.position_ids(inputs)
-    short = BatchFeature({k: v[:, :-1] if k in PER_TOKEN else v for k, v in inputs.items()})
-    out = vlm.hf_model(**short, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1)
+    end = None if vlm.quirks.bidirectional else -1
+    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in inputs.items()}
+    out = vlm.hf_model(**short, position_ids=positions[..., :end], use_cache=True, logits_to_keep=1)
     for number, layer in enumerate(out.past_key_values.layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
             raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
+    drop = -1 if vlm.quirks.bidirectional else None
     return Prefix(
         questions,
         rows,
-        tuple(PrefixLayer(layer.keys, layer.values) for layer in out.past_key_values.layers),
+        tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in out.past_key_values.layers),
         inputs["attention_mask"][:, :-1].bool(),
         positions[..., -1:] + choices.depth,
         choices,

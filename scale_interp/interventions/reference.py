@@ -13,8 +13,6 @@ from ..models.vlm import VLM
 from .choices import choice_sequences
 from .edit import LayerEdit, Variants, affine
 
-FOLLOWING = {"attention_mask": 1, "token_type_ids": 0, "mm_token_type_ids": 0}
-
 
 def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Tensor) -> Tensor:
     """Choice scores [n, C] of one question; row: its index among the caller's questions; no variants: one clean run [1, C]."""
@@ -44,7 +42,8 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
         inputs = prompt.copy()
         tokens = torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device)
         inputs["input_ids"] = torch.cat([prompt["input_ids"], tokens], 1)
-        for key, value in FOLLOWING.items():
+        following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}
+        for key, value in following.items():
             if key in prompt:
                 inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
         logits = _forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)

@@ -18,10 +18,12 @@ from transformers import (
     PreTrainedModel,
     ProcessorMixin,
 )
-from transformers.utils import logging
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available, logging
 
 from ..errors import ModelError
-from . import demo
+from . import demo, zoo
+from .image_only import image_only
 from .vlm import VLM
 
 
@@ -52,7 +54,11 @@ def load(
     if not isinstance(model, str | Path):
         raise ModelError(f"cannot load a {type(model).__name__}: give a name, a folder, a hub id or a transformers model")
     name = str(model)
-    source = str(demo.folder(name)) if name in demo.NAMES else name
+    source = name
+    if name in demo.NAMES:
+        source = str(demo.folder(name))
+    elif name.startswith(zoo.PREFIX):
+        source = str(zoo.folder(name))
     if name in demo.NAMES and not Path(source).is_dir():
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
@@ -76,7 +82,7 @@ def load(
     if device is not None and device_map is None:
         hf_model.to(device)
     hf_model.requires_grad_(False)
-    return VLM(hf_model, processor or _processor(source, name, options), name, prompt)
+    return VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt)
 
 
 @contextmanager
@@ -105,9 +111,11 @@ def _config(source: str, name: str, options: dict[str, Any]) -> Any:
     return config
 
 
-def _processor(source: str, name: str, options: dict[str, Any]) -> ProcessorMixin:
+def _processor(source: str, name: str, config: type, options: dict[str, Any]) -> ProcessorMixin:
+    kind: Any = PROCESSOR_MAPPING.get(config, None)
+    without_video = kind is not None and not is_torchvision_available() and "video_processor" in kind.get_attributes()
     try:
-        found = AutoProcessor.from_pretrained(source, **options)
+        found = (image_only(kind) if without_video else AutoProcessor).from_pretrained(source, **options)
     except (OSError, ValueError, TypeError, ImportError, AttributeError) as error:
         raise ModelError(f"{name} has no usable processor ({error}): pass one as load(model, processor)") from error
     if not isinstance(found, ProcessorMixin):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
@@ -16,6 +15,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
+from . import families
 
 
 class VLM:
@@ -30,6 +30,7 @@ class VLM:
         self.decoder: Any = _decoder(hf_model, name)
         config = hf_model.config.get_text_config()
         self.family: str = hf_model.config.model_type
+        self.quirks = families.KNOWN.get(self.family, families.PLAIN)
         self.n_layers = len(self.decoder.layers)
         self.n_heads: int = config.num_attention_heads
         self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
@@ -73,24 +74,34 @@ class VLM:
 
     def position_ids(self, inputs: BatchFeature) -> Tensor:
         """The position of every token, as the model itself would number one unpadded prompt: [B, T], or [3, B, T] for mrope."""
-        core = getattr(self.hf_model, "model", self.hf_model)
-        if hasattr(core, "get_rope_index"):
-            takes = inspect.signature(core.get_rope_index).parameters
-            return core.get_rope_index(**{k: v for k, v in inputs.items() if k in takes})[0]
-        return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0)
+        return families.position_ids(self.hf_model, self.quirks, inputs)
 
     def cap(self, logits: Tensor) -> Tensor:
         """The final soft cap of the text model's logits, where it has one (Gemma 2)."""
         cap = getattr(self.hf_model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
+    @cached_property
+    def placeholder(self) -> str:
+        """What stands for one picture in a prompt's text."""
+        return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+
     def prompt_text(self, question: Question) -> str:
-        """The prompt of a question as text: the chat template's, or the user's own with {text} for the words."""
-        if self.prompt is not None:
-            return self.prompt.replace("{text}", question.text)
-        content: Any = [{"type": "text", "text": question.text}]
-        if question.picture is not None:
-            content.insert(0, {"type": "image"})
+        """The prompt of a question as text: the chat template's, or the user's own.
+
+        Own prompts have {text} for the words, and {images} for one placeholder a picture (or the placeholders themselves).
+        """
+        prompt = self.prompt
+        if prompt is None and self.processor.chat_template is None:
+            prompt = self.quirks.prompt
+            if prompt is None:
+                raise ModelError(
+                    f"the processor of {self.name} has no chat template: load it with prompt='{{images}}\\n{{text}}' or the like"
+                )
+        n = len(question.pictures)
+        if prompt is not None:
+            return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
+        content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
@@ -100,37 +111,38 @@ class VLM:
         """
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
-        images = [image for q in questions if (image := q.image) is not None]
         for q, text in zip(questions, texts, strict=True):
-            self._guard_placeholder(q, text)
+            marks, pictures = text.count(self.placeholder), len(q.pictures)
+            if marks != pictures:
+                raise DataError(
+                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); "
+                    "write the placeholder once for each picture"
+                )
+        images = [q.images for q in questions]
         bos = self.tokenizer.bos_token
         special = not (bos and texts[0].startswith(bos))
         try:
             inputs = self.processor(
-                text=texts, images=images or None, return_tensors="pt", padding=True, padding_side="left", add_special_tokens=special
+                text=texts,
+                images=images if any(images) else None,
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=special,
             )
-        except (ValueError, TypeError, IndexError, StopIteration) as error:
+        except (ValueError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
             raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
         inputs.pop("labels", None)
         for key, value in inputs.items():
             if isinstance(value, Tensor):
                 inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        if not any(images) and (inputs["input_ids"] == self.image_token_id).any():
+            raise DataError(f"question {questions[0].id}: its tokens hold an image placeholder, but it has no picture; give one")
         return inputs
-
-    def _guard_placeholder(self, question: Question, text: str) -> None:
-        placeholder = getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
-        marks, pictures = text.count(placeholder), int(question.picture is not None)
-        if self.family.startswith("paligemma"):
-            return
-        if marks != pictures:
-            raise DataError(
-                f"question {question.id}: the prompt has {marks} image placeholder(s) {placeholder!r} for {pictures} picture(s); "
-                "write the placeholder once for each picture"
-            )
 
     def choice_ids(self, question: Question) -> list[list[int]]:
         """The token ids of each choice, as they would continue the prompt."""
-        prompt = self.prompt_text(question)
+        prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
         start = self._ids(prompt)
         out = []

@@ -32,8 +32,7 @@ def question_card(question: Question) -> str:
     True
     """
     try:
-        image = question.image
-        picture = "" if image is None else _picture(image, question.text)
+        picture = "".join(_picture(image, question.text) for image in question.images)
     except DataError as error:
         picture = f"<p style='flex:1 1 160px;margin:0'>{escape(str(error))}</p>"
     choices = "".join(_choice(choice, i == question.answer) for i, choice in enumerate(question.choices))

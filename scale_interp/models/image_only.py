@@ -1,0 +1,32 @@
+"""Processors of pictures and text that do without their video half, and so without torchvision."""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+from transformers import ProcessorMixin
+
+
+@cache
+def image_only(kind: type[ProcessorMixin]) -> Any:
+    """The processor class with an empty video slot, under the same name."""
+
+    class ImageOnly(kind):  # type: ignore[misc, valid-type]
+        video_processor = None
+
+        @classmethod
+        def get_attributes(cls) -> list[str]:
+            return [name for name in super().get_attributes() if name != "video_processor"]
+
+        @classmethod
+        def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
+            # image processor and tokenizer come first in every signature, the video processor third
+            return [*super()._get_arguments_from_pretrained(*args, **kwargs), None]
+
+        def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
+            # SmolVLM's own asks the video processor for its frame rate first
+            return ProcessorMixin.apply_chat_template(self, *args, **kwargs)
+
+    ImageOnly.__name__ = ImageOnly.__qualname__ = kind.__name__
+    return ImageOnly

@@ -1,0 +1,75 @@
+"""A tiny random-weight model of every family, with its real classes: for testing code on all of them in seconds.
+
+>>> from scale_interp import load
+>>> load("tiny-random/qwen2_5_vl").family
+'qwen2_5_vl'
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+import tokenizers
+import torch
+import transformers
+from torch import nn
+
+from ...errors import ModelError
+
+PREFIX = "tiny-random/"
+NAMES = (
+    "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "idefics3", "smolvlm",
+    "paligemma", "paligemma2",
+)  # fmt: skip
+
+
+def folder(name: str) -> Path:
+    """The model's folder in the user's cache, built on first use: `tiny-random/llava` and so on."""
+    family = name.removeprefix(PREFIX)
+    if family not in NAMES:
+        raise ModelError(f"no tiny model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}")
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scale_interp" / "tiny-random"
+    recipe = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
+    made_with = f"{torch.__version__} {transformers.__version__} {tokenizers.__version__}".encode()
+    place = root / f"{family}-{hashlib.blake2b(recipe + made_with, digest_size=6).hexdigest()}"
+    if not place.is_dir():
+        root.mkdir(parents=True, exist_ok=True)
+        unfinished = Path(tempfile.mkdtemp(dir=root))
+        try:
+            save(family, unfinished)
+            unfinished.rename(place)
+        except OSError:
+            if not place.is_dir():
+                raise
+        finally:
+            shutil.rmtree(unfinished, ignore_errors=True)
+    return place
+
+
+def save(family: str, place: Path, seed: int = 0) -> None:
+    """Build a family's tiny model and write it as any checkpoint is written: config, weights, processor, tokenizer."""
+    from .families import BUILDERS
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model, processor = BUILDERS[family]()
+        _draw(model)
+    model.save_pretrained(place)
+    processor.save_pretrained(place)
+
+
+@torch.no_grad()
+def _draw(model: nn.Module) -> None:
+    """Weights ~ N(0, 1/fan-in), so that attention and images matter; norms and biases a little off their start."""
+    for module in model.modules():
+        for name, weight in module.named_parameters(recurse=False):
+            if weight.ndim < 2:
+                weight.add_(0.1 * torch.randn_like(weight))
+            elif isinstance(module, nn.Embedding) or not name.endswith("weight"):
+                weight.normal_(0, 0.5)
+            else:
+                weight.normal_(0, weight[0].numel() ** -0.5)
