@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from scale_interp.bench import Benchmark, read_benchmarks
 from scale_interp.record import read_json, write_bytes
 from scale_interp.run_report import FITS, change
 
@@ -12,7 +13,7 @@ MODELS = ("demo", "demo-healthy", "demo-prior")
 
 def main() -> None:
     summaries = {name: read_json(Path("runs") / f"{name}-scenes-relation" / "summary.json") for name in MODELS}
-    parts = [HEAD, *(model(name, found) for name, found in summaries.items()), speed(read_json(HERE / "bench-demo.json"))]
+    parts = [HEAD, *(model(name, found) for name, found in summaries.items()), speed(read_benchmarks(HERE / "bench-demo.json")[0])]
     write_bytes(HERE / "results.md", "\n".join(parts).encode())
 
 
@@ -72,12 +73,15 @@ def suite(title: str, found: dict[str, Any]) -> str:
 {rows}"""
 
 
-def speed(found: dict[str, Any]) -> str:
-    about = found["about"]
-    rows = "\n".join(f"| {r['way']} | {r['seconds']:.3f} | {r['ratio']:.2f} | {r['largest_difference']:.1e} |" for r in found["rows"])
+def speed(found: Benchmark) -> str:
+    about = found.about
+    rows = "\n".join(
+        f"| {r.way} | {r.seconds:.3f} | {r.ratio:.2f} | {'' if r.largest_difference is None else f'{r.largest_difference:.1e}'} |"
+        for r in found.rows
+    )
     return f"""## Speed
 
-    scale-interp bench --out docs/bench-demo.json
+    scale-interp bench demo --out docs/bench-demo.json
 
 All {about["variants"]} heads of `{about["model"]}` ablated on {about["questions"]} questions of {about["tokens"]} tokens, reading the
 prompts counted, medians of {about["repeats"]} repeats in one run on {about["threads"]} threads:
@@ -86,7 +90,7 @@ prompts counted, medians of {about["repeats"]} repeats in one run on {about["thr
 |---|---|---|---|
 {rows}
 
-nnsight's own share of the packed sweep: {found["nnsight_share"]:.1%}.
+nnsight's own share of the packed sweep: {found.nnsight_share:.1%}.
 """
 
 

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 _WHERE = {
     "adapters": ("Fit", "FitSettings", "ScAle", "fit_scale", "fit_scales"),
-    "attribution": ("HeadMap", "Rescaling", "ablate", "amplify", "attribute", "patch", "rescale"),
+    "attribution": ("HeadMap", "Rescaling", "ablate", "amplify", "attribute", "logit_attribution", "patch", "path_patch", "rescale"),
     "data": ("Contrast", "Contrasts", "Question", "Questions", "contrasts", "load_questions"),
     "evaluation": ("Evaluation", "Falsification", "evaluate", "evaluate_many", "falsify"),
     "interventions": ("Activations", "Edit", "HeadSweep", "capture", "run_edits"),
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from . import errors as errors
     from . import viz as viz
     from .adapters import Fit, FitSettings, ScAle, fit_scale, fit_scales
-    from .attribution import HeadMap, Rescaling, ablate, amplify, attribute, patch, rescale
+    from .attribution import HeadMap, Rescaling, ablate, amplify, attribute, logit_attribution, patch, path_patch, rescale
     from .data import Contrast, Contrasts, Question, Questions, contrasts, load_questions
     from .evaluation import Evaluation, Falsification, evaluate, evaluate_many, falsify
     from .interventions import Activations, Edit, HeadSweep, capture, run_edits

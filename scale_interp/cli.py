@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    from .bench import Benchmark
+    from .interventions.check import Report
     from .run import Run, Settings
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False, help=__doc__)
@@ -97,32 +99,73 @@ def report(folder: Folder) -> None:
 
 
 @app.command()
-def bench(
-    model: Model = "demo",
-    questions: Annotated[int, typer.Option(help="questions in the batch")] = 8,
-    repeats: Annotated[int, typer.Option(help="timings of each way; the median is shown")] = 5,
-    out: Annotated[Path | None, typer.Option(help="write the numbers as JSON here")] = None,
+def check(
+    model: Model,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads the model over the devices there are")] = None,
 ) -> None:
-    """How much a packed sweep of all heads saves against one forward pass a head, in one run."""
-    from dataclasses import asdict
-
-    from rich.table import Table
-
-    from .bench import bench as measure
-    from .data.load import load_questions
+    """Does MODEL work here, and how exactly? One question by every path and by plain nnsight, in each dtype."""
+    from .errors import ModelError
+    from .interventions.check import TOLERANCE
+    from .interventions.check import check as compare
     from .models.load import load
-    from .record import write_json
 
-    found = measure(load(model), load_questions("scenes/relation", n=questions), repeats)
-    table = Table(title=f"{found.about['variants']} heads, {found.about['questions']} questions of {found.about['tokens']} tokens")
-    for name in ("way", "seconds", "x ours", "largest |difference|"):
-        table.add_column(name, justify="left" if name == "way" else "right")
-    for row in found.rows:
-        table.add_row(row["way"], f"{row['seconds']:.3f}", f"{row['ratio']:.2f}", f"{row['largest_difference']:.1e}")
-    _console().print(table)
-    _console().print(f"nnsight's own share of the packed sweep: {found.nnsight_share:.1%}")
+    known = {str(t).removeprefix("torch."): t for t in TOLERANCE}
+    reports = []
+    for name in dtype or known:
+        if name not in known:
+            raise ModelError(f"dtype {name!r}: choose from {', '.join(known)}")
+        reports.append(compare(load(model, dtype=known[name], device_map=device_map, check=False)))
+    _check_tables(reports)
+    for r in reports:
+        if not r.known and not r.agrees:
+            raise ModelError(f"{r.model} in {r.dtype}: {r.why}")
+
+
+@app.command()
+def bench(
+    model: Annotated[
+        str | None,
+        typer.Argument(
+            help="as elsewhere, or realistic/LAYERSxHEADSxWIDTH (default: a LLaVA of realistic shape with 64 heads, and one with 1,024)"
+        ),
+    ] = None,
+    questions: Annotated[int | None, typer.Option(help="questions in the batch (default: 8, or 1 where no model is named)")] = None,
+    repeats: Annotated[int, typer.Option(help="timings of each way; the median is shown")] = 5,
+    sample: Annotated[int, typer.Option(help="heads that stand for all where one run a head takes too long; 0: time all")] = 32,
+    memory: Annotated[bool, typer.Option("--memory", help="measure peak memory too (always done where no model is named)")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    out: Annotated[Path | None, typer.Option(help="write the numbers as JSON here")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the times here, .html or .png")] = None,
+) -> None:
+    """What a packed sweep of all heads saves against the ways in use, and how near it is to the limit, in one run."""
+    from .bench import bench as measure
+    from .bench import write_benchmarks
+    from .bench.memory import DATA, measure_memory
+    from .bench.realistic import SHAPES, open_model
+    from .data.load import load_questions
+    from .errors import FileError
+
+    if figure is not None and figure.suffix not in (".html", ".png"):
+        raise FileError(f"figure {figure}: name a file that ends in .html or .png")
+    n = questions or (8 if model else 1)
+    asked = load_questions(DATA, n=n)
+    found = []
+    for name in (model,) if model else SHAPES:
+        taken = measure_memory(name, n, device, dtype) if memory or model is None else None
+        found.append(measure(open_model(name, device, dtype), asked, repeats, sample, taken))
+        _bench_table(found[-1])
     if out is not None:
-        write_json(out, asdict(found) | {"nnsight_share": found.nnsight_share})
+        write_benchmarks(out, found)
+    if figure is not None:
+        from .viz import speed
+
+        drawn = speed(found)
+        if figure.suffix == ".html":
+            drawn.write_html(figure)
+        else:
+            drawn.write_image(figure, scale=2)
 
 
 @app.command("train-demo")
@@ -181,6 +224,66 @@ def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr)
+
+
+def _check_tables(reports: list[Report]) -> None:
+    from rich.table import Table
+
+    first = reports[0]
+    facts, differences = Table(title=first.model, show_header=False), Table(title=f"one question of {first.tokens} tokens, in logits")
+    for name, fact in (
+        ("family", first.family + ("" if first.known else ", not a known one: taken only if all paths agree")),
+        ("model", first.model_class),
+        ("processor", first.processor_class),
+        ("attention", first.attention),
+        ("layers x heads x head dimension", f"{first.layers} x {first.heads} x {first.head_dim}"),
+        ("query heads per key-value head", str(first.groups)),
+    ):
+        facts.add_row(name, fact)
+    for name in (
+        "dtype",
+        "path",
+        "packed / reference",
+        "clean runs",
+        "reference / nnsight",
+        "within a call",
+        "allowed",
+        "sweep of all heads",
+    ):
+        differences.add_column(name, justify="left" if name in ("dtype", "path") else "right")
+    for r in reports:
+        measured = (f"{x:.1e}" for x in (r.packed_reference, r.clean, r.nnsight, r.rounding, r.allowed))
+        differences.add_row(r.dtype, r.path, *measured, f"{r.sweep_bytes / 2**20:.1f} MiB beside {r.weight_bytes / 2**20:.1f} of weights")
+    console = _console()
+    console.print(facts)
+    console.print(differences)
+    for why in dict.fromkeys(f"reference path: {r.why}" for r in reports if r.path == "reference"):
+        console.print(why, highlight=False, soft_wrap=True)
+
+
+def _bench_table(found: Benchmark) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    about = found.about
+    title = f"{about['model']}: {about['variants']:,} heads, {about['questions']} question(s) of {about['tokens']} tokens"
+    table = Table(title=title)
+    for name in ("way", "seconds", "x ours", "largest |difference|"):
+        table.add_column(name, justify="left" if name == "way" else "right")
+    for row in found.rows:
+        difference = "" if row.largest_difference is None else f"{row.largest_difference:.1e}"
+        way = f"{row.way} ({found.sampled(row)})" if found.sampled(row) else row.way
+        table.add_row(way, f"{row.seconds:,.3f}", f"{row.ratio:,.2f}", difference)
+    console = _console()
+    console.print(table)
+    for way, why in found.left_out.items():
+        console.print(f"left out: {way}: {escape(why)}", highlight=False, soft_wrap=True)
+    console.print(f"ours / one plain forward over as many tokens: {found.over_limit:.2f}", highlight=False)
+    console.print(f"nnsight's own share of the packed sweep: {found.nnsight_share:.1%}", highlight=False)
+    if found.memory is not None:
+        loaded, forward, sweep = (f"{n / 1e9:.2f} GB" for n in (found.memory.loaded, found.memory.forward, found.memory.sweep))
+        text = f"peak memory: {loaded} once loaded, {forward} with one forward, {sweep} with the sweep ({found.memory.ratio:.2f} times)"
+        console.print(text, highlight=False, soft_wrap=True)
 
 
 def _closing_table(summary: dict[str, Any], folder: Path) -> None:

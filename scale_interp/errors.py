@@ -27,3 +27,7 @@ class LeakError(ScaleInterpError, ValueError):
 
 class PathWarning(UserWarning):
     """The packed path was left for the reference path, or means something else on this model."""
+
+
+class MemoryWarning(UserWarning):
+    """Memory ran out and the work goes on in smaller parts."""

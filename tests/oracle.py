@@ -1,9 +1,12 @@
-"""Edits by plain torch hooks on the transformers module, one question and one edit at a time; nothing of the engine."""
+"""Edits by plain torch hooks on the transformers module, one question and one edit at a time; nothing of the engine.
+
+The inputs come from the processor itself, not from `vlm.encode`, so that an input which `encode` loses is missed here.
+"""
 
 import torch
 
 
-def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positions=(-1,)):
+def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positions=(-1,), use_cache=False):
     """Logits [T, V] of one whole forward pass; scale [L, H], shift [L, H, D], mlp_scale [L] act at `positions`."""
     decoder, hooks = model.get_decoder(), []
     H = model.config.get_text_config().num_attention_heads
@@ -36,10 +39,25 @@ def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positio
         if mlp_scale is not None:
             hooks.append(layer.mlp.register_forward_hook(edit_mlp(number)))
     try:
-        return model(**inputs, use_cache=False).logits[0]
+        return model(**inputs, use_cache=use_cache).logits[0]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def plain_inputs(vlm, question):
+    """The processor's whole output for one question, on its chat template (PaliGemma has none)."""
+    content = [*[{"type": "image"}] * len(question.pictures), {"type": "text", "text": question.text}]
+    if vlm.processor.chat_template is None:
+        text = "<image>" * len(question.pictures) + "answer en " + question.text
+    else:
+        text = vlm.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+    bos = vlm.tokenizer.bos_token
+    special = not (bos and text.startswith(bos))
+    out = vlm.processor(
+        text=[text], images=[question.images] if question.pictures else None, return_tensors="pt", add_special_tokens=special
+    )
+    return {k: v for k, v in out.items() if k != "labels"}
 
 
 def hooked_scores(vlm, question, edit, variant, scope="last"):
@@ -49,7 +67,7 @@ def hooked_scores(vlm, question, edit, variant, scope="last"):
         for name, part in (("scale", edit.scale), ("shift", edit.shift), ("mlp_scale", edit.mlp_scale))
     }
     ids = vlm.choice_ids(question)
-    inputs = dict(vlm.encode(question))
+    inputs = plain_inputs(vlm, question)
     T = inputs["input_ids"].shape[1]
     with torch.no_grad():
         if max(map(len, ids)) == 1:
@@ -61,6 +79,9 @@ def hooked_scores(vlm, question, edit, variant, scope="last"):
                 "input_ids": torch.cat([inputs["input_ids"], more], 1),
                 "attention_mask": torch.ones(1, T + len(choice) - 1, dtype=torch.long),
             }
+            for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
+                # PaliGemma's 1 marks an answer, which the prompt does not see; elsewhere 0 marks text
+                longer[name] = torch.cat([inputs[name], torch.full_like(more, int(vlm.family == "paligemma"))], 1)
             positions = range(T - 1, T + len(choice) - 1) if scope == "each_new_token" else [T - 1]
             logits = hooked_logits(vlm.hf_model, longer, **parts, positions=positions).log_softmax(-1)
             scores.append(sum(logits[T - 1 + k, t] for k, t in enumerate(choice)))

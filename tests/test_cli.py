@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.errors import DataError, FileError
+from scale_interp.errors import DataError, FileError, ModelError
 from scale_interp.run import Run, Settings
 
 SMALL = Settings(n_train=80, n_locate=12, n_test=40, n_retain=10, seeds=1)
@@ -101,11 +101,14 @@ def test_errors_are_one_line(tmp_path):
 
 
 def test_bench_shows_ratios(tmp_path):
-    result = run("bench", "--questions", 2, "--repeats", 1, "--out", tmp_path / "bench.json")
+    result = run("bench", "demo", "--questions", 2, "--repeats", 1, "--out", tmp_path / "bench.json", "--figure", tmp_path / "bench.html")
     assert result.exit_code == 0, result.output
-    found = json.loads((tmp_path / "bench.json").read_text())
-    assert all(row["largest_difference"] < 1e-5 for row in found["rows"])
-    assert {row["way"] for row in found["rows"]} == {"one nnsight trace a head", "packed with bare hooks", "packed (ours)"}
+    (found,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    differences = {row["way"]: row["largest_difference"] for row in found["rows"]}
+    assert differences.pop("one plain forward over as many tokens") is None and max(differences.values()) < 1e-5
+    assert {"one nnsight trace a head", "copied cache, batch repeat", "packed with bare hooks", "packed (ours)"} <= set(differences)
+    assert "packed (ours)" in (tmp_path / "bench.html").read_text() and "peak memory" not in result.output
+    assert isinstance(run("bench", "demo", "--figure", tmp_path / "bench.pdf").exception, FileError)
 
 
 def test_help_needs_no_heavy_import():
@@ -121,3 +124,14 @@ def test_every_public_name_is_there():
         assert getattr(si, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = si.nothing
+
+
+def test_check_prints_what_a_model_is():
+    result = CliRunner().invoke(cli.app, ["check", "tiny-random/gemma3"], env={"COLUMNS": "200"})
+    assert result.exit_code == 0, result.output
+    for said in ("Gemma3ForConditionalGeneration", "Gemma3Processor", "3 x 4 x 24", "float32", "float16", "bfloat16", "packed"):
+        assert said in result.output
+    bidirectional = run("check", "tiny-random/paligemma2", "--dtype", "float32")
+    assert bidirectional.output.count("both directions") == 1 and "float16" not in bidirectional.output
+    with pytest.raises(ModelError, match="choose from float32"):
+        CliRunner().invoke(cli.app, ["check", "demo", "--dtype", "int8"], catch_exceptions=False)

@@ -7,9 +7,10 @@ from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
 from scale_interp.errors import EditError, ModelError
-from scale_interp.interventions import engine, prefix
-from scale_interp.interventions.engine import packed_batch, run_with_clean
+from scale_interp.interventions import check, engine, paths, prefix
+from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
+from scale_interp.interventions.paths import packed_batch
 from scale_interp.interventions.prefix import Prompts, read_prefix
 from scale_interp.models.demo import build
 
@@ -99,7 +100,7 @@ def test_sweep_equals_dense_edits_in_chunks(vlm, mixed, monkeypatch):
     source = si.capture(vlm, mixed).z
     sweep = si.HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
     whole = si.run_edits(vlm, mixed, sweep, path="packed")
-    monkeypatch.setattr(engine, "variants_at_once", lambda *_: 5)
+    monkeypatch.setattr(paths, "variants_at_once", lambda *_: 5)
     chunked = si.run_edits(vlm, mixed, sweep, path="packed")
     assert torch.allclose(whole, chunked, atol=2e-6)
     for n in (0, 17, 47):
@@ -147,14 +148,14 @@ def test_half_precision_stays_within_its_tolerance(mixed, dtype):
     edit = si.Edit(scale=torch.full((1, half.n_layers, half.n_heads), 0.5))
     a, b = (si.run_edits(half, mixed, edit, path=p) for p in ("packed", "reference"))
     seen = a.isfinite()
-    assert ((a - b)[seen].abs().max() / b[seen].abs().max()) <= engine.TOLERANCE[dtype]
+    assert ((a - b)[seen].abs().max() / b[seen].abs().max()) <= check.TOLERANCE[dtype]
     assert engine.choose_path(half, mixed) == "packed"
 
 
 def test_disagreement_falls_back_and_says_so(monkeypatch):
     other = si.load("demo")
-    real = engine.run_packed
-    monkeypatch.setattr(engine, "run_packed", lambda *a: tuple(s + 1 for s in real(*a)))
+    real = paths.run_packed
+    monkeypatch.setattr(paths, "run_packed", lambda *a: tuple(s + 1 for s in real(*a)))
     question = si.load_questions("scenes/relation", n=1)
     with pytest.warns(si.errors.PathWarning, match="differ by"):
         scores = si.run_edits(other, question)

@@ -1,8 +1,10 @@
+import json
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, T5Config
+from transformers import AutoConfig, AutoModelForImageTextToText, LlamaConfig, LlamaForCausalLM, T5Config
 
 import scale_interp as si
 from scale_interp.errors import DataError, ModelError
@@ -111,6 +113,21 @@ def encoder_decoder(folder):
     T5Config().save_pretrained(folder)
 
 
+def encoder_decoder_of_images(folder):
+    config = AutoConfig.for_model("florence2")
+    assert config.is_encoder_decoder
+    config.save_pretrained(folder)
+
+
+def quantised_without_its_library(folder):
+    vlm = si.load("tiny-random/llava")
+    vlm.hf_model.save_pretrained(folder)
+    vlm.processor.save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["quantization_config"] = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    (folder / "config.json").write_text(json.dumps(config))
+
+
 def damaged_weights(folder):
     vlm = si.load("demo")
     vlm.hf_model.save_pretrained(folder)
@@ -131,6 +148,8 @@ def incomplete_weights(folder):
         (lambda folder: None, "no folder with a config.json"),
         (text_model, "takes no images"),
         (encoder_decoder, "takes no images"),
+        (encoder_decoder_of_images, "encoder-decoder"),
+        (quantised_without_its_library, "cannot be loaded: .*bitsandbytes"),
         (without_processor, "no usable processor|no processor for images"),
         (damaged_weights, "cannot be loaded"),
         (incomplete_weights, "lack .*layers.2.mlp"),
@@ -140,6 +159,22 @@ def test_folders_that_are_no_vlm_are_refused(tmp_path, make, message):
     make(tmp_path)
     with pytest.raises(ModelError, match=message):
         si.load(tmp_path)
+
+
+def test_quantised_weights_run_and_say_so():
+    """int8 layers whose rounding hangs on the whole batch: the check sees it, and edits run by the reference path."""
+    vlm = si.load("tiny-random/llava")
+    torch.ao.quantization.quantize_dynamic(vlm.hf_model.model.language_model, {torch.nn.Linear}, inplace=True)
+    torch.ao.quantization.quantize_dynamic(vlm.hf_model, {"lm_head": torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
+    with pytest.warns(UserWarning, match="no plain linear layer"):
+        vlm = si.load(vlm.hf_model, vlm.processor)
+    assert not isinstance(vlm.hf_model.lm_head.weight, torch.Tensor)
+    question = si.Question("Where is the red circle?", ("left", "right"), 0, picture=Image.new("RGB", (28, 28), "red"))
+    with pytest.warns(si.errors.PathWarning, match="differ by"):
+        found = si.run_edits(vlm, question, si.Edit(scale=torch.full((1, vlm.n_layers, vlm.n_heads), 0.5)))
+    assert found.isfinite().all()
+    packed, reference = (si.run_edits(vlm, question, path=p) for p in ("packed", "reference"))
+    assert (packed - reference).abs().max() < 0.5
 
 
 def test_other_wrong_models_are_refused(vlm, monkeypatch):

@@ -6,6 +6,7 @@ touches its own scalars only and all share the order of batches, so fits side by
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
@@ -18,11 +19,12 @@ from torch import Tensor
 from ..attribution.sweep import provenance
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError
+from ..errors import DataError, EditError, PathWarning
 from ..interventions.edit import Edit, Head, Scope, check_heads
-from ..interventions.engine import choose_path
+from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
 from ..interventions.prefix import Prefix, Prompts
+from ..models.families import norms_after
 from ..models.vlm import VLM
 from ..progress import track
 from .scale import ScAle
@@ -101,12 +103,14 @@ def fit_scale(
     retain: Sequence[Question] | None = None,
     seed: int = 0,
     prompts: Prompts | None = None,
+    path: Path = "auto",
     **settings: Any,
 ) -> ScAle:
     """Fit scalars on the last token's heads (all, or the given ones) and MLPs of the frozen model.
 
     layers: only these layers' heads and MLPs. retain: questions whose answers should stay as the base model gives
-    them. settings: fields of FitSettings. Only the choices' scores are trained on, by cross-entropy.
+    them. path: fitting is packed; "packed" asks for it where the prompt would have to be frozen (see run_edits).
+    settings: fields of FitSettings. Only the choices' scores are trained on, by cross-entropy.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
@@ -119,7 +123,7 @@ def fit_scale(
     if only is not None:
         chosen = [h for h in chosen if h[0] in only]
     fit = Fit("fit", tuple(chosen), mlp, seed=seed)
-    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, **settings)[0]
+    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
 
 
 def fit_scales(
@@ -130,6 +134,7 @@ def fit_scales(
     retain: Sequence[Question] | None = None,
     layers: Sequence[int] | None = None,
     prompts: Prompts | None = None,
+    path: Path = "auto",
     **settings: Any,
 ) -> list[ScAle]:
     """Run several fits side by side on one reading of the training prompts; the same numbers as one after another."""
@@ -137,8 +142,13 @@ def fit_scales(
     options = FitSettings(**settings)
     if not fits:
         raise EditError("no fits: give at least one")
-    if choose_path(vlm, train) != "packed":
-        raise EditError(f"{vlm.name} runs by the reference path only, on which fitting is not offered")
+    require_packed(vlm, train, path, "fitting")
+    if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
+        warnings.warn(
+            f"{vlm.name} norms the MLP's output, and the norm takes a factor out again: MLP scalars do next to nothing; use mlp=False",
+            PathWarning,
+            stacklevel=3,
+        )
     learner = _Learner(vlm, train, fits, options, layers)
     prompts = prompts or Prompts(vlm, train, options.batch_size)
     kept = _Retained(vlm, retain, options) if retain is not None else None

@@ -13,7 +13,7 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Edit
-from ..interventions.engine import choose_path
+from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
 from ..interventions.prefix import Prefix, Prompts
 from ..models.vlm import VLM
@@ -22,18 +22,17 @@ from .metric import Metric, contrast_diff, measure
 from .sweep import provenance
 
 
-def attribute(vlm: VLM, items: Sequence[Contrast] | Sequence[Question], *, metric: Metric = "logit_diff") -> HeadMap:
+def attribute(vlm: VLM, items: Sequence[Contrast] | Sequence[Question], *, metric: Metric = "logit_diff", path: Path = "auto") -> HeadMap:
     """The gradient's estimate of what patching (given pairs) or zero ablation (given questions) would measure.
 
     Pairs: attribution patching, (z_clean - z_corrupt) . dm/dz at the corrupt run, over the mean of m_clean - m_corrupt
     (Nanda 2023; the corrupt run is patched, as in `patch`). Questions: the derivative of the metric in the head's
-    scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient.
+    scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient. Packed path only.
     """
     if metric == "accuracy":
         raise EditError("accuracy has no gradient: use metric='logit_diff' or 'correct_prob'")
-    if choose_path(vlm, _questions(items), "auto") != "packed":
-        raise EditError(f"{vlm.name} runs by the reference path only: use patch or ablate")
     items = require(items, Contrast if isinstance(next(iter(items), None), Contrast) else Question)
+    require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
         return _patching(vlm, items)  # type: ignore[arg-type]
     return _ablation(vlm, items, metric)  # type: ignore[arg-type]
@@ -44,8 +43,8 @@ def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]
 
 
 def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
-    at_clean = Prompts(vlm, [p.clean for p in pairs])
     at_corrupt = Prompts(vlm, [p.corrupt for p in pairs])
+    at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size)
     effects, gaps = [], []
     for i, corrupt in enumerate(at_corrupt.track("gradients")):
         members = pairs[corrupt.rows]

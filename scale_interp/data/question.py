@@ -21,7 +21,8 @@ Picture = Image.Image | str | Path | Callable[[], Image.Image]
 class Question:
     """One multiple-choice question about a picture, about several, or about none.
 
-    picture: a PIL image, a path, a function that returns an image (opened only when asked for), a list of these, or None.
+    picture: a PIL image, a path, a function that returns an image (opened only when asked for, or for an
+    id), a list of these, or None.
     choices: at least two different, non-empty strings; answer: index of the right one.
     group: what questions may share (a scene, a photograph): splits and intervals go by it. Default: the id.
     boxes: name -> (left, top, right, bottom) in pixels of the picture; about: the names asked about, subject first.
@@ -104,8 +105,9 @@ class Question:
 
 
 def _picture_bytes(picture: Picture) -> bytes:
-    if isinstance(picture, Image.Image):
-        buffer = io.BytesIO()
-        picture.convert("RGB").save(buffer, "PNG")
-        return buffer.getvalue()
-    return str(picture).encode() if isinstance(picture, str | Path) else b""
+    """What tells one picture from another in an id: a path's text, or the pixels."""
+    if isinstance(picture, str | Path):
+        return str(picture).encode()
+    buffer = io.BytesIO()
+    (picture if isinstance(picture, Image.Image) else picture()).convert("RGB").save(buffer, "PNG")
+    return buffer.getvalue()

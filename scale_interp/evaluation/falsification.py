@@ -25,6 +25,7 @@ from ..data.items import groups, require, shuffled_answers
 from ..data.question import Question
 from ..errors import DataError, FileError
 from ..interventions.edit import Head, check_heads
+from ..interventions.engine import Path as EnginePath
 from ..interventions.engine import run_with_clean
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
@@ -164,6 +165,7 @@ def falsify(
     seeds: int = 3,
     retain: Sequence[Question] | None = None,
     others: Sequence[Question] | None = None,
+    path: EnginePath = "auto",
     **settings: Any,
 ) -> Falsification:
     """Fit ScAle and every control on `train`, answer `test` once with all of them, and say what the gain is.
@@ -173,7 +175,7 @@ def falsify(
     fits on random other heads and on the least important ones (by gradient on `train`); an output bias; a text-only
     correction. All fits run side by side. retain: training questions whose answers should stay (see fit_scale).
     others: test questions of other tasks; every row then says by how much their accuracy changes (`others_change`).
-    settings: fields of FitSettings.
+    path: as in fit_scale. settings: fields of FitSettings.
 
     Raises LeakError where questions to learn from and questions to answer share a picture.
 
@@ -189,10 +191,10 @@ def falsify(
         raise DataError(f"seeds={seeds}: at least one fit is needed")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    fits = _plan(vlm, train, chosen, mlp, seeds)
+    fits = _plan(vlm, train, chosen, mlp, seeds, path)
     registered = _register(vlm, fits, test, settings)
     prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
-    scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, **settings)
+    scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
     made: dict[str, list[ScAle]] = {}
     for fit, scale in zip(fits, scales, strict=True):
         made.setdefault(fit.name, []).append(scale)
@@ -209,7 +211,7 @@ def falsify(
     return Falsification(float(right["base"].mean()), tuple(rows), changed, bits, digest, registered, about, tuple(full))
 
 
-def _plan(vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int) -> list[Fit]:
+def _plan(vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int, path: EnginePath) -> list[Fit]:
     """Every fit of the suite, decided before the test questions are looked at."""
     every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
     heads = tuple(every if chosen is None else chosen)
@@ -228,7 +230,7 @@ def _plan(vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: b
             fits.append(Fit("MLPs only", (), True, seed=seed))
     fits.append(Fit("frozen at 1", heads, mlp, frozen=True))
     if chosen is not None and 2 * len(heads) <= len(every):
-        least = attribute(vlm, train).scores.abs().flatten().argsort(stable=True).tolist()
+        least = attribute(vlm, train, path=path).scores.abs().flatten().argsort(stable=True).tolist()
         least = [every[i] for i in least if every[i] not in heads][: len(heads)]
         fits += [Fit("least important heads", tuple(least), mlp, seed=s) for s in range(seeds)]
     return fits

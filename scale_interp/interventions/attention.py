@@ -6,12 +6,15 @@ a row's numbers do not hang on its place among the others.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
+
+from ..errors import PathWarning
 
 NAME = "scale_interp_packed"
 
@@ -58,6 +61,10 @@ AttentionInterface.register(NAME, packed_attention)
 def attention(decoder: PreTrainedModel, name: str = NAME) -> Iterator[None]:
     """The text decoder with another attention function, put back afterwards."""
     before = decoder.config._attn_implementation
+    if str(before).startswith("flash"):
+        warnings.warn(
+            f"{before} takes no masks of packed rows: it reads the prompts, and packed runs use plain torch", PathWarning, stacklevel=3
+        )
     decoder.set_attn_implementation(name)
     try:
         yield

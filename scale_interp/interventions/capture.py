@@ -39,7 +39,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
     torch.Size([4, 6, 8, 16])
     """
     questions = require(questions)
-    lengths = [len(vlm.tokenizer(vlm.prompt_text(q))["input_ids"]) for q in questions]
+    lengths = [vlm.encode(q)["input_ids"].shape[1] for q in questions]
     batches = [
         members[i : i + batch_size]
         for length in sorted(set(lengths))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -40,18 +41,25 @@ class Choices:
     def read(self, vlm: VLM, hidden: Tensor) -> Tensor:
         """Scores [B, n, C] from the last norm's output [B, n, R, d]; -inf where a question has fewer choices."""
         head = vlm.hf_model.get_output_embeddings()
-        columns = F.embedding(self.token.to(head.weight.device), head.weight)
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
-        picked = torch.einsum("bnkd,bkd->bnk", at_row, columns.flatten(1, 2))
-        if getattr(head, "bias", None) is not None:
-            picked = picked + head.bias[self.token].flatten(1)[:, None]
-        picked = vlm.cap(picked).float().unflatten(2, self.row.shape[1:])
+        picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
         if self.long.any():
             total = self._log_total(vlm, head, hidden)
             total = total.gather(2, self.row.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)).unflatten(2, self.row.shape[1:])
             picked = picked - total * self.long[:, None, None, None]
         scores = (picked * self.used[:, None]).sum(-1)
         return scores.masked_fill(~self.used.any(-1)[:, None], float("-inf"))
+
+    def _columns(self, head: Any, at_row: Tensor) -> Tensor:
+        """Logits [B, n, C * K] of the choices' tokens alone; a quantised head has no columns to pick and is run whole."""
+        token = self.token.flatten(1)
+        if not isinstance(head.weight, Tensor) or not head.weight.is_floating_point():
+            wanted = token[:, None].expand(-1, at_row.shape[1], -1).flatten()
+            rows = zip(at_row.flatten(0, 2).split(VOCABULARY_ROWS), wanted.split(VOCABULARY_ROWS), strict=True)
+            return torch.cat([head(part).gather(1, t[:, None])[:, 0] for part, t in rows]).view(at_row.shape[:3])
+        columns = F.embedding(token.to(head.weight.device), head.weight)
+        picked = torch.einsum("bnkd,bkd->bnk", at_row, columns)
+        return picked if getattr(head, "bias", None) is None else picked + head.bias[token][:, None]
 
     def _log_total(self, vlm: VLM, head: torch.nn.Module, hidden: Tensor) -> Tensor:
         flat = hidden.flatten(0, 2)

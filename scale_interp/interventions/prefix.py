@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import psutil
 import torch
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
@@ -16,6 +17,7 @@ from ..errors import ModelError
 from ..models.vlm import VLM
 from ..progress import track
 from .choices import Choices, read_choices
+from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -80,8 +82,8 @@ class Prefix:
 
 
 @torch.no_grad()
-def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(None)) -> Prefix:
-    """Run the prompts up to their last token, once, and keep their keys and values.
+def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(None), vision: Vision | None = None) -> Prefix:
+    """Run the prompts up to their last token, once, and keep their keys and values; vision: features of shared pictures.
 
     Where a prompt attends in both directions it is run whole and its last token dropped: keys and values before it
     then hold the unedited last token ("prompt frozen").
@@ -89,7 +91,8 @@ def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(Non
     inputs = vlm.encode(questions)
     positions = vlm.position_ids(inputs)
     end = None if vlm.quirks.bidirectional else -1
-    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in inputs.items()}
+    whole = dict(inputs) if vision is None else vision.replace_pixels(inputs, questions)
+    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in whole.items()}
     out = vlm.hf_model(**short, position_ids=positions[..., :end], use_cache=True, logits_to_keep=1)
     for number, layer in enumerate(out.past_key_values.layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
@@ -109,23 +112,54 @@ def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(Non
 
 KEPT_SHARE = 0.25
 """Share of the memory that is free at the start which kept prefixes may fill; the rest is read again when asked for."""
+WEIGHTS_SHARE = 1 / 16
+LEAST_BYTES = 64 * 2**20
+MOST_QUESTIONS = 16
 
 
 def free_memory(device: torch.device) -> int:
     """Bytes free on a GPU, or of the machine's memory."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
-    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return psutil.virtual_memory().available
+
+
+def working_bytes(vlm: VLM) -> int:
+    """Bytes that one packed call, or one batch of prefixes, may take: `vlm.memory`, else what is free on the device.
+
+    Of that a quarter at most, and no more than a sixteenth of the weights' size (or 64 MiB), so that a sweep needs
+    hardly more memory than a forward pass.
+    """
+    if vlm.memory is not None:
+        return vlm.memory
+    return min(free_memory(vlm.device) // 4, max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE)))
 
 
 class Prompts(Sequence[Prefix]):
-    """The prefixes of many questions in batches, each read when first asked for and kept while memory allows."""
+    """The prefixes of many questions in batches, each read when first asked for and kept while memory allows.
 
-    def __init__(self, vlm: VLM, questions: Sequence[Question], batch_size: int = 16):
-        self.vlm, self.questions = vlm, questions
-        self.slices = [slice(i, min(i + batch_size, len(questions))) for i in range(0, len(questions), batch_size)]
+    batch_size: questions a batch; default: 16, or as many as `working_bytes` holds. keep: whether they are asked for
+    again.
+    """
+
+    def __init__(self, vlm: VLM, questions: Sequence[Question], batch_size: int | None = None, *, keep: bool = True):
+        self.vlm, self.questions, self._asked = vlm, questions, batch_size
+        self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
-        self._budget = int(KEPT_SHARE * free_memory(vlm.device))
+        self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if keep else 0
+
+    @cached_property
+    def batch_size(self) -> int:
+        if self._asked is not None:
+            return self._asked
+        tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
+        one = 2 * self.vlm.n_layers * self.vlm.n_kv_heads * self.vlm.head_dim * tokens * self.vlm.dtype.itemsize
+        return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // one))
+
+    @cached_property
+    def slices(self) -> list[slice]:
+        Q = len(self.questions)
+        return [slice(i, min(i + self.batch_size, Q)) for i in range(0, Q, self.batch_size)]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -134,7 +168,7 @@ class Prompts(Sequence[Prefix]):
         if index in self._kept:
             return self._kept[index]
         rows = self.slices[index]
-        prefix = read_prefix(self.vlm, self.questions[rows], rows)
+        prefix = read_prefix(self.vlm, self.questions[rows], rows, self._vision)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes

@@ -35,7 +35,7 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
     prompt = dict(vlm.encode(question))
     T = prompt["input_ids"].shape[1]
     if max(map(len, sequences)) == 1:
-        logits = _forward(vlm, prompt, parts or {}, T, scope)[0, -1].float()
+        logits = forward(vlm, prompt, parts or {}, T, scope)[0, -1].float()
         return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
     scores = []
     for ids in sequences:
@@ -46,12 +46,12 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
         for key, value in following.items():
             if key in prompt:
                 inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
-        logits = _forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
+        logits = forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
         scores.append(logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum())
     return torch.stack(scores)
 
 
-def _forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Tensor:
+def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Tensor:
     """Logits [1, T + k, V] of a whole forward pass with the edit at the prompt's last token (and after it)."""
     end = T if scope == "last" else None
     with vlm.nn.trace(**inputs, use_cache=False):

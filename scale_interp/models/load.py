@@ -23,6 +23,7 @@ from transformers.utils import is_torchvision_available, logging
 
 from ..errors import ModelError
 from . import demo, zoo
+from .families import KNOWN
 from .image_only import image_only
 from .vlm import VLM
 
@@ -36,13 +37,18 @@ def load(
     device_map: str | dict[str, Any] | None = None,
     revision: str | None = None,
     prompt: str | None = None,
+    check: bool | None = None,
     trust_remote_code: bool = False,
 ) -> VLM:
     """Load a vision-language model and address its heads.
 
-    model: "demo", "demo-healthy", "demo-prior", a folder, a hub id, or a live transformers model with its processor
-    (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless given. prompt: a
-    template with {text}, in place of the chat template. Raises ModelError for anything that is no decoder-only VLM.
+    model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", a folder, a hub id, or a live transformers model
+    with its processor (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless
+    given. prompt: a template with {images} and {text}, in place of the chat template. check: compare all paths on one
+    question now and keep the result in `vlm.report`; by default only where the model's family is not a known one: such
+    a model is refused unless the check agrees.
+
+    Raises ModelError for anything that is no decoder-only VLM.
 
     >>> load("demo").n_heads
     8
@@ -50,7 +56,8 @@ def load(
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: load(model, processor)")
-        return VLM(model, processor, getattr(model.config, "_name_or_path", "") or type(model).__name__, prompt)
+        name = getattr(model.config, "_name_or_path", "") or type(model).__name__
+        return _checked(VLM(model, processor, name, prompt), check)
     if not isinstance(model, str | Path):
         raise ModelError(f"cannot load a {type(model).__name__}: give a name, a folder, a hub id or a transformers model")
     name = str(model)
@@ -74,7 +81,7 @@ def load(
                 output_loading_info=True,
                 **options,
             )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, ImportError, SafetensorError) as error:
         raise ModelError(f"the weights of {name} cannot be loaded: {error}") from error
     hf_model, info = loaded
     if missing := sorted(info["missing_keys"]):
@@ -82,7 +89,29 @@ def load(
     if device is not None and device_map is None:
         hf_model.to(device)
     hf_model.requires_grad_(False)
-    return VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt)
+    return _checked(VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt), check)
+
+
+def _checked(vlm: VLM, check: bool | None) -> VLM:
+    from ..interventions.check import check as compare
+
+    known = vlm.family in KNOWN
+    if check or (check is None and not known):
+        try:
+            vlm.report = compare(vlm)
+        except Exception as error:
+            if known:
+                raise
+            raise ModelError(
+                f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way fails on it: {error}"
+            ) from error
+        if not known and (not vlm.report.agrees or vlm.report.path != "packed"):
+            raise ModelError(
+                f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way does not hold for it: "
+                f"{vlm.report.why}; against a plain nnsight trace logits differ by {vlm.report.nnsight:.2g}. "
+                "load(..., check=False) takes it all the same, for the reference path"
+            )
+    return vlm
 
 
 @contextmanager
@@ -108,6 +137,8 @@ def _config(source: str, name: str, options: dict[str, Any]) -> Any:
         ) from error
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not options["trust_remote_code"]:
         raise ModelError(f"{name} is a {config.model_type!r} model, which takes no images: load a vision-language model")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} ({config.model_type}) is an encoder-decoder model; this toolkit edits decoder-only models")
     return config
 
 

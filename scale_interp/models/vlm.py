@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from nnsight import NNsight
@@ -16,6 +16,9 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
+
+if TYPE_CHECKING:
+    from ..interventions.check import Report
 
 
 class VLM:
@@ -41,8 +44,10 @@ class VLM:
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
-        self.agreement: float | None = None
-        """Largest difference of packed and reference logits on the first question, once it was measured."""
+        self.report: Report | None = None
+        """How the paths agree on one question, once that was measured: on load with check=True, else on first use."""
+        self.memory: int | None = None
+        """Bytes that one packed call may take; None: by what is free and how large the model is."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
@@ -54,6 +59,11 @@ class VLM:
     @property
     def dtype(self) -> torch.dtype:
         return self.hf_model.dtype
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(weight.nbytes for weight in self.hf_model.parameters())
 
     @property
     def revision(self) -> str | None:

@@ -6,6 +6,7 @@ from .curves import rescaling, training_curve
 from .heatmap import head_heatmap, head_heatmaps, scalar_heatmap
 from .page import question_card
 from .report import Section, write_report
+from .speed import speed
 
 __all__ = [
     "Section",
@@ -18,6 +19,7 @@ __all__ = [
     "rescaling",
     "retention",
     "scalar_heatmap",
+    "speed",
     "training_curve",
     "write_report",
 ]

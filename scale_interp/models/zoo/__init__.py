@@ -57,13 +57,13 @@ def save(family: str, place: Path, seed: int = 0) -> None:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model, processor = BUILDERS[family]()
-        _draw(model)
+        draw(model)
     model.save_pretrained(place)
     processor.save_pretrained(place)
 
 
 @torch.no_grad()
-def _draw(model: nn.Module) -> None:
+def draw(model: nn.Module) -> None:
     """Weights ~ N(0, 1/fan-in), so that attention and images matter; norms and biases a little off their start."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):

@@ -1,0 +1,97 @@
+"""What a benchmark found, and its JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileError
+from ..record import read_json, write_json
+
+PER_HEAD = "one nnsight trace a head"
+BRIDGE = "TransformerLens bridge, one run a head"
+COPIED = "copied cache, batch repeat"
+BARE = "packed with bare hooks"
+OURS = "packed (ours)"
+LIMIT = "one plain forward over as many tokens"
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way of sweeping over all heads.
+
+    seconds: median over the repeats, scaled up where only `heads_timed` of them were timed; ratio: to ours;
+    largest_difference: of a score, to ours, on the heads timed (None for the limit, which has no scores).
+    """
+
+    way: str
+    seconds: float
+    ratio: float
+    heads_timed: int
+    largest_difference: float | None
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Peak bytes of fresh processes: after loading the model, after one plain forward, after a sweep over all heads."""
+
+    loaded: int
+    forward: int
+    sweep: int
+
+    @property
+    def ratio(self) -> float:
+        """The sweep's peak over the forward's."""
+        return self.sweep / self.forward
+
+
+@dataclass(frozen=True)
+class Benchmark:
+    """Every way's time on one model; left_out: way -> why it was not run."""
+
+    rows: tuple[Row, ...]
+    about: dict[str, Any]
+    left_out: dict[str, str]
+    memory: Memory | None = None
+
+    def ratio(self, name: str) -> float:
+        """How many times longer this way takes than ours."""
+        return next(row.ratio for row in self.rows if row.way == name)
+
+    @property
+    def nnsight_share(self) -> float:
+        """The share of our packed sweep's time that nnsight takes, against the same sweep with bare torch hooks."""
+        return 1 - self.ratio(BARE)
+
+    @property
+    def over_limit(self) -> float:
+        """Our packed sweep's time over that of one plain forward of the decoder over as many tokens."""
+        return 1 / self.ratio(LIMIT)
+
+    def sampled(self, row: Row) -> str:
+        """Says how many heads stand for all; empty where all were timed."""
+        return f"{row.heads_timed:,} of {self.about['variants']:,} heads timed" if row.heads_timed < self.about["variants"] else ""
+
+
+def write_benchmarks(path: Path, found: Sequence[Benchmark]) -> None:
+    """Write benchmarks as one JSON file, a model each."""
+    derived = [{"nnsight_share": b.nnsight_share, "over_limit": b.over_limit} for b in found]
+    write_json(path, {"benchmarks": [asdict(b) | more for b, more in zip(found, derived, strict=True)]})
+
+
+def read_benchmarks(path: Path) -> list[Benchmark]:
+    """What write_benchmarks wrote, or FileError."""
+    try:
+        return [
+            Benchmark(
+                tuple(Row(**row) for row in found["rows"]),
+                found["about"],
+                found["left_out"],
+                found["memory"] and Memory(**found["memory"]),
+            )
+            for found in read_json(path)["benchmarks"]
+        ]
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{path} holds no benchmarks ({error!r}); measure again with `scale-interp bench --out`") from error

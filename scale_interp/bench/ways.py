@@ -1,0 +1,207 @@
+"""The ways of zero-ablating heads one by one: what users write today, ours, and the limit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass
+from typing import Any
+from unittest.mock import patch
+
+import torch
+from torch import Tensor, nn
+
+from ..data.question import Question
+from ..interventions.attention import attention
+from ..interventions.choices import Choices, read_choices
+from ..interventions.edit import Head
+from ..interventions.engine import packed_batch, variants_at_once
+from ..interventions.packed import edit_heads, with_copies
+from ..interventions.prefix import PER_TOKEN, Prefix, free_memory, read_prefix
+from ..interventions.sweep import HeadSweep
+from ..models.vlm import VLM
+from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
+
+COPIES = 64
+"""Variants that the cache is copied for at once, where memory allows."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """A sweep over heads that returns the scores [B, n, C], or None; by_head: it is one whole run a head."""
+
+    run: Callable[[HeadSweep], Tensor | None]
+    by_head: bool = False
+
+
+def ways(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Way], dict[str, str]]:
+    """Every way that this model can be swept in, and why others are left out."""
+    found, left_out = {PER_HEAD: Way(lambda sweep: _trace_per_head(vlm, questions, sweep), by_head=True)}, {}
+    bridge = _boot_bridge(vlm, questions)
+    if isinstance(bridge, str):
+        left_out[BRIDGE] = bridge
+    else:
+        found[BRIDGE] = Way(lambda sweep: _bridge_per_head(bridge, vlm, questions, sweep), by_head=True)
+    B, T = vlm.encode(questions)["input_ids"].shape
+    found[COPIED] = Way(lambda sweep: _copied(vlm, questions, sweep))
+    found[BARE] = Way(lambda sweep: _bare(vlm, read_prefix(vlm, questions), sweep))
+    found[OURS] = Way(lambda sweep: packed_batch(vlm, read_prefix(vlm, questions), sweep)[0])
+    found[LIMIT] = Way(lambda sweep: _limit(vlm, B, T + sweep.n_variants))
+    return found, left_out
+
+
+def _trace_per_head(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor:
+    inputs = vlm.encode(questions)
+    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
+    D, out = vlm.head_dim, []
+    for number, head in sweep.heads:
+        with vlm.nn.trace(**inputs, logits_to_keep=1):
+            o_proj = vlm.layers[number].self_attn.o_proj
+            z = o_proj.input.clone()
+            z[:, -1, head * D : (head + 1) * D] = 0
+            o_proj.input = z
+            logits = vlm.nn.output.logits[:, -1].save()
+        out.append(_read(choices, logits[:, None]))
+    return torch.cat(out, 1)
+
+
+def _boot_bridge(vlm: VLM, questions: Sequence[Question]) -> Any:
+    """TransformerLens' bridge over a copy of the model, since it rewrites the module tree; or a str: why there is none."""
+    try:
+        from transformer_lens.model_bridge import TransformerBridge, architecture_adapter
+        from transformer_lens.model_bridge.sources.transformers import source
+    except ImportError as error:
+        return f"transformer-lens cannot be imported: {error}"
+    # Booting looks for the processor on a hub and, failing that, installs torchvision, and it has no switch. We bring
+    # the inputs and need neither.
+    processor = patch.object(source, "load_modality_processor")
+    libraries = patch.object(architecture_adapter.ArchitectureAdapter, "_check_required_libraries")
+    model, tokenizer = deepcopy(vlm.hf_model), deepcopy(vlm.tokenizer)
+    # It tells families by their architecture, which only checkpoints say, and would load a tokenizer without BOS anew.
+    model.config.architectures = [type(model).__name__]
+    tokenizer.init_kwargs |= {"name_or_path": vlm.name, "add_bos_token": True}
+    try:
+        with processor, libraries:
+            bridge = TransformerBridge.boot_transformers(
+                vlm.name, hf_model=model, tokenizer=tokenizer, device=str(vlm.device), dtype=vlm.dtype
+            )
+        _bridge_per_head(bridge, vlm, questions, HeadSweep(((0, 0),), vlm.n_heads, 0.0))
+    except Exception as error:  # it raises what it likes
+        return f"the bridge does not run {vlm.family}: {str(error).partition('. ')[0][:120]} ({type(error).__name__})"
+    return bridge
+
+
+def _bridge_per_head(bridge: Any, vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor:
+    inputs = dict(vlm.encode(questions))
+    tokens = inputs.pop("input_ids")
+    choices = read_choices(vlm, questions, tokens[:, -1])
+    out = []
+    for layer, head in sweep.heads:
+
+        def zero(z: Tensor, hook: Any, head: int = head) -> Tensor:
+            z = z.clone()
+            z[:, -1, head] = 0
+            return z
+
+        hooks = [(f"blocks.{layer}.attn.hook_z", zero)]
+        logits = bridge.run_with_hooks(tokens, fwd_hooks=hooks, return_type="logits", logits_to_keep=1, **inputs)
+        out.append(_read(choices, logits[:, -1:]))
+    return torch.cat(out, 1)
+
+
+def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor:
+    """The prompt read once into a plain cache, which is copied and repeated for a batch of variants."""
+    inputs = vlm.encode(questions)
+    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
+    positions = vlm.position_ids(inputs)
+    before = {k: v[:, :-1] if k in PER_TOKEN else v for k, v in inputs.items()}
+    cache = vlm.hf_model(**before, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1).past_key_values
+    nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
+    at_once = max(1, min(COPIES, free_memory(vlm.device) * 2 // 3 // nbytes))
+    out = []
+    for i in range(0, sweep.n_variants, at_once):
+        heads = sweep.heads[i : i + at_once]
+        n = len(heads)
+        copies = deepcopy(cache)
+        copies.batch_repeat_interleave(n)
+        with _zeroed(vlm, heads):
+            logits = vlm.hf_model(
+                input_ids=inputs["input_ids"][:, -1:].repeat_interleave(n, 0),
+                attention_mask=inputs["attention_mask"].repeat_interleave(n, 0),
+                position_ids=positions[..., -1:].repeat_interleave(n, -2),
+                past_key_values=copies,
+                use_cache=True,
+                logits_to_keep=1,
+            ).logits
+        out.append(_read(choices, logits.unflatten(0, (-1, n))[:, :, -1]))
+    return torch.cat(out, 1)
+
+
+@contextmanager
+def _zeroed(vlm: VLM, heads: Sequence[Head]) -> Iterator[None]:
+    """Hooks that zero one head in each row of a batch: rows count through the heads, question by question."""
+    D, hooks = vlm.head_dim, []
+
+    def zero(number: int) -> Callable:
+        mine = [(row, head) for row, (layer, head) in enumerate(heads) if layer == number]
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            z = args[0].clone()
+            for row, head in mine:
+                z[row :: len(heads), -1, head * D : (head + 1) * D] = 0
+            return (z, *args[1:])
+
+        return hook
+
+    for number in {layer for layer, _ in heads}:
+        hooks.append(vlm.decoder.layers[number].self_attn.o_proj.register_forward_pre_hook(zero(number)))
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
+
+
+def _limit(vlm: VLM, n_prompts: int, n_tokens: int) -> None:
+    """One causal forward pass of the text decoder over prompts of random tokens."""
+    tokens = torch.randint(vlm.decoder.get_input_embeddings().num_embeddings, (n_prompts, n_tokens), device=vlm.device)
+    hidden = vlm.decoder(input_ids=tokens, use_cache=False).last_hidden_state
+    vlm.hf_model.get_output_embeddings()(hidden[:, -1:])
+
+
+def _bare(vlm: VLM, prefix: Prefix, sweep: HeadSweep) -> Tensor:
+    """The packed sweep with torch hooks in nnsight's place, in the same chunks."""
+    out = [_bare_chunk(vlm, prefix, sweep, chunk) for chunk in torch.arange(sweep.n_variants).split(variants_at_once(vlm, prefix))]
+    return torch.cat(out, 1)
+
+
+def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Tensor:
+    starts, hooks, R = sweep.starts(vlm.n_layers)[alive], [], prefix.choices.tokens.shape[1]
+
+    def copies(number: int) -> Callable:
+        n, new = int((starts <= number).sum()), int((starts == number).sum())
+        return lambda module, args, kwargs: with_copies((args, kwargs), R, n, new) if new or (n and R > 1) else None
+
+    def edits(number: int) -> Callable:
+        n = int((starts <= number).sum())
+        part = sweep.at(number, alive[:n], starts[:n], prefix.rows) if n else None
+        return lambda module, args: None if part is None else (edit_heads(args[0], part, vlm.n_heads, R, sweep.scope),)
+
+    layers: Sequence[nn.Module] = vlm.decoder.layers
+    for number, layer in enumerate(layers):
+        hooks.append(layer.register_forward_pre_hook(copies(number), with_kwargs=True))
+        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr, operator]
+    try:
+        with attention(vlm.decoder):
+            hidden = vlm.decoder(**prefix.inputs()).last_hidden_state
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 1:]
+
+
+def _read(choices: Choices, logits: Tensor) -> Tensor:
+    """Scores [B, n, C] of choices of one token from logits [B, n, V]."""
+    tokens = choices.token[:, None, :, 0].expand(-1, logits.shape[1], -1)
+    return logits.gather(2, tokens).float().masked_fill(~choices.used[:, None, :, 0], float("-inf"))

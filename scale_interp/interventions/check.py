@@ -1,0 +1,156 @@
+"""Does this model do what the toolkit takes for granted? One question, run by every path and by plain nnsight."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from ..data.question import Question
+from ..models.families import KNOWN
+from ..models.vlm import VLM
+from .edit import Edit, LayerEdit
+from .paths import check_finite, packed, reference, row_bytes, variants_at_once
+from .prefix import read_prefix
+from .reference import forward
+
+TOLERANCE = {torch.float32: 1e-4, torch.float16: 5e-3, torch.bfloat16: 4e-2}
+"""Largest difference that rounding explains, relative to the largest logit or 1."""
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a model is, which path its edits take and why, and what was measured on one question.
+
+    Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
+    head and MLP; clean: the unedited runs of the two paths; nnsight: the reference path against a plain nnsight trace
+    that zeroes one head; rounding: clean variants that are computed through every layer, against the clean row of the
+    same packed call. allowed: what counts as rounding in this dtype. sweep_bytes: working memory of a packed sweep of
+    all heads, in chunks of `at_once` variants.
+    """
+
+    model: str
+    family: str
+    known: bool
+    model_class: str
+    processor_class: str
+    attention: str
+    dtype: str
+    device: str
+    layers: int
+    heads: int
+    head_dim: int
+    groups: int
+    weight_bytes: int
+    tokens: int
+    path: Literal["packed", "reference"]
+    why: str
+    packed_reference: float
+    clean: float
+    nnsight: float
+    rounding: float
+    allowed: float
+    sweep_bytes: int
+    at_once: int
+
+    @property
+    def agrees(self) -> bool:
+        """Whether all paths mean the same by an edit, up to rounding."""
+        return max(self.packed_reference, self.clean, self.nnsight) <= self.allowed
+
+    def rows(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return asdict(self)
+
+
+SAMPLE = Question("Is there a cat?", ("yes", "no"), 0, picture=Image.radial_gradient("L").resize((64, 48)), id="sample")
+
+
+@torch.no_grad()
+def check(vlm: VLM, question: Question = SAMPLE) -> Report:
+    """Run one question clean and with a random edit of every head and MLP: packed, reference, and plain nnsight.
+
+    Raises ModelError where the logits are not finite.
+    """
+    draw = torch.Generator().manual_seed(0)
+    L, H = vlm.n_layers, vlm.n_heads
+    edit = Edit(0.5 + torch.rand(1, L, H, generator=draw), mlp_scale=0.5 + torch.rand(1, L, generator=draw))
+    whole, whole_clean = reference(vlm, [question], edit, None, "")
+    check_finite(vlm, [question], whole)
+    cheap, cheap_clean = packed(vlm, [question], edit, None, "")
+    # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
+    with torch.enable_grad():
+        ones = Edit(torch.ones(16, L, H, requires_grad=True))
+    computed, row = packed(vlm, [question], ones, None, "")
+    allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(whole.abs().max()))
+    prefix = read_prefix(vlm, [question])
+    at_once = min(L * H, variants_at_once(vlm, prefix))
+    tokens = prefix.seen.shape[1] + 1
+    found = {
+        "packed_reference": _largest((cheap - cheap_clean) - (whole - whole_clean)),
+        "clean": _largest(cheap_clean - whole_clean),
+        "nnsight": _largest(_reference_without_a_head(vlm, question) - _plain_nnsight(vlm, question)),
+        "rounding": _largest(computed - row),
+    }
+    path, why = _choose(vlm, found, allowed)
+    return Report(
+        model=vlm.name,
+        family=vlm.family,
+        known=vlm.family in KNOWN,
+        model_class=type(vlm.hf_model).__name__,
+        processor_class=type(vlm.processor).__name__,
+        attention=vlm.decoder.config._attn_implementation,
+        dtype=str(vlm.dtype).removeprefix("torch."),
+        device=str(vlm.device),
+        layers=L,
+        heads=H,
+        head_dim=vlm.head_dim,
+        groups=vlm.n_heads // vlm.n_kv_heads,
+        weight_bytes=vlm.n_bytes,
+        tokens=tokens,
+        path=path,
+        why=why,
+        allowed=allowed,
+        sweep_bytes=prefix.nbytes + at_once * row_bytes(vlm, tokens),
+        at_once=at_once,
+        **found,
+    )
+
+
+def _choose(vlm: VLM, found: dict[str, float], allowed: float) -> tuple[Literal["packed", "reference"], str]:
+    if vlm.quirks.bidirectional:
+        return "reference", (
+            "its prompt attends in both directions, so an edit of the last token reaches the whole prompt and every edit runs a whole "
+            "forward pass; path='packed' is fast and means another intervention: the prompt stays frozen at the unedited run"
+        )
+    worst = max(found["packed_reference"], found["clean"])
+    if worst > allowed:
+        return "reference", (
+            f"packed and reference logits differ by {worst:.2g}, and {allowed:.2g} is what {vlm.dtype} rounding explains; "
+            "every edit now runs a whole forward pass (same meaning, slower)"
+        )
+    return "packed", f"packed and reference logits differ by {worst:.2g}, within {allowed:.2g} of rounding"
+
+
+def _reference_without_a_head(vlm: VLM, question: Question) -> Tensor:
+    """Logits [V] of the reference path with head (L // 2, 0) zeroed."""
+    inputs = dict(vlm.encode(question))
+    scale = torch.ones(1, 1, vlm.n_heads)
+    scale[..., 0] = 0
+    return forward(vlm, inputs, {vlm.n_layers // 2: LayerEdit(0, scale)}, inputs["input_ids"].shape[1], "last")[0, -1].float()
+
+
+def _plain_nnsight(vlm: VLM, question: Question) -> Tensor:
+    """The same, as a user writes it in nnsight."""
+    layer, D = vlm.n_layers // 2, vlm.head_dim
+    with vlm.trace(question, use_cache=False):
+        vlm.layers[layer].self_attn.o_proj.input[:, -1, :D] = 0
+        logits = vlm.nn.output.logits[0, -1].save()
+    return logits.float()
+
+
+def _largest(difference: Tensor) -> float:
+    return float(difference.nan_to_num(0.0, 0.0, 0.0).abs().max())

@@ -1,0 +1,72 @@
+"""Vision features that several questions share: a picture goes through the vision tower once, however often it is asked about."""
+
+from __future__ import annotations
+
+import inspect
+from collections import Counter
+from collections.abc import Hashable, Sequence
+from typing import Any
+
+import torch
+from PIL import Image
+from transformers import BatchFeature
+
+from ..data.question import Question
+from ..models.vlm import VLM
+
+
+class Vision:
+    """The features of pictures that more than one of the questions is about, kept until the last of them was read."""
+
+    def __init__(self, vlm: VLM, questions: Sequence[Question]):
+        core: Any = vlm.hf_model.base_model
+        self.vlm = vlm
+        self.read = getattr(core, "get_image_features", None)
+        able = self.read is not None and "mm_encoder_outputs" in inspect.signature(vlm.hf_model.forward).parameters
+        self.left = Counter(_key(q) for q in questions if q.pictures) if able else Counter()
+        self.kept: dict[Hashable, Any] = {}
+        if not any(n > 1 for n in self.left.values()):
+            self.left.clear()
+
+    def replace_pixels(self, inputs: BatchFeature, questions: Sequence[Question]) -> dict[str, Any]:
+        """The inputs with features in the pixels' place, where a picture of these questions is shared; else as they are."""
+        keys = [_key(q) for q in questions]
+        if not any(self.left[key] > 1 or key in self.kept for key in keys):
+            return dict(inputs)
+        takes = inspect.signature(self.read).parameters  # type: ignore[arg-type]
+        outputs: dict[Hashable, Any] = {}
+        for key, question in zip(keys, questions, strict=True):
+            if question.pictures and key not in outputs:
+                outputs[key] = self.kept.get(key) or self._features(question, takes)
+        for key in keys:
+            self.left[key] -= 1
+            if self.left[key] > 0 and outputs.get(key):
+                self.kept[key] = outputs[key]
+            else:
+                self.kept.pop(key, None)
+        joined = _join([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
+        return {k: v for k, v in inputs.items() if k not in takes} | {"mm_encoder_outputs": {"image": joined}}
+
+    def _features(self, question: Question, takes: Any) -> Any:
+        inputs = self.vlm.encode(question)
+        return self.read(**{k: v for k, v in inputs.items() if k in takes}, return_dict=True)  # type: ignore[misc]
+
+
+def _key(question: Question) -> Hashable:
+    """Equal for questions about the same pictures: the same files, image objects or functions."""
+    return tuple(id(p) if isinstance(p, Image.Image) else p if isinstance(p, Hashable) else id(p) for p in question.pictures)
+
+
+def _join(outputs: list[Any]) -> Any:
+    """One output over all pictures, holding what the models read of it."""
+    parts = {"pooler_output": _cat([o.pooler_output for o in outputs])}
+    if (deep := [o.get("deepstack_features") for o in outputs])[0] is not None:
+        parts["deepstack_features"] = [_cat(list(layer)) for layer in zip(*deep, strict=True)]
+    return type(outputs[0])(**parts)
+
+
+def _cat(features: list[Any]) -> Any:
+    """Features as one tensor [pictures, tokens, d], or as one list with an entry a picture."""
+    if isinstance(features[0], torch.Tensor):
+        return torch.cat(features)
+    return [picture for part in features for picture in part]
