@@ -40,18 +40,25 @@ def packed_attention(
     G, n, K = H // Hkv, S // R, key.shape[2] - S
     seen, own = attention_mask[..., -R - K : -R], attention_mask[..., -R:]
     query = query * scaling
-    to_prompt = query.reshape(B, Hkv, G * S, D) @ key[:, :, :K].mT
     queries = query.view(B, Hkv, G, n, R, 1, D)
-    to_own = (queries * key[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-1)
-    scores = torch.cat([to_prompt.view(B, Hkv, G, n, R, K), to_own], -1)
+    to_prompt = (query.reshape(B, Hkv, G * S, D) @ key[:, :, :K].mT).float().view(B, Hkv, G, n, R, K)
+    to_own = (queries * key[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
     if softcap is not None:
-        scores = torch.tanh(scores / softcap) * softcap
-    visible = torch.cat([seen, own], -1)[:, :, None, None]
-    weights = scores.masked_fill(~visible, float("-inf")).softmax(-1, dtype=torch.float32).to(query.dtype)
-    from_prompt = weights.view(B, Hkv, G * S, K + R)[..., :K] @ value[:, :, :K]
-    from_own = (weights[..., K:, None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
-    out = from_prompt.view(B, Hkv, G, n, R, D) + from_own
-    return out.view(B, H, S, D).transpose(1, 2), None
+        to_prompt, to_own = (torch.tanh(scores / softcap) * softcap for scores in (to_prompt, to_own))
+    # In place: at hundreds of rows the passes over these scores, not the products, are what takes time.
+    if seen.device.type != "cpu" or not seen.all():
+        to_prompt = to_prompt.masked_fill_(~seen[:, :, None, None], float("-inf"))
+    to_own = to_own.masked_fill(~own[:, :, None, None], float("-inf"))
+    largest = torch.maximum(to_prompt.detach().amax(-1, keepdim=True), to_own.detach().amax(-1, keepdim=True))
+    to_prompt, to_own = to_prompt.sub_(largest).exp_(), (to_own - largest).exp()
+    total = to_prompt.sum(-1, keepdim=True) + to_own.sum(-1, keepdim=True)
+    if value.dtype == torch.float16:
+        # a sum over a long prompt passes float16's largest number
+        to_prompt, to_own, total = to_prompt / total, to_own / total, torch.ones_like(total)
+    from_prompt = to_prompt.view(B, Hkv, G * S, K).to(value.dtype) @ value[:, :, :K]
+    from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
+    out = (from_prompt.view(B, Hkv, G, n, R, D) + from_own) / total
+    return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
 
 
 AttentionInterface.register(NAME, packed_attention)
