@@ -7,7 +7,19 @@ _WHERE = {
     "adapters": ("Fit", "FitSettings", "ScAle", "fit_scale", "fit_scales"),
     "attribution": ("HeadMap", "Rescaling", "ablate", "amplify", "attribute", "logit_attribution", "patch", "path_patch", "rescale"),
     "data": ("Contrast", "Contrasts", "Question", "Questions", "contrasts", "load_questions"),
-    "evaluation": ("Evaluation", "Falsification", "evaluate", "evaluate_many", "falsify"),
+    "evaluation": (
+        "Evaluation",
+        "Falsification",
+        "TextEvaluation",
+        "answer_texts",
+        "benchmark",
+        "evaluate",
+        "evaluate_many",
+        "evaluate_text",
+        "falsify",
+        "score_answers",
+        "score_text",
+    ),
     "interventions": ("Activations", "Edit", "HeadSweep", "capture", "run_edits"),
     "models": ("VLM", "load"),
 }
@@ -21,7 +33,19 @@ if TYPE_CHECKING:
     from .adapters import Fit, FitSettings, ScAle, fit_scale, fit_scales
     from .attribution import HeadMap, Rescaling, ablate, amplify, attribute, logit_attribution, patch, path_patch, rescale
     from .data import Contrast, Contrasts, Question, Questions, contrasts, load_questions
-    from .evaluation import Evaluation, Falsification, evaluate, evaluate_many, falsify
+    from .evaluation import (
+        Evaluation,
+        Falsification,
+        TextEvaluation,
+        answer_texts,
+        benchmark,
+        evaluate,
+        evaluate_many,
+        evaluate_text,
+        falsify,
+        score_answers,
+        score_text,
+    )
     from .interventions import Activations, Edit, HeadSweep, capture, run_edits
     from .models import VLM, load
 

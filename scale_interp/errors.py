@@ -31,3 +31,7 @@ class PathWarning(UserWarning):
 
 class MemoryWarning(UserWarning):
     """Memory ran out and the work goes on in smaller parts."""
+
+
+class DataWarning(UserWarning):
+    """Part of a data set is missing or was left out."""

@@ -21,7 +21,7 @@ from .data.load import load_questions
 from .data.question import Question
 from .data.task import NON_SPATIAL
 from .errors import FileError
-from .evaluation.accuracy import Evaluation, evaluate, evaluate_many, relative_gain, require_disjoint
+from .evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain, require_disjoint
 from .evaluation.falsification import Falsification, falsify
 from .interventions.edit import Head
 from .interventions.prefix import Prompts
@@ -184,7 +184,8 @@ class Run:
                 tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
             write_tensors(path, SCORES, tensors, {})
         tensors, _ = read_tensors(path, SCORES)
-        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2)) for f in ("base", *PLACES)} for t, q in asked.items()}
+        made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
+        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
 
     def falsify(self) -> dict[str, Falsification]:
         """The suite on all heads and MLPs, and on the top heads."""
@@ -294,5 +295,10 @@ def _numbers(found: Falsification) -> dict[str, Any]:
 
 def default_folder(settings: Settings) -> Path:
     """runs/MODEL-DATA under the current folder."""
-    name = f"{Path(settings.model).name}-{settings.data.replace('/', '-')}"
-    return Path("runs") / "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
+    return Path("runs") / folder_name(settings.model, settings.data)
+
+
+def folder_name(model: str, data: str) -> str:
+    """MODEL-DATA without anything that a folder's name cannot hold; of paths and hub ids the last part."""
+    name = f"{Path(model).name}-{data.replace('/', '-')}"
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

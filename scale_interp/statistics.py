@@ -41,12 +41,26 @@ def bootstrap_interval(
 
 
 def accuracy_interval(correct: np.ndarray, groups: np.ndarray, level: float = LEVEL, seed: int = 0) -> tuple[float, float]:
-    """Interval of an accuracy: Wilson's where every question has a picture of its own, else the cluster bootstrap."""
-    if len(np.unique(groups)) == len(correct):
-        ci = stats.binomtest(int(correct.sum()), len(correct)).proportion_ci(level, method="wilson")
-        return float(ci.low), float(ci.high)
-    low, high = bootstrap_interval(correct.astype(float), groups, level, seed=seed)
+    """Interval of a share [Q] of right answers: Wilson's where every question has a picture of its own, else the cluster bootstrap.
+
+    Where all pictures have one share a bootstrap has no width: then Wilson's, each picture counted once. One picture of
+    several questions tells nothing of others: nan.
+    """
+    correct = np.asarray(correct, float)
+    count = len(np.unique(groups))
+    if count == 1 < len(correct):
+        return float("nan"), float("nan")
+    if count == len(correct) or np.ptp(cluster_means(correct, groups)) < 1e-12:
+        return wilson_interval(float(correct.mean()), count, level)
+    low, high = bootstrap_interval(correct, groups, level, seed=seed)
     return float(low), float(high)
+
+
+def wilson_interval(share: float, n: int, level: float = LEVEL) -> tuple[float, float]:
+    """Wilson's score interval of a share among n (Wilson 1927)."""
+    z2 = stats.norm.ppf((1 + level) / 2) ** 2
+    middle, half = share + z2 / (2 * n), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
+    return float(max(0.0, (middle - half) / (1 + z2 / n))), float(min(1.0, (middle + half) / (1 + z2 / n)))
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,11 @@ def test_every_way_gives_the_same_scores(found):
 def test_a_sweep_over_budget_is_sampled_and_says_so(monkeypatch):
     monkeypatch.setattr(timing, "BUDGET", 0.0)
     vlm = si.load("tiny-random/llava")
-    found = bench(vlm, QUESTIONS[:1], repeats=1, sample=3)
+    found = bench(vlm, QUESTIONS[:1], repeats=2, sample=3)
     heads = {row.way: row.heads_timed for row in found.rows}
     assert heads[PER_HEAD] == 3 and heads[COPIED] == heads[OURS] == 12
+    assert {row.way: row.repeats for row in found.rows} == {row.way: 2 if row.way in (PER_HEAD, BRIDGE) else 1 for row in found.rows}
+    assert found.sampled(next(row for row in found.rows if row.way == COPIED)) == "timed once"
     row = next(row for row in found.rows if row.way == PER_HEAD)
     assert found.sampled(row) == "3 of 12 heads timed" and row.largest_difference < 1e-5
     assert "3 of 12 heads timed" in str(speed([found]).data[0].y)

@@ -8,6 +8,7 @@ from transformers import LlavaForConditionalGeneration
 import scale_interp as si
 from scale_interp.errors import EditError, ModelError
 from scale_interp.interventions import check, engine, paths, prefix
+from scale_interp.interventions.attention import packed_attention
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.paths import packed_batch
@@ -109,6 +110,24 @@ def test_sweep_equals_dense_edits_in_chunks(vlm, mixed, monkeypatch):
         scale[0, layer, head], shift[:, 0, layer, head] = 0, source[:, layer, head]
         dense = si.run_edits(vlm, mixed, si.Edit(scale, shift), path="packed")
         assert torch.allclose(whole[:, n], dense[:, 0], atol=2e-6)
+
+
+@pytest.mark.parametrize(("heads", "kv", "rows", "kept", "prompt"), [(4, 4, 7, 30, 30), (4, 2, 5, 20, 30), (8, 2, 1, 9, 9)])
+@pytest.mark.parametrize("padded", [False, True])
+def test_fused_kernel_equals_the_written_out_attention(heads, kv, rows, kept, prompt, padded):
+    """Without gradients torch's fused kernel reads the prompt; a plain softmax over prompt and own key is the oracle."""
+    draw = torch.Generator().manual_seed(0)
+    B, D = 3, 16
+    query, key, value = (torch.randn(B, h, n, D, generator=draw) for h, n in ((heads, rows), (kv, kept + rows), (kv, kept + rows)))
+    mask = torch.ones(B, 1, 1, prompt + 1, dtype=torch.bool)
+    for b in range(B * padded):
+        mask[b, ..., prompt - kept : prompt - kept + b] = False
+    with torch.no_grad():
+        fused, _ = packed_attention(None, query, key, value, mask, 0.3)
+    written, _ = packed_attention(None, query, key, value, mask, 0.3)
+    whole = torch.cat([mask[..., -1 - kept : -1].expand(B, 1, rows, kept), torch.eye(rows, dtype=torch.bool).expand(B, 1, rows, rows)], -1)
+    expected = torch.nn.functional.scaled_dot_product_attention(query, key, value, whole, scale=0.3, enable_gqa=True).transpose(1, 2)
+    assert torch.allclose(fused, expected, atol=2e-6) and torch.allclose(written, expected, atol=2e-6)
 
 
 def test_gradient_of_scale_is_the_finite_difference(vlm):

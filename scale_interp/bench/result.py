@@ -22,14 +22,16 @@ LIMIT = "one plain forward over as many tokens"
 class Row:
     """One way of sweeping over all heads.
 
-    seconds: median over the repeats, scaled up where only `heads_timed` of them were timed; ratio: to ours;
-    largest_difference: of a score, to ours, on the heads timed (None for the limit, which has no scores).
+    seconds: median over the repeats, scaled up where only `heads_timed` of them were timed; ratio: median over the repeats
+    of the time over ours; repeats: in how many of them it was timed; largest_difference: of a score, to ours, on the heads
+    timed (None for the limit, which has no scores).
     """
 
     way: str
     seconds: float
     ratio: float
     heads_timed: int
+    repeats: int
     largest_difference: float | None
 
 
@@ -71,8 +73,10 @@ class Benchmark:
         return 1 / self.ratio(LIMIT)
 
     def sampled(self, row: Row) -> str:
-        """Says how many heads stand for all; empty where all were timed."""
-        return f"{row.heads_timed:,} of {self.about['variants']:,} heads timed" if row.heads_timed < self.about["variants"] else ""
+        """Says how many heads stand for all, or that a way was timed once; empty where all were timed in every repeat."""
+        if row.heads_timed < self.about["variants"]:
+            return f"{row.heads_timed:,} of {self.about['variants']:,} heads timed"
+        return "timed once" if row.repeats < self.about["repeats"] else ""
 
 
 def write_benchmarks(path: Path, found: Sequence[Benchmark]) -> None:

@@ -22,16 +22,17 @@ from .result import BRIDGE, OURS, Benchmark, Memory, Row
 from .ways import Way, ways
 
 BUDGET = 60.0
-"""Seconds that a sweep of one run a head may take; a longer one is timed on a sample of heads."""
+"""Seconds that a sweep may take in every repeat. Of one run a head, a sample of heads is timed beyond it; others, once."""
 
 
 @torch.no_grad()
 def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int = 32, memory: Memory | None = None) -> Benchmark:
     """Sweep all heads of the model over the questions in every way, reading the prompts counted; medians over repeats.
 
-    sample: how many heads, spread over the layers, stand for all where one run a head exceeds the BUDGET; 0: all are
-    timed. memory: peaks measured beside it, kept with the result. Raises ModelError for a model whose prompts attend in
-    both directions, DataError for choices of several tokens.
+    Each repeat times every way, beginning with another one, and a ratio is the median of the repeats' own, so that a
+    machine that is slow for a while slows all of them. sample: how many heads, spread over layers and repeats, stand for
+    all where one run a head exceeds the BUDGET; 0: all are timed. memory: peaks measured beside it, kept with the result.
+    Raises ModelError for a model whose prompts attend in both directions, DataError for choices of several tokens.
     """
     if vlm.quirks.bidirectional:
         raise ModelError(
@@ -41,21 +42,28 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
         raise DataError(f"{vlm.name} reads some choices as several tokens; the benchmark compares choices of one token")
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0)
     run, left_out = ways(vlm, questions)
-    heads = {name: _warm_up(vlm, way, sweep, sample) for name, way in run.items()}
-    seconds: dict[str, list[float]] = {name: [] for name in run}
-    scores: dict[str, Tensor | None] = {}
-    for _ in track(range(repeats), "timing", repeats):
-        for name, way in run.items():
-            took, scores[name] = _clock(vlm, way, _part(sweep, heads[name]))
-            seconds[name].append(took * sweep.n_variants / len(heads[name]))
-    ours, expected = statistics.median(seconds[OURS]), scores[OURS]
+    expected = run[OURS].run(sweep)
     assert expected is not None
+    plans = {name: _plan(vlm, way, sweep, repeats, sample) for name, way in run.items()}
+    seconds: dict[str, dict[int, float]] = {name: {} for name in run}
+    away: dict[str, list[float]] = {name: [] for name in run}
+    for repeat in track(range(repeats), "timing", repeats):
+        names = list(run)[repeat % len(run) :] + list(run)[: repeat % len(run)]
+        for name in names:
+            if repeat not in plans[name]:
+                continue
+            heads = plans[name][repeat]
+            took, scores = _clock(vlm, run[name], _part(sweep, heads))
+            seconds[name][repeat] = took * sweep.n_variants / len(heads)
+            if scores is not None:
+                away[name].append(float((scores - expected[:, heads]).nan_to_num().abs().max()))
+    ours = seconds[OURS]
+    usual = statistics.median(ours.values())
     rows = []
     for name, times in seconds.items():
-        found = scores[name]
-        difference = None if found is None else float((found - expected[:, heads[name]]).nan_to_num().abs().max())
-        median = statistics.median(times)
-        rows.append(Row(name, median, median / ours, len(heads[name]), difference))
+        timed = {head for heads in plans[name].values() for head in heads}
+        ratio = statistics.median(times[r] / (ours[r] if len(times) == len(ours) else usual) for r in times)
+        rows.append(Row(name, statistics.median(times.values()), ratio, len(timed), len(times), max(away[name], default=None)))
     about = vlm.describe() | {
         "questions": len(questions),
         "tokens": int(vlm.encode(questions)["attention_mask"].sum(1).max()),
@@ -68,17 +76,18 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
     return Benchmark(tuple(rows), about, left_out, memory)
 
 
-def _warm_up(vlm: VLM, way: Way, sweep: HeadSweep, sample: int) -> list[int]:
-    """Run a way once untimed, or on two heads where it is one run a head; which heads to time."""
-    N = sweep.n_variants
+def _plan(vlm: VLM, way: Way, sweep: HeadSweep, repeats: int, sample: int) -> dict[int, list[int]]:
+    """Run a way untimed, one run a head on two heads only; which heads to time in which repeat."""
+    every = list(range(sweep.n_variants))
     if not way.by_head:
-        way.run(sweep)
-        return list(range(N))
+        took, _ = _clock(vlm, way, sweep)
+        return {repeat: every for repeat in range(repeats if took <= BUDGET else 1)}
     way.run(_part(sweep, [0]))
-    took, _ = _clock(vlm, way, _part(sweep, [N - 1]))
-    if sample == 0 or sample >= N or took * N <= BUDGET:
-        return list(range(N))
-    return torch.linspace(0, N - 1, sample).round().long().tolist()
+    took, _ = _clock(vlm, way, _part(sweep, [every[-1]]))
+    if sample == 0 or sample >= len(every) or took * len(every) <= BUDGET:
+        return {repeat: every for repeat in range(repeats)}
+    spread = torch.linspace(0, len(every) - 1, max(sample, repeats)).round().long().tolist()
+    return {repeat: spread[repeat::repeats] for repeat in range(repeats)}
 
 
 def _part(sweep: HeadSweep, heads: Sequence[int]) -> HeadSweep:

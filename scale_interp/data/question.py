@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import io
-from collections.abc import Callable, Mapping, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,8 @@ from ..errors import DataError
 
 Box = tuple[float, float, float, float]
 Picture = Image.Image | str | Path | Callable[[], Image.Image]
+LARGEST = 100_000_000
+"""Pixels of the largest picture that is opened; PIL itself warns from 89 million on, and no model reads a tenth of it."""
 
 
 @dataclass(frozen=True)
@@ -86,22 +90,52 @@ class Question:
         return self._open(self.pictures[0]) if self.pictures else None
 
     def _open(self, picture: Picture) -> Image.Image:
-        try:
-            if isinstance(picture, str | Path):
-                with Image.open(picture) as opened:
-                    return opened.convert("RGB")
-            if callable(picture) and not isinstance(picture, Image.Image):
-                picture = picture()
-            return picture.convert("RGB")
-        except FileNotFoundError as error:
-            raise DataError(f"question {self.id}: no picture at {picture}; check the data folder") from error
-        except (UnidentifiedImageError, OSError, SyntaxError) as error:
-            raise DataError(f"question {self.id}: {picture} is damaged or no picture ({error}); fetch it again") from error
+        return open_picture(picture, f"question {self.id}")
 
     def _repr_html_(self) -> str:
         from ..viz.page import question_card
 
         return question_card(self)
+
+
+def open_picture(picture: Picture, where: str) -> Image.Image:
+    """The picture in RGB. Raises DataError where it is missing, damaged, no picture, or above `LARGEST`."""
+    with _explained(picture, where):
+        if isinstance(picture, str | Path):
+            with Image.open(picture) as opened:
+                return _bounded(opened, picture, where).convert("RGB")
+        image = picture if isinstance(picture, Image.Image) else picture()
+        return _bounded(image, picture, where).convert("RGB")
+
+
+def open_size(path: str | Path, where: str) -> tuple[int, int]:
+    """Width and height of a picture, read without its pixels."""
+    with _explained(path, where), Image.open(path) as opened:
+        return opened.size
+
+
+def _bounded(image: Image.Image, picture: Picture, where: str) -> Image.Image:
+    width, height = image.size
+    if width * height > LARGEST:
+        raise DataError(f"{where}: {picture} has {width:,} x {height:,} pixels, more than {LARGEST:,}; scale it down")
+    return image
+
+
+@contextmanager
+def _explained(picture: Picture, where: str) -> Iterator[None]:
+    """Whatever keeps a picture from being opened, as a DataError that names it."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is a little higher
+            yield
+    except DataError:
+        raise
+    except FileNotFoundError as error:
+        raise DataError(f"{where}: no picture at {picture}; check the data folder") from error
+    except Image.DecompressionBombError as error:
+        raise DataError(f"{where}: {picture} has more than {LARGEST:,} pixels ({error}); scale it down") from error
+    except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+        raise DataError(f"{where}: {picture} is damaged or no picture ({error}); fetch it again") from error
 
 
 def _picture_bytes(picture: Picture) -> bytes:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -18,9 +18,17 @@ from ..attribution.sweep import provenance
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, LeakError
+from ..interventions.choices import Scoring
 from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
+from ..models import zoo
 from ..models.vlm import VLM
+
+RANDOM_WEIGHTS = "random weights"
+RANDOM = (zoo.PREFIX, "realistic/")
+"""How the names of models begin whose weights are drawn, not trained."""
+FEW = 10
+"""An option offered in fewer questions than this, and not in all of them, has no share worth counting."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,8 +41,19 @@ class Evaluation:
 
     def __repr__(self) -> str:
         low, high = self.interval()
-        interval = f"[{low:.3f}, {high:.3f}]"
-        return f"<Evaluation: accuracy {self.accuracy:.3f} {interval} on {len(self.questions)} questions, chance {self.chance:.3f}>"
+        notes = "".join(f", {note}" for note in self._notes())
+        return (
+            f"<{type(self).__name__}: accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] "
+            f"on {len(self.questions)} questions, chance {self.chance:.3f}{notes}>"
+        )
+
+    def _notes(self) -> list[str]:
+        return [RANDOM_WEIGHTS] if self.random_weights else []
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether the model's weights are random, so that its accuracy says nothing."""
+        return self.provenance.get("weights") == RANDOM_WEIGHTS
 
     @cached_property
     def per_question(self) -> Tensor:
@@ -55,14 +74,22 @@ class Evaluation:
 
     @property
     def majority(self) -> float:
-        """Accuracy of always giving the commonest answer of each set of choices."""
-        commonest: dict[tuple[str, ...], Counter[str]] = {}
+        """Accuracy of always giving the option that is right most often when it is offered, in whatever order options stand.
+
+        Equally good options count as a draw between them. Where options change from question to question, those offered
+        in fewer than 10 questions count as a guess: one question would make its own right answer the commonest.
+        """
+        offered = Counter(c for q in self.questions for c in q.choices)
+        right = Counter(q.answer_text for q in self.questions)
+        total = 0.0
         for q in self.questions:
-            commonest.setdefault(tuple(sorted(q.choices)), Counter())[q.answer_text] += 1
-        return sum(c.most_common(1)[0][1] for c in commonest.values()) / len(self.questions)
+            known = [offered[c] >= min(FEW, len(self.questions)) for c in q.choices]
+            share = [right[c] / offered[c] if k else 1 / len(q.choices) for c, k in zip(q.choices, known, strict=True)]
+            total += (share[q.answer] == max(share)) / share.count(max(share))
+        return total / len(self.questions)
 
     @property
-    def answers(self) -> list[str]:
+    def answers(self) -> Sequence[str | None]:
         """The choice with the largest score, for each question."""
         return [q.choices[i] for q, i in zip(self.questions, self.scores.argmax(1).tolist(), strict=True)]
 
@@ -76,9 +103,18 @@ class Evaluation:
             raise DataError("the two evaluations are of different questions: a paired difference needs the same ones")
         return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
 
+    def values(self, key: str) -> list[str]:
+        """Each question's value of a field ("relation", "task", "answer_text") or meta entry, "None" where it has none."""
+        return [str(getattr(q, key, None) if hasattr(q, key) else q.meta.get(key)) for q in self.questions]
+
+    def part(self, members: np.ndarray) -> Self:
+        """The same run on some of its questions; members: booleans [Q]."""
+        index = np.flatnonzero(members).tolist()
+        return replace(self, questions=[self.questions[i] for i in index], scores=self.scores[index])
+
     def by(self, key: str) -> pd.DataFrame:
         """Accuracy with interval for each value of a question's field ("relation", "task", "answer_text") or meta entry."""
-        values = [str(getattr(q, key, None) if hasattr(q, key) else q.meta.get(key)) for q in self.questions]
+        values = self.values(key)
         if set(values) == {"None"}:
             raise DataError(f"no question has a value for {key!r}")
         rows = []
@@ -103,23 +139,45 @@ class Evaluation:
 
 
 def evaluate(
-    vlm: VLM, questions: Sequence[Question], edit: Any = None, *, path: Path = "auto", prompts: Prompts | None = None
+    vlm: VLM,
+    questions: Sequence[Question],
+    edit: Any = None,
+    *,
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
 ) -> Evaluation:
-    """Answer the questions, with one edit in place (an Edit or a ScAle) or with none."""
+    """Answer the questions, with one edit in place (an Edit or a ScAle) or with none.
+
+    scoring: "auto", "first", "whole" or "mean", as in run_edits.
+    """
     if edit is not None and as_variants(edit).n_variants != 1:
         raise EditError(f"evaluate takes one edit, not {as_variants(edit).n_variants}: use evaluate_many, or pick one with edit[i]")
-    return evaluate_many(vlm, questions, edit, path=path, prompts=prompts)[0]
+    return evaluate_many(vlm, questions, edit, path=path, prompts=prompts, scoring=scoring)[0]
 
 
 def evaluate_many(
-    vlm: VLM, questions: Sequence[Question], edits: Any = None, *, path: Path = "auto", prompts: Prompts | None = None
+    vlm: VLM,
+    questions: Sequence[Question],
+    edits: Any = None,
+    *,
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
 ) -> list[Evaluation]:
     """One Evaluation for each variant, all run side by side."""
     questions = require(questions)
     path = choose_path(vlm, questions, path)
-    scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, what="answering")
-    made = provenance(vlm, questions, path=path)
+    scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, scoring=scoring, what="answering")
+    made = answering(vlm, questions, path=path, scoring=scoring)
     return [Evaluation(questions, column.cpu(), made) for column in scores.unbind(1)]
+
+
+def answering(vlm: VLM, questions: Sequence[Question], **settings: Any) -> dict[str, Any]:
+    """The provenance of answers; it says so where the weights are random."""
+    if vlm.name.startswith(RANDOM):
+        settings["weights"] = RANDOM_WEIGHTS
+    return provenance(vlm, questions, **settings)
 
 
 def require_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:

@@ -39,6 +39,8 @@ def packed_attention(
     Hkv, R = key.shape[1], attention_mask.shape[2]
     G, n, K = H // Hkv, S // R, key.shape[2] - S
     seen, own = attention_mask[..., -R - K : -R], attention_mask[..., -R:]
+    if R == 1 and softcap is None and query.device.type == "cpu" and not torch.is_grad_enabled():
+        return _one_row_each(query, key, value, seen, scaling), None
     query = query * scaling
     queries = query.view(B, Hkv, G, n, R, 1, D)
     to_prompt = (query.reshape(B, Hkv, G * S, D) @ key[:, :, :K].mT).float().view(B, Hkv, G, n, R, K)
@@ -59,6 +61,26 @@ def packed_attention(
     from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
     out = (from_prompt.view(B, Hkv, G, n, R, D) + from_own) / total
     return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
+
+
+def _one_row_each(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
+    """The same for variants of one row each, by torch's fused kernel: the prompt's part, and then the row's own key and value.
+
+    The kernel gives the logarithm of its softmax's sum, so the row's own score can join afterwards; no scores are stored.
+    """
+    B, H, S, D = query.shape
+    Hkv, K = key.shape[1], key.shape[2] - S
+    queries = query.reshape(B, Hkv, -1, D)
+    mask = None
+    if not seen.all():
+        mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf")).expand(B, 1, queries.shape[2], K)
+    prompt = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out, total = prompt(queries, key[:, :, :K], value[:, :, :K], attn_mask=mask, scale=scaling)
+    groups = (B, Hkv, H // Hkv, S)
+    own = (query.view(*groups, D) * key[:, :, None, K:]).sum(-1, dtype=torch.float32) * scaling
+    share = torch.sigmoid(own - total.view(groups))[..., None].to(out.dtype)
+    out = torch.lerp(out.view(*groups, D), value[:, :, None, K:].expand(*groups, D), share)
+    return out.view(B, H, S, D).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, packed_attention)

@@ -1,14 +1,14 @@
 """How choices are read off the model: token ids, and the small tree of tokens that longer choices need.
 
-A choice of one token is scored by its logit. If a question has a longer choice, each of its choices is scored by its
-log-likelihood: the tokens before the last one hang below the prompt's last token as a tree, one row a node.
+A choice of one token is scored by its logit, unless log-likelihoods are asked for. A longer choice's log-likelihood
+needs the tokens before its last one: they hang below the prompt's last token as a tree, one row a node.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +17,14 @@ from torch import Tensor
 from ..data.question import Question
 from ..errors import DataError
 from ..models.vlm import VLM
+
+Scoring = Literal["auto", "first", "whole", "mean"]
+"""What a choice's score is.
+
+"auto": its logit where all choices of the question are one token, else as "whole"; "first": the logit of its first
+token; "whole": the sum of its tokens' log-likelihoods; "mean": that sum by the number of its tokens. Where one choice
+begins another, "auto", "whole" and "mean" end every choice in the end token, which counts as one.
+"""
 
 VOCABULARY_ROWS = 4096
 """Rows of [rows, vocabulary] logits held at once where log-likelihoods need the whole vocabulary."""
@@ -27,7 +35,8 @@ class Choices:
     """The choices of B questions as rows to run and tokens to read.
 
     tokens [B, R]: the prompt's last token and the tree's inner nodes; depth [B, R]; own [B, R, R]: which of its
-    question's rows a row sees. row, token, used [B, C, K]: token k of choice c is read at that row.
+    question's rows a row sees. row, token, used [B, C, K]: token k of choice c is read at that row. long [B]: read as a
+    log-likelihood, not a logit; per_token: divided by the number of tokens.
     """
 
     tokens: Tensor
@@ -37,6 +46,7 @@ class Choices:
     token: Tensor
     used: Tensor
     long: Tensor
+    per_token: bool = False
 
     def read(self, vlm: VLM, hidden: Tensor) -> Tensor:
         """Scores [B, n, C] from the last norm's output [B, n, R, d]; -inf where a question has fewer choices."""
@@ -48,6 +58,8 @@ class Choices:
             total = total.gather(2, self.row.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)).unflatten(2, self.row.shape[1:])
             picked = picked - total * self.long[:, None, None, None]
         scores = (picked * self.used[:, None]).sum(-1)
+        if self.per_token:
+            scores = scores / self.used.sum(-1).clamp(min=1)[:, None]
         return scores.masked_fill(~self.used.any(-1)[:, None], float("-inf"))
 
     def _columns(self, head: Any, at_row: Tensor) -> Tensor:
@@ -67,12 +79,12 @@ class Choices:
         return torch.cat(parts).view(hidden.shape[:3])
 
 
-def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor) -> Choices:
+def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor, scoring: Scoring = "auto") -> Choices:
     """The choices of B questions whose prompts end with last_tokens [B].
 
     Raises DataError for choices that the tokenizer cannot tell apart.
     """
-    sequences = [choice_sequences(vlm, q) for q in questions]
+    sequences = [choice_sequences(vlm, q, scoring) for q in questions]
     trees = [_tree(s) for s in sequences]
     B, C = len(questions), max(map(len, sequences))
     K, R = max(len(c) for s in sequences for c in s), max(map(len, trees))
@@ -89,14 +101,28 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor) -
         for c, ids in enumerate(sequence):
             for k, t in enumerate(ids):
                 row[b, c, k], token[b, c, k], used[b, c, k] = tree[tuple(ids[:k])], t, True
-    long = torch.tensor([max(map(len, s)) > 1 for s in sequences])
+    long = torch.tensor([as_likelihoods(s, scoring) for s in sequences])
     device = last_tokens.device
-    return Choices(*(x.to(device) for x in (tokens, depth, own, row, token, used, long)))
+    tokens, depth, own, row, token, used, long = (x.to(device) for x in (tokens, depth, own, row, token, used, long))
+    return Choices(tokens, depth, own, row, token, used, long, scoring == "mean")
 
 
-def choice_sequences(vlm: VLM, question: Question) -> list[list[int]]:
-    """Token ids of each choice; where one choice begins another, all end in the end token, so that they differ."""
+def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") -> list[list[int]]:
+    """Token ids of each choice, the first of each for "first"; where one choice begins another, all end in the end token.
+
+    Raises DataError for choices that these tokens do not tell apart, and for an unknown scoring.
+    """
+    if scoring not in get_args(Scoring):
+        raise DataError(f"scoring {scoring!r}: choose from {', '.join(map(repr, get_args(Scoring)))}")
     ids = vlm.choice_ids(question)
+    if scoring == "first":
+        first = [c[:1] for c in ids]
+        if shared := next(((i, j) for j in range(len(ids)) for i in range(j) if first[i] == first[j]), None):
+            raise DataError(
+                f"question {question.id}: choices {question.choices[shared[0]]!r} and {question.choices[shared[1]]!r} begin with the same "
+                f"token of {vlm.name}, so first tokens cannot tell them apart: use scoring='whole' or 'mean'"
+            )
+        return first
     if len({tuple(c) for c in ids}) < len(ids):
         same = next(question.choices[j] for i, c in enumerate(ids) for j in range(i) if ids[j] == c)
         raise DataError(
@@ -105,6 +131,11 @@ def choice_sequences(vlm: VLM, question: Question) -> list[list[int]]:
         )
     begins = any(i != j and b[: len(a)] == a for i, a in enumerate(ids) for j, b in enumerate(ids))
     return [[*c, vlm.tokenizer.eos_token_id] for c in ids] if begins else ids
+
+
+def as_likelihoods(sequences: list[list[int]], scoring: Scoring) -> bool:
+    """Whether these choices are scored by log-likelihoods rather than by logits."""
+    return scoring in ("whole", "mean") or max(map(len, sequences)) > 1
 
 
 def _tree(sequences: list[list[int]]) -> dict[tuple[int, ...], int]:

@@ -15,6 +15,7 @@ from ..data.question import Question
 from ..errors import EditError, PathWarning
 from ..models.vlm import VLM
 from .check import check
+from .choices import Scoring
 from .edit import Edit, Variants
 from .paths import check_finite, packed, reference
 from .paths import packed_batch as packed_batch
@@ -31,20 +32,23 @@ def run_edits(
     path: Path = "auto",
     *,
     prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
 ) -> Tensor:
     """Run N edits of the last token on Q questions: scores of the choices [Q, N, C].
 
-    edits: an Edit, a list of them, a HeadSweep, a ScAle, or None for one unedited run. Scores are logits where all
-    choices of a question are one token, else log-likelihoods; -inf where a question has fewer choices than C.
+    edits: an Edit, a list of them, a HeadSweep, a ScAle, or None for one unedited run. scoring: "auto" is logits where
+    all choices of a question are one token, else log-likelihoods; "first" the logit of a choice's first token; "whole"
+    its log-likelihood; "mean" that by its number of tokens. -inf where a question has fewer choices than C.
     path: "packed" reads each prompt once and re-runs its last token; "reference" runs every edit in full; "auto" is
     packed if the two agree on the first question, else reference with a PathWarning. prompts: prefixes to reuse.
     grad: keep the graph, for edits that require gradients (packed path).
 
-    Raises EditError for an edit that does not fit, ModelError for logits that are not finite.
+    Raises EditError for an edit that does not fit, ModelError for logits that are not finite, DataError for choices
+    that the scoring cannot tell apart.
     """
-    return run_with_clean(vlm, questions, edits, path, prompts=prompts, grad=grad, what=what)[0]
+    return run_with_clean(vlm, questions, edits, path, prompts=prompts, scoring=scoring, grad=grad, what=what)[0]
 
 
 def run_with_clean(
@@ -54,17 +58,20 @@ def run_with_clean(
     path: Path = "auto",
     *,
     prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
 ) -> tuple[Tensor, Tensor]:
     """run_edits, and beside each variant the clean scores of the same call [Q, N, C], so that rounding cancels."""
     questions = require(questions)
+    if prompts is not None and prompts.scoring != scoring:
+        raise EditError(f"the prompts were read for scoring={prompts.scoring!r}, not {scoring!r}: give both the same scoring")
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
     run = packed if choose_path(vlm, questions, path) == "packed" else reference
     with nullcontext() if grad else torch.no_grad():
-        edited, clean = run(vlm, questions, edit, prompts, what)
+        edited, clean = run(vlm, questions, edit, prompts, what, scoring)
     check_finite(vlm, questions, edited)
     return edited, clean
 

@@ -13,15 +13,18 @@ from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..models.vlm import VLM
 from ..progress import track
+from .choices import Scoring
 from .edit import Variants
 from .packed import run_packed
 from .prefix import Prefix, Prompts, working_bytes
 from .reference import run_reference
 
 
-def packed(vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: Prompts | None, what: str) -> tuple[Tensor, Tensor]:
+def packed(
+    vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: Prompts | None, what: str, scoring: Scoring = "auto"
+) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
-    prompts = prompts or Prompts(vlm, questions, keep=False)
+    prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
     edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in prompts.track(what)), strict=True)
     return _join(edited), _join(clean)
 
@@ -65,10 +68,10 @@ def variants_at_once(vlm: VLM, prefix: Prefix) -> int:
 
 
 def row_bytes(vlm: VLM, tokens: int) -> int:
-    """Bytes that one row needs while a layer runs: its attention scores over the prompt, and its widest activations."""
+    """Bytes that one row needs while a layer runs: its attention scores over the prompt, or its widest activations."""
     config = vlm.hf_model.config.get_text_config()
     wide = 4 * max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
-    return 4 * (3 * vlm.n_heads * tokens + wide)
+    return 4 * max(vlm.n_heads * tokens * 5 // 4, wide)
 
 
 def out_of_memory(error: BaseException) -> bool:
@@ -91,14 +94,16 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
     return n // 2
 
 
-def reference(vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: object, what: str) -> tuple[Tensor, Tensor]:
+def reference(
+    vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: object, what: str, scoring: Scoring = "auto"
+) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C] and clean scores, each from a whole forward pass."""
     variants = torch.arange(edit.n_variants if edit else 1)
     edited: list[Tensor] = []
     clean: list[Tensor] = []
     for row, question in track(enumerate(questions), what, len(questions)):
-        plain = run_reference(vlm, question, row, None, variants)
-        scores = plain if edit is None else run_reference(vlm, question, row, edit, variants)
+        plain = run_reference(vlm, question, row, None, variants, scoring)
+        scores = plain if edit is None else run_reference(vlm, question, row, edit, variants, scoring)
         edited.append(scores[None])
         clean.append(plain.expand_as(scores)[None])
     return _join(edited), _join(clean)

@@ -16,7 +16,7 @@ from ..data.question import Question
 from ..errors import ModelError
 from ..models.vlm import VLM
 from ..progress import track
-from .choices import Choices, read_choices
+from .choices import Choices, Scoring, read_choices
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -82,7 +82,13 @@ class Prefix:
 
 
 @torch.no_grad()
-def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(None), vision: Vision | None = None) -> Prefix:
+def read_prefix(
+    vlm: VLM,
+    questions: Sequence[Question],
+    rows: slice = slice(None),
+    vision: Vision | None = None,
+    scoring: Scoring = "auto",
+) -> Prefix:
     """Run the prompts up to their last token, once, and keep their keys and values; vision: features of shared pictures.
 
     Where a prompt attends in both directions it is run whole and its last token dropped: keys and values before it
@@ -97,7 +103,7 @@ def read_prefix(vlm: VLM, questions: Sequence[Question], rows: slice = slice(Non
     for number, layer in enumerate(out.past_key_values.layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
             raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
-    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
+    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     drop = -1 if vlm.quirks.bidirectional else None
     return Prefix(
         questions,
@@ -139,11 +145,19 @@ class Prompts(Sequence[Prefix]):
     """The prefixes of many questions in batches, each read when first asked for and kept while memory allows.
 
     batch_size: questions a batch; default: 16, or as many as `working_bytes` holds. keep: whether they are asked for
-    again.
+    again. scoring: how their choices are read (see run_edits).
     """
 
-    def __init__(self, vlm: VLM, questions: Sequence[Question], batch_size: int | None = None, *, keep: bool = True):
-        self.vlm, self.questions, self._asked = vlm, questions, batch_size
+    def __init__(
+        self,
+        vlm: VLM,
+        questions: Sequence[Question],
+        batch_size: int | None = None,
+        *,
+        keep: bool = True,
+        scoring: Scoring = "auto",
+    ):
+        self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
         self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if keep else 0
@@ -168,7 +182,7 @@ class Prompts(Sequence[Prefix]):
         if index in self._kept:
             return self._kept[index]
         rows = self.slices[index]
-        prefix = read_prefix(self.vlm, self.questions[rows], rows, self._vision)
+        prefix = read_prefix(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes

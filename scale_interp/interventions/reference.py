@@ -10,14 +10,14 @@ from torch import Tensor
 
 from ..data.question import Question
 from ..models.vlm import VLM
-from .choices import choice_sequences
+from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
 
 
-def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Tensor) -> Tensor:
+def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Tensor, scoring: Scoring = "auto") -> Tensor:
     """Choice scores [n, C] of one question; row: its index among the caller's questions; no variants: one clean run [1, C]."""
     if edit is None:
-        return _scores(vlm, question, None, "last")[None]
+        return _scores(vlm, question, None, "last", scoring)[None]
     starts = edit.starts(vlm.n_layers)
     out = []
     for variant in variants:
@@ -26,15 +26,15 @@ def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None,
             at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
             if at is not None:
                 parts[layer] = at
-        out.append(_scores(vlm, question, parts, edit.scope))
+        out.append(_scores(vlm, question, parts, edit.scope, scoring))
     return torch.stack(out)
 
 
-def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, scope: str) -> Tensor:
-    sequences = choice_sequences(vlm, question)
+def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, scope: str, scoring: Scoring) -> Tensor:
+    sequences = choice_sequences(vlm, question, scoring)
     prompt = dict(vlm.encode(question))
     T = prompt["input_ids"].shape[1]
-    if max(map(len, sequences)) == 1:
+    if not as_likelihoods(sequences, scoring):
         logits = forward(vlm, prompt, parts or {}, T, scope)[0, -1].float()
         return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
     scores = []
@@ -47,7 +47,8 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
             if key in prompt:
                 inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
         logits = forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
-        scores.append(logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum())
+        likelihood = logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum()
+        scores.append(likelihood / len(ids) if scoring == "mean" else likelihood)
     return torch.stack(scores)
 
 

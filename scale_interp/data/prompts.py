@@ -1,0 +1,83 @@
+"""The words that records are asked in, and the order of the options."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from string import Formatter
+from typing import Any, NamedTuple
+
+from ..errors import DataError
+from .question import Question
+from .task import YES_NO
+
+
+class Template(NamedTuple):
+    """Words with places in braces, and the places that the records of a set can fill."""
+
+    text: str
+    fields: tuple[str, ...]
+
+
+TEMPLATES = {
+    "one object": Template("Which part of the picture shows the {subject}? Answer with one word: {options}.", ("subject", "options")),
+    "two objects": Template(
+        "What is the position of the {subject} relative to the {object}? Answer with one word: {options}.",
+        ("subject", "object", "options"),
+    ),
+    "statement": Template(
+        'Does this sentence describe the picture correctly? "{caption}" Answer with one word: {options}.',
+        ("caption", "subject", "object", "relation", "options"),
+    ),
+    "presence": Template("{question} Answer with one word: {options}.", ("question", "object", "options")),
+    "scene": Template("{text}\nAnswer with the right one of these options: {options}.", ("text", "options")),
+    "question": Template("{question} Answer with one of these: {options}.", ("question", "options")),
+}
+"""Our wording, number-neutral where a thing may be plural ("the scissors"); the model's chat template comes around it later."""
+
+
+def check_template(template: str, fields: Sequence[str]) -> str:
+    """The template, or DataError where it has a place that the set's records do not fill."""
+    try:
+        asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+    except ValueError as error:
+        raise DataError(f"template {template!r} cannot be read ({error}); write a brace that is meant as one twice") from error
+    unknown = [name for name in asked if name not in fields]
+    if unknown:
+        raise DataError(f"template {template!r} asks for {{{unknown[0]}}}; this set fills {', '.join(f'{{{f}}}' for f in fields)}")
+    return template
+
+
+def shuffled(choices: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
+    """The choices in an order that hangs on key and seed alone; yes and no stay as they are.
+
+    >>> shuffled(("left", "right", "on", "under"), "whatsup/controlled_a/mug_on_table", seed=0)
+    ('on', 'under', 'left', 'right')
+    """
+    if {c.casefold() for c in choices} == set(YES_NO):
+        return tuple(choices)
+    return tuple(sorted(choices, key=lambda c: digest(f"{seed}|{key}|{c}")))
+
+
+def digest(text: str) -> int:
+    """64 bits of the text's hash."""
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest())
+
+
+def one_of(options: Sequence[str]) -> str:
+    return f"{', '.join(options[:-1])} or {options[-1]}"
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How a set's records become questions: the words, and the seed of everything that is drawn."""
+
+    template: str
+    seed: int
+
+    def __call__(self, fields: Mapping[str, Any], choices: Sequence[str], answer: str, *, id: str, key: str = "", **rest: Any) -> Question:
+        """A question with shuffled options; fields fill the template, key (default: the id) fixes the options' order."""
+        options = shuffled(choices, key or id, self.seed)
+        text = self.template.format(**fields, options=one_of(options))
+        return Question(text, options, options.index(answer), id=id, **rest)

@@ -1,0 +1,123 @@
+"""Answers in words: generated as a user would get them, and read by a scorer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any, Self
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ..adapters.attach import attach
+from ..adapters.scale import ScAle
+from ..data.items import describe, require
+from ..data.question import Question
+from ..errors import DataError
+from ..interventions.edit import Edit
+from ..models.vlm import VLM
+from ..progress import track
+from .accuracy import Evaluation, answering
+from .scoring import Scorer, score_text
+
+BATCH = 16
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class TextEvaluation(Evaluation):
+    """Answers in words: texts [Q] as generated; scores [Q, C] are 1 at the option that a text names and 0 elsewhere.
+
+    An answer that names no option, or several, counts as wrong.
+    """
+
+    texts: Sequence[str] = ()
+
+    @property
+    def answered(self) -> Tensor:
+        """Whether each text names an option, booleans [Q]."""
+        return self.scores.amax(1) > 0
+
+    @property
+    def unanswered(self) -> float:
+        """The share of texts that name no option, or several."""
+        return float((~self.answered).float().mean())
+
+    @property
+    def answers(self) -> Sequence[str | None]:
+        """The option that each text names, or None."""
+        return [a if named else None for a, named in zip(super().answers, self.answered.tolist(), strict=True)]
+
+    def part(self, members: np.ndarray) -> Self:
+        return replace(super().part(members), texts=[self.texts[i] for i in np.flatnonzero(members).tolist()])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a question: id, text, right answer, given answer, correct, and the words as generated."""
+        return super().to_frame().assign(text=list(self.texts))
+
+    def _notes(self) -> list[str]:
+        return [f"{self.unanswered:.3f} unanswered", *super()._notes()]
+
+
+def evaluate_text(
+    vlm: VLM,
+    questions: Sequence[Question],
+    edit: ScAle | Edit | None = None,
+    *,
+    scorer: Scorer = "strict",
+    max_new_tokens: int = 16,
+    batch_size: int = BATCH,
+) -> TextEvaluation:
+    """Answer the questions in words, with one edit in place or with none, and score what the words name.
+
+    scorer: "strict", or "legacy" for published figures (see score_text).
+
+    >>> import scale_interp as si
+    >>> evaluate_text(si.load("demo"), si.load_questions("scenes/relation", n=4)).unanswered
+    0.0
+    """
+    questions = require(questions)
+    texts = answer_texts(vlm, questions, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
+    return score_answers(texts, questions, scorer, answering(vlm, questions, scorer=scorer, max_new_tokens=max_new_tokens))
+
+
+def answer_texts(
+    vlm: VLM,
+    questions: Sequence[Question],
+    edit: ScAle | Edit | None = None,
+    *,
+    max_new_tokens: int = 16,
+    batch_size: int = BATCH,
+) -> list[str]:
+    """Greedy answers in words, by transformers' own generate, with one edit in place or with none."""
+    questions = require(questions)
+    in_place = nullcontext() if edit is None else attach(vlm.hf_model, edit.edit() if isinstance(edit, ScAle) else edit)
+    batches = range(0, len(questions), batch_size)
+    texts: list[str] = []
+    with in_place:
+        for start in track(batches, "answering in words", len(batches)):
+            texts += vlm.generate(list(questions[start : start + batch_size]), max_new_tokens=max_new_tokens)
+    return texts
+
+
+def score_answers(
+    texts: Sequence[str], questions: Sequence[Question], scorer: Scorer = "strict", provenance: Mapping[str, Any] | None = None
+) -> TextEvaluation:
+    """Score answers that were generated before, or elsewhere; texts [Q] in the order of the questions.
+
+    >>> q = Question("Where is the mug?", ("left", "right"), 0)
+    >>> score_answers(["Left.", "left or right"], [q, q]).answers
+    ['left', None]
+    """
+    questions = require(questions)
+    if len(texts) != len(questions):
+        raise DataError(f"{len(texts)} answers to {len(questions)} questions: give one answer a question")
+    scores = torch.full((len(questions), max(len(q.choices) for q in questions)), float("-inf"))
+    for row, text, question in zip(scores, texts, questions, strict=True):
+        row[: len(question.choices)] = 0
+        if (named := score_text(text, question, scorer)) is not None:
+            row[named] = 1
+    made = describe(questions) | {"scorer": scorer} | dict(provenance or {})
+    return TextEvaluation(questions, scores, made, tuple(texts))
