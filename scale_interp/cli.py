@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from .bench import Benchmark
     from .interventions.check import Report
     from .run import Run, Settings
@@ -99,6 +101,39 @@ def report(folder: Folder) -> None:
 
 
 @app.command()
+def ask(
+    model: Model,
+    data: Annotated[str, typer.Argument(help="a data set, as `scale-interp data` lists them")],
+    root: Annotated[Path | None, typer.Option(help="where the set lies (default: $SCALE_INTERP_DATA, else ./data)")] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation, test or all")] = None,
+    n: Annotated[int | None, typer.Option(help="how many questions (default: all of a set on disk, 200 generated ones)")] = None,
+    seed: int = 0,
+    change: Annotated[str, typer.Option(help="how contrast pairs are made: mirror, swap or set")] = "mirror",
+    sweep: Annotated[int, typer.Option(help="questions that heads are located on")] = 40,
+    text: Annotated[bool, typer.Option("--text", help="have the model write its answers too, and score the words")] = False,
+    out: Annotated[Path | None, typer.Option(help="the folder to write (default: asked/MODEL-DATA)")] = None,
+) -> None:
+    """Ask MODEL the questions of DATA: the set's own metrics, contrast pairs, head maps, and a page that shows them."""
+    from .ask import ask as run_questions
+    from .ask import notes, write_asked
+    from .data.load import load_questions
+    from .models.load import load
+    from .run import folder_name
+
+    questions = load_questions(data, split, n, seed, root=root)
+    vlm = load(model)
+    found = run_questions(vlm, questions, change=change, sweep=sweep, text=text)  # type: ignore[arg-type]
+    folder = out or Path("asked") / folder_name(model, data)
+    flags = {"root": root, "split": split, "n": n, "seed": seed, "change": change, "sweep": sweep}
+    given = "".join(f" --{name} {value}" for name, value in flags.items() if value is not None) + " --text" * text
+    write_asked(found, vlm, folder, f"scale-interp ask {model} {data}{given}")
+    _frame_table(found.table, f"{model} on {data}")
+    for note in notes(found):
+        _console().print(note, highlight=False)
+    _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
 def check(
     model: Model,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
@@ -120,6 +155,31 @@ def check(
     for r in reports:
         if not r.known and not r.agrees:
             raise ModelError(f"{r.model} in {r.dtype}: {r.why}")
+
+
+@app.command("data")
+def data_sets(
+    root: Annotated[Path | None, typer.Option(help="the folder of the sets [default: $SCALE_INTERP_DATA, else ./data]")] = None,
+) -> None:
+    """Every data set that can be named: what it asks, how many questions, what of it lies on disk, its licence."""
+    from rich.markup import escape
+    from rich.table import Table
+
+    from .data.catalog import RENDERED
+    from .data.source import Source, inventory
+
+    table = Table(title=f"data sets in {escape(str(Source(root).root))}")
+    for name in ("name", "asks", "questions", "on disk", "licence"):
+        table.add_column(name, justify="right" if name == "questions" else "left", overflow="fold")
+    for found in inventory(root):
+        entry = found.entry
+        name = entry.name if found.split == "all" else f"{entry.name} {found.split}"
+        table.add_row(name, entry.asks, f"{entry.counts[found.split]:,}", escape(found.state), escape(entry.licence))
+    for name, asks in RENDERED.items():
+        table.add_row(name, asks, "any", "rendered", "MIT")
+    table.add_row("jsonl:PATH", "any multiple-choice questions", "", "", "yours")
+    table.add_row("boxes:PATH", "is there such a thing? (boxes/place:PATH, boxes/relation:PATH)", "", "", "yours")
+    _console().print(table)
 
 
 @app.command()
@@ -224,6 +284,17 @@ def _console(stderr: bool = False) -> Any:
     from rich.console import Console
 
     return Console(stderr=stderr)
+
+
+def _frame_table(frame: pd.DataFrame, title: str) -> None:
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in frame.columns:
+        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    _console().print(table)
 
 
 def _check_tables(reports: list[Report]) -> None:

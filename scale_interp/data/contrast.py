@@ -2,21 +2,29 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal, Protocol
 
 from ..errors import DataError
 from .items import Items, require
 from .question import Question
+from .real_contrast import Partners
 from .scene_questions import partner
 
-Change = Literal["mirror", "swap"]
+Change = Literal["mirror", "swap", "set"]
+
+
+class Encoder(Protocol):
+    """What turns questions into tokens: a VLM."""
+
+    def encode(self, questions: Question) -> Mapping[str, Any]: ...
 
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two questions of equal token length whose right answers differ: same words or same picture, other answer."""
+    """Two questions whose right answers differ: the same words or the same picture, the same choices, another answer."""
 
     clean: Question
     corrupt: Question
@@ -49,28 +57,45 @@ class Contrasts(Items[Contrast]):
         return f"<{len(self)} contrasts of {self.source}, {len(self.skipped)} questions without one>"
 
 
-def contrasts(questions: Sequence[Question], change: Change = "mirror") -> Contrasts:
-    """Pair each question with one that has other content, the same words and another right answer.
+def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Encoder | None = None) -> Contrasts:
+    """Pair each question with one that differs in one thing and so has another right answer.
 
-    change: "mirror" moves every thing to its mirror place along the asked axis; "swap" exchanges the places of the
-    two things asked about. Needs questions that know their scene (`scenes/...`) and ask for a place or a relation.
-    Questions for which no such partner exists are listed in `.skipped` with the reason.
+    change: "mirror": the mirror image. A scene's things move to their mirror places along the asked axis; a photograph is
+    flipped left-right, which answers left and right only. "swap": the two things asked about exchange their places in a
+    scene, their words where there is a photograph. "set": another picture of the same two things (What'sUp), the
+    opposite relation's where it is among the questions.
+    vlm: measure the prompts; a pair of different lengths in tokens is left out.
+    Questions without a partner are listed in `.skipped` with the reason. Raises DataError where none has one.
 
     >>> from scale_interp import load_questions
     >>> contrasts(load_questions("scenes/relation", n=8))
     <8 contrasts of scenes/relation mirror, 0 questions without one>
     """
-    if change not in ("mirror", "swap"):
-        raise DataError(f"change {change!r}: choose 'mirror' or 'swap'")
+    if change not in ("mirror", "swap", "set"):
+        raise DataError(f"change {change!r}: choose 'mirror', 'swap' or 'set'")
+    questions = require(questions)
+    photographs = Partners(questions)
     made, skipped = [], {}
-    for question in require(questions):
-        other = partner(question, change)
-        if isinstance(other, str):
-            skipped[question.id] = other
-        else:
+    for question in questions:
+        scene = "scene" in question.meta and change != "set"
+        other = partner(question, change) if scene else photographs.find(question, change)
+        why = other if isinstance(other, str) else _unequal_lengths(vlm, question, other)
+        if isinstance(other, Question) and why is None:
             made.append(Contrast(question, other))
+        else:
+            skipped[question.id] = str(why)
     if not made:
-        reasons = "; ".join(sorted(set(skipped.values())))
-        raise DataError(f"no contrast could be built from {len(questions)} questions: {reasons}")
+        reasons = Counter(skipped.values()).most_common(3)
+        raise DataError(
+            f"no contrast by {change!r} could be built from {len(questions)} questions: "
+            + "; ".join(f"{reason} ({n} questions)" for reason, n in reasons)
+        )
     source = f"{getattr(questions, 'source', 'given')} {change}"
     return Contrasts(made, skipped, source, getattr(questions, "split", ""), getattr(questions, "seed", None))
+
+
+def _unequal_lengths(vlm: Encoder | None, clean: Question, corrupt: Question) -> str | None:
+    if vlm is None:
+        return None
+    a, b = (vlm.encode(question)["input_ids"].shape[1] for question in (clean, corrupt))
+    return None if a == b else f"its prompt has {a} tokens, its partner's {b}"

@@ -2,23 +2,179 @@
 
 from __future__ import annotations
 
-from ..errors import DataError
+import warnings
+from array import array
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import DataError, DataWarning
+from .captions import Captions
+from .catalog import find_entry
+from .cocoqa import CocoQA
 from .items import Questions
+from .jsonl import JsonL
+from .pope import POPE
+from .prompts import TEMPLATES, Ask, Template, check_template, digest
+from .question import Question
+from .records import Key, Reader
 from .scene_questions import scene_questions
-from .task import TASKS
+from .source import Source
+from .spatialeval import SpatialEval
+from .splits import SHARES, split_of
+from .vsr import VSR
+from .whatsup import WhatsUp
+
+READERS: dict[str, Callable[..., Reader]] = {
+    "whatsup": WhatsUp,
+    "coco_qa": Captions,
+    "vg_qa": Captions,
+    "vsr": VSR,
+    "spatialeval": SpatialEval,
+    "cocoqa": CocoQA,
+    "pope": POPE,
+}
+RENDERED = 200
+"""Questions of a rendered set where no number is asked for."""
 
 
-def load_questions(name: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
-    """Questions of a data set by name: "scenes/" and one of the scene tasks.
+def load_questions(
+    name: str,
+    split: str | None = None,
+    n: int | None = None,
+    seed: int = 0,
+    *,
+    root: str | Path | None = None,
+    template: str | None = None,
+) -> Questions:
+    """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
-    n questions are drawn with `seed`; the same arguments give the same questions. Splits share no scene.
-    Raises DataError for an unknown name or split.
+    `scale-interp data` lists all names. The same arguments give the same questions, and splits share no picture unless
+    their authors' do. Rendered sets default to 200 questions of the split "test". For sets on disk n=None is all
+    questions in the file's order, n a seeded sample of them; split None or "all" is the authors' whole file, or their
+    test split where they publish several; "train", "validation" and "test" are the authors', or 50, 10 and 40 of 100
+    pictures drawn by the seed.
+
+    root: the folder that sets lie in; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
+    template: words in place of ours, with places in braces (docs/data.md lists them).
+    Pictures are opened when a question's image is asked for. Missing ones are a DataWarning here and an error there.
+    Raises DataError for an unknown name or split, a missing file, a record that is not in the set's form.
 
     >>> load_questions("scenes/relation", split="train", n=4)
     <4 questions of scenes/relation train>
     """
+    if n is not None and n < 1:
+        raise DataError(f"n={n}: ask for at least one question")
+    if seed < 0:
+        raise DataError(f"seed={seed}: give 0 or more")
     room, _, task = name.partition("/")
-    if room != "scenes":
-        known = ", ".join(f"scenes/{t}" for t in TASKS)
-        raise DataError(f"unknown data set {name!r}: known are {known}")
-    return scene_questions(task, split, n, seed)
+    if room in ("scenes", "generated"):
+        if root is not None or template is not None:
+            raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk")
+        return _rendered(room, task, split or "test", RENDERED if n is None else n, seed)
+    if name.startswith(("boxes:", "boxes/")):
+        if template is not None:
+            raise DataError(f"{name} is asked in words of its own: template= is for sets that have questions")
+        return _of_boxes(name, split, n, seed, root)
+    if name.startswith("jsonl:"):
+        split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed)
+        path = Path(root or "", name.removeprefix("jsonl:"))
+        return _questions(name, JsonL(name, path), split, n, ask, f"put them into {path.parent}", ours=True)
+    entry = find_entry(name)
+    split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed)
+    reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
+    return _questions(name, reader, split, n, ask, f"get them from {entry.pictures}", ours=not entry.splits)
+
+
+def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, fetch: str, ours: bool) -> Questions:
+    chosen = _choose(name, reader, split if ours and split != "all" else None, ask.seed)
+    if not chosen:
+        raise DataError(f"{name}: the split {split!r} of {len(reader.records)} records is empty; use another split or seed, or more data")
+    if n is None:
+        wanted = set(chosen)
+        questions = [reader.question(i, record, ask) for i, record in enumerate(reader.records) if i in wanted]
+    else:
+        questions = [reader.question(i, reader.records[i], ask) for i in _sample(name, split, chosen, n, ask.seed)]
+    _warn_of_missing_pictures(name, questions, fetch)
+    return Questions(questions, name, split, ask.seed)
+
+
+def _ask(words: Template, template: str | None, seed: int) -> Ask:
+    return Ask(check_template(words.text if template is None else template, words.fields), seed)
+
+
+def _rendered(room: str, task: str, split: str, n: int, seed: int) -> Questions:
+    if room == "scenes":
+        return scene_questions(task, split, n, seed)
+    from .generated import generated_questions
+
+    form, _, kind = task.partition("/")
+    return generated_questions(form, kind, split, n, seed)
+
+
+def _of_boxes(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None) -> Questions:
+    from .boxes import box_questions
+
+    asked, _, path = name.partition(":")
+    if not path:
+        raise DataError(f"{name}: give the path of a COCO detection JSON, as in {asked}:instances.json")
+    _, form, kind = (*asked.split("/"), "", "")[:3]
+    return box_questions(Path(root or "", path), form or "pope", kind or "random", split or "all", n, seed)  # type: ignore[arg-type]
+
+
+def _split(name: str, split: str | None, authors: tuple[str, ...]) -> str:
+    known = authors or tuple(SHARES)
+    if split in (None, "all"):
+        return "test" if authors else "all"
+    if split not in known:
+        raise DataError(f"unknown split {split!r}: {name} has {', '.join(known)}{' (its authors publish no other)' if authors else ''}")
+    return split
+
+
+def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[int]:
+    """The places of the records in one of our splits, or of all; every record's form is checked, and that no id comes twice."""
+    chosen, places, ids = array("L"), array("L"), array("Q")
+    skipped: Counter[str] = Counter()
+    first: dict[str, str] = {}
+    for i, record in enumerate(reader.records):
+        key = reader.key(i, record)
+        if isinstance(key, str):
+            skipped[key] += 1
+            first.setdefault(key, reader.records.where(i))
+            continue
+        places.append(i)
+        ids.append(digest(key.id))
+        if split is None or split_of(key.part, seed) == split:
+            chosen.append(i)
+    _require_unique(reader, places, ids)
+    for why, count in skipped.items():
+        text = f"{name}: {count} of {len(reader.records)} records are left out, {why}; the first is {first[why]}"
+        warnings.warn(text, DataWarning, stacklevel=4)
+    return chosen
+
+
+def _require_unique(reader: Reader, places: array[int], ids: array[int]) -> None:
+    order = np.argsort(ids, kind="stable")
+    same = np.flatnonzero(np.diff(np.asarray(ids)[order]) == 0)
+    if len(same):
+        i, j = (places[order[same[0] + k]] for k in (0, 1))
+        key = reader.key(i, reader.records[i])
+        name = key.id if isinstance(key, Key) else key
+        raise DataError(f"{reader.records.where(j)}: the id {name!r} is that of {reader.records.where(i)} too; ids must differ")
+
+
+def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> array[int]:
+    if n > len(places):
+        warnings.warn(f"{name} {split} has {len(places)} questions, not {n}; all are taken", DataWarning, stacklevel=4)
+    order = np.random.default_rng([seed, digest(f"{name}|{split}")]).permutation(len(places))
+    return array("L", (places[i] for i in order[:n]))
+
+
+def _warn_of_missing_pictures(name: str, questions: list[Question], fetch: str) -> None:
+    missing = [p for q in questions for p in q.pictures if isinstance(p, Path) and not p.exists()]
+    if missing:
+        count = sum(any(isinstance(p, Path) and not p.exists() for p in q.pictures) for q in questions)
+        text = f"{name}: {count} of {len(questions)} questions have no picture on disk, the first should be {missing[0]}; {fetch}"
+        warnings.warn(text, DataWarning, stacklevel=4)
