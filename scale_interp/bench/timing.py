@@ -44,24 +44,33 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
     run, left_out = ways(vlm, questions)
     expected = run[OURS].run(sweep)
     assert expected is not None
-    plans = {name: _plan(vlm, way, sweep, repeats, sample) for name, way in run.items()}
+    every = list(range(sweep.n_variants))
+    plans: dict[str, dict[int, list[int]]] = {}
     seconds: dict[str, dict[int, float]] = {name: {} for name in run}
     away: dict[str, list[float]] = {name: [] for name in run}
+
+    def measure(name: str, heads: list[int], repeat: int) -> None:
+        took, scores = _clock(vlm, run[name], _part(sweep, heads))
+        seconds[name][repeat] = took * len(every) / len(heads)
+        away[name] = [] if scores is None else [*away[name], float((scores - expected[:, heads]).nan_to_num().abs().max())]
+
+    for name, way in run.items():
+        if way.by_head:
+            plans[name] = _plan(vlm, way, sweep, repeats, sample)
+            continue
+        measure(name, every, 0)
+        # The first run warms up, but one that takes minutes is not done again.
+        plans[name] = {repeat: every for repeat in range(repeats)} if seconds[name][0] <= BUDGET else {}
     for repeat in track(range(repeats), "timing", repeats):
         names = list(run)[repeat % len(run) :] + list(run)[: repeat % len(run)]
         for name in names:
-            if repeat not in plans[name]:
-                continue
-            heads = plans[name][repeat]
-            took, scores = _clock(vlm, run[name], _part(sweep, heads))
-            seconds[name][repeat] = took * sweep.n_variants / len(heads)
-            if scores is not None:
-                away[name].append(float((scores - expected[:, heads]).nan_to_num().abs().max()))
+            if repeat in plans[name]:
+                measure(name, plans[name][repeat], repeat)
     ours = seconds[OURS]
     usual = statistics.median(ours.values())
     rows = []
     for name, times in seconds.items():
-        timed = {head for heads in plans[name].values() for head in heads}
+        timed = {head for heads in plans[name].values() for head in heads} or every
         ratio = statistics.median(times[r] / (ours[r] if len(times) == len(ours) else usual) for r in times)
         rows.append(Row(name, statistics.median(times.values()), ratio, len(timed), len(times), max(away[name], default=None)))
     about = vlm.describe() | {
@@ -77,11 +86,8 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
 
 
 def _plan(vlm: VLM, way: Way, sweep: HeadSweep, repeats: int, sample: int) -> dict[int, list[int]]:
-    """Run a way untimed, one run a head on two heads only; which heads to time in which repeat."""
+    """Run one run a head untimed on two heads; which heads to time in which repeat."""
     every = list(range(sweep.n_variants))
-    if not way.by_head:
-        took, _ = _clock(vlm, way, sweep)
-        return {repeat: every for repeat in range(repeats if took <= BUDGET else 1)}
     way.run(_part(sweep, [0]))
     took, _ = _clock(vlm, way, _part(sweep, [every[-1]]))
     if sample == 0 or sample >= len(every) or took * len(every) <= BUDGET:

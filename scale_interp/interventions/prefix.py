@@ -10,7 +10,7 @@ from typing import Any
 import psutil
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, DynamicLayer
+from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import ModelError
@@ -99,8 +99,8 @@ def read_prefix(
     end = None if vlm.quirks.bidirectional else -1
     whole = dict(inputs) if vision is None else vision.replace_pixels(inputs, questions)
     short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in whole.items()}
-    out = vlm.hf_model(**short, position_ids=positions[..., :end], use_cache=True, logits_to_keep=1)
-    for number, layer in enumerate(out.past_key_values.layers):
+    layers = _keys_and_values(vlm, short | {"position_ids": positions[..., :end]})
+    for number, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
             raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
@@ -108,12 +108,33 @@ def read_prefix(
     return Prefix(
         questions,
         rows,
-        tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in out.past_key_values.layers),
+        tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in layers),
         inputs["attention_mask"][:, :-1].bool(),
         positions[..., -1:] + choices.depth,
         choices,
-        tuple(getattr(layer, "sliding_window", None) for layer in out.past_key_values.layers),
+        tuple(getattr(layer, "sliding_window", None) for layer in layers),
     )
+
+
+class _Enough(Exception):
+    """Raised to end a forward pass of which nothing more is needed."""
+
+
+def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
+    """What the decoder's layers keep of the prompt. Of the last layer that is all that is needed: its rest is not run."""
+    cache = DynamicCache(config=vlm.hf_model.config.get_text_config())
+
+    def stop(*_: object) -> None:
+        raise _Enough
+
+    hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
+    try:
+        vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+    except _Enough:
+        pass
+    finally:
+        hook.remove()
+    return cache.layers
 
 
 KEPT_SHARE = 0.25
