@@ -76,7 +76,7 @@ def suite(title: str, found: dict[str, Any]) -> str:
 
 SPEED = """## Speed
 
-    scale-interp bench --repeats 7 --sample 28 --out docs/bench-realistic.json --figure docs/pictures/speed.png
+    scale-interp bench --repeats 5 --sample 20 --out docs/bench-realistic.json --figure docs/pictures/speed.png
     scale-interp bench demo --out docs/bench-demo.json
 
 All heads zero-ablated one by one, in every way on the same questions in one run, reading the prompts counted; medians over the repeats,
