@@ -20,6 +20,7 @@ from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Prefix, Prompts
+from ..interventions.sweep import one_head_each
 from ..models.vlm import VLM
 from .direct import heads_out, read_stream
 from .headmap import HeadMap
@@ -192,10 +193,6 @@ class HeadValues:
         here = alive[starts == layer]
         if not len(here):
             return None
-        n, index = torch.arange(len(here)), torch.tensor([self.heads[i][1] for i in here.tolist()])
-        values = self.values[rows]
-        scale = values.new_ones(1, len(here), self.n_heads)
-        shift = values.new_zeros(len(values), len(here), self.n_heads, values.shape[-1])
-        scale[0, n, index] = 0
-        shift[:, n, index] = values[:, here.to(values.device)]
-        return LayerEdit(len(alive) - len(here), scale, shift)
+        index = [self.heads[i][1] for i in here.tolist()]
+        values = self.values[rows][:, here.to(self.values.device)]
+        return one_head_each(len(alive) - len(here), index, self.n_heads, 0.0, values)

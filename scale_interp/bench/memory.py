@@ -12,7 +12,7 @@ import torch
 
 from ..data.load import load_questions
 from ..errors import ModelError
-from ..interventions.engine import packed_batch
+from ..interventions.paths import packed_batch
 from ..interventions.prefix import read_prefix
 from ..interventions.sweep import HeadSweep
 from ..models.vlm import VLM

@@ -16,8 +16,8 @@ from ..data.question import Question
 from ..interventions.attention import attention
 from ..interventions.choices import Choices, read_choices
 from ..interventions.edit import Head
-from ..interventions.engine import packed_batch, variants_at_once
 from ..interventions.packed import edit_heads, with_copies
+from ..interventions.paths import packed_batch, variants_at_once
 from ..interventions.prefix import PER_TOKEN, Prefix, free_memory, read_prefix
 from ..interventions.sweep import HeadSweep
 from ..models.vlm import VLM

@@ -14,7 +14,7 @@ from ..models.families import KNOWN
 from ..models.vlm import VLM
 from .edit import Edit, LayerEdit
 from .paths import check_finite, packed, reference, row_bytes, variants_at_once
-from .prefix import read_prefix
+from .prefix import Prompts
 from .reference import forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -80,13 +80,14 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
     edit = Edit(0.5 + torch.rand(1, L, H, generator=draw), mlp_scale=0.5 + torch.rand(1, L, generator=draw))
     whole, whole_clean = reference(vlm, [question], edit, None, "")
     check_finite(vlm, [question], whole)
-    cheap, cheap_clean = packed(vlm, [question], edit, None, "")
+    prompts = Prompts(vlm, [question])
+    cheap, cheap_clean = packed(vlm, [question], edit, prompts, "")
     # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
     with torch.enable_grad():
         ones = Edit(torch.ones(16, L, H, requires_grad=True))
-    computed, row = packed(vlm, [question], ones, None, "")
+    computed, row = packed(vlm, [question], ones, prompts, "")
     allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(whole.abs().max()))
-    prefix = read_prefix(vlm, [question])
+    prefix = prompts[0]
     at_once = min(L * H, variants_at_once(vlm, prefix))
     tokens = prefix.seen.shape[1] + 1
     found = {

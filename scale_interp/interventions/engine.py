@@ -18,8 +18,6 @@ from .check import check
 from .choices import Scoring
 from .edit import Edit, Variants
 from .paths import check_finite, packed, reference
-from .paths import packed_batch as packed_batch
-from .paths import variants_at_once as variants_at_once
 from .prefix import Prompts
 
 Path = Literal["auto", "packed", "reference"]

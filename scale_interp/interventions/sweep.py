@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -47,13 +48,21 @@ class HeadSweep:
         here = alive[starts == layer]
         if not len(here):
             return None
-        n, index = torch.arange(len(here)), torch.tensor([self.heads[i][1] for i in here.tolist()])
-        scale = torch.ones(1, len(here), self.n_heads)
-        scale[0, n, index] = self.scale
+        index = [self.heads[i][1] for i in here.tolist()]
         first = len(alive) - len(here)
         if self.source is None:
-            return LayerEdit(first, scale)
+            return one_head_each(first, index, self.n_heads, self.scale)
         source = self.source[:, layer] if self.source.shape[0] == 1 else self.source[rows, layer]
-        shift = source.new_zeros(source.shape[0], len(index), *source.shape[1:])
-        shift[:, n, index] = source[:, index]
-        return LayerEdit(first, scale.to(source.device), shift)
+        return one_head_each(first, index, self.n_heads, self.scale, source[:, index])
+
+
+def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, values: Tensor | None = None) -> LayerEdit:
+    """A layer's edit in which row `first` + n multiplies heads[n] alone by scale and adds values[:, n], [b, n, D]."""
+    n, index = torch.arange(len(heads)), torch.tensor(heads)
+    factors = torch.ones(1, len(heads), n_heads)
+    factors[0, n, index] = scale
+    if values is None:
+        return LayerEdit(first, factors)
+    shift = values.new_zeros(len(values), len(heads), n_heads, values.shape[-1])
+    shift[:, n, index] = values
+    return LayerEdit(first, factors.to(values.device), shift)
