@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from .bench import Benchmark
+    from .bench.fits import FitsBenchmark
     from .interventions.check import Report
     from .run import Run, Settings
 
@@ -94,10 +95,85 @@ def falsify(folder: Folder) -> None:
 
 
 @app.command()
+def calibrate(
+    suites: Annotated[int, typer.Option(help="suites on answers without signal")] = 200,
+    power: Annotated[int, typer.Option(help="suites on planted shortfalls")] = 40,
+    out: Annotated[Path, typer.Option(help="the JSON to write; a log beside it lets a stopped run go on")] = Path("calibration.json"),
+) -> None:
+    """How often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
+    from .evaluation.calibration import calibrate as run_suites
+
+    found = run_suites(suites, power, log=out.with_suffix(".jsonl"))
+    found.save(out)
+    _frame_table(found.table(), f"{suites} suites without signal, {power} on planted shortfalls")
+    _console().print(f"numbers: {out}", soft_wrap=True)
+
+
+@app.command()
 def report(folder: Folder) -> None:
     """Finish whatever a run folder lacks, and write its summary.json and report.html anew."""
     job = _existing(folder)
     _closing_table(job.everything(), folder)
+
+
+@app.command()
+def compare(
+    model: Annotated[str, typer.Option(help="demo, demo-healthy, demo-prior, a folder, or a hub id")] = "demo",
+    data: Data = "scenes/relation",
+    others: Annotated[
+        list[str] | None, typer.Option(help="a data set that no method should change; several may be given [default: other scenes]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="the folder; a stopped run goes on there [default: runs/compare-MODEL-DATA]")] = None,
+    n_train: Annotated[int, typer.Option(help="training questions: heads, directions and scalars")] = 400,
+    n_validation: Annotated[int, typer.Option(help="validation questions: settings")] = 200,
+    n_test: Annotated[int, typer.Option(help="test questions")] = 400,
+    n_others: Annotated[int, typer.Option(help="questions of each other data set")] = 200,
+    top: Annotated[int, typer.Option(help="how many heads a set holds whose method only ranks them")] = 8,
+    seed: int = 0,
+) -> None:
+    """Base, ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, and their heads."""
+    from .compare_run import CompareSettings, run_comparison
+    from .run import folder_name
+
+    given = {"others": tuple(others)} if others else {}
+    settings = CompareSettings(
+        model, data, n_train=n_train, n_validation=n_validation, n_test=n_test, n_others=n_others, top=top, seed=seed, **given
+    )
+    folder = out or Path("runs") / f"compare-{folder_name(model, data)}"
+    found = run_comparison(settings, folder, _say())
+    _frame_table(found.shown().drop(columns="tuned"), f"{model} on {data}, {len(found.right)} test questions")
+    for line in found.findings():
+        _console().print(line, highlight=False)
+    _console().print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'comparison.json'}", sep="\n", soft_wrap=True)
+
+
+@app.command()
+def baselines(
+    model: Model = "demo",
+    data: Data = "scenes/relation",
+    others: Annotated[
+        list[str] | None, typer.Option(help="a data set that no method should change; several may be given [default: other scenes]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="the folder to write [default: runs/baselines-MODEL-DATA]")] = None,
+    rank: Annotated[list[int] | None, typer.Option(help="a rank of LoRA; several may be given [default: 1, 4, 16]")] = None,
+    rates: Annotated[int, typer.Option(help="learning rates that each method tries; held-out pictures decide")] = 2,
+    epochs: Annotated[int, typer.Option(help="the most epochs of any method")] = 16,
+    n_train: Annotated[int, typer.Option(help="training questions")] = 240,
+    n_test: Annotated[int, typer.Option(help="test questions")] = 400,
+    n_others: Annotated[int, typer.Option(help="questions of each other data set")] = 100,
+    seed: int = 0,
+) -> None:
+    """ScAle beside LoRA, IA3 and a last-token bias on one budget: gain, cost elsewhere, parameters, time (needs peft)."""
+    from .baselines_run import BaselineSettings, run_baselines, shown
+    from .run import folder_name
+
+    ranks, elsewhere = tuple(rank or (1, 4, 16)), tuple(others) if others else None
+    settings = BaselineSettings(model, data, elsewhere, ranks, rates, epochs, n_train, n_test, n_others, seed)
+    folder = out or Path("runs") / f"baselines-{folder_name(model, data)}"
+    found = run_baselines(settings, folder, _say())
+    _frame_table(found.to_frame()[shown(found)], f"{model} on {data}, {n_test} test questions")
+    _console().print(found.verdict, highlight=False)
+    _console().print(f"numbers: {folder / 'baselines.json'}", f"figure: {folder / 'baselines.html'}", sep="\n", soft_wrap=True)
 
 
 @app.command()
@@ -129,6 +205,34 @@ def ask(
     write_asked(found, vlm, folder, f"scale-interp ask {model} {data}{given}")
     _frame_table(found.table, f"{model} on {data}")
     for note in notes(found):
+        _console().print(note, highlight=False)
+    _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
+
+
+@app.command()
+def attention(
+    model: Model = "demo",
+    data: Data = "scenes/relation",
+    out: Annotated[Path | None, typer.Option(help="the folder to write [default: attended/MODEL-DATA]")] = None,
+    root: Annotated[Path | None, typer.Option(help="where the set lies [default: $SCALE_INTERP_DATA, else ./data]")] = None,
+    split: Annotated[str | None, typer.Option(help="train, validation, test or all")] = None,
+    n: Annotated[int | None, typer.Option(help="how many questions [default: all of a set on disk, 200 generated ones]")] = None,
+    seed: int = 0,
+    pictures: Annotated[int, typer.Option(help="questions whose map is drawn")] = 4,
+) -> None:
+    """Attention to the picture and to the asked boxes, by layer and head: tables, heatmaps and maps over pictures."""
+    from .attention import SHOWN, attend, notes, write_attended
+    from .data.load import load_questions
+    from .models.load import load
+    from .run import folder_name
+
+    result = attend(load(model), load_questions(data, split, n, seed, root=root), pictures)
+    folder = out or Path("attended") / folder_name(model, data)
+    flags = {"root": root, "split": split, "n": n, "seed": seed, "pictures": pictures}
+    given = "".join(f" --{name} {value}" for name, value in flags.items() if value is not None)
+    write_attended(result, folder, f"scale-interp attention {model} --data {data}{given}")
+    _frame_table(result.heads.head(SHOWN), f"heads of {model} that look most at the asked objects of {data}")
+    for note in notes(result):
         _console().print(note, highlight=False)
     _console().print(f"report: {folder / 'report.html'}", soft_wrap=True)
 
@@ -194,6 +298,7 @@ def bench(
     repeats: Annotated[int, typer.Option(help="timings of each way; the median is shown")] = 5,
     sample: Annotated[int, typer.Option(help="heads that stand for all where one run a head takes too long; 0: time all")] = 32,
     memory: Annotated[bool, typer.Option("--memory", help="measure peak memory too (always done where no model is named)")] = False,
+    fits: Annotated[bool, typer.Option("--fits", help="time 32 fits of ScAle side by side against one instead (16 questions)")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
     out: Annotated[Path | None, typer.Option(help="write the numbers as JSON here")] = None,
@@ -209,6 +314,15 @@ def bench(
 
     if figure is not None and figure.suffix not in (".html", ".png"):
         raise FileError(f"figure {figure}: name a file that ends in .html or .png")
+    if fits:
+        from .bench.fits import bench_fits, write_fits
+
+        train = load_questions(DATA, "train", n=questions or 16)
+        compared = bench_fits(open_model(model or SHAPES[0], device, dtype), train, repeats=repeats)
+        _fits_table(compared)
+        if out is not None:
+            write_fits(out, compared)
+        return
     n = questions or (8 if model else 1)
     asked = load_questions(DATA, n=n)
     found = []
@@ -228,6 +342,32 @@ def bench(
             drawn.write_image(figure, scale=2)
 
 
+@app.command("testbed")
+def score_testbeds(
+    name: Annotated[
+        str | None, typer.Argument(help="a known-circuit model or a planted shortfall, as in docs/testbeds.md (default: all)")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="draws of questions that each method is scored on")] = 5,
+    out: Annotated[Path | None, typer.Option(help="write testbeds.json, testbeds.md and pictures/ into this folder")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="train the model NAME anew instead")] = False,
+    training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
+) -> None:
+    """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
+    from . import testbed as bed
+
+    if rebuild:
+        _training_bars(lambda show: bed.rebuild(name, training, show))
+        _console().print(f"model and card in {training / (name or '')}")
+        return
+    known, plantings = bed.measure(name, draws)
+    for k in known:
+        _frame_table(k.summary(), k.name)
+    if plantings:
+        _frame_table(bed.recovery_summary(plantings), "scalars on planted shortfalls")
+    if out is not None:
+        bed.write_docs(known, plantings, out, "scale-interp testbed" + f" {name}" * bool(name) + f" --draws {draws}" + f" --out {out}")
+
+
 @app.command("train-demo")
 def train_demo(
     out: Annotated[Path, typer.Option(help="where checkpoints and the three models go; a stopped run resumes there")] = Path(
@@ -236,10 +376,17 @@ def train_demo(
     seed: int = 0,
 ) -> None:
     """Train the embedded models anew, about 40 minutes on two cores, and measure them."""
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
     from .models.demo.card import write_cards
     from .models.demo.recipe import train
+
+    _training_bars(lambda show: train(out, seed, show))
+    write_cards(out)
+    _console().print(f"models and their cards in {out}")
+
+
+def _training_bars(train: Callable[[Callable[[str, int, int, float], None]], None]) -> None:
+    """Run a training that is given what to call after each step: stage, step, steps, loss."""
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
     columns = (
         TextColumn("{task.description}"),
@@ -256,9 +403,7 @@ def train_demo(
                 tasks[stage] = bar.add_task(stage, total=steps, loss=loss)
             bar.update(tasks[stage], completed=step, loss=loss)
 
-        train(out, seed, show)
-    write_cards(out)
-    _console().print(f"models and their cards in {out}")
+        train(show)
 
 
 def _open(settings: Settings, out: Path | None) -> Run:
@@ -287,11 +432,12 @@ def _console(stderr: bool = False) -> Any:
 
 
 def _frame_table(frame: pd.DataFrame, title: str) -> None:
+    from pandas.api.types import is_numeric_dtype
     from rich.table import Table
 
     table = Table(title=title)
     for name in frame.columns:
-        table.add_column(str(name), justify="left" if frame[name].dtype == object else "right")
+        table.add_column(str(name), justify="right" if is_numeric_dtype(frame[name]) else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
     _console().print(table)
@@ -355,6 +501,23 @@ def _bench_table(found: Benchmark) -> None:
         loaded, forward, sweep = (f"{n / 1e9:.2f} GB" for n in (found.memory.loaded, found.memory.forward, found.memory.sweep))
         text = f"peak memory: {loaded} once loaded, {forward} with one forward, {sweep} with the sweep ({found.memory.ratio:.2f} times)"
         console.print(text, highlight=False, soft_wrap=True)
+
+
+def _fits_table(found: FitsBenchmark) -> None:
+    from rich.table import Table
+
+    about = found.about
+    table = Table(title=f"{about['model']}: {about['epochs']} epochs on {about['questions']} questions of {about['tokens']} tokens")
+    for name in ("", "seconds", "x one fit"):
+        table.add_column(name, justify="right" if name else "left")
+    for name, seconds, ratio in (
+        ("reading the prompts", found.reading, found.reading / found.one),
+        ("one fit", found.one, 1.0),
+        (f"{found.fits} fits side by side", found.together, found.ratio),
+    ):
+        table.add_row(name, f"{seconds:,.2f}", f"{ratio:.2f}")
+    _console().print(table)
+    _console().print(f"largest difference of a scalar to the same fit alone: {found.largest_difference:.1e}", highlight=False)
 
 
 def _closing_table(summary: dict[str, Any], folder: Path) -> None:

@@ -16,12 +16,12 @@ from .adapters.fit import Fit, FitSettings, fit_scales
 from .adapters.scale import CONFIG, ScAle
 from .attribution import HeadMap, ablate, amplify, attribute, patch, rescale
 from .data.contrast import Contrasts, contrasts
-from .data.items import Questions
+from .data.items import Questions, require_disjoint
 from .data.load import load_questions
 from .data.question import Question
 from .data.task import NON_SPATIAL
 from .errors import FileError
-from .evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain, require_disjoint
+from .evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from .evaluation.falsification import Falsification, falsify
 from .interventions.edit import Head
 from .interventions.prefix import Prompts
@@ -287,8 +287,10 @@ def _numbers(found: Falsification) -> dict[str, Any]:
         "frozen_bits_changed": found.frozen_bits_changed,
         "heads_matter": found.heads_matter,
         "not_beaten": found.not_beaten,
+        "reasons": found.reasons,
         "controls": {
-            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "p_corrected", "others_change")} for row in found.rows
+            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change")}
+            for row in found.rows
         },
     }
 

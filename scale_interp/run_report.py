@@ -16,7 +16,19 @@ if TYPE_CHECKING:
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
 
-CONTROL_COLUMNS = ["control", "accuracy", "gain", "low", "high", "p_corrected", "others_change", "full_minus", "full_minus_p_corrected"]
+CONTROL_COLUMNS = [
+    "control",
+    "accuracy",
+    "gain",
+    "low",
+    "high",
+    "effect",
+    "p_corrected",
+    "others_change",
+    "full_minus",
+    "full_minus_effect",
+    "full_minus_p_corrected",
+]
 
 
 def write_run_report(run: Run, summary: dict[str, Any]) -> None:
@@ -72,7 +84,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
                     f"{FITS[name]}: {found.verdict}",
                     viz.controls(found),
                     found.to_frame()[CONTROL_COLUMNS],
-                    f"Registered before the test questions were answered: SHA-256 {found.registration}",
+                    "\n".join(found.reasons),
                 )
             ],
         ),

@@ -5,13 +5,13 @@ import functools
 import shutil
 import warnings
 
-import numpy as np
 import pytest
 import torch
 from accelerate import dispatch_model
 from oracle import hooked_logits, hooked_scores, plain_inputs
 from PIL import Image
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
+from zoo_models import BIDIRECTIONAL, CAUSAL, noise
 
 import scale_interp as si
 from scale_interp.errors import DataError, EditError, MemoryWarning, ModelError, PathWarning
@@ -24,13 +24,7 @@ from scale_interp.interventions.prefix import Prompts, read_prefix
 from scale_interp.models import families, zoo
 from scale_interp.models.vlm import VLM
 
-BIDIRECTIONAL = ("paligemma", "paligemma2")
-CAUSAL = tuple(name for name in zoo.NAMES if name not in BIDIRECTIONAL)
 KINDS = ("zero", "mean", "patch", "amplify", "mlp", "steer", "all heads", "everything")
-
-
-def noise(width, height, seed=0):
-    return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
 
 
 @pytest.fixture(scope="module")

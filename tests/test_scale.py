@@ -4,8 +4,11 @@ import sys
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import scale_interp as si
+from scale_interp import cli
+from scale_interp.bench.fits import bench_fits, read_fits
 from scale_interp.errors import DataError, EditError, FileError
 
 
@@ -77,6 +80,21 @@ def test_fits_side_by_side_equal_fits_one_by_one(vlm, train):
         assert torch.allclose(alone.mlp_scalars, beside.mlp_scalars, atol=1e-4)
         assert alone.settings["best_epoch"] == beside.settings["best_epoch"]
     assert (together[3].scalars == 1).all() and together[3].n_parameters == 0
+
+
+def test_benchmark_of_fits_compares_them_with_fits_alone(tmp_path):
+    result = CliRunner().invoke(
+        cli.app, ["bench", "tiny-random/llava", "--fits", "--questions", "8", "--repeats", "1", "--out", str(tmp_path / "fits.json")]
+    )
+    assert result.exit_code == 0, result.output
+    found = read_fits(tmp_path / "fits.json")
+    assert found.fits == 32 and found.largest_difference < 1e-4 < found.about["moved"] and found.about["epochs"] == 10
+    assert found.ratio == found.together / found.one and "32 fits side by side" in result.output
+    (tmp_path / "other.json").write_text('{"fits": 2}')
+    with pytest.raises(FileError, match="no benchmark of fits"):
+        read_fits(tmp_path / "other.json")
+    with pytest.raises(EditError, match="at least two"):
+        bench_fits(si.load("tiny-random/llava"), si.load_questions("scenes/relation", n=4), fits=1)
 
 
 def test_fit_is_repeatable_and_the_seed_counts(vlm, train):

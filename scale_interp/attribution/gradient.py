@@ -22,12 +22,20 @@ from .metric import Metric, contrast_diff, measure
 from .sweep import provenance
 
 
-def attribute(vlm: VLM, items: Sequence[Contrast] | Sequence[Question], *, metric: Metric = "logit_diff", path: Path = "auto") -> HeadMap:
+def attribute(
+    vlm: VLM,
+    items: Sequence[Contrast] | Sequence[Question],
+    *,
+    metric: Metric = "logit_diff",
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+) -> HeadMap:
     """The gradient's estimate of what patching (given pairs) or zero ablation (given questions) would measure.
 
     Pairs: attribution patching, (z_clean - z_corrupt) . dm/dz at the corrupt run, over the mean of m_clean - m_corrupt
     (Nanda 2023; the corrupt run is patched, as in `patch`). Questions: the derivative of the metric in the head's
-    scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient. Packed path only.
+    scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient. Packed path only. prompts: the
+    questions' prefixes, to reuse.
     """
     if metric == "accuracy":
         raise EditError("accuracy has no gradient: use metric='logit_diff' or 'correct_prob'")
@@ -35,7 +43,7 @@ def attribute(vlm: VLM, items: Sequence[Contrast] | Sequence[Question], *, metri
     require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
         return _patching(vlm, items)  # type: ignore[arg-type]
-    return _ablation(vlm, items, metric)  # type: ignore[arg-type]
+    return _ablation(vlm, items, metric, prompts or Prompts(vlm, items))  # type: ignore[arg-type]
 
 
 def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]:
@@ -60,9 +68,9 @@ def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
     return HeadMap("attribution patching", "recovered fraction", torch.cat(effects) / gap, torch.from_numpy(groups(pairs)), made)
 
 
-def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric) -> HeadMap:
+def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Prompts) -> HeadMap:
     effects = []
-    for prefix in Prompts(vlm, questions).track("gradients"):
+    for prefix in prompts.track("gradients"):
         members = questions[prefix.rows]
         scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
         (slope,) = torch.autograd.grad(measure(name, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)

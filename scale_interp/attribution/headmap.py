@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
@@ -35,6 +35,9 @@ class HeadMap:
     per_question: Tensor
     groups: Tensor
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    significance: ClassVar[str] = "differs from 0 (Holm, {alpha})"
+    """What `significant` says of a head, for figures."""
 
     def __repr__(self) -> str:
         (layer, head), *_ = self.top(1)

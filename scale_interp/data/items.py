@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..errors import DataError
+from ..errors import DataError, LeakError
 from .question import Question
 
 
@@ -87,6 +87,19 @@ def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[A
 def groups(items: Sequence[Item]) -> np.ndarray:
     """The number of each item's group, [Q]; items of one picture share it."""
     return np.unique([q.group for q in items], return_inverse=True)[1]
+
+
+def require_disjoint(train: Iterable[Item | str], test: Iterable[Item]) -> None:
+    """Raise LeakError where anything was learned or chosen on a picture of the test questions.
+
+    train: the questions, or the names of their pictures (`group`), as results keep them.
+    """
+    shared = {item if isinstance(item, str) else item.group for item in train} & {q.group for q in test}
+    if shared:
+        raise LeakError(
+            f"{len(shared)} picture(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
+            "use different splits, or different seeds of one split without overlap"
+        )
 
 
 def shuffled_answers(questions: Sequence[Question], seed: int) -> list[Question]:

@@ -17,7 +17,7 @@ from ..attribution.metric import measure
 from ..attribution.sweep import provenance
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError, LeakError
+from ..errors import DataError, EditError
 from ..interventions.choices import Scoring
 from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
@@ -178,16 +178,6 @@ def answering(vlm: VLM, questions: Sequence[Question], **settings: Any) -> dict[
     if vlm.name.startswith(RANDOM):
         settings["weights"] = RANDOM_WEIGHTS
     return provenance(vlm, questions, **settings)
-
-
-def require_disjoint(train: Sequence[Question], test: Sequence[Question]) -> None:
-    """Raise LeakError where training and test questions share a picture."""
-    shared = {q.group for q in train} & {q.group for q in test}
-    if shared:
-        raise LeakError(
-            f"{len(shared)} picture(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
-            "use different splits, or different seeds of one split without overlap"
-        )
 
 
 def relative_gain(new: float, base: float) -> float:

@@ -26,7 +26,7 @@ def packed(
     """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
     prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
     edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in prompts.track(what)), strict=True)
-    return _join(edited), _join(clean)
+    return join(edited), join(clean)
 
 
 def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
@@ -106,10 +106,10 @@ def reference(
         scores = plain if edit is None else run_reference(vlm, question, row, edit, variants, scoring)
         edited.append(scores[None])
         clean.append(plain.expand_as(scores)[None])
-    return _join(edited), _join(clean)
+    return join(edited), join(clean)
 
 
-def _join(parts: Sequence[Tensor]) -> Tensor:
+def join(parts: Sequence[Tensor]) -> Tensor:
     """Batches [b, N, C] as one [Q, N, C], -inf where a batch has fewer choices."""
     C = max(p.shape[-1] for p in parts)
     return torch.cat([torch.nn.functional.pad(p, (0, C - p.shape[-1]), value=float("-inf")) for p in parts])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -41,7 +41,7 @@ class Prefix:
     """B prompts up to their last token, and what is run after it.
 
     rows: which of the caller's questions these are; seen [B, P]: True on real tokens; positions [..., B, R] of the
-    last token and the choices' tree; windows: the sliding window of each layer, or None.
+    last token and the choices' tree; windows: the sliding window of each layer, or None; tokens [B, P]: the prompts' ids.
     """
 
     questions: Sequence[Question]
@@ -51,6 +51,7 @@ class Prefix:
     positions: Tensor
     choices: Choices
     windows: tuple[int | None, ...]
+    tokens: Tensor
 
     @property
     def nbytes(self) -> int:
@@ -95,25 +96,28 @@ def read_prefix(
     then hold the unedited last token ("prompt frozen").
     """
     inputs = vlm.encode(questions)
-    positions = vlm.position_ids(inputs)
+    layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
+    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
+    seen, positions = inputs["attention_mask"][:, :-1].bool(), vlm.position_ids(inputs)[..., -1:] + choices.depth
+    return Prefix(questions, rows, layers, seen, positions, choices, windows, inputs["input_ids"][:, :-1])
+
+
+def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """The model's arguments that run encoded prompts up to their last token; whole: the inputs with features in the pixels' place."""
     end = None if vlm.quirks.bidirectional else -1
-    whole = dict(inputs) if vision is None else vision.replace_pixels(inputs, questions)
-    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in whole.items()}
-    layers = _keys_and_values(vlm, short | {"position_ids": positions[..., :end]})
+    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in (inputs if whole is None else whole).items()}
+    return short | {"position_ids": vlm.position_ids(inputs)[..., :end]}  # type: ignore[arg-type]
+
+
+def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[PrefixLayer, ...], tuple[int | None, ...]]:
+    """Keys and values of the prompts, and the layers' sliding windows; where gradients are on they carry the graph."""
+    layers = _keys_and_values(vlm, given)
     for number, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
             raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
-    choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     drop = -1 if vlm.quirks.bidirectional else None
-    return Prefix(
-        questions,
-        rows,
-        tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in layers),
-        inputs["attention_mask"][:, :-1].bool(),
-        positions[..., -1:] + choices.depth,
-        choices,
-        tuple(getattr(layer, "sliding_window", None) for layer in layers),
-    )
+    kept = tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in layers)
+    return kept, tuple(getattr(layer, "sliding_window", None) for layer in layers)
 
 
 class _Enough(Exception):

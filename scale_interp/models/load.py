@@ -22,7 +22,7 @@ from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available, logging
 
 from ..errors import ModelError
-from . import demo, zoo
+from . import demo, testbeds, zoo
 from .families import KNOWN
 from .image_only import image_only
 from .vlm import VLM
@@ -42,7 +42,7 @@ def load(
 ) -> VLM:
     """Load a vision-language model and address its heads.
 
-    model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", a folder, a hub id, or a live transformers model
+    model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live transformers model
     with its processor (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless
     given. prompt: a template with {images} and {text}, in place of the chat template. check: compare all paths on one
     question now and keep the result in `vlm.report`; by default only where the model's family is not a known one: such
@@ -66,6 +66,10 @@ def load(
         source = str(demo.folder(name))
     elif name.startswith(zoo.PREFIX):
         source = str(zoo.folder(name))
+    elif name.startswith(testbeds.PREFIX):
+        source = str(testbeds.folder(name))
+        if not Path(source).is_dir():
+            raise ModelError(f"the weights of {name} are not at {source}; rebuild them with `scale-interp testbed --rebuild {name}`")
     if name in demo.NAMES and not Path(source).is_dir():
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
     options = {"revision": revision, "trust_remote_code": trust_remote_code}

@@ -1,25 +1,51 @@
 """Figures (plotly), question cards and the HTML report; every figure function takes `dark`."""
 
+from .attention_map import attention_over_picture
+from .attention_scaling import scaling_curves, tuning_grid
+from .auroc import auroc_heatmap
 from .bars import accuracy_by, controls, retention
+from .calibration import calibration
 from .coefficients import coefficients_vs_attribution
+from .comparison import comparison, head_marks, head_overlap
 from .curves import rescaling, training_curve
+from .functional import function_heatmap, layer_histogram, removal_curves
 from .heatmap import head_heatmap, head_heatmaps, scalar_heatmap
+from .localisation import faithfulness_curves, localisation
 from .page import question_card
 from .report import Section, write_report
 from .speed import speed
+from .tradeoff import baselines, retention_curve, sparsity_path
+from .transfer import transfer_heatmap
 
 __all__ = [
     "Section",
     "accuracy_by",
+    "attention_over_picture",
+    "auroc_heatmap",
+    "baselines",
+    "calibration",
     "coefficients_vs_attribution",
+    "comparison",
     "controls",
+    "faithfulness_curves",
+    "function_heatmap",
     "head_heatmap",
     "head_heatmaps",
+    "head_marks",
+    "head_overlap",
+    "layer_histogram",
+    "localisation",
     "question_card",
+    "removal_curves",
     "rescaling",
     "retention",
+    "retention_curve",
     "scalar_heatmap",
+    "scaling_curves",
+    "sparsity_path",
     "speed",
     "training_curve",
+    "transfer_heatmap",
+    "tuning_grid",
     "write_report",
 ]

@@ -205,5 +205,5 @@ def _checked(marks: Iterable[Head], head_map: HeadMap) -> list[Head]:
 
 
 def _key(maps: Sequence[HeadMap], marks: Sequence[Head]) -> str:
-    dots = f" ● differs from 0 (Holm, {ALPHA})." if any(m.significant(ALPHA).any() for m in maps) else ""
-    return dots + (" □ marked." if marks else "")
+    found = dict.fromkeys(m.significance for m in maps if m.significant(ALPHA).any())
+    return "".join(f" ● {test.format(alpha=ALPHA)}." for test in found) + (" □ marked." if marks else "")

@@ -107,14 +107,18 @@ def untrained(seed: int) -> LlavaForConditionalGeneration:
     transformers' own 0.02 is right for wide models; at 96 to 128 units it starts too close to zero to learn.
     """
     torch.manual_seed(seed)
-    model = LlavaForConditionalGeneration(config())
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, nn.Linear | nn.Conv2d):
-                module.weight.normal_(0, module.weight[0].numel() ** -0.5)
-                if module.bias is not None:
-                    module.bias.zero_()
-            elif isinstance(module, nn.Embedding):
-                module.weight.normal_(0, 0.5)
-        model.model.vision_tower.embeddings.class_embedding.normal_(0, 0.5)
+    return fan_in(LlavaForConditionalGeneration(config()))
+
+
+@torch.no_grad()
+def fan_in(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
+    """The model with fresh weights, drawn from torch's generator as it stands."""
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            module.weight.normal_(0, module.weight[0].numel() ** -0.5)
+            if module.bias is not None:
+                module.bias.zero_()
+        elif isinstance(module, nn.Embedding):
+            module.weight.normal_(0, 0.5)
+    model.model.vision_tower.embeddings.class_embedding.normal_(0, 0.5)
     return model

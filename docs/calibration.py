@@ -1,0 +1,101 @@
+"""docs/calibration.md and its picture from docs/calibration.json and docs/bench-fits.json: python docs/calibration.py"""
+
+from pathlib import Path
+
+from scale_interp import viz
+from scale_interp.bench.fits import FitsBenchmark, read_fits
+from scale_interp.evaluation.calibration import NULL, PLANTED, Calibration, Share
+from scale_interp.evaluation.verdict import ALPHA
+from scale_interp.record import write_bytes
+
+HERE = Path(__file__).parent
+
+
+def main() -> None:
+    found, fits = Calibration.load(HERE / "calibration.json"), read_fits(HERE / "bench-fits.json")
+    write_bytes(HERE / "calibration.md", "\n".join([errors(found), side_by_side(fits)]).encode())
+    viz.calibration(found).write_image(HERE / "pictures" / "calibration.png", scale=2)
+
+
+def errors(found: Calibration) -> str:
+    about, frame = found.about, found.to_frame()
+    null, planted = (frame[frame["kind"] == kind] for kind in (NULL, PLANTED))
+    rows = "\n".join(f"| {name} | {s.count} of {s.n} | {s.share:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in found.shares().items())
+    models = "\n".join(
+        f"| {name} | {len(part)} | {part['base_accuracy'].mean():.3f} | {part['gain'].mean():+.3f} | {Share.of(list(part['survives']))} |"
+        for name, part in planted.groupby("model", sort=False)
+    )
+    tests = ", ".join(f"{name} in {n}" for name, n in null["test"].value_counts().items())
+    missed = sorted({control for row in found.of(PLANTED) for control in row["not_beaten"]})
+    why = f" Controls that were not beaten in one that does not: {', '.join(missed)}." if missed else ""
+    return f"""# How often the falsification suite is wrong
+
+    scale-interp calibrate --suites {len(null)} --power {len(planted)} --out docs/calibration.json
+    python docs/calibration.py
+
+The first command runs the suites, {about["seconds"] / 60:.0f} minutes on one CPU thread, and goes on where it stopped
+(a line a suite in `docs/calibration.jsonl`); the second writes this page from what the first has written. Every suite is `falsify` as
+users call it, all heads and MLPs, {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and {about["n_test"]} test
+questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions, sizes on other seeds.
+The machine's two cores were shared with other work, so the time is longer than on a machine of one's own.
+
+- **{NULL}**: `{about["null_model"]}` is asked questions whose right answers are drawn evenly among the options, independent of picture
+  and words, for training and test alike. Whatever is found is an error.
+- **{PLANTED}**: heads of `{about["planted_model"]}` are damaged (their output weights multiplied by a factor, `si.testbeds.plant`), and the
+  questions have their true answers. A gain that is not found is a miss.
+
+| what | suites | share | exact 95% interval |
+|---|---|---|---|
+{rows}
+
+![p-values](pictures/calibration.png)
+
+The primary test, ScAle against the base model, uncorrected, rejects in {found.false_rejections} of the null suites: {_compatible(found)}
+The share of questions whose outcome ScAle changes is {null["changed"].mean():.1%} on average; in {int((null["p"] == 1).sum())} of
+{len(null)} suites p is 1. Tests used: {tests}. The exact McNemar test (one seed) and the sign-flip test (several seeds) are of sums that
+take few values, and count ties in full, which makes both conservative: the curve tends to lie below the diagonal. The sign-flip test
+takes a question's difference for as likely up as down, which a mean over seeds need not be.
+A suite says *survives* only where the corrected p-value is small and every control is beaten.
+
+Frozen at 1, in all {len(frame)} suites together: {int(frame["frozen_changed"].sum())} answers and
+{int(frame["frozen_bits_changed"].sum())} logits changed in any bit.
+
+| planted shortfall | suites | base accuracy | gain | survives |
+|---|---|---|---|---|
+{models}
+
+Power: {found.power} of the planted suites survive.{why} This is the power for gains of the size in the table; smaller gains, or fewer
+test questions, are missed more often.
+"""
+
+
+def _compatible(found: Calibration) -> str:
+    share = found.false_rejections
+    if found.calibrated:
+        return f"{ALPHA:.0%} lies in the interval."
+    return f"{ALPHA:.0%} lies outside the interval; the test is {'conservative' if share.share < ALPHA else 'too liberal'} here."
+
+
+def side_by_side(found: FitsBenchmark) -> str:
+    about = found.about
+    return f"""# Fits side by side
+
+    scale-interp bench --fits --repeats {about["repeats"]} --out docs/bench-fits.json
+
+`{about["model"]}` ({about["n_layers"]} layers x {about["n_heads"]} heads, random weights), {about["questions"]} questions of
+{about["tokens"]} tokens in batches of {about["batch"]}, {about["epochs"]} epochs without early stopping, all {about["parameters"]}
+scalars, threads: {about["threads"]}; medians of {about["repeats"]} repeats, the ratio within a repeat.
+
+| | seconds | times one fit |
+|---|---|---|
+| reading the prompts | {found.reading:.1f} | {found.reading / found.one:.2f} |
+| one fit, prompts read | {found.one:.1f} | 1.00 |
+| {found.fits} fits side by side, prompts read | {found.together:.1f} | {found.ratio:.2f} |
+
+Largest difference of any scalar between a fit side by side and the same fit alone: {found.largest_difference:.1e}, where the scalars
+move by up to {about["moved"]:.2f}.
+"""
+
+
+if __name__ == "__main__":
+    main()

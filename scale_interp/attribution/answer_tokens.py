@@ -1,0 +1,91 @@
+"""Heads' outputs while the model answers: at the prompt's last token, at the answer's last, or over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from ..data.items import require
+from ..data.question import Question
+from ..errors import DataError
+from ..interventions.capture import capture
+from ..models.vlm import VLM
+from ..progress import track
+
+Positions = Literal["first", "last", "all"]
+
+
+@torch.no_grad()
+def answer_activations(
+    vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: int = 8, batch_size: int = 16
+) -> Tensor:
+    """z [Q, L, H, D] before W_O, averaged over the tokens of the model's own greedy answer.
+
+    "first": the prompt's last token, from which the answer's first word is read; "last": the answer's last token; "all":
+    the mean over both and the tokens between, one for each forward pass up to the end token (CogQA pipeline,
+    arXiv 2512.10978). Tokens after the end do not count. The answer is the model's and never taught, so that z does not
+    hold the right one.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
+    >>> answer_activations(vlm, qs, "all").shape
+    torch.Size([2, 6, 8, 16])
+    """
+    questions = require(questions)
+    if positions not in get_args(Positions):
+        raise DataError(f"positions {positions!r}: choose 'first', 'last' or 'all'")
+    if positions == "first":
+        return capture(vlm, questions, batch_size).z
+    lengths = [vlm.encode(q)["input_ids"].shape[1] for q in questions]
+    found: dict[int, Tensor] = {}
+    batches = [
+        members[i : i + batch_size]
+        for length in sorted(set(lengths))
+        for members in [[q for q, n in enumerate(lengths) if n == length]]
+        for i in range(0, len(members), batch_size)
+    ]
+    for members in track(batches, "reading answers", len(batches)):
+        z, told = _answer(vlm, [questions[q] for q in members], max_new_tokens)
+        if positions == "last":
+            chosen = z[torch.arange(len(members)), told.sum(1) - 1]
+        else:
+            chosen = (z * told[..., None, None, None]).sum(1) / told.sum(1)[:, None, None, None]
+        found |= dict(zip(members, chosen, strict=True))
+    return torch.stack([found[q] for q in range(len(questions))])
+
+
+def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tuple[Tensor, Tensor]:
+    """z [B, T, L, H, D] at the last position of each forward pass, and which passes belong to the answer [B, T]."""
+    inputs = vlm.encode(questions)
+    with _recording(vlm) as passes:
+        ids = vlm.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
+    T = len(passes[0])
+    z = torch.stack([torch.stack(layer, 1) for layer in passes], 2).float().unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    ends = vlm.hf_model.generation_config.eos_token_id
+    ends = vlm.tokenizer.eos_token_id if ends is None else ends
+    new = ids[:, inputs["input_ids"].shape[1] :][:, : T - 1]
+    over = torch.isin(new.cpu(), torch.tensor(ends)).cumsum(1) > 0
+    return z, torch.cat([torch.ones(len(questions), 1, dtype=torch.bool), ~over], 1)
+
+
+@contextmanager
+def _recording(vlm: VLM) -> Iterator[list[list[Tensor]]]:
+    """The input of every o_proj at the last position of each pass, a list a layer."""
+    passes: list[list[Tensor]] = [[] for _ in vlm.decoder.layers]
+
+    def keep(into: list[Tensor]) -> Callable:
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            into.append(args[0][:, -1].clone().cpu())
+
+        return hook
+
+    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(keep(into)) for layer, into in zip(vlm.decoder.layers, passes, strict=True)]
+    try:
+        yield passes
+    finally:
+        for hook in hooks:
+            hook.remove()

@@ -1,0 +1,184 @@
+"""What can be read off each head alone: one logistic probe a head, scored on pictures that it did not learn from."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from sklearn.linear_model import LogisticRegressionCV
+from sklearn.model_selection import StratifiedGroupKFold
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from ..data.items import groups, require
+from ..data.question import Question
+from ..errors import DataError, FileError
+from ..models.vlm import VLM
+from ..progress import track
+from ..record import expect, read_tensors, write_tensors
+from .answer_tokens import Positions, answer_activations
+from .headmap import HeadMap
+from .sweep import provenance
+
+KIND = "ProbeMap"
+Label = str | Callable[[Question], Any]
+STRENGTHS = (0.001, 0.01, 0.1, 1.0)
+"""Inverse regularisation strengths C to choose from; features have unit variance."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ProbeMap(HeadMap):
+    """A HeadMap of held-out accuracy: per_question [Q, L, H] is 1.0 where a head's probe names the question's label.
+
+    p [L, H]: share of label permutations whose best head reaches the score, so corrected for all heads (max-statistic,
+    Westfall & Young 1993); classes: the labels; chance: accuracy of always naming the commonest.
+    """
+
+    significance: ClassVar[str] = "above chance (max-statistic, {alpha})"
+
+    p: Tensor
+    classes: tuple[str, ...]
+    chance: float
+
+    @cached_property
+    def p_values(self) -> Tensor:
+        return self.p
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        tensors = {"per_question": self.per_question, "groups": self.groups, "p": self.p}
+        meta = {"method": self.method, "unit": self.unit, "classes": list(self.classes), "chance": self.chance}
+        write_tensors(Path(path), KIND, tensors, meta | {"provenance": dict(self.provenance)})
+
+    @staticmethod
+    def load(path: str | Path) -> ProbeMap:
+        """Read a saved map. Raises FileError for a damaged or foreign file."""
+        path = Path(path)
+        tensors, meta = read_tensors(path, KIND)
+        per_question, numbers, p = (expect(path, tensors, name, n) for name, n in (("per_question", 3), ("groups", 1), ("p", 2)))
+        missing = {"method", "unit", "classes", "chance", "provenance"} - meta.keys()
+        if missing or len(numbers) != len(per_question) or p.shape != per_question.shape[1:]:
+            raise FileError(f"{path}: its parts do not fit together; save it again")
+        classes = tuple(meta["classes"])
+        return ProbeMap(
+            meta["method"], meta["unit"], per_question, numbers, meta["provenance"], p=p, classes=classes, chance=meta["chance"]
+        )
+
+
+def probe(
+    vlm: VLM,
+    questions: Sequence[Question],
+    label: Label = "relation",
+    *,
+    positions: Positions = "first",
+    folds: int = 5,
+    permutations: int = 1000,
+    seed: int = 0,
+) -> ProbeMap:
+    """Held-out accuracy of a logistic probe on each head's z (the simple variant, after ITI, arXiv 2306.03341).
+
+    questions: training questions, as heads are chosen by the result. label: a field of Question, an entry of its meta, or
+    a function of it. Every picture is held out once in `folds` parts; C is chosen by three-fold cross-validation inside
+    the other parts (the grid is ours). p-values: labels exchanged between and within pictures against the held-out
+    answers. positions: see answer_activations.
+
+    Raises DataError where a question has no label, or a label is on fewer pictures than folds.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "train", n=40)
+    >>> probe(vlm, qs, folds=2).unit
+    'held-out accuracy'
+    """
+    questions = require(questions)
+    classes, codes = read_labels(questions, label)
+    group = groups(questions)
+    require_pictures(classes, codes, group, folds)
+    z = answer_activations(vlm, questions, positions).float().numpy()
+    guesses = held_out_guesses(z, codes, group, folds, seed)
+    made = provenance(vlm, questions, label=label_name(label), positions=positions, folds=folds, permutations=permutations, probe_seed=seed)
+    return ProbeMap(
+        "probe",
+        "held-out accuracy",
+        torch.from_numpy((guesses == codes[:, None, None]).astype(np.float32)),
+        torch.from_numpy(group),
+        made,
+        p=torch.from_numpy(permutation_p(guesses, codes, group, permutations, seed)),
+        classes=classes,
+        chance=float(np.bincount(codes).max() / len(codes)),
+    )
+
+
+def read_labels(questions: Sequence[Question], label: Label, least: int = 2) -> tuple[tuple[str, ...], np.ndarray]:
+    """The labels, sorted, and the number of each question's own [Q]. Raises DataError for a missing one, and for fewer than `least`."""
+    found = [label(q) if callable(label) else getattr(q, label) if hasattr(q, label) else q.meta.get(label) for q in questions]
+    for question, value in zip(questions, found, strict=True):
+        if value is None or value == "":
+            raise DataError(f"question {question.id}: it has no {label_name(label)!r}; leave it out, or give another label")
+    names, codes = np.unique([str(value) for value in found], return_inverse=True)
+    if len(names) < least:
+        raise DataError(f"all questions have the label {names[0]!r}: a probe needs at least two")
+    return tuple(names.tolist()), codes
+
+
+def label_name(label: Label) -> str:
+    """What a result records of a label; a function's address would differ from run to run."""
+    return label if isinstance(label, str) else getattr(label, "__name__", type(label).__name__)
+
+
+def require_pictures(classes: Sequence[str], codes: np.ndarray, group: np.ndarray, least: int) -> None:
+    """Raise DataError for a label on fewer pictures than there are parts to hold out."""
+    for number, name in enumerate(classes):
+        count = len(np.unique(group[codes == number]))
+        if count < least:
+            raise DataError(f"label {name!r} is on {count} picture(s), fewer than the {least} parts: give more questions, or fewer folds")
+
+
+def held_out_guesses(z: np.ndarray, codes: np.ndarray, group: np.ndarray, folds: int = 5, seed: int = 0) -> np.ndarray:
+    """The label [Q, L, H] that each head's probe gives to questions it did not learn from: z [Q, L, H, D], codes [Q], group [Q]."""
+    Q, L, H, _ = z.shape
+    outer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(np.zeros(Q), codes, group)
+    parts = [(learn, held, list(StratifiedGroupKFold(3).split(learn, codes[learn], group[learn]))) for learn, held in outer]
+    columns = (_guesses(z[:, i // H, i % H], codes, parts) for i in range(L * H))
+    return np.stack(list(track(columns, "probing heads", L * H)), 1).reshape(Q, L, H)
+
+
+def _guesses(x: np.ndarray, codes: np.ndarray, parts: Sequence[tuple[np.ndarray, np.ndarray, list[Any]]]) -> np.ndarray:
+    out = np.empty(len(codes), dtype=np.int64)
+    for learn, held, inner in parts:
+        scaler = StandardScaler().fit(x[learn])
+        model = LogisticRegressionCV(Cs=STRENGTHS, cv=inner, scoring="accuracy", max_iter=1000)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # of attributes and defaults that nothing here reads
+            out[held] = model.fit(scaler.transform(x[learn]), codes[learn]).predict(scaler.transform(x[held]))
+    return out
+
+
+def permutation_p(guesses: np.ndarray, codes: np.ndarray, group: np.ndarray, permutations: int, seed: int) -> np.ndarray:
+    """p [L, H] of every head's accuracy against the best head under permuted labels."""
+    Q, *heads = guesses.shape
+    rng = np.random.default_rng(seed)
+    shuffled = np.stack([permuted(codes, group, rng) for _ in range(permutations)])
+    flat = guesses.reshape(Q, -1)
+    hits = sum((shuffled == c).astype(np.float32) @ (flat == c).astype(np.float32) for c in np.unique(codes))
+    best = np.asarray(hits).max(1) / Q
+    score = (flat == codes[:, None]).mean(0)
+    return ((1 + (best[:, None] >= score - 1e-9).sum(0)) / (1 + permutations)).reshape(heads)
+
+
+def permuted(codes: np.ndarray, group: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Labels without signal: pictures with as many questions exchange theirs, and labels change places within a picture."""
+    members: dict[int, list[np.ndarray]] = {}
+    for number in np.unique(group):
+        own = np.flatnonzero(group == number)
+        members.setdefault(len(own), []).append(own)
+    out = codes.copy()
+    for same in members.values():
+        taken = np.stack(same)[rng.permutation(len(same))]
+        out[np.stack(same)] = rng.permuted(codes[taken], axis=1)
+    return out

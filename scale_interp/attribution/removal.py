@@ -1,0 +1,161 @@
+"""What is lost when heads are taken away in the order of a ranking, and what when as many others are."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from .. import statistics
+from ..data.items import groups, require, require_disjoint
+from ..data.question import Question
+from ..errors import EditError, FileError
+from ..interventions.edit import Edit, Head, check_heads
+from ..interventions.engine import Path, choose_path, run_with_clean
+from ..models.vlm import VLM
+from ..record import expect, read_tensors, write_tensors
+from .metric import Metric, measure
+from .sweep import provenance
+
+KIND = "RemovalCurve"
+KINDS = ("top", "random", "low", "keep")
+
+
+@dataclass(frozen=True, eq=False)
+class RemovalCurve:
+    """A metric after k heads were removed, with `base` [Q] before.
+
+    per_question [Q, K, 4]: for top, random (mean of draws), low and keep-only; random [K, R]: the mean over questions of
+    every single draw.
+    """
+
+    ks: tuple[int, ...]
+    metric: str
+    per_question: Tensor
+    random: Tensor
+    base: Tensor
+    groups: Tensor
+    provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<RemovalCurve of {self.metric}, k = {', '.join(map(str, self.ks))}: top minus random {self.area()}>"
+
+    def values(self, k: int, kind: str) -> np.ndarray:
+        """The metric of every question [Q]."""
+        return self.per_question[:, self.ks.index(k), KINDS.index(kind)].double().numpy()
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a k and kind: the metric with its interval, and its change from the unedited run with its interval."""
+        values, group = self.per_question.double().numpy(), self.groups.numpy()
+        delta = values - self.base.double().numpy()[:, None, None]
+        (low, high), (less, more) = (statistics.bootstrap_interval(v, group) for v in (values, delta))
+        mean, change = values.mean(0), delta.mean(0)
+        rows = [
+            {"k": k, "heads": kind, self.metric: mean[i, j], "low": low[i, j], "high": high[i, j]}
+            | {"change": change[i, j], "change_low": less[i, j], "change_high": more[i, j]}
+            for i, k in enumerate(self.ks)
+            for j, kind in enumerate(KINDS)
+        ]
+        return pd.DataFrame(rows)
+
+    def differences(self) -> pd.DataFrame:
+        """Top minus random at every k, paired by question, p Holm-corrected over k.
+
+        The interval is over questions, for these draws; p_draws is over draws: the share of random sets (the top one
+        counted in) that lower the metric as far, uncorrected, and never below 1 / (draws + 1).
+        """
+        found = [statistics.paired_difference(self.values(k, "top"), self.values(k, "random"), self.groups.numpy()) for k in self.ks]
+        p = statistics.holm(np.array([d.p for d in found]))
+        top = self.per_question[:, :, KINDS.index("top")].double().mean(0)
+        below = (self.random <= top[:, None] + 1e-9).sum(1)
+        rows = [{"k": k, "difference": d.mean, "low": d.low, "high": d.high} for k, d in zip(self.ks, found, strict=True)]
+        return pd.DataFrame(rows).assign(p=p, p_draws=((1 + below) / (1 + self.random.shape[1])).numpy())
+
+    def area(self) -> statistics.Difference:
+        """Top minus random, the mean over the whole grid of k, paired by question."""
+        top, random = (self.per_question[:, :, KINDS.index(kind)].double().mean(1).numpy() for kind in ("top", "random"))
+        return statistics.paired_difference(top, random, self.groups.numpy())
+
+    def plot(self, **options: Any) -> Any:
+        """The four curves with bands (see viz.removal_curves)."""
+        from ..viz import removal_curves
+
+        return removal_curves(self, **options)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        tensors = {"per_question": self.per_question, "random": self.random, "base": self.base, "groups": self.groups}
+        write_tensors(FilePath(path), KIND, tensors, {"ks": list(self.ks), "metric": self.metric, "provenance": self.provenance})
+
+    @staticmethod
+    def load(path: str | FilePath) -> RemovalCurve:
+        """Read a saved curve. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        tensors, meta = read_tensors(path, KIND)
+        axes = {"per_question": 3, "random": 2, "base": 1, "groups": 1}
+        found = {name: expect(path, tensors, name, n) for name, n in axes.items()}
+        if {"ks", "metric", "provenance"} - meta.keys() or found["per_question"].shape[1:] != (len(meta["ks"]), len(KINDS)):
+            raise FileError(f"{path}: its parts do not fit together; save it again")
+        return RemovalCurve(tuple(meta["ks"]), meta["metric"], **found, provenance=meta["provenance"])
+
+
+def remove_heads_curve(
+    vlm: VLM,
+    test: Sequence[Question],
+    ranking: Sequence[Head],
+    ks: Sequence[int] = (1, 2, 4, 8, 12, 16),
+    *,
+    factor: float = 0.0,
+    draws: int = 20,
+    chosen_on: Iterable[Question | str] = (),
+    metric: Metric = "accuracy",
+    seed: int = 0,
+    path: Path = "auto",
+) -> RemovalCurve:
+    """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.
+
+    ranking: all heads of the model, the most important first. chosen_on: the questions that it was made on, or the names
+    of their pictures (`FunctionalHeads.pictures`). factor: what a removed head is multiplied by at the prompt's last
+    token; the release's is 1e-4. draws: random sets a k, whose mean is compared. All sets run side by side. Raises
+    EditError for a ranking that is not of all heads, and for a k that leaves no k heads outside the first; LeakError
+    for a test picture among those of `chosen_on`.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> order = [(layer, head) for layer in range(6) for head in range(8)]
+    >>> len(remove_heads_curve(vlm, qs, order, ks=(1, 4), draws=2).to_frame())
+    8
+    """
+    test = require(test)
+    require_disjoint(chosen_on, test)
+    L, H = vlm.n_layers, vlm.n_heads
+    order = check_heads(ranking, L, H)
+    if len(order) != L * H:
+        raise EditError(f"the ranking has {len(order)} heads of {L * H}: give all of them, as random and low heads are drawn from the rest")
+    wrong = [k for k in ks if not 1 <= k <= L * H // 2]
+    if wrong or not ks or draws < 1:
+        raise EditError(f"ks={tuple(ks)}, draws={draws}: give numbers of heads from 1 to {L * H // 2}, half of all, and at least one draw")
+    rng = np.random.default_rng(seed)
+    sets = [part for k in ks for part in _sets(order, k, draws, rng)]
+    edit = Edit.stack([Edit.scaling(heads, factor, L, H) for heads in sets])
+    path = choose_path(vlm, test, path)
+    scores, clean = run_with_clean(vlm, test, edit, path, what="removing heads")
+    found = measure(metric, scores, test).cpu().unflatten(1, (len(ks), draws + 3))
+    per_question = torch.stack([found[..., 0], found[..., 3:].mean(-1), found[..., 1], found[..., 2]], -1)
+    base = measure(metric, clean[:, :1], test)[:, 0].cpu()
+    made = provenance(vlm, test, path=path, factor=factor, draws=draws, draw_seed=seed, ranking=[list(head) for head in order])
+    single = found[..., 3:].double().mean(0)
+    return RemovalCurve(tuple(ks), metric, per_question, single, base, torch.from_numpy(groups(test)), made)
+
+
+def _sets(order: Sequence[Head], k: int, draws: int, rng: np.random.Generator) -> list[Sequence[Head]]:
+    """Heads to remove: the first k, the last k, all but the first k, and random k of all but the first k."""
+    others = order[k:]
+    random = [[others[i] for i in rng.choice(len(others), k, replace=False)] for _ in range(draws)]
+    return [order[:k], order[-k:], others, *random]

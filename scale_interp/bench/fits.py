@@ -1,0 +1,117 @@
+"""What many fits side by side cost against one, reading the prompts counted, and whether they equal fits one by one."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..adapters.fit import Fit, fit_scales
+from ..adapters.scale import ScAle
+from ..data.question import Question
+from ..errors import EditError, FileError
+from ..interventions.prefix import Prompts
+from ..models.vlm import VLM
+from ..progress import track
+from ..record import read_json, versions, write_json
+
+BATCH = 8
+"""Questions a step."""
+
+
+@dataclass(frozen=True)
+class FitsBenchmark:
+    """Fits of all heads and MLPs with different seeds.
+
+    one, together: seconds of one fit and of all of them side by side, each reading the prompts anew (medians over the
+    repeats); ratio: median over the repeats of the second by the first. reading: seconds that reading the prompts takes.
+    largest_difference: of any scalar between a fit side by side and the same fit alone.
+    """
+
+    fits: int
+    one: float
+    together: float
+    ratio: float
+    reading: float
+    largest_difference: float
+    about: dict[str, Any]
+
+
+def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int = 10, repeats: int = 3) -> FitsBenchmark:
+    """Time one fit and `fits` of them side by side on the same questions, by turns; then do each alone and compare.
+
+    No fit stops early, so that every one takes all epochs. The fits alone share one reading of the prompts and are not timed.
+    Raises EditError for fewer than two fits.
+    """
+    if fits < 2:
+        raise EditError(f"{fits} fit(s): give at least two to run side by side")
+    plan = [Fit(f"seed {seed}", seed=seed) for seed in range(fits)]
+
+    def run(chosen: Sequence[Fit], prompts: Prompts | None = None) -> list[ScAle]:
+        read = prompts or Prompts(vlm, train, BATCH)
+        return fit_scales(vlm, train, chosen, prompts=read, epochs=epochs, patience=epochs, batch_size=BATCH)
+
+    run(plan[:1])
+    one, together, reading = [], [], []
+    for _ in track(range(repeats), "timing fits", repeats):
+        one.append(_seconds(vlm, lambda: run(plan[:1])))
+        together.append(_seconds(vlm, lambda: run(plan)))
+        reading.append(_seconds(vlm, lambda: list(Prompts(vlm, train, BATCH))))
+    shared = Prompts(vlm, train, BATCH)
+    beside = run(plan, shared)
+    alone = [run([fit], shared)[0] for fit in track(plan, "fits one by one", fits)]
+    about = vlm.describe() | {
+        "questions": len(train),
+        "tokens": int(vlm.encode(train)["attention_mask"].sum(1).max()),
+        "epochs": epochs,
+        "repeats": repeats,
+        "batch": BATCH,
+        "parameters": beside[0].n_parameters,
+        "moved": max(float((s.scalars - 1).abs().max()) for s in beside),
+        "device": torch.cuda.get_device_name(vlm.device) if vlm.device.type == "cuda" else vlm.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": versions(),
+    }
+    return FitsBenchmark(
+        fits,
+        statistics.median(one),
+        statistics.median(together),
+        statistics.median(t / o for t, o in zip(together, one, strict=True)),
+        statistics.median(reading),
+        max(_difference(a, b) for a, b in zip(beside, alone, strict=True)),
+        about,
+    )
+
+
+def write_fits(path: Path, found: FitsBenchmark) -> None:
+    write_json(path, asdict(found))
+
+
+def read_fits(path: Path) -> FitsBenchmark:
+    """What write_fits wrote, or FileError."""
+    try:
+        return FitsBenchmark(**read_json(path))
+    except TypeError as error:
+        raise FileError(f"{path} is no benchmark of fits ({error}); measure again with `scale-interp bench --fits --out`") from error
+
+
+def _difference(a: ScAle, b: ScAle) -> float:
+    return max(float((a.scalars - b.scalars).abs().max()), float((a.mlp_scalars - b.mlp_scalars).abs().max()))
+
+
+def _seconds(vlm: VLM, work: Any) -> float:
+    _wait(vlm)
+    started = time.perf_counter()
+    work()
+    _wait(vlm)
+    return time.perf_counter() - started
+
+
+def _wait(vlm: VLM) -> None:
+    if vlm.device.type == "cuda":
+        torch.cuda.synchronize(vlm.device)

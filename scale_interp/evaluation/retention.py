@@ -1,0 +1,229 @@
+"""What a gain costs and how few scalars it needs: fits along a penalty, each judged on the same test questions."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import numpy as np
+import torch
+
+from .. import statistics
+from ..adapters.fit import Fit, FitSettings, fit_scale, fit_scales
+from ..adapters.scale import ScAle
+from ..attribution.sweep import provenance
+from ..data.items import groups, require, require_disjoint
+from ..data.question import Question
+from ..errors import EditError
+from ..interventions.edit import Head
+from ..interventions.engine import Path
+from ..interventions.prefix import Prompts
+from ..models.vlm import VLM
+from .accuracy import evaluate_many
+from .table import Table, difference_columns, span
+
+WEIGHTS = (0.0, 0.3, 1.0, 3.0, 10.0, 30.0)
+PENALTIES = (0.0, 0.1, 0.3, 1.0, 3.0)
+KEPT = (1, 2, 4, 8, 16, 32)
+THRESHOLD = 0.05
+TOLERANCE = 0.03
+"""A loss of accuracy that counts as none, where its whole interval is smaller."""
+
+
+@dataclass(frozen=True, eq=False)
+class RetentionCurve(Table):
+    """A row a weight of the penalty on moving non-spatial answers.
+
+    accuracy and gain on the task with low, high, p, p_corrected; others_accuracy and others_change likewise. p_corrected is Holm's
+    over all tests of the table.
+    """
+
+    columns = ("weight", "accuracy", "gain", "low", "high", "others_change", "others_change_low", "others_change_high")
+
+    def __repr__(self) -> str:
+        return f"<RetentionCurve: {self.verdict}>"
+
+    @property
+    def verdict(self) -> str:
+        """The curve's ends, and the smallest weight that loses nothing elsewhere, in plain words."""
+        ends = [
+            f"weight {r['weight']:g}: {_gain(r)}, {span(r, 'others_change', 'others_change_')} elsewhere"
+            for r in (self.rows[0], self.rows[-1])
+        ]
+        safe = next((r for r in self.rows if r["others_change_low"] > -TOLERANCE), None)
+        limit = f"keeps the whole interval of the loss elsewhere below {TOLERANCE}"
+        found = f"the smallest weight that {limit} is {safe['weight']:g}, {_gain(safe)}" if safe else f"no weight {limit}"
+        return "; ".join([*ends, found]) + "."
+
+    def plot(self, **options: Any) -> Any:
+        """Gain against loss elsewhere (see viz.retention_curve)."""
+        from ..viz import retention_curve
+
+        return retention_curve(self, **options)
+
+
+@dataclass(frozen=True, eq=False)
+class SparsityPath(Table):
+    """A row a fit of few scalars.
+
+    path: "l1" (fitted with that penalty on mean |s - 1|; `moved` scalars differ from 1 by more than the threshold), "cut" (of the
+    unpenalised fit the k largest |s - 1|, the others set to 1) or "refit" (fitted anew on these k alone). accuracy, gain over the
+    base model, and full_minus (how much better the unpenalised fit of all heads is), each with interval, p and Holm's p.
+    """
+
+    columns = ("path", "value", "moved", "accuracy", "gain", "low", "high", "full_minus", "full_minus_high")
+
+    def __repr__(self) -> str:
+        return f"<SparsityPath: {self.verdict}>"
+
+    def of(self, path: str) -> Self:
+        """The rows of one path."""
+        return type(self)(tuple(r for r in self.rows if r["path"] == path), self.about, self.provenance)
+
+    def enough(self, path: str) -> Any:
+        """The row of the fewest scalars that lose less than 0.03 against the full fit (whole interval), or None."""
+        rows = [r for r in self.of(path).rows if r["full_minus_high"] < TOLERANCE]
+        return min(rows, key=lambda r: r["moved"], default=None)
+
+    @property
+    def verdict(self) -> str:
+        """How few scalars suffice, in plain words."""
+        parts = []
+        for path, words in (("refit", "fitted alone"), ("cut", "kept of the full fit"), ("l1", "left by the penalty")):
+            row = self.enough(path)
+            parts.append(f"{row['moved']} scalars {words} ({_gain(row)})" if row else f"no number of scalars {words}")
+        full = next(r for r in self.rows if r["path"] == "l1" and r["value"] == 0)
+        return f"All {self.about['heads']} heads: {_gain(full)}. Within {TOLERANCE} of that (whole interval): {'; '.join(parts)}."
+
+    def plot(self, **options: Any) -> Any:
+        """Gain by number of scalars (see viz.sparsity_path)."""
+        from ..viz import sparsity_path as draw
+
+        return draw(self, **options)
+
+
+def retention_curve(
+    vlm: VLM,
+    train: Sequence[Question],
+    test: Sequence[Question],
+    retain: Sequence[Question],
+    others: Sequence[Question],
+    weights: Sequence[float] = WEIGHTS,
+    *,
+    heads: Iterable[Head] | None = None,
+    mlp: bool = True,
+    seed: int = 0,
+    path: Path = "auto",
+    **settings: Any,
+) -> RetentionCurve:
+    """Fit ScAle with each weight of the penalty on moving the answers to `retain`, and answer `test` and `others` with all.
+
+    weights: of the KL divergence from the base model on `retain` (retain_weight of FitSettings); at 0 nothing is retained.
+    settings: other fields of FitSettings. Raises LeakError where questions to learn from and to answer share a picture.
+    """
+    train, test, retain, others = require(train), require(test), require(retain), require(others)
+    require_disjoint([*train, *retain], [*test, *others])
+    if not weights or min(weights) < 0 or len(set(weights)) < len(weights):
+        raise EditError(f"weights={list(weights)}: give different numbers of at least 0")
+    chosen = None if heads is None else list(heads)
+    prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
+    scales = [
+        fit_scale(
+            vlm,
+            train,
+            chosen,
+            mlp,
+            seed=seed,
+            prompts=prompts,
+            path=path,
+            retain=retain if weight else None,
+            **settings | {"retain_weight": weight},
+        )
+        for weight in sorted(weights)
+    ]
+    base, *right = _answers(vlm, test, scales, path)
+    base_others, *right_others = _answers(vlm, others, scales, path)
+    gains = [statistics.paired_difference(r, base, groups(test)) for r in right]
+    costs = [statistics.paired_difference(r, base_others, groups(others)) for r in right_others]
+    corrected = statistics.holm(np.array([d.p for d in (*gains, *costs)]))
+    rows = []
+    for i, (weight, scale) in enumerate(zip(sorted(weights), scales, strict=True)):
+        row: dict[str, Any] = {"weight": float(weight), "parameters": scale.n_parameters, "epochs": scale.settings["best_epoch"]}
+        row |= {"accuracy": float(right[i].mean()), **difference_columns("gain", gains[i], corrected[i])}
+        row |= {"others_accuracy": float(right_others[i].mean())}
+        rows.append(row | difference_columns("others_change", costs[i], corrected[len(gains) + i], "others_change_"))
+    about = {"base": float(base.mean()), "others_base": float(base_others.mean())}
+    made = provenance(vlm, test, train=len(train), retain=len(retain), others=len(others), seed=seed)
+    return RetentionCurve(tuple(rows), about, made)
+
+
+def sparsity_path(
+    vlm: VLM,
+    train: Sequence[Question],
+    test: Sequence[Question],
+    penalties: Sequence[float] = PENALTIES,
+    kept: Sequence[int] = KEPT,
+    *,
+    threshold: float = THRESHOLD,
+    seed: int = 0,
+    path: Path = "auto",
+    **settings: Any,
+) -> SparsityPath:
+    """How few head scalars suffice: fits along an L1 penalty, and the k scalars furthest from 1 of the unpenalised fit.
+
+    penalties: l1 of FitSettings; 0 is always among them. kept: the k to try, both cut from the fit of all heads and fitted anew
+    (side by side). threshold: a scalar nearer to 1 counts as 1. The k are chosen on training questions; `test` is only answered.
+    """
+    train, test = require(train), require(test)
+    require_disjoint(train, test)
+    every = vlm.n_layers * vlm.n_heads
+    wrong = [k for k in kept if not 1 <= k <= every]
+    if wrong or min(penalties, default=0) < 0:
+        raise EditError(f"kept={list(kept)}, penalties={list(penalties)}: give k from 1 to {every}, and penalties of at least 0")
+    prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
+    common: dict[str, Any] = {"prompts": prompts, "path": path}
+    values = sorted({0.0, *penalties})
+    penalised = [fit_scale(vlm, train, mlp=False, seed=seed, **common, **settings | {"l1": value}) for value in values]
+    order = [head for head, _ in penalised[0].ranking()]
+    cut = [_only(penalised[0], order[:k]) for k in kept]
+    refit = fit_scales(vlm, train, [Fit(f"top {k}", tuple(order[:k]), mlp=False, seed=seed) for k in kept], **common, **settings)
+    named = [
+        *(("l1", value, _moved(scale, threshold), scale) for value, scale in zip(values, penalised, strict=True)),
+        *(("cut", float(k), k, scale) for k, scale in zip(kept, cut, strict=True)),
+        *(("refit", float(k), k, scale) for k, scale in zip(kept, refit, strict=True)),
+    ]
+    base, *right = _answers(vlm, test, [scale for *_, scale in named], path)
+    group = groups(test)
+    gains = [statistics.paired_difference(r, base, group) for r in right]
+    against = [statistics.paired_difference(right[0], r, group) for r in right]
+    corrected = statistics.holm(np.array([d.p for d in (*gains, *against)]))
+    rows = []
+    for i, (kind, value, moved, _) in enumerate(named):
+        row: dict[str, Any] = {"path": kind, "value": value, "moved": moved, "accuracy": float(right[i].mean())}
+        row |= difference_columns("gain", gains[i], corrected[i])
+        rows.append(row | difference_columns("full_minus", against[i], corrected[len(gains) + i], "full_minus_"))
+    about = {"base": float(base.mean()), "heads": every, "threshold": threshold, "order": [list(h) for h in order]}
+    return SparsityPath(tuple(rows), about, provenance(vlm, test, train=len(train), seed=seed))
+
+
+def _answers(vlm: VLM, questions: Sequence[Question], scales: Sequence[ScAle], path: Path) -> list[np.ndarray]:
+    """Which questions are answered right [Q], by the base model and then with each of the scalars."""
+    found = evaluate_many(vlm, questions, [ScAle.neutral(vlm), *scales], path=path)
+    return [evaluation.per_question.numpy() for evaluation in found]
+
+
+def _only(scale: ScAle, heads: Sequence[Head]) -> ScAle:
+    """The same scalars on these heads, 1 elsewhere."""
+    scalars = torch.ones_like(scale.scalars)
+    for head in heads:
+        scalars[head] = scale.scalars[head]
+    return ScAle(scalars, scale.mlp_scalars, len(heads), tuple(heads), scale.scope, scale.settings, scale.provenance)
+
+
+def _moved(scale: ScAle, threshold: float) -> int:
+    return int(((scale.scalars - 1).abs() > threshold).sum())
+
+
+def _gain(row: Any) -> str:
+    return f"gain {span(row, 'gain')}"

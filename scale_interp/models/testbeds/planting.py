@@ -1,0 +1,104 @@
+"""Planted shortfalls: a copy of a model in which named heads speak too softly, so that what a repair should find is known."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...errors import EditError, ModelError
+from ..vlm import VLM
+
+Heads = tuple[tuple[int, int], ...]
+
+
+class PlantedVLM(VLM):
+    """A VLM with a planted shortfall: its name, repr and every result's provenance say so.
+
+    planted: the damaged heads; factor: what their output weights were multiplied by; origin: the name of the intact model.
+    """
+
+    planted: Heads
+    factor: float
+    origin: str
+
+    def describe(self) -> dict[str, Any]:
+        heads = [list(head) for head in self.planted]
+        return super().describe() | {"planted_shortfall": {"of": self.origin, "heads": heads, "factor": self.factor}}
+
+
+def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedVLM:
+    """A copy of the model whose named heads' output weights (their columns of o_proj) are multiplied by `factor`.
+
+    A test instrument: the damage is known, and a scalar of 1 / factor on each damaged head undoes it. It damages a head at every
+    token, while scalars mend the last token, so that what the head does at other tokens stays damaged. The given model is untouched.
+
+    Raises EditError for heads that are out of range, or no heads, or a factor that is not finite or is 1; ModelError for a model that
+    holds a planted shortfall already, or whose o_proj is no plain linear layer.
+
+    >>> import scale_interp as si
+    >>> si.testbeds.plant(si.load("demo-healthy"), [(3, 0)], factor=0.25)
+    <VLM demo-healthy [planted shortfall: (3, 0) x 0.25]: llava, 6 layers x 8 heads of 16, torch.float32>
+    """
+    from ...interventions.edit import check_heads
+
+    chosen = tuple(check_heads(heads, vlm.n_layers, vlm.n_heads))
+    if not chosen:
+        raise EditError("no heads: name at least one to damage")
+    if factor == 1 or not torch.isfinite(torch.tensor(float(factor))):
+        raise EditError(f"factor={factor}: give a finite number other than 1, such as 0.25")
+    if isinstance(vlm, PlantedVLM):
+        raise ModelError(f"{vlm.name} holds a planted shortfall already: plant into the intact {vlm.origin}")
+    name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
+    damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)
+    damaged.planted, damaged.factor, damaged.origin = chosen, float(factor), vlm.name
+    with torch.no_grad():
+        for layer, head in chosen:
+            weight = getattr(damaged.decoder.layers[layer].self_attn.o_proj, "weight", None)
+            if weight is None or tuple(weight.shape) != (vlm.d_model, vlm.n_heads * vlm.head_dim):
+                raise ModelError(f"{vlm.name}: o_proj of layer {layer} is no plain linear layer (quantised?); load the model unquantised")
+            weight[:, head * vlm.head_dim : (head + 1) * vlm.head_dim] *= factor
+    return damaged
+
+
+def _copy(vlm: VLM) -> Any:
+    """The same weights in a fresh module tree: hooks that tracing has left on the original do not come along."""
+    model = vlm.hf_model
+    fresh = type(model)(copy.deepcopy(model.config)).to(device=model.device, dtype=model.dtype)
+    fresh.load_state_dict(model.state_dict())
+    return fresh.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Planting:
+    """A named shortfall: model, the data that it costs accuracy on, damaged heads, and the factor on their output weights."""
+
+    model: str
+    data: str
+    heads: Heads
+    factor: float
+
+
+PLANTINGS = {
+    "soft": Planting("demo-healthy", "scenes/relation", ((2, 4), (4, 3), (2, 0), (4, 0), (5, 1), (1, 6)), 0.1),
+    "loud": Planting("demo-healthy", "scenes/relation", ((2, 4), (4, 3)), 4.0),
+    "inverted": Planting("demo-healthy", "scenes/relation", ((2, 4),), -1.0),
+    "soft-relay": Planting("testbed/relay", "scenes/position", ((4, 5),), 0.1),
+}
+"""The first three were found on 200 validation questions, of which `demo-healthy` answers 0.990 right: the first 1, 2, 3, 5, 6, 8 or 12 of
+its heads in the order of patching, on 120 of these questions, scaled by -1, 0, 0.1, 0.25, 0.5, 2, 3 or 4. One or two heads can be
+silenced for 0.03, so softness costs something in six at once only: 0.765 are right. Loudness leaves 0.825, an inverted head 0.685, which
+a scalar that is not negative can silence at best (0.905). The last damages one of the two listed heads of a known circuit."""
+
+
+def planted(name: str) -> PlantedVLM:
+    """The damaged model of a named planting."""
+    from ..load import load
+
+    if name not in PLANTINGS:
+        raise ModelError(f"no planting {name!r}: choose from {', '.join(PLANTINGS)}, or plant your own with plant(vlm, heads, factor)")
+    chosen = PLANTINGS[name]
+    return plant(load(chosen.model), chosen.heads, chosen.factor)

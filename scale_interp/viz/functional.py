@@ -1,0 +1,192 @@
+"""Functional heads: where they lie, what their removal costs, and what each function's heads do to every function."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from math import ceil
+from typing import TYPE_CHECKING
+
+import numpy as np
+import plotly.graph_objects as go
+from plotly.colors import hex_to_rgb
+from plotly.subplots import make_subplots
+
+from ..errors import DataError
+from .heatmap import coloraxis, limit, outline
+from .theme import LETTER, frame, look
+
+if TYPE_CHECKING:
+    from ..adapters.emphasis import Interventions
+    from ..attribution.functional import FunctionalHeads
+    from ..attribution.removal import RemovalCurve
+
+ALPHA = 0.05
+NAMES = {"top": "the first k", "random": "k random others", "low": "the last k", "keep": "all but the first k"}
+"""What is removed."""
+DASHES = {"top": "solid", "random": "dash", "low": "dot", "keep": "dashdot"}
+COLUMNS = 3
+
+
+def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: str | None = None, dark: bool = False) -> go.Figure:
+    """The metric against the number of removed heads with 95% bands; a panel a curve, where several are given by name.
+
+    Filled marks: the first k differ from k random others after Holm's correction over k. Raises DataError for no curves.
+    """
+    panels = curves if isinstance(curves, Mapping) else {"": curves}
+    if not panels:
+        raise DataError("no curves: give at least one RemovalCurve")
+    colours = look(dark)
+    columns = min(2, len(panels))
+    rows = ceil(len(panels) / columns)
+    fig = make_subplots(
+        rows,
+        columns,
+        subplot_titles=[name for name in panels if name] or None,
+        shared_yaxes="all",
+        horizontal_spacing=0.06,
+        vertical_spacing=0.24 / rows,
+    )
+    for i, curve in enumerate(panels.values()):
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        found = (curve.differences()["p"] < ALPHA).to_numpy()
+        for colour, (kind, table) in zip(colours.series, curve.to_frame().groupby("heads", sort=False), strict=False):
+            x, y = table["k"].to_numpy(), table[curve.metric].to_numpy()
+            band = np.concatenate([table["high"], table["low"][::-1]])
+            red, green, blue = hex_to_rgb(colour)
+            fill = f"rgba({red}, {green}, {blue}, 0.13)"
+            fig.add_trace(
+                go.Scatter(x=np.concatenate([x, x[::-1]]), y=band, fill="toself", fillcolor=fill, line_width=0, mode="lines").update(
+                    hoverinfo="skip", showlegend=False, name=f"{kind} band"
+                ),
+                **at,
+            )
+            symbols = ["circle" if kind == "top" and f else "circle-open" for f in found]
+            fig.add_trace(
+                go.Scatter(
+                    x=x,
+                    y=y,
+                    customdata=table[["low", "high"]],
+                    hovertemplate="k = %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
+                    mode="lines+markers",
+                    marker={"size": 8, "symbol": symbols},
+                    line={"color": colour, "width": 2, "dash": DASHES[str(kind)]},
+                    name=NAMES[str(kind)],
+                    legendgroup=str(kind),
+                    showlegend=i == 0,
+                ),
+                **at,
+            )
+        fig.add_hline(y=float(curve.base.mean()), line={"color": colours.muted, "width": 1.5, "dash": "dot"}, **at)
+        fig.update_xaxes(title_text="k, heads", tickvals=list(curve.ks), **at)
+        fig.update_yaxes(title_text=curve.metric.replace("_", " "), **at)
+    fig.update_annotations(font={"size": 14, "color": colours.ink})
+    notes = "Bands: 95% over pictures. Dotted line: nothing removed. ● the first k differ from k random others (Holm, 0.05)."
+    width, height = (620, 400) if len(panels) == 1 else (980, 320 * rows)
+    frame(fig, title or "Heads removed", notes, width=width, height=height, dark=dark, legend=True)
+    return _lower(fig, 22) if any(panels) else fig
+
+
+def function_heatmap(found: Interventions, *, title: str | None = None, dark: bool = False) -> go.Figure:
+    """Change of the metric [N, F], edits downwards and functions to the right, values written in; an edit's own function is framed.
+
+    `*`: differs from 0 after Holm's correction over all cells.
+    """
+    table = found.to_frame()
+    change, p, low, high = (
+        table[part].to_numpy().reshape(len(found.names), len(found.functions)) for part in ("change", "p", "low", "high")
+    )
+    reach = limit(change)
+    fig = go.Figure(
+        go.Heatmap(
+            z=change,
+            customdata=np.stack([low, high, p], -1),
+            hovertemplate="%{z:+.3f} [%{customdata[0]:+.3f}, %{customdata[1]:+.3f}]<br>corrected p = %{customdata[2]:.2g}<extra></extra>",
+            coloraxis="coloraxis",
+            xgap=1,
+            ygap=1,
+            name="change",
+        )
+    )
+    rows, columns = np.indices(change.shape).reshape(2, -1)
+    fig.add_trace(
+        go.Scatter(
+            x=columns,
+            y=rows,
+            text=[f"{c:+.2f}{'*' if q < ALPHA else ''}" for c, q in zip(change.ravel(), p.ravel(), strict=True)],
+            textfont={"size": 13, "color": [look(dark).over(c / reach) for c in change.ravel()]},
+            mode="text",
+            hoverinfo="skip",
+            name="values",
+        )
+    )
+    own = [(i, found.functions.index(name)) for i, name in enumerate(found.names) if name in found.functions]
+    outline(fig, own, dark)
+    fig.update_layout(coloraxis=coloraxis(dark, reach, f"change of {found.metric.replace('_', ' ')}"))
+    fig.update_xaxes(title_text="asked", tickvals=list(range(len(found.functions))), ticktext=_broken(found.functions), showgrid=False)
+    fig.update_yaxes(
+        title_text="edited: heads of" if own else "edit", tickvals=list(range(len(found.names))), ticktext=list(found.names)
+    ).update_yaxes(range=[len(found.names) - 0.5, -0.5], showgrid=False)
+    notes = "* differs from 0 (Holm, 0.05)." + (" □ a function's own heads." if own else "")
+    left = int(max(map(len, found.names)) * LETTER * 1.15) + 60
+    width, height = left + 130 + 88 * len(found.functions), 110 + 44 * len(found.names)
+    return frame(fig, title or "Function by function", notes, width=width, height=height, dark=dark, left=left)
+
+
+def layer_histogram(found: FunctionalHeads, *, title: str | None = None, dark: bool = False) -> go.Figure:
+    """Heads above the elbow by layer, a panel a function, with 95% intervals; dotted: their mean under permuted labels."""
+    colours = look(dark)
+    sums, table = found.to_frame().set_index("function"), found.layers()
+    columns = min(COLUMNS, len(found.functions))
+    rows = ceil(len(found.functions) / columns)
+    U = found.mean[0].numel()
+    titles = [
+        f"{f}<br>{s.heads} of {U} heads [{s.heads_low:.0f}, {s.heads_high:.0f}]" for f, s in zip(sums.index, sums.itertuples(), strict=True)
+    ]
+    fig = make_subplots(rows, columns, subplot_titles=titles, shared_yaxes="all", horizontal_spacing=0.05, vertical_spacing=0.34 / rows)
+    for i, function in enumerate(found.functions):
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        own = table[table["function"] == function]
+        whiskers = {"type": "data", "symmetric": False, "color": colours.ink, "thickness": 1.4, "width": 4}
+        whiskers |= {"array": (own["high"] - own["heads"]).clip(lower=0), "arrayminus": (own["heads"] - own["low"]).clip(lower=0)}
+        fig.add_trace(
+            go.Bar(
+                x=own["layer"],
+                y=own["heads"],
+                error_y=whiskers,
+                marker_color=colours.series[0],
+                customdata=own[["low", "high"]],
+                hovertemplate="layer %{x}: %{y} [%{customdata[0]:.0f}, %{customdata[1]:.0f}]<extra></extra>",
+                name="heads above the elbow",
+                showlegend=i == 0,
+            ),
+            **at,
+        )
+        fig.add_trace(
+            go.Scatter(
+                x=own["layer"],
+                y=own["null"],
+                mode="lines",
+                line={"color": colours.series[1], "width": 2, "dash": "dot"},
+                hovertemplate="%{y:.1f}<extra></extra>",
+                name="mean under permuted labels",
+                showlegend=i == 0,
+            ),
+            **at,
+        )
+        fig.update_xaxes(title_text="layer", dtick=max(1, ceil(found.mean.shape[1] / 12)), showgrid=False, **at)
+        fig.update_yaxes(title_text="heads", **at)
+    fig.update_annotations(font={"size": 13, "color": colours.ink})
+    notes = "Whiskers: 95% over held-out pictures."
+    frame(fig, title or "Heads above the elbow", notes, width=320 * columns + 60, height=240 * rows + 60, dark=dark, legend=True)
+    return _lower(fig, 44)
+
+
+def _broken(names: tuple[str, ...]) -> list[str]:
+    return [name.replace(" ", "<br>") for name in names]
+
+
+def _lower(fig: go.Figure, pixels: int) -> go.Figure:
+    """Room for the panels' titles between the legend and the first row."""
+    margin, high = fig.layout.margin, fig.layout.height
+    plot = high - margin.t - margin.b
+    return fig.update_layout(margin_t=margin.t + pixels, height=high + pixels, legend_y=1 + pixels / plot)
