@@ -206,8 +206,8 @@ def _emphasised(t: Tuner, name: str, of: str) -> Chosen:
     heads = t.sets.sets.get(of, ())
     if not heads:
         raise DataError(f"no {of} heads: {t.sets.left_out.get(FUNCTIONAL, 'none lie there')}")
-    gain = lambda g: replace(Edit.scaling(heads, g, t.vlm.n_layers, t.vlm.n_heads), scope="each_new_token")  # noqa: E731
-    options = [t.nothing, *(Option({"gain": g}, gain(g), 1) for g in GAINS)]
+    louder = {g: Edit.scaling(heads, g, t.vlm.n_layers, t.vlm.n_heads) for g in GAINS}
+    options = [t.nothing, *(Option({"gain": g}, replace(edit, scope="each_new_token"), 1) for g, edit in louder.items())]
     size = len(heads) * t.vlm.head_dim
     with suppress(DataError):  # all training answers are right, or all wrong: there is no direction, and gains alone are tried
         direction = answer_direction(t.vlm, t.train)
