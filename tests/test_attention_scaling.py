@@ -10,7 +10,7 @@ import plotly.io as pio
 import pytest
 import torch
 from oracle import plain_inputs
-from zoo_models import CAUSAL, noise
+from zoo_models import CAUSAL, noise, three_questions
 
 import scale_interp as si
 from scale_interp.adapters.adaptvis import AdaptVis
@@ -32,14 +32,7 @@ def model(name):
 
 @pytest.fixture(scope="module")
 def questions():
-    """Three prompts of different lengths, on pictures of different sizes."""
-    return [
-        si.Question("Where is the red circle?", ("left", "right"), 0, picture=noise(60, 40), id="a"),
-        si.Question(
-            "Where is the blue square relative to the green star?", ("left", "right", "above"), 0, picture=noise(40, 90, 1), id="b"
-        ),
-        si.Question("Is there a cat?", ("yes", "no"), 0, picture=noise(33, 33, 2), id="c"),
-    ]
+    return three_questions()
 
 
 @pytest.fixture(scope="module")

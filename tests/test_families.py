@@ -11,7 +11,7 @@ from accelerate import dispatch_model
 from oracle import hooked_logits, hooked_scores, plain_inputs
 from PIL import Image
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
-from zoo_models import BIDIRECTIONAL, CAUSAL, noise
+from zoo_models import BIDIRECTIONAL, CAUSAL, noise, three_questions
 
 import scale_interp as si
 from scale_interp.errors import DataError, EditError, MemoryWarning, ModelError, PathWarning
@@ -34,14 +34,7 @@ def models():
 
 @pytest.fixture(scope="module")
 def questions():
-    """Three prompts of different lengths, on pictures of different sizes."""
-    return [
-        si.Question("Where is the red circle?", ("left", "right"), 0, picture=noise(60, 40), id="a"),
-        si.Question(
-            "Where is the blue square relative to the green star?", ("left", "right", "above"), 0, picture=noise(40, 90, 1), id="b"
-        ),
-        si.Question("Is there a cat?", ("yes", "no"), 0, picture=noise(33, 33, 2), id="c"),
-    ]
+    return three_questions()
 
 
 def edits(vlm, questions):

@@ -3,6 +3,7 @@
 import numpy as np
 from PIL import Image
 
+import scale_interp as si
 from scale_interp.models import zoo
 
 BIDIRECTIONAL = ("paligemma", "paligemma2")
@@ -11,3 +12,14 @@ CAUSAL = tuple(name for name in zoo.NAMES if name not in BIDIRECTIONAL)
 
 def noise(width, height, seed=0):
     return Image.fromarray(np.random.default_rng(seed).integers(0, 255, (height, width, 3), dtype=np.uint8))
+
+
+def three_questions():
+    """Three prompts of different lengths, on pictures of different sizes."""
+    return [
+        si.Question("Where is the red circle?", ("left", "right"), 0, picture=noise(60, 40), id="a"),
+        si.Question(
+            "Where is the blue square relative to the green star?", ("left", "right", "above"), 0, picture=noise(40, 90, 1), id="b"
+        ),
+        si.Question("Is there a cat?", ("yes", "no"), 0, picture=noise(33, 33, 2), id="c"),
+    ]

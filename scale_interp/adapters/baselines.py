@@ -6,7 +6,6 @@ learning rate is the one of a few with the lowest held-out loss.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
@@ -24,6 +23,7 @@ from ..interventions.edit import Edit, Scope
 from ..interventions.engine import Path
 from ..interventions.packed import run_packed
 from ..interventions.prefix import prompt_inputs, run_prompts
+from ..interventions.vision import image_features, in_pixels_place, takes_features
 from ..models.vlm import VLM
 from ..record import write_json, write_tensors
 from .attach import attach
@@ -211,17 +211,9 @@ def _fit_peft(
 def _inputs(vlm: VLM, questions: Sequence[Question]) -> dict[str, Any]:
     """Encoded prompts; the frozen vision tower's features stand in the pictures' place where the model takes them."""
     inputs = vlm.encode(questions)
-    read = getattr(vlm.hf_model.base_model, "get_image_features", None)
-    whole: dict[str, Any] = dict(inputs)
-    if (
-        read is not None
-        and "mm_encoder_outputs" in inspect.signature(vlm.hf_model.forward).parameters
-        and any(q.pictures for q in questions)
-    ):
-        takes = inspect.signature(read).parameters
-        seen = read(**{k: v for k, v in inputs.items() if k in takes}, return_dict=True)
-        whole = {k: v for k, v in inputs.items() if k not in takes} | {"mm_encoder_outputs": {"image": seen}}
-    return prompt_inputs(vlm, inputs, whole)
+    if not takes_features(vlm) or not any(q.pictures for q in questions):
+        return prompt_inputs(vlm, inputs)
+    return prompt_inputs(vlm, inputs, in_pixels_place(vlm, inputs, image_features(vlm, inputs)))
 
 
 @contextmanager

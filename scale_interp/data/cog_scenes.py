@@ -9,9 +9,8 @@ import numpy as np
 
 from ..errors import DataError
 from .cogvsr import CogQuestion, CogQuestions, Sub
-from .question import Question
 from .scene import Scene, Thing, scenes
-from .scene_questions import OPPOSITE, SPLIT_SEED
+from .scene_questions import OPPOSITE, SPLIT_SEED, scene_question
 from .task import RELATIONS, TASKS, YES_NO, Asked, relation, relation_yesno
 
 TAXONOMY = {
@@ -73,8 +72,8 @@ def cog_questions(split: str = "test", n: int = 100, seed: int = 0, taxonomy: Ma
             continue
         counts[key] += 1
         seen.add(scene.key)
-        subs = tuple(Sub(_question(kind, scene, asked), taxonomy[kind]) for kind, asked in steps)
-        found.append(CogQuestion(_question("cog", scene, main), subs))
+        subs = tuple(Sub(scene_question(kind, scene, asked), taxonomy[kind]) for kind, asked in steps)
+        found.append(CogQuestion(scene_question("cog", scene, main), subs))
     return CogQuestions([found[i] for i in rng.permutation(n)], "scenes/cog", split, seed)
 
 
@@ -114,19 +113,3 @@ def _ask(kind: str, scene: Scene, first: Thing, second: Thing, known: Mapping[st
     if kind == "colour" and sum(t.shape == thing.shape for t in scene.things) > 1:
         return None
     return TASKS[kind](Scene((thing,)), rng)
-
-
-def _question(kind: str, scene: Scene, asked: Asked) -> Question:
-    return Question(
-        asked.text,
-        asked.choices,
-        asked.choices.index(asked.answer),
-        picture=scene.render,
-        id=f"{kind}/{scene.key}/{asked.text.removesuffix('?').replace(' ', '-').lower()}",
-        group=scene.key,
-        task=kind,
-        relation=asked.relation,
-        about=asked.about,
-        boxes={t.name: t.box for t in scene.things},
-        meta={"scene": scene},
-    )

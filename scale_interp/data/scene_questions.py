@@ -42,12 +42,13 @@ def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0)
             continue
         counts[asked.answer] = counts.get(asked.answer, 0) + 1
         seen.add(scene.key)
-        found.append(_question(task, scene, asked))
+        found.append(scene_question(task, scene, asked))
     order = rng.permutation(n)
     return Questions([found[i] for i in order], f"scenes/{task}", split, seed)
 
 
-def _question(task: str, scene: Scene, asked: Asked) -> Question:
+def scene_question(task: str, scene: Scene, asked: Asked) -> Question:
+    """What was asked of a scene, as a question with its picture and boxes."""
     boxes = {t.name: t.box for t in scene.things}
     return Question(
         asked.text,

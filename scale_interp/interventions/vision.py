@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections import Counter
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -19,11 +19,8 @@ class Vision:
     """The features of pictures that more than one of the questions is about, kept until the last of them was read."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question]):
-        core: Any = vlm.hf_model.base_model
         self.vlm = vlm
-        self.read = getattr(core, "get_image_features", None)
-        able = self.read is not None and "mm_encoder_outputs" in inspect.signature(vlm.hf_model.forward).parameters
-        self.left = Counter(_key(q) for q in questions if q.pictures) if able else Counter()
+        self.left = Counter(_key(q) for q in questions if q.pictures) if takes_features(vlm) else Counter()
         self.kept: dict[Hashable, Any] = {}
         if not any(n > 1 for n in self.left.values()):
             self.left.clear()
@@ -33,11 +30,10 @@ class Vision:
         keys = [_key(q) for q in questions]
         if not any(self.left[key] > 1 or key in self.kept for key in keys):
             return dict(inputs)
-        takes = inspect.signature(self.read).parameters  # type: ignore[arg-type]
         outputs: dict[Hashable, Any] = {}
         for key, question in zip(keys, questions, strict=True):
             if question.pictures and key not in outputs:
-                outputs[key] = self.kept.get(key) or self._features(question, takes)
+                outputs[key] = self.kept.get(key) or image_features(self.vlm, self.vlm.encode(question))
         for key in keys:
             self.left[key] -= 1
             if self.left[key] > 0 and outputs.get(key):
@@ -45,11 +41,36 @@ class Vision:
             else:
                 self.kept.pop(key, None)
         joined = _join([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
-        return {k: v for k, v in inputs.items() if k not in takes} | {"mm_encoder_outputs": {"image": joined}}
+        return in_pixels_place(self.vlm, inputs, joined)
 
-    def _features(self, question: Question, takes: Any) -> Any:
-        inputs = self.vlm.encode(question)
-        return self.read(**{k: v for k, v in inputs.items() if k in takes}, return_dict=True)  # type: ignore[misc]
+
+def takes_features(vlm: VLM) -> bool:
+    """Whether the model reads pictures apart from the prompt, and takes their features in place of pixels."""
+    return (
+        hasattr(vlm.hf_model.base_model, "get_image_features")
+        and "mm_encoder_outputs" in inspect.signature(vlm.hf_model.forward).parameters
+    )
+
+
+def image_features(vlm: VLM, inputs: Mapping[str, Any]) -> Any:
+    """The vision tower's output for encoded questions."""
+    takes = _pixel_inputs(vlm)
+    return _reader(vlm)(**{k: v for k, v in inputs.items() if k in takes}, return_dict=True)
+
+
+def in_pixels_place(vlm: VLM, inputs: Mapping[str, Any], features: Any) -> dict[str, Any]:
+    """The inputs with features in the pixels' place."""
+    takes = _pixel_inputs(vlm)
+    return {k: v for k, v in inputs.items() if k not in takes} | {"mm_encoder_outputs": {"image": features}}
+
+
+def _reader(vlm: VLM) -> Any:
+    core: Any = vlm.hf_model.base_model
+    return core.get_image_features
+
+
+def _pixel_inputs(vlm: VLM) -> Mapping[str, Any]:
+    return inspect.signature(_reader(vlm)).parameters
 
 
 def _key(question: Question) -> Hashable:

@@ -90,13 +90,18 @@ def config() -> LlavaConfig:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
+    return joined(vision, text, IMAGE_TOKENS)
+
+
+def joined(vision: CLIPVisionConfig, text: LlamaConfig, image_tokens: int) -> LlavaConfig:
+    """A LLaVA of this vision tower and decoder, on the embedded models' words."""
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
-        image_token_index=words.get_vocab()["<image>"],
+        image_token_index=tokenizer().get_vocab()["<image>"],
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=IMAGE_TOKENS,
+        image_seq_length=image_tokens,
         tie_word_embeddings=False,
     )
 

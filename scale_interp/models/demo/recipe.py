@@ -91,11 +91,11 @@ def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], N
     """
     out.mkdir(parents=True, exist_ok=True)
     for stage in STAGES.values():
-        if not _finished(out, stage, seed):
+        if not finished(out, stage, seed):
             _train_stage(out, stage, seed, progress or (lambda *_: None))
 
 
-def _finished(out: Path, stage: Stage, seed: int) -> bool:
+def finished(out: Path, stage: Stage, seed: int) -> bool:
     state = _state(out, stage)
     if state is not None and state["seed"] != seed:
         raise FileError(f"{out} holds a training run with seed {state['seed']}, not {seed}: use another folder")
@@ -114,11 +114,11 @@ def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None
         model.load_state_dict(load_file(out / "training" / f"{stage.after}.safetensors"), strict=False)
     trained = nn.ModuleDict({"model": model} if stage.rewrite else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
-    start = _resume(out, stage, trained, optimiser)
+    start = resume(out, stage, trained, optimiser)
     batches = _Batches(seed, stage)
     for step in range(start, stage.steps):
         for group in optimiser.param_groups:
-            group["lr"] = _rate(stage, step)
+            group["lr"] = learning_rate(stage, step)
         with torch.autocast("cpu", torch.bfloat16):
             loss = answer_loss(model, *batches.questions(step)) if stage.rewrite else patch_loss(model, labels, *batches.patches(step))
         optimiser.zero_grad()
@@ -127,33 +127,33 @@ def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None
         optimiser.step()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            _checkpoint(out, stage, seed, step + 1, trained, optimiser)
+            checkpoint(out, stage, seed, step + 1, trained, optimiser)
     save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
     if stage.released:
         model.bfloat16().save_pretrained(out / stage.name)
         processor().save_pretrained(out / stage.name)
-    _write_state(out, stage, seed, stage.steps)
+    write_state(out, stage, seed, stage.steps)
 
 
-def _rate(stage: Stage, step: int) -> float:
+def learning_rate(stage: Stage, step: int) -> float:
     warm = min(1.0, (step + 1) / min(100, stage.steps // 4))
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 
 
-def _checkpoint(out: Path, stage: Stage, seed: int, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def checkpoint(out: Path, stage: Stage, seed: int, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     (out / "training").mkdir(exist_ok=True)
     tensors = {f"weight.{k}": v for k, v in trained.state_dict().items()}
     for i, entry in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in entry.items()}
     partial = out / "training" / f"{stage.name}.partial.{step}.safetensors"
     save_file(tensors, partial)
-    _write_state(out, stage, seed, step)
+    write_state(out, stage, seed, step)
     for old in partial.parent.glob(f"{stage.name}.partial.*"):
         if old != partial:
             old.unlink()
 
 
-def _write_state(out: Path, stage: Stage, seed: int, step: int) -> None:
+def write_state(out: Path, stage: Stage, seed: int, step: int) -> None:
     (out / "training").mkdir(exist_ok=True)
     path = out / "training" / f"{stage.name}.json"
     fresh = path.with_suffix(".new")
@@ -161,7 +161,7 @@ def _write_state(out: Path, stage: Stage, seed: int, step: int) -> None:
     fresh.replace(path)
 
 
-def _resume(out: Path, stage: Stage, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def resume(out: Path, stage: Stage, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     state = _state(out, stage)
     if state is None:
         return 0

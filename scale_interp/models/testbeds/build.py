@@ -70,15 +70,7 @@ def config(circuit: Circuit) -> LlavaConfig:
         bos_token_id=words.bos_token_id,
         eos_token_id=words.eos_token_id,
     )
-    return LlavaConfig(
-        vision_config=vision,
-        text_config=text,
-        image_token_index=words.get_vocab()["<image>"],
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        image_seq_length=IMAGE_TOKENS,
-        tie_word_embeddings=False,
-    )
+    return demo.joined(vision, text, IMAGE_TOKENS)
 
 
 def untrained(circuit: Circuit, seed: int) -> LlavaForConditionalGeneration:

@@ -38,7 +38,7 @@ def train(name: str, out: Path, seed: int = 0, progress: Callable[[str, int, int
     circuit = CIRCUITS[name]
     (out / "training").mkdir(parents=True, exist_ok=True)
     for number, stage in enumerate(stages(circuit)):
-        if not recipe._finished(out, stage, seed):
+        if not recipe.finished(out, stage, seed):
             _train_stage(circuit, number, stage, out, seed, progress or (lambda *_: None))
 
 
@@ -52,9 +52,9 @@ def _train_stage(circuit: Circuit, number: int, stage: Stage, out: Path, seed: i
     trained = nn.ModuleDict({"model": model, "readers": last.readers} if number else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
     batches = _Batches(circuit, seed, number)
-    for step in range(recipe._resume(out, stage, trained, optimiser), stage.steps):
+    for step in range(recipe.resume(out, stage, trained, optimiser), stage.steps):
         for group in optimiser.param_groups:
-            group["lr"] = recipe._rate(stage, step)
+            group["lr"] = recipe.learning_rate(stage, step)
         loss = batches.answer_loss(model, last, step) if number else batches.patch_loss(model, labels, step)
         optimiser.zero_grad()
         loss.backward()
@@ -63,12 +63,12 @@ def _train_stage(circuit: Circuit, number: int, stage: Stage, out: Path, seed: i
         construction.hold()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % recipe.CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            recipe._checkpoint(out, stage, seed, step + 1, trained, optimiser)
+            recipe.checkpoint(out, stage, seed, step + 1, trained, optimiser)
     save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
     if number:
         model.bfloat16().save_pretrained(out / circuit.name)
         processor(circuit).save_pretrained(out / circuit.name)
-    recipe._write_state(out, stage, seed, stage.steps)
+    recipe.write_state(out, stage, seed, stage.steps)
 
 
 class _LastToken:
