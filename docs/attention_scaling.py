@@ -159,12 +159,19 @@ stay as they are. Heads with weight 1 and shift 0 keep the base model's bits. A 
 where logits have a cap) while something is attached.
 
 ```python
-smooth, sharp, steered = si.evaluate_scaled(vlm, questions, [si.AttentionScale(0.5), si.AttentionScale(2.0), si.fit_steering(vlm, train)])
-(boxed,) = si.evaluate_scaled(vlm, questions, [si.PASTA(heads, 0.1)], selected=si.box_tokens(vlm, questions))
-si.scaling_curve(vlm, questions, weights).by_confidence(4)
+import scale_interp as si
+
+vlm = si.load("demo")
+train, validation, test = (si.load_questions("scenes/relation", split, n=12) for split in ("train", "validation", "test"))
+other = si.load_questions("scenes/exists", "test", n=12)
+
+methods = [si.AttentionScale(0.5), si.AttentionScale(2.0), si.fit_steering(vlm, train, heads=8)]
+smooth, sharp, steered = si.evaluate_scaled(vlm, test, methods)
+(boxed,) = si.evaluate_scaled(vlm, test, [si.PASTA(((2, 1), (3, 0)), 0.1)], selected=si.box_tokens(vlm, test))
+si.scaling_curve(vlm, test, (0.5, 2.0)).by_confidence(4)
 tuned = si.tune_adaptvis(vlm, validation)
 with tuned.method.attached(vlm):
-    vlm.generate(question)
+    vlm.generate(test[0])
 si.transfer_table(vlm, {"relation": tuned}, {"relation": test, "exists": other})
 ```
 

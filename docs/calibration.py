@@ -1,5 +1,8 @@
-"""docs/calibration.md and its picture from docs/calibration.json and docs/bench-fits.json: python docs/calibration.py"""
+"""docs/calibration.md and its picture from a calibration's folder and docs/bench-fits.json: python docs/calibration.py runs/calibration"""
 
+import json
+import shutil
+import sys
 from pathlib import Path
 
 from scale_interp import viz
@@ -11,13 +14,18 @@ from scale_interp.record import write_bytes
 HERE = Path(__file__).parent
 
 
-def main() -> None:
+def main(folder: Path | None) -> None:
+    """Write the page; from a folder, its numbers and log are copied here first."""
+    for name, here in (("calibration.json", "calibration.json"), ("suites.jsonl", "calibration.jsonl")) if folder else ():
+        shutil.copyfile(folder / name, HERE / here)
     found, fits = Calibration.load(HERE / "calibration.json"), read_fits(HERE / "bench-fits.json")
-    write_bytes(HERE / "calibration.md", "\n".join([errors(found), side_by_side(fits)]).encode())
+    log = (json.loads(line) for line in (HERE / "calibration.jsonl").read_text().splitlines()[1:])
+    seconds = sum(row["seconds"] for row in log)
+    write_bytes(HERE / "calibration.md", "\n".join([errors(found, seconds), side_by_side(fits)]).encode())
     viz.calibration(found).write_image(HERE / "pictures" / "calibration.png", scale=2)
 
 
-def errors(found: Calibration) -> str:
+def errors(found: Calibration, seconds: float) -> str:
     about, frame = found.about, found.to_frame()
     null, planted = (frame[frame["kind"] == kind] for kind in (NULL, PLANTED))
     rows = "\n".join(f"| {name} | {s.count} of {s.n} | {s.share:.1%} | {s.low:.1%} to {s.high:.1%} |" for name, s in found.shares().items())
@@ -30,13 +38,14 @@ def errors(found: Calibration) -> str:
     why = f" Controls that were not beaten in one that does not: {', '.join(missed)}." if missed else ""
     return f"""# How often the falsification suite is wrong
 
-    scale-interp calibrate --suites {len(null)} --power {len(planted)} --out docs/calibration.json
-    python docs/calibration.py
+    scale-interp calibrate --suites {len(null)} --power {len(planted)} --out runs/calibration
+    python docs/calibration.py runs/calibration
 
-The first command runs the suites, {about["seconds"] / 60:.0f} minutes on one CPU thread, and goes on where it stopped
-(a line a suite in `docs/calibration.jsonl`); the second writes this page from what the first has written. Every suite is `falsify` as
-users call it, all heads and MLPs, {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and {about["n_test"]} test
-questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions, sizes on other seeds.
+The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and goes on where it stopped
+(a line a suite in `suites.jsonl`, here `docs/calibration.jsonl`); the second writes this page from what the first has written. Every
+suite is `falsify` as users call it, all heads and MLPs, {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
+{about["n_test"]} test questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions,
+sizes on other seeds.
 The machine's two cores were shared with other work, so the time is longer than on a machine of one's own.
 
 - **{NULL}**: `{about["null_model"]}` is asked questions whose right answers are drawn evenly among the options, independent of picture
@@ -80,7 +89,8 @@ def side_by_side(found: FitsBenchmark) -> str:
     about = found.about
     return f"""# Fits side by side
 
-    scale-interp bench --fits --repeats {about["repeats"]} --out docs/bench-fits.json
+    scale-interp bench --fits --repeats {about["repeats"]} --out runs/bench-fits
+    cp runs/bench-fits/fits.json docs/bench-fits.json
 
 `{about["model"]}` ({about["n_layers"]} layers x {about["n_heads"]} heads, random weights), {about["questions"]} questions of
 {about["tokens"]} tokens in batches of {about["batch"]}, {about["epochs"]} epochs without early stopping, all {about["parameters"]}
@@ -98,4 +108,4 @@ move by up to {about["moved"]:.2f}.
 
 
 if __name__ == "__main__":
-    main()
+    main(Path(sys.argv[1]) if sys.argv[1:] else None)

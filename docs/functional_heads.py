@@ -244,15 +244,18 @@ validation scenes, every accuracy from test scenes. Intervals of head counts are
 USE = """## How
 
 ```python
-train, test = (si.subquestions(si.cog_questions(split, 100)) for split in ("train", "test"))   # or si.read_cog("chains.jsonl")
-heads = si.functional_heads(vlm, train)          # joint probe: heads.to_frame(), .layers(), .overlap(), .fewer(["counting"]), .plot()
-si.probe(vlm, train, label="function").top(8)    # one logistic probe a head; label="relation" for any other field
+import scale_interp as si
+
+vlm = si.load("demo")
+train, test = (si.subquestions(si.cog_questions(split, 8)) for split in ("train", "test"))  # or si.read_cog("chains.jsonl")
+heads = si.functional_heads(vlm, train, permutations=1)  # joint probe: .to_frame(), .layers(), .overlap(), .fewer(["counting"]), .plot()
+# instead, one logistic probe a head: si.probe(vlm, train, label="function").top(8); label="relation" for any other field
 heads.heads("counting"), heads.latent("counting")
 
 own = [q for q in test if q.meta["function"] == "counting"]
 si.remove_heads_curve(vlm, own, heads.ranking("counting"), chosen_on=heads.pictures).plot()
 si.emphasise(vlm, own, heads.heads("counting"), chosen_on=heads.pictures).to_frame()
-si.function_matrix(vlm, test, heads, "remove").plot()          # "gain"; "direction" with directions=si.answer_directions(vlm, train)
+si.function_matrix(vlm, test, heads, "remove").plot()  # "gain"; "direction" with directions=si.answer_directions(vlm, train)
 ```
 
 `read_cog` reads a JSON object a line, or one list: `{"question", "answer", "image", "subquestions": [{"question", "answer", "function"}]}`,

@@ -79,13 +79,20 @@ GUIDE = """# Attention to the image
 Which heads of the prompt's last token look at the picture, which at the thing that is asked about, and whether looking goes with right
 answers (arXiv 2503.01773, section 4).
 
-    found = si.object_attention(vlm, questions)                              # questions with .about and .boxes
-    found.box, found.image, found.focus, found.lift, found.entropy           # HeadMaps
-    found.auroc(), found.auroc(evaluation, of="lift", by="layer")            # against right answers
-    found.by_layer(), found.by_relation(), found.confidence_auroc()
-    si.localization_heads(vlm, train).heads
-    (weights,) = si.read_attention(vlm, question)                            # [L, H, T]
-    si.viz.attention_over_picture(question, weights, si.patch_grid(vlm, question), layer, head)
+```python
+import scale_interp as si
+
+vlm = si.load("demo")
+train, questions = (si.load_questions("scenes/relation", split, n=24) for split in ("train", "test"))  # with .about and .boxes
+
+found = si.object_attention(vlm, questions)
+found.box, found.image, found.focus, found.lift, found.entropy  # HeadMaps
+found.auroc(), found.auroc(si.evaluate(vlm, questions), of="lift", by="layer")  # against right answers
+found.by_layer(), found.by_relation(), found.confidence_auroc()
+si.localization_heads(vlm, train).heads
+(weights,) = si.read_attention(vlm, questions[0])  # [L, H, T]
+si.viz.attention_over_picture(questions[0], weights, si.patch_grid(vlm, questions[0]), layer=3, head=4)
+```
 
 `scale-interp attention MODEL --data SET` does it at once and writes a page.
 

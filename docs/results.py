@@ -76,8 +76,9 @@ def suite(title: str, found: dict[str, Any]) -> str:
 
 SPEED = """## Speed
 
-    scale-interp bench --repeats 5 --sample 20 --out docs/bench-realistic.json --figure docs/pictures/speed.png
-    scale-interp bench demo --out docs/bench-demo.json
+    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/pictures/speed.png
+    scale-interp bench demo --out runs/bench-demo
+    for name in realistic demo; do cp runs/bench-$name/bench.json docs/bench-$name.json; done
 
 All heads zero-ablated one by one, in every way on the same questions in one run, reading the prompts counted; medians over the repeats,
 ratios within a repeat. Where one run a head would take more than a minute, the heads that were timed are spread over layers and repeats

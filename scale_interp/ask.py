@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,41 @@ from .attribution import HeadMap, ablate, patch
 from .data import Contrasts, Question, contrasts
 from .data.contrast import Change
 from .data.items import describe
+from .data.load import load_questions
 from .errors import DataError
 from .evaluation import Evaluation, benchmark, evaluate, evaluate_text
 from .evaluation.answers import TextEvaluation
+from .job import Job, command
+from .models.load import load
 from .models.vlm import VLM
-from .record import versions, write_bytes, write_json
+from .record import read_json, versions, write_bytes, write_json
+from .run_folder import RunFolder, Say
 from .viz import Section
 
 SHOWN = 12
 """Questions that the page shows, wrong answers first."""
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """What is asked. root, split and n as in load_questions; change, sweep and text as in `ask`."""
+
+    model: str
+    data: str
+    root: str | None = None
+    split: str | None = None
+    n: int | None = None
+    seed: int = 0
+    change: Change = "mirror"
+    sweep: int = 40
+    text: bool = False
+
+    @property
+    def job(self) -> Job:
+        """The questioning as a job of its folder."""
+        settings = asdict(self)
+        flags = {k: v for k, v in settings.items() if k not in ("model", "data")}
+        return Job("ask", command("ask", self.model, self.data, **flags), settings, {"ask": ()})
 
 
 @dataclass(frozen=True)
@@ -56,13 +82,31 @@ def ask(vlm: VLM, questions: Sequence[Question], *, change: Change = "mirror", s
     return Asked(answers, benchmark(answers), written, None if written is None else benchmark(written), maps, pairs, no_pairs)
 
 
-def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> None:
-    """Write answers.csv, benchmark.csv, the head maps, summary.json and report.html into a folder."""
+def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
+    """Ask in a run's folder: the benchmark's table and the findings, computed or, where they are there already, read."""
+    s, told = settings, f"asking {settings.model} the questions of {settings.data}"
+
+    def make() -> list[str]:
+        found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
+        first, *others = notes(found)
+        return [*write_asked(found, vlm, folder, s.job.command), kept.write_findings(first, others)]
+
+    def load_found() -> tuple[pd.DataFrame, list[str]]:
+        return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
+
+    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with kept.working() as (vlm, asked):
+        return kept.take("ask", make, load_found, told)
+
+
+def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]:
+    """Write answers.csv, benchmark.csv, the head maps, summary.json and report.html into a folder; their names."""
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "benchmark.csv", found.table.to_csv(index=False).encode())
     write_bytes(folder / "answers.csv", found.answers.to_frame().to_csv(index=False).encode())
-    for name, head_map in found.maps.items():
-        head_map.save(folder / f"{name.replace(' ', '_')}.safetensors")
+    maps = {f"{name.replace(' ', '_')}.safetensors": head_map for name, head_map in found.maps.items()}
+    for name, head_map in maps.items():
+        head_map.save(folder / name)
     about = vlm.describe() | describe(found.answers.questions)
     skipped = {} if found.pairs is None else found.pairs.skipped
     summary = about | {"benchmark": found.table.to_dict("records"), "notes": notes(found), "skipped_contrasts": skipped}
@@ -77,6 +121,7 @@ def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> None:
         sections.insert(1, Section("Answers in words", [found.text_table]))
     title = f"{vlm.name} on {about['data']}"
     viz.write_report(folder / "report.html", title=title, sections=sections, meta=about | versions())
+    return ["benchmark.csv", "answers.csv", *maps, "summary.json", "report.html"]
 
 
 def notes(found: Asked) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import pandas as pd
@@ -16,13 +16,40 @@ from .attribution.grid import patch_grid
 from .attribution.image_attention import read_attention
 from .attribution.localization import LocalizationHeads, choose_localization
 from .data import Question
+from .data.load import load_questions
 from .errors import DataError
+from .job import Job, command
+from .models.load import load
 from .models.vlm import VLM
-from .record import write_bytes, write_json
+from .record import read_json, write_bytes, write_json
+from .run_folder import RunFolder, Say
+from .run_info import FINDINGS
 from .viz import Section
 
 SHOWN = 10
 """Heads in the printed table, most attention on the boxes first."""
+
+
+FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Whose attention is read, on what. root, split and n as in load_questions."""
+
+    model: str = "demo"
+    data: str = "scenes/relation"
+    root: str | None = None
+    split: str | None = None
+    n: int | None = None
+    seed: int = 0
+    pictures: int = 4
+
+    @property
+    def job(self) -> Job:
+        """The reading as a job of its folder."""
+        flags = {k: v for k, v in asdict(self).items() if k != "model"}
+        return Job("attention", command("attention", self.model, **flags), asdict(self), {"attention": (*FILES, FINDINGS)})
 
 
 @dataclass(frozen=True)
@@ -71,6 +98,24 @@ def _heads(found: ObjectAttention, auroc: pd.DataFrame | None) -> pd.DataFrame:
     if auroc is not None:
         columns |= {"auroc": auroc["auroc"], "auroc_low": auroc["low"], "auroc_high": auroc["high"], "auroc_p": auroc["p"]}
     return pd.DataFrame(columns).sort_values("box", ascending=False, ignore_index=True)
+
+
+def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
+    """Read the attention in a run's folder: the table of heads and the findings, computed or, where they are there already, read."""
+    s, told = settings, f"reading the attention of {settings.model} to the pictures of {settings.data}"
+
+    def make() -> None:
+        result = attend(vlm, asked["all"], s.pictures)
+        write_attended(result, folder, s.job.command)
+        first, *others = notes(result)
+        kept.write_findings(first, others)
+
+    def load_found() -> tuple[pd.DataFrame, list[str]]:
+        return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
+
+    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with kept.working() as (vlm, asked):
+        return kept.take("attention", make, load_found, told)
 
 
 def write_attended(result: Attended, folder: Path, command: str) -> None:

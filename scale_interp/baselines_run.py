@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from .data.load import load_questions
 from .data.task import NON_SPATIAL
 from .evaluation.baselines import Baselines, compare_baselines
+from .job import Job, command
 from .models.load import load
 from .record import write_bytes
+from .run_folder import Asked, RunFolder, Say
+from .run_info import FINDINGS
 
 
 @dataclass(frozen=True)
@@ -34,28 +37,39 @@ class BaselineSettings:
             return self.others
         return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()
 
+    @property
+    def job(self) -> Job:
+        """The comparison as a job of its folder."""
+        told = {"others": self.others, "rank": self.ranks} | {
+            k: v for k, v in asdict(self).items() if k not in ("model", "others", "ranks")
+        }
+        files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
+        return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
 
-def run_baselines(settings: BaselineSettings, folder: Path, say: Callable[[str], None] = lambda _: None) -> Baselines:
-    """Compare, and write baselines.json, baselines.csv and baselines.html into the folder."""
-    vlm = load(settings.model)
-    train = load_questions(settings.data, "train", settings.n_train, settings.seed)
-    test = load_questions(settings.data, "test", settings.n_test, settings.seed)
-    others = [q for name in settings.elsewhere for q in load_questions(name, "test", settings.n_others, settings.seed)]
-    say(f"ScAle, a last-token bias, IA3 and LoRA of rank {', '.join(map(str, settings.ranks))}: {settings.rates} learning rates each")
-    found = compare_baselines(
-        vlm,
-        train,
-        test,
-        others=others or None,
-        ranks=settings.ranks,
-        seed=settings.seed,
-        rates=settings.rates,
-        epochs=settings.epochs,
-    )
-    found.save(folder / "baselines.json")
-    write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
-    write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True).encode())
-    return found
+    def asked(self) -> Asked:
+        """The model, and the questions of each split."""
+        train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
+        others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]
+        return load(self.model), {"train": train, "test": test} | ({"others": others} if others else {})
+
+
+def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _: None) -> Baselines:
+    """Compare in a run's folder: baselines.json, baselines.csv and baselines.html. They hold measured seconds."""
+    s = settings
+
+    def make() -> None:
+        train, test, others = asked["train"], asked["test"], asked.get("others")
+        found = compare_baselines(vlm, train, test, others=others, ranks=s.ranks, seed=s.seed, rates=s.rates, epochs=s.epochs)
+        found.save(folder / "baselines.json")
+        write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
+        write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True, div_id="baselines").encode())
+        kept.write_findings(found.verdict, [])
+
+    kept = RunFolder(folder, s.job, s.asked, say)
+    ranks = ", ".join(map(str, s.ranks))
+    told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
+    with kept.working() as (vlm, asked):
+        return kept.take("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
 def shown(found: Baselines) -> Sequence[str]:

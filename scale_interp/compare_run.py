@@ -1,8 +1,8 @@
-"""The comparison of all methods in a folder: questions loaded, steps kept, the table, its numbers and a page written."""
+"""The comparison of all methods in a run's folder: questions loaded, steps kept, the table, its numbers and a page written."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,10 +15,16 @@ from .data.question import Question
 from .data.task import NON_SPATIAL
 from .evaluation.comparison import Comparison, Say, compare
 from .evaluation.tuning import ORDER
+from .job import Job, command
 from .models.load import load
 from .models.vlm import VLM
 from .record import versions, write_json
+from .run_folder import Asked, RunFolder
+from .run_info import FINDINGS, comparison_headline
 from .viz import Section
+
+KEPT = "steps"
+"""Where the results of the comparison's own steps lie: a set of heads, a learned method, its answers."""
 
 
 @dataclass(frozen=True)
@@ -39,24 +45,68 @@ class CompareSettings:
     def command(self) -> str:
         """The command that makes this comparison again."""
         usual = CompareSettings()
-        others = "".join(f" --others {name}" for name in self.others) if self.others != usual.others else ""
-        named = {k: v for k, v in asdict(self).items() if k not in ("model", "data", "others") and v != getattr(usual, k)}
-        flags = "".join(f" --{k.replace('_', '-')} {v}" for k, v in named.items())
-        return f"scale-interp compare --model {self.model} --data {self.data}{others}{flags}"
+        flags = {k: v for k, v in asdict(self).items() if k in ("model", "data") or v != getattr(usual, k)}
+        return command("compare", **flags)
+
+    @property
+    def job(self) -> Job:
+        """The comparison as a job of its folder."""
+        steps = {"compare": ("comparison.safetensors",), "report": ("comparison.json", "report.html", FINDINGS)}
+        return Job("compare", self.command, asdict(self), steps)
+
+    def asked(self) -> Asked:
+        """The model, and the questions of each split."""
+        wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
+        splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}
+        others = [q for name in self.others for q in load_questions(name, "test", self.n_others, self.seed)]
+        return load(self.model), splits | {"others": others}
 
 
-def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None, vlm: VLM | None = None) -> Comparison:
+def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
     """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
-    s = settings
-    wanted = {"train": s.n_train, "validation": s.n_validation, "test": s.n_test}
-    splits = {split: load_questions(s.data, split, n, s.seed) for split, n in wanted.items()}
-    others: list[Question] = [q for name in s.others for q in load_questions(name, "test", s.n_others, s.seed)]
-    vlm = vlm or load(s.model)
-    found = compare(vlm, *splits.values(), others=others, top=s.top, seed=s.seed, folder=folder, say=say)
-    found.save(folder / "comparison.safetensors")
-    write_json(folder / "comparison.json", summary(found, settings))
-    _write_page(found, settings, folder / "report.html")
+    kept = RunFolder(folder, settings.job, settings.asked, say)
+    path = folder / "comparison.safetensors"
+    with kept.working() as (vlm, asked):
+        found = kept.take("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
+        if kept.taken:
+            kept.forget("report")
+        kept.take("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
     return found
+
+
+def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
+    """Compare, with each step's files recorded as soon as the next one begins; damaged ones are taken away first, to be made anew."""
+    steps = kept.path / KEPT
+    for step, names in kept.kept().items():
+        if not kept.done(step):
+            for name in names:
+                (kept.path / name).unlink(missing_ok=True)
+    began: list[str] = []
+
+    def said(text: str) -> None:
+        record()
+        began.append(text)
+        kept.say(text)
+
+    def record() -> None:
+        known = {name for step, names in kept.kept().items() if kept.done(step) for name in names}
+        new = [str(path.relative_to(kept.path)) for path in sorted(steps.rglob("*")) if path.is_file()]
+        new = [name for name in new if name not in known]
+        if new:
+            kept.keep(began[-1] if began else "settings of the comparison", new)
+
+    s = settings
+    splits = (asked[split] for split in ("train", "validation", "test"))
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, folder=steps, say=said)
+    record()
+    found.save(kept.path / "comparison.safetensors")
+
+
+def _report(found: Comparison, settings: CompareSettings, kept: RunFolder) -> None:
+    content = summary(found, settings)
+    write_json(kept.path / "comparison.json", content)
+    kept.write_findings(comparison_headline(content), found.findings())
+    _write_page(found, settings, kept.path / "report.html")
 
 
 def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
@@ -110,4 +160,4 @@ def best_of(grid: Sequence[Any], n: int = 12) -> pd.DataFrame:
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
-    return frame.to_dict("records")  # type: ignore[return-value]
+    return frame.to_dict("records")

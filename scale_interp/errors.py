@@ -1,8 +1,49 @@
-"""One exception type per kind of mistake; each message says which value, why it cannot be, and what to do instead."""
+"""One exception type per kind of mistake; each message says which value, why it cannot be, and what to do instead.
+
+>>> import scale_interp as si
+>>> try:
+...     si.Question("Where is it?", ("left",), 0)
+... except si.errors.DataError as error:
+...     print("choices" in str(error), isinstance(error, si.errors.ScaleInterpError))
+True True
+"""
+
+import linecache
+import sys
+import traceback
+from pathlib import Path
+
+PACKAGE = str(Path(__file__).parent)
 
 
 class ScaleInterpError(Exception):
-    """Base of every error that this package raises on purpose."""
+    """Base of every error that this package raises on purpose.
+
+    IPython and notebooks show the user's own line that failed and the message; `%tb` then shows the whole traceback.
+    """
+
+    _shown = False
+
+    def _render_traceback_(self) -> list[str]:
+        # IPython asks this of an exception when it fails, and again for %tb.
+        again, self._shown = self._shown, True
+        name = type(self).__name__
+        shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
+        if again:
+            if shell is None:
+                return "".join(traceback.format_exception(self)).splitlines()
+            return shell.InteractiveTB.structured_traceback(type(self), self, self.__traceback__, tb_offset=1)
+        own = None
+        for frame, line in traceback.walk_tb(self.__traceback__):
+            if frame.f_code.co_filename.startswith(PACKAGE):
+                break
+            own = frame.f_code.co_filename, line, linecache.getline(frame.f_code.co_filename, line, frame.f_globals)
+        where = []
+        if own:
+            path, line, text = own
+            cell = getattr(getattr(shell, "compile", None), "format_code_name", lambda _: None)(path)
+            where = [f"{' '.join(cell) if cell else path}, line {line}", f"----> {line} {text.strip()}", ""]
+        return [*where, f"{name}: {self}"]
 
 
 class ModelError(ScaleInterpError, ValueError):
@@ -11,6 +52,10 @@ class ModelError(ScaleInterpError, ValueError):
 
 class DataError(ScaleInterpError, ValueError):
     """A question, a contrast or a data set is not usable."""
+
+
+class ArgumentError(ScaleInterpError, TypeError, ValueError):
+    """An argument of a public function is of the wrong type, out of range, unknown or missing."""
 
 
 class EditError(ScaleInterpError, ValueError):
@@ -35,3 +80,11 @@ class MemoryWarning(UserWarning):
 
 class DataWarning(UserWarning):
     """Part of a data set is missing or was left out."""
+
+
+class RunWarning(UserWarning):
+    """A run's numbers may differ from those of the same command elsewhere."""
+
+
+class ClusterWarning(UserWarning):
+    """A worker or a machine was lost, and the work goes on without it."""

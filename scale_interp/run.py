@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
-from functools import cached_property
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ import numpy as np
 
 from . import statistics
 from .adapters.fit import Fit, FitSettings, fit_scales
-from .adapters.scale import CONFIG, ScAle
+from .adapters.scale import ScAle
 from .attribution import HeadMap, ablate, amplify, attribute, patch, rescale
 from .data.contrast import Contrasts, contrasts
 from .data.items import Questions, require_disjoint
@@ -28,31 +27,11 @@ from .interventions.prefix import Prompts
 from .models.load import load
 from .models.vlm import VLM
 from .record import expect, read_json, read_tensors, versions, write_json, write_tensors
+from .run_folder import Asked, RunFolder, Say
+from .run_info import run_headline
+from .run_settings import MAPS, PLACES, Settings
 
 SCORES = "Scores"
-PLACES = {"all": "scale", "top": "scale/top", "retained": "scale/retained"}
-"""The fits of a run, and where each lies in its folder."""
-Say = Callable[[str], None]
-
-
-@dataclass(frozen=True)
-class Settings:
-    """What a run is of. Heads are located and scalars fitted on the train split; the test split is only answered."""
-
-    model: str = "demo"
-    data: str = "scenes/relation"
-    n_train: int = 500
-    n_locate: int = 120
-    n_test: int = 400
-    n_retain: int = 200
-    top: int = 8
-    seeds: int = 3
-    seed: int = 0
-
-    @staticmethod
-    def quick(model: str, data: str) -> Settings:
-        """A look in a third of the time: fewer questions, one seed."""
-        return Settings(model, data, n_train=200, n_locate=40, n_test=200, n_retain=100, seeds=1)
 
 
 class Run:
@@ -62,33 +41,23 @@ class Run:
         self.folder, self.settings, self.say = folder, settings, say
         if vlm is not None:
             self.vlm = vlm
-        self._check_settings()
+        self.kept = RunFolder(folder, settings.job, self._asked, say)
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
         """The run that a folder holds."""
         found = read_json(folder / "settings.json")
+        if found.get("kind", "run") != "run":
+            raise FileError(f"{folder} holds the results of `{found['kind']}`, no run: `scale-interp show {folder}` shows them")
         try:
             return Run(folder, Settings(**found["settings"]), say)
         except (KeyError, TypeError) as error:
             raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
 
-    def _check_settings(self) -> None:
-        path = self.folder / "settings.json"
-        if not path.exists():
-            return
-        mine, theirs = asdict(self.settings), read_json(path).get("settings", {})
-        changed = {k: (theirs.get(k), mine[k]) for k in mine if theirs.get(k) != mine[k]}
-        if changed:
-            what = ", ".join(f"{k} was {old!r}, now {new!r}" for k, (old, new) in changed.items())
-            raise FileError(f"{self.folder} holds a run with other settings ({what}): use another --out, or delete it")
-
-    def _claim(self) -> None:
-        """Write the settings once model and data are known to be good, so that a mistyped command leaves nothing behind."""
-        _ = self.vlm, self.pairs, self.test
-        path = self.folder / "settings.json"
-        if not path.exists():
-            write_json(path, {"settings": asdict(self.settings), "versions": versions()})
+    def _asked(self) -> Asked:
+        # Contrasts too: without any the run would end at its first step.
+        _ = self.pairs
+        return self.vlm, {"train": self.train, "test": self.test}
 
     @cached_property
     def vlm(self) -> VLM:
@@ -118,7 +87,14 @@ class Run:
 
     def locate(self) -> dict[str, HeadMap]:
         """Head maps by every method, on training questions."""
-        self._claim()
+        return {name: self._map(name) for name in MAPS}
+
+    def _map(self, name: str) -> HeadMap:
+        path = self.folder / "head_maps" / f"{name}.safetensors"
+        says = f"locating heads: {name.replace('_', ' ')}"
+        return self.kept.take(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
+
+    def _locate(self, name: str) -> HeadMap:
         asked = self.train[: self.settings.n_locate]
         methods: dict[str, Callable[[], HeadMap]] = {
             "patch": lambda: patch(self.vlm, self.pairs),
@@ -129,40 +105,44 @@ class Run:
             "amplify": lambda: amplify(self.vlm, asked),
             "gradient": lambda: attribute(self.vlm, asked),
         }
-        maps = {}
-        for name, make in methods.items():
-            path = self.folder / "head_maps" / f"{name}.safetensors"
-            if not path.exists():
-                self.say(f"locating heads: {name.replace('_', ' ')}")
-                make().save(path)
-            maps[name] = HeadMap.load(path)
-        return maps
+        return methods[name]()
 
     @property
     def top_heads(self) -> list[Head]:
         """The heads with the largest patching effect."""
-        path = self.folder / "head_maps" / "patch.safetensors"
-        if not path.exists():
+        if not self.kept.done("locate patch"):
             raise FileError(f"{self.folder} has no head maps yet: run `scale-interp locate` on it first")
-        return HeadMap.load(path).top(self.settings.top)
+        return self._map("patch").top(self.settings.top)
 
     def fit(self) -> dict[str, ScAle]:
         """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with non-spatial answers retained."""
+        found: dict[str, ScAle] = {}
+        prompts = None
         if not self._fitted:
-            seed, prompts = self.settings.seed, Prompts(self.vlm, self.train, FitSettings().batch_size)
-            self.say("fitting ScAle on all heads and MLPs, and on the top heads")
-            fits = [Fit("all", seed=seed), Fit("top", tuple(self.top_heads), mlp=False, seed=seed)]
-            plain = fit_scales(self.vlm, self.train, fits, prompts=prompts)
-            self.say("fitting ScAle with non-spatial answers retained")
-            retain = self.non_spatial_together("train")
-            kept = fit_scales(self.vlm, self.train, [Fit("retained", seed=seed)], retain=retain, prompts=prompts)
-            for place, scale in zip(PLACES.values(), [*plain, *kept], strict=True):
-                scale.save_pretrained(self.folder / place)
-        return {name: ScAle.from_pretrained(self.folder / place) for name, place in PLACES.items()}
+            _ = self.top_heads  # or why there are none, before anything is opened
+            prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
+        says = "fitting ScAle on all heads and MLPs, and on the top heads"
+        for step, names, told in (
+            ("fit", ("all", "top"), says),
+            ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
+        ):
+            make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
+            found |= self.kept.take(step, make, load, told)
+        return found
+
+    def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
+        seed = self.settings.seed
+        fits = [Fit("top", tuple(self.top_heads), mlp=False, seed=seed) if name == "top" else Fit(name, seed=seed) for name in names]
+        retain = self.non_spatial_together("train") if "retained" in names else None
+        for fit, scale in zip(fits, fit_scales(self.vlm, self.train, fits, retain=retain, prompts=prompts), strict=True):
+            scale.save_pretrained(self.folder / PLACES[fit.name])
+
+    def _scales_in(self, names: Sequence[str]) -> dict[str, ScAle]:
+        return {name: ScAle.from_pretrained(self.folder / PLACES[name]) for name in names}
 
     @property
     def _fitted(self) -> bool:
-        return all((self.folder / place / CONFIG).exists() for place in PLACES.values())
+        return self.kept.done("fit") and self.kept.done("fit retained")
 
     def _scales(self) -> dict[str, ScAle]:
         if not self._fitted:
@@ -171,40 +151,42 @@ class Run:
 
     def evaluate(self) -> dict[str, dict[str, Evaluation]]:
         """Task -> fit -> answers on the test split; fits: base, all, top, retained."""
-        path = self.folder / "scores.safetensors"
         asked: dict[str, Questions] = {"asked": self.test} | self.non_spatial("test")
-        if not path.exists():
-            scales = self._scales()
-            self.say("answering the test questions with and without the scalars")
-            tensors = {}
-            for task, questions in asked.items():
-                prompts = Prompts(self.vlm, questions)
-                tensors[f"{task}/base"] = evaluate(self.vlm, questions, prompts=prompts).scores
-                scaled = evaluate_many(self.vlm, questions, list(scales.values()), prompts=prompts)
-                tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
-            write_tensors(path, SCORES, tensors, {})
-        tensors, _ = read_tensors(path, SCORES)
+        if not self.kept.done("evaluate"):
+            self._scales()
+        path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
+        tensors, _ = self.kept.take("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
         made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
         return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
 
+    def _answer(self, path: Path, asked: Mapping[str, Questions]) -> None:
+        scales, tensors = self._scales(), {}
+        for task, questions in asked.items():
+            prompts = Prompts(self.vlm, questions)
+            tensors[f"{task}/base"] = evaluate(self.vlm, questions, prompts=prompts).scores
+            scaled = evaluate_many(self.vlm, questions, list(scales.values()), prompts=prompts)
+            tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
+        write_tensors(path, SCORES, tensors, {})
+
     def falsify(self) -> dict[str, Falsification]:
         """The suite on all heads and MLPs, and on the top heads."""
-        found = {}
-        for name, heads in (("all", None), ("top", self.top_heads)):
-            path = self.folder / f"falsification_{name}.json"
-            if not path.exists():
-                self.say(
-                    f"falsifying: every control beside ScAle on {'all heads and MLPs' if heads is None else f'the top {len(heads)} heads'}"
-                )
-                others = self.non_spatial_together("test")
-                falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
-            found[name] = Falsification.load(path)
-        return found
+        return {name: self._suite(name, heads) for name, heads in (("all", None), ("top", self.top_heads))}
+
+    def _suite(self, name: str, heads: list[Head] | None) -> Falsification:
+        path = self.folder / f"falsification_{name}.json"
+        on = "all heads and MLPs" if heads is None else f"the top {len(heads)} heads"
+
+        def make() -> None:
+            others = self.non_spatial_together("test")
+            falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
+
+        says = f"falsifying: every control beside ScAle on {on}"
+        return self.kept.take(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
         """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
         asked = self.train[: self.settings.n_locate]
-        return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}  # type: ignore[arg-type]
+        return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
 
     def retention(self) -> list[dict[str, Any]]:
         """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
@@ -225,7 +207,7 @@ class Run:
             )
         return rows
 
-    def summary(self, seconds: float | None = None) -> dict[str, Any]:
+    def summary(self) -> dict[str, Any]:
         """Every headline number, from the saved results."""
         maps, scales, answers, suites = self.locate(), self._scales(), self.evaluate()["asked"], self.falsify()
         base, retention = answers["base"], self.retention()
@@ -243,7 +225,7 @@ class Run:
                 "non_spatial_change": next(r["change"] for r in retention if r["task"] == "all" and r["fit"] == name),
             }
         low, high = base.interval()
-        content = {
+        return {
             "settings": asdict(self.settings),
             "model": self.vlm.describe(),
             "versions": versions(),
@@ -260,23 +242,27 @@ class Run:
                 n: {"survives": f.survives, "verdict": f.verdict, "registration": f.registration} | _numbers(f) for n, f in suites.items()
             },
         }
-        return content | ({"seconds": round(seconds, 1)} if seconds is not None else {})
 
-    def everything(self) -> dict[str, Any]:
-        """The whole job, the summary and the report."""
-        from .run_report import write_run_report
-
-        started = time.perf_counter()
+    def everything(self, anew: bool = False) -> dict[str, Any]:
+        """The whole job, the summary and the report; anew: write these two also where they are there."""
         self.say(f"loading {self.settings.model} and {self.settings.data}")
-        self.locate()
-        self.fit()
-        self.evaluate()
-        self.falsify()
-        self.say("writing the report")
-        summary = self.summary(time.perf_counter() - started)
-        write_json(self.folder / "summary.json", summary)
-        write_run_report(self, summary)
+        with self.kept.working():
+            self.locate()
+            self.fit()
+            self.evaluate()
+            self.falsify()
+            summary = self.summary()
+            if anew or self.kept.taken:
+                self.kept.forget("report")
+            self.kept.take("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary
+
+    def _report(self, summary: dict[str, Any]) -> None:
+        from .run_report import sentences, write_run_report
+
+        write_json(self.folder / "summary.json", summary)
+        self.kept.write_findings(run_headline(summary), sentences(summary))
+        write_run_report(self, summary)
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:
@@ -293,14 +279,3 @@ def _numbers(found: Falsification) -> dict[str, Any]:
             for row in found.rows
         },
     }
-
-
-def default_folder(settings: Settings) -> Path:
-    """runs/MODEL-DATA under the current folder."""
-    return Path("runs") / folder_name(settings.model, settings.data)
-
-
-def folder_name(model: str, data: str) -> str:
-    """MODEL-DATA without anything that a folder's name cannot hold; of paths and hub ids the last part."""
-    name = f"{Path(model).name}-{data.replace('/', '-')}"
-    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)

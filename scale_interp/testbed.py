@@ -13,10 +13,13 @@ from .data.load import load_questions
 from .errors import ModelError
 from .evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from .evaluation.localisation import ranking
+from .job import Job, command
 from .models.load import load
 from .models.testbeds import NAMES, PLANTINGS, PREFIX, circuit, planted
 from .models.testbeds.circuits import TASK
-from .record import versions, write_bytes, write_json
+from .record import read_json, versions, write_bytes, write_json
+from .run_folder import RunFolder, Say
+from .run_info import FINDINGS
 
 DRAWS = 5
 LOCATE = 60
@@ -135,8 +138,38 @@ def recovery_summary(found: Mapping[str, Recovery]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder: Path, command: str) -> None:
-    """testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome)."""
+def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None]) -> list[str]:
+    """Measure in a run's folder, with a page and pictures; `show` is given each table as soon as it is measured. The findings."""
+
+    def make() -> list[str]:
+        known, plantings = measure(name, draws)
+        show_tables(known, plantings, show)
+        best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
+        made = write_docs(known, plantings, folder, job.command)
+        return [*made, kept.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
+
+    again = command("testbed", *filter(None, [name]), draws=draws)
+    job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
+    kept = RunFolder(folder, job, lambda: (None, {}), say)
+    with kept.working():
+        found: list[str] = kept.take("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
+    return found
+
+
+def show_tables(known: Sequence[Known], plantings: Mapping[str, Recovery], show: Callable[[str, pd.DataFrame], None]) -> None:
+    """Show the table of each known circuit, and that of the planted shortfalls."""
+    for k in known:
+        show(k.name, k.summary())
+    if plantings:
+        show("scalars on planted shortfalls", recovery_summary(plantings))
+
+
+def _recovered(plantings: Mapping[str, Recovery]) -> list[str]:
+    return [f"{row.planting}: recovered {row.recovered}" for row in recovery_summary(plantings).itertuples()] if plantings else []
+
+
+def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
+    """testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); their names."""
     from .viz import faithfulness_curves, localisation
 
     record: dict[str, Any] = {
@@ -158,10 +191,11 @@ def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder
     write_bytes(folder / "testbeds.md", _page(known, plantings, command).encode())
     pictures = folder / "pictures"
     pictures.mkdir(parents=True, exist_ok=True)
-    localisation({k.name: k.found for k in known}).write_image(pictures / "testbed_methods.png", scale=2)
-    for k in known:
-        drawn = faithfulness_curves(k.curves)
-        drawn.write_image(pictures / f"testbed_faithfulness_{k.name.removeprefix(PREFIX)}.png", scale=2)
+    drawn = {f"testbed_faithfulness_{k.name.removeprefix(PREFIX)}.png": faithfulness_curves(k.curves) for k in known}
+    drawn |= {"testbed_methods.png": localisation({k.name: k.found for k in known})} if known else {}
+    for name, figure in drawn.items():
+        figure.write_image(pictures / name, scale=2)
+    return ["testbeds.json", "testbeds.md", *(f"pictures/{name}" for name in drawn)]
 
 
 def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: str) -> str:
@@ -171,7 +205,7 @@ def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: st
 
     {command}
 
-writes this page, its numbers (`testbeds.json`) and pictures. Two kinds of test instruments:
+measures this; with `--out FOLDER` it writes this page, its numbers (`testbeds.json`) and pictures. Two kinds of test instruments:
 
 **Known circuits** (`si.load("testbed/{NAMES[0]}")` and so on): models of the embedded architecture, trained with fixed weights
 that decide which heads can carry the picture to the answer. At the last token a *listed* head sees the picture, and it alone writes to

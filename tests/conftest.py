@@ -1,5 +1,9 @@
+import os
 import sys
 from pathlib import Path
+
+if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and a thread each
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch

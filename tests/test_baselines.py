@@ -252,5 +252,5 @@ def test_command_line(tmp_path):
     assert result.exit_code == 0, result.output
     found = si.Baselines.load(tmp_path / "baselines.json")
     assert [row["method"] for row in found.rows] == ["ScAle", "last-token bias", "IA3", "LoRA r=1"]
-    assert {p.name for p in tmp_path.iterdir()} == {"baselines.json", "baselines.csv", "baselines.html"}
+    assert {p.name for p in tmp_path.iterdir()} >= {"baselines.json", "baselines.csv", "baselines.html", "settings.json"}
     assert "LoRA r=1" in result.output and "others_change" in found.rows[0]

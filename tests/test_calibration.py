@@ -1,6 +1,7 @@
 """The calibration counts what happened, and a stopped one goes on; tiny suites, so that no share here means anything."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -9,7 +10,8 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli, viz
-from scale_interp.errors import DataError, FileError
+from scale_interp.calibrate_run import run_calibration
+from scale_interp.errors import DataError, DataWarning, FileError
 from scale_interp.evaluation import Calibration, Suites, calibrate, calibration
 from scale_interp.evaluation.calibration import NULL, PLANTED, Share, _random_answers
 
@@ -43,9 +45,14 @@ def test_a_stopped_calibration_goes_on_and_gives_the_same(ran, tmp_path, monkeyp
     again = calibrate(2, 1, log=stopped, of=SMALL)
     done = {(row["kind"], row["number"]) for row in map(json.loads, lines[1:3])}
     assert len(asked) == 1 and not set(asked) & done
-    drop = lambda rows: [{k: v for k, v in row.items() if k != "seconds"} for row in rows]  # noqa: E731
-    assert drop(again.rows) == drop(found.rows)
+    assert again.rows == found.rows
     assert len(stopped.read_text().splitlines()) == 4
+    harmed = lines[1].replace('"accuracy": 0.', '"accuracy": 1.', 1)
+    assert harmed != lines[1]
+    stopped.write_text("\n".join([lines[0], harmed, *lines[2:]]))
+    with pytest.warns(DataWarning, match="checksum differs"):
+        assert calibrate(2, 1, log=stopped, of=SMALL).rows == found.rows
+    assert len(asked) == 2
     with pytest.raises(FileError, match="no log of these suites"):
         calibrate(2, 1, log=stopped, of=Suites(n_train=25))
 
@@ -56,7 +63,7 @@ def test_it_survives_the_disk(ran, tmp_path):
     again = Calibration.load(tmp_path / "c.json")
     assert again.rows == found.rows and again.shares() == found.shares() and dict(again.about) == dict(found.about)
     (tmp_path / "c.json").write_text('{"method": "Calibration"}')
-    with pytest.raises(FileError, match="no Calibration"):
+    with pytest.raises(FileError, match="lacks 'rows'"):
         Calibration.load(tmp_path / "c.json")
 
 
@@ -77,10 +84,17 @@ def test_random_answers_follow_neither_picture_nor_words():
 
 def test_the_command_writes_numbers_and_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "Suites", lambda: SMALL)
-    result = CliRunner().invoke(cli.app, ["calibrate", "--suites", "1", "--power", "0", "--out", str(tmp_path / "c.json")])
+    result = CliRunner().invoke(cli.app, ["calibrate", "--suites", "1", "--power", "0", "--out", str(tmp_path / "a")])
     assert result.exit_code == 0, result.output
-    assert len(Calibration.load(tmp_path / "c.json").rows) == 1 and "1 suites without signal" in result.output
-    assert len((tmp_path / "c.jsonl").read_text().splitlines()) == 2
+    assert len(Calibration.load(tmp_path / "a" / "calibration.json").rows) == 1 and "1 suites without signal" in result.output
+    assert len((tmp_path / "a" / "suites.jsonl").read_text().splitlines()) == 2
+    # Another folder that has nothing but the first suite's line: the same bytes, without computing it.
+    (tmp_path / "b").mkdir()
+    shutil.copyfile(tmp_path / "a" / "suites.jsonl", tmp_path / "b" / "suites.jsonl")
+    monkeypatch.setattr(calibration, "_suite", None)
+    again = run_calibration(1, 0, tmp_path / "b")
+    assert again.rows == Calibration.load(tmp_path / "a" / "calibration.json").rows
+    assert (tmp_path / "a" / "calibration.json").read_bytes() == (tmp_path / "b" / "calibration.json").read_bytes()
 
 
 def made(p, survives, kind=NULL):

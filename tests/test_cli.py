@@ -1,7 +1,9 @@
 import json
-import subprocess
+import shutil
 import sys
-from pathlib import Path
+import tempfile
+import warnings
+from dataclasses import asdict
 
 import pytest
 from typer.testing import CliRunner
@@ -9,9 +11,12 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, FileError, ModelError
-from scale_interp.run import Run, Settings
+from scale_interp.journal import digest
+from scale_interp.run import Run
+from scale_interp.run_info import read_run
+from scale_interp.run_settings import STEPS, Settings
 
-SMALL = Settings(n_train=80, n_locate=12, n_test=40, n_retain=10, seeds=1)
+SMALL = Settings(n_train=40, n_locate=12, n_test=40, n_retain=10, seeds=1)
 
 
 def run(*arguments):
@@ -51,16 +56,33 @@ def test_report_holds_the_numbers(finished):
     assert len(page) < 8e6 and 'src="http' not in page
 
 
+def results(folder):
+    """Every file but the log and the times."""
+    names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and "parts" not in p.parts]
+    return {str(name): (folder / name).read_bytes() for name in names if name.name not in (".lock", "log.txt", "state.json")}
+
+
 def test_same_command_again_redoes_nothing_and_gives_the_same(finished):
-    folder, _, flags = finished
-    kept = {p: p.read_bytes() for p in folder.rglob("*") if p.is_file() and p.suffix != ".html"}
-    assert run("run", "demo", "--out", folder, *flags).exit_code == 0
-    for path, content in kept.items():
-        if path.name == "summary.json":
-            before, after = json.loads(content), json.loads(path.read_text())
-            assert before.pop("seconds") > after.pop("seconds") and before == after
-        else:
-            assert path.read_bytes() == content
+    folder, output, flags = finished
+    kept, state = results(folder), json.loads((folder / "state.json").read_text())
+    again = run("run", "demo", "--out", folder, *flags)
+    assert again.exit_code == 0 and again.stdout == output[output.index(again.stdout[:40]) :]
+    assert "locating" not in again.output and "writing" not in again.output
+    assert results(folder) == kept and json.loads((folder / "state.json").read_text())["steps"] == state["steps"]
+
+
+def test_the_folder_says_what_it_is_of(finished):
+    folder, _, _ = finished
+    told, state = (json.loads((folder / name).read_text()) for name in ("settings.json", "state.json"))
+    vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=40)
+    assert told["command"] == SMALL.job.command and told["settings"] == asdict(SMALL) and told["settings"]["seed"] == 0
+    assert told["model"]["fingerprint"] == vlm.fingerprint and told["model"]["revision"] is None
+    assert told["data"]["train"]["content_hash"] == digest([(q, q.answer) for q in train])[:16] and told["data"]["test"]["n"] == 40
+    assert {"python", "torch", "transformers", "nnsight", "scale-interp"} == set(told["versions"])
+    assert state["status"] == "finished" and list(state["steps"]) == list(STEPS) == told["steps"]
+    log = (folder / "log.txt").read_text()
+    assert "locating heads: patch" in log and log.splitlines()[-1].endswith("finished")
+    assert not [part for part in (folder / "parts").glob("*/")]
 
 
 def test_steps_one_by_one_give_what_the_whole_gives(finished, tmp_path, vlm):
@@ -70,10 +92,10 @@ def test_steps_one_by_one_give_what_the_whole_gives(finished, tmp_path, vlm):
     job.locate()
     with pytest.raises(FileError, match="scale-interp fit"):
         job.evaluate()
-    for command in ("fit", "evaluate", "falsify"):
+    assert read_run(tmp_path / "steps").status == "unfinished" and read_run(tmp_path / "steps").progress == f"7 of {len(STEPS)}"
+    for command in ("fit", "evaluate", "falsify", "report"):
         assert run(command, tmp_path / "steps").exit_code == 0
-    for name in ("scores.safetensors", "falsification_top.json", "scale/scale.safetensors", "head_maps/patch.safetensors"):
-        assert (tmp_path / "steps" / name).read_bytes() == (finished[0] / name).read_bytes()
+    assert results(tmp_path / "steps") == results(finished[0])
 
 
 def test_other_settings_do_not_mix(finished):
@@ -88,7 +110,38 @@ def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
         assert not (tmp_path / "run").exists()
 
 
-def test_errors_are_one_line(tmp_path):
+def test_runs_and_show(finished):
+    folder, _, _ = finished
+    listed = CliRunner().invoke(cli.app, ["runs", str(folder.parent)], env={"COLUMNS": "220"})
+    summary = json.loads((folder / "summary.json").read_text())
+    for said in (folder.name, "scenes/relation", "finished", f"{len(STEPS)} of {len(STEPS)}", f"{summary['fits']['all']['accuracy']:.3f}"):
+        assert said in listed.output
+    shown = CliRunner().invoke(cli.app, ["show", str(folder)], env={"COLUMNS": "400"})
+    for said in (SMALL.job.command, summary["falsification"]["top"]["verdict"], "n_test 40", "fingerprint", "scale/top/scale.safetensors"):
+        assert said in shown.output
+    assert shown.output.count("whole") == sum(len(files) for files in STEPS.values()) and "damaged" not in shown.output
+
+
+def test_a_folder_of_the_layout_without_checksums_opens(finished, tmp_path):
+    folder, old = finished[0], tmp_path / "old"
+    shutil.copytree(folder, old)
+    for name in ("manifest.json", "state.json", "findings.json", "log.txt", ".lock"):
+        (old / name).unlink()
+    shutil.rmtree(old / "parts")
+    told = json.loads((folder / "settings.json").read_text())
+    (old / "settings.json").write_text(json.dumps({"settings": told["settings"], "versions": told["versions"]}))
+    assert Run.existing(old).locate()["patch"].top(8) == Run.existing(folder).top_heads
+    info = read_run(old)
+    assert (info.status, info.done, info.headline) == ("finished", None, read_run(folder).headline)
+    shown = CliRunner().invoke(cli.app, ["show", str(old)], env={"COLUMNS": "400"})
+    assert shown.exit_code == 0 and "no checksum" in shown.output
+    (old / "falsification_all.json").write_text("{")
+    done = run("report", old)
+    assert done.exit_code == 0 and "damaged" in done.output and "falsifying: every control beside ScAle on all heads" in done.output
+    assert "locating" not in done.output and results(old) == results(folder)
+
+
+def test_errors_are_one_line(tmp_path, monkeypatch, capsys):
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "settings.json").write_text("{")
     for arguments, message in (
@@ -96,27 +149,64 @@ def test_errors_are_one_line(tmp_path):
         (["fit", tmp_path / "broken"], "damaged"),
         (["locate", "--data", "scenes/none", "--out", tmp_path / "a"], "unknown scene task"),
     ):
-        done = subprocess.run([Path(sys.executable).parent / "scale-interp", *arguments], capture_output=True, text=True)
-        assert done.returncode == 2 and message in done.stderr and "Traceback" not in done.stderr
+        code, error = end(monkeypatch, capsys, arguments)
+        assert code == 2 and message in error and "Traceback" not in error and error.count("\n") == 1
+
+
+def end(monkeypatch, capsys, arguments):
+    """Exit code and standard error of the command as the shell sees it."""
+    monkeypatch.setattr(sys, "argv", ["scale-interp", *map(str, arguments)])
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    capsys.readouterr()
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    return ended.value.code, capsys.readouterr().err
+
+
+def test_an_unforeseen_error_names_its_traceback(tmp_path, monkeypatch, capsys):
+    def fail(*_, **__):
+        raise ZeroDivisionError("by nothing")
+
+    command = ["ask", "demo", "scenes/count", "--n", 4, "--sweep", 2, "--out", tmp_path / "a"]
+    with monkeypatch.context() as patched:
+        patched.setattr("scale_interp.ask.ask", fail)
+        code, error = end(monkeypatch, capsys, command)
+    assert (
+        code == 1 and error.splitlines()[-1] == f"error: unexpected ZeroDivisionError: by nothing; the traceback is in {tmp_path}/a/log.txt"
+    )
+    assert "Traceback" in (tmp_path / "a" / "log.txt").read_text() and read_run(tmp_path / "a").status == "failed"
+    with monkeypatch.context() as patched:
+        patched.setattr("scale_interp.run_info.runs_in", fail)
+        patched.setattr(tempfile, "tempdir", str(tmp_path))
+        code, error = end(monkeypatch, capsys, ["runs"])
+    (log,) = tmp_path.glob("scale-interp-*.log")
+    assert code == 1 and str(log) in error and "ZeroDivisionError" in log.read_text()
+
+
+def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(tmp_path, monkeypatch, capsys):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    command = ["ask", "demo", "scenes/count", "--n", 4, "--sweep", 2, "--out", tmp_path / "a"]
+    with monkeypatch.context() as patched:
+        patched.setattr("scale_interp.ask.evaluate", stop)
+        code, error = end(monkeypatch, capsys, command)
+    assert code == 130 and error.splitlines()[-1] == "stopped; the same command goes on from here"
+    assert read_run(tmp_path / "a").status == "stopped"
+    assert run(*command).exit_code == 0 and read_run(tmp_path / "a").status == "finished"
 
 
 def test_bench_shows_ratios(tmp_path):
-    result = run("bench", "demo", "--questions", 2, "--repeats", 1, "--out", tmp_path / "bench.json", "--figure", tmp_path / "bench.html")
+    command = ("bench", "demo", "--questions", 2, "--repeats", 1, "--out", tmp_path, "--figure", tmp_path / "bench.html")
+    result = run(*command)
     assert result.exit_code == 0, result.output
     (found,) = json.loads((tmp_path / "bench.json").read_text())["benchmarks"]
+    assert run(*command).stdout == result.stdout
     differences = {row["way"]: row["largest_difference"] for row in found["rows"]}
     assert differences.pop("one plain forward over as many tokens") is None and max(differences.values()) < 1e-5
     assert {"one nnsight trace a head", "copied cache, batch repeat", "packed with bare hooks", "packed (ours)"} <= set(differences)
     assert "packed (ours)" in (tmp_path / "bench.html").read_text() and "peak memory" not in result.output
-    assert isinstance(run("bench", "demo", "--figure", tmp_path / "bench.pdf").exception, FileError)
-
-
-def test_help_needs_no_heavy_import():
-    code = (
-        "import sys, scale_interp, scale_interp.cli; print([m for m in ('torch', 'transformers', 'nnsight', 'plotly') if m in sys.modules])"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert out.stdout.strip() == "[]"
+    assert isinstance(run("bench", "demo", "--figure", tmp_path / "bench.doc").exception, FileError)
 
 
 def test_every_public_name_is_there():

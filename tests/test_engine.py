@@ -240,3 +240,39 @@ def test_prefixes_beyond_the_memory_are_read_again(vlm, mixed, random_edits, mon
     assert tight[0] is tight[0] and tight[1] is not tight[1]
     a, b = (si.run_edits(vlm, mixed, random_edits["patch"], path="packed", prompts=p) for p in (whole, tight))
     assert torch.equal(a, b)
+
+
+def test_where_numbers_stop_being_finite_is_named(vlm, mixed):
+    plain, wild = si.Edit.identity(6, 8), si.Edit.scaling([(3, 2)], 1e38, 6, 8)
+    with pytest.raises(ModelError, match=rf"question {mixed[0].id}, edit 1: the logits are not finite, first after layer 3"):
+        si.run_edits(vlm, mixed, [plain, wild])
+    with pytest.raises(ModelError, match=r"edit 1 \(head \(4, 0\)\): the logits are not finite, first after layer 4"):
+        si.run_edits(vlm, mixed, si.HeadSweep(((5, 7), (4, 0)), 8, 1e38))
+
+
+def test_prompts_of_other_questions_are_refused(vlm, mixed):
+    prompts = Prompts(vlm, mixed[:2])
+    for wrong in (
+        lambda: si.run_edits(vlm, mixed[2:4], prompts=prompts),
+        lambda: si.fit_scale(vlm, mixed[2:4], prompts=prompts),
+        lambda: si.evaluate_scaled(vlm, mixed[2:4], [si.AttentionScale(0.5)], prompts=prompts),
+    ):
+        with pytest.raises(EditError, match="the prompts are those of other questions"):
+            wrong()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ["zero"], "found a str in it"),
+        (lambda: si.Edit(scale=[[1.0]]), "scale is a list: give a tensor"),
+        (lambda: si.HeadSweep(((0, 0),), 8, float("nan")), "scale=nan: give a finite number"),
+        (lambda: si.HeadSweep(((0, 0),), 4, 0.0), "for 4 heads a layer, the model has 8"),
+        (lambda: si.HeadSweep(((0, 0),), 8, 0.0, torch.zeros(1, 6, 8, 4)), r"shape \(1, 6, 8, 4\): give \[1 or 8, 6, 8, 16\]"),
+        (lambda: si.HeadSweep(((0, 0),), 8, 0.0, torch.full((1, 6, 8, 16), float("nan"))), "source holds values that are not finite"),
+        (lambda: si.Edit(mlp_scale=torch.ones(1, 6)).restrict([], [99]), "MLP of layer 99: the edit has 6 layers"),
+    ],
+)
+def test_edits_that_cannot_be_are_refused(vlm, mixed, make, message):
+    with pytest.raises(EditError, match=message):
+        si.run_edits(vlm, mixed, make())

@@ -520,7 +520,7 @@ def test_the_command_writes_what_it_found(vlm, tmp_path):
     assert len(heads) == 48 and (heads["layer"][0], heads["head"][0]) == expected.box.top(1)[0]
     assert "look most at the asked" in result.output
     page = (folder / "report.html").read_text()
-    assert page.count('class="panel figure"') == 1 + 1 + 2 and "scale-interp attention demo" in page and escape(summary["notes"][0]) in page
+    assert page.count('class="panel figure ') == 1 + 1 + 2 and "scale-interp attention demo" in page and escape(summary["notes"][0]) in page
     right = attend(vlm, [q for q, r in zip(asked, expected.correct, strict=True) if r], 1)
     assert right.auroc is None and "No AUROC: all" in notes(right)[2] and len(right.pictures) == 1
     with pytest.raises(DataError, match="can be placed"):

@@ -84,7 +84,7 @@ def test_fits_side_by_side_equal_fits_one_by_one(vlm, train):
 
 def test_benchmark_of_fits_compares_them_with_fits_alone(tmp_path):
     result = CliRunner().invoke(
-        cli.app, ["bench", "tiny-random/llava", "--fits", "--questions", "8", "--repeats", "1", "--out", str(tmp_path / "fits.json")]
+        cli.app, ["bench", "tiny-random/llava", "--fits", "--questions", "8", "--repeats", "1", "--out", str(tmp_path)]
     )
     assert result.exit_code == 0, result.output
     found = read_fits(tmp_path / "fits.json")

@@ -66,7 +66,7 @@ def test_transfer_is_saved_whole(moved, tmp_path):
     moved.save(tmp_path / "transfer.json")
     again = si.Transfer.load(tmp_path / "transfer.json")
     assert again.rows == moved.rows and again.about == moved.about and again.verdict == moved.verdict
-    assert "fitted_on" in again._repr_html_()
+    assert "fitted on" in again._repr_html_()
     with pytest.raises(FileError):
         si.RetentionCurve.load(tmp_path / "transfer.json")
 

@@ -1,7 +1,12 @@
 """Figures show the numbers they are given, and the report page keeps its promises."""
 
 import re
+import sys
+from dataclasses import replace
+from itertools import combinations
+from pathlib import Path
 
+import kaleido
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
@@ -14,8 +19,13 @@ from scale_interp import viz
 from scale_interp.adapters import ScAle
 from scale_interp.attribution import HeadMap, Rescaling
 from scale_interp.data import Question
-from scale_interp.errors import DataError, EditError
+from scale_interp.errors import DataError, EditError, FileError
 from scale_interp.evaluation import Evaluation, Falsification
+from scale_interp.viz.theme import DARK, LIGHT
+
+sys.path.append(str(Path(__file__).parents[1] / "docs"))
+import figures as drawn
+import synthetic as made
 
 L, H = 6, 8
 EVERY = tuple((layer, head) for layer in range(L) for head in range(H))
@@ -201,7 +211,7 @@ class TestCoefficients:
 
     def test_zero_is_in_both_ranges(self):
         layout = viz.coefficients_vs_attribution(made_scale(), made_map()).layout
-        assert all(axis.zeroline and axis.range[0] < 0 < axis.range[1] for axis in (layout.xaxis2, layout.yaxis2))
+        assert all(axis.zeroline and axis.range[0] < 0 < axis.range[1] for axis in (layout.xaxis3, layout.yaxis3))
 
     @pytest.mark.parametrize("heads", [(), ((0, 0),), ((0, 0), (1, 1))])
     def test_few_heads_have_no_rank_correlation(self, heads):
@@ -299,17 +309,237 @@ class TestLook:
                 assert contrast(figure.layout.title.subtitle.font.color, layout.paper_bgcolor) > 4.5
 
 
-def contrast(a, b):
-    """The contrast ratio of WCAG 2."""
+@pytest.fixture(scope="module", params=["light", "dark"])
+def every(request):
+    """Every public figure of a model of 12 x 8 heads and of one of a single head: Look, name -> figure."""
+    dark = request.param == "dark"
+    return DARK if dark else LIGHT, {name: draw(dark) for name, draw in drawn.every(((1, 1), (12, 8))).items()}
 
-    def luminance(colour):
-        parts = (int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5))
-        return sum(
-            w * (c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4) for w, c in zip((0.2126, 0.7152, 0.0722), parts, strict=True)
+
+class TestReading:
+    def test_every_public_figure_is_looked_at(self):
+        not_figures = {"Section", "explore", "question_card", "save_figure", "write_report"}
+        assert {name.split("-")[0] for name in drawn.every(((12, 8),))} == set(viz.__all__) - not_figures
+
+    def test_text_stands_out_from_the_paper(self, every):
+        look, figures = every
+        for name, figure in figures.items():
+            layout, template = figure.layout, figure.layout.template.layout
+            assert template.paper_bgcolor == template.plot_bgcolor == look.paper
+            colours = [template.font.color, layout.title.font.color, layout.title.subtitle.font.color]
+            colours += [a.font.color or template.annotationdefaults.font.color for a in layout.annotations if not on_cell(a)]
+            colours += [axis.title.font.color or template.font.color for axis in [*figure.select_xaxes(), *figure.select_yaxes()]]
+            colours += [trace.textfont.color for trace in figure.data if trace.type == "scatter" and isinstance(trace.textfont.color, str)]
+            assert min(contrast(colour, look.paper) for colour in colours) >= 4.5, name
+
+    def test_text_and_dots_stand_out_from_their_cells(self, every):
+        _, figures = every
+        counted = 0
+        for name, figure in figures.items():
+            for kind, colour, ground in written_on_cells(figure):
+                assert contrast(colour, ground) >= (4.5 if kind == "text" else 3), (name, kind, colour, ground)
+                counted += 1
+        assert counted > 100
+
+    def test_lines_and_marks_stand_out_from_the_paper(self):
+        for look in (LIGHT, DARK):
+            assert min(contrast(colour, look.paper) for colour in look.series) >= 3
+
+    def test_colours_are_apart_for_every_kind_of_colour_vision(self):
+        assert ciede2000(np.array([50, 2.6772, -79.7751]), np.array([50, 0, -82.7485])) == pytest.approx(2.0425, abs=1e-4)
+        for look in (LIGHT, DARK):
+            for seen in VISION.values():
+                labs = [lab(seen @ linear(colour)) for colour in look.series]
+                assert min(ciede2000(a, b) for a, b in combinations(labs, 2)) >= 12
+
+    def test_the_diverging_scale_only_gets_darker_or_lighter_to_each_side(self):
+        places = np.linspace(0, 1, 101)
+        for look in (LIGHT, DARK):
+            for seen in VISION.values():
+                light = np.array([lab(seen @ linear(at(look.diverging, p)))[0] for p in places])
+                steps = np.diff(light) * (1 if look is LIGHT else -1)
+                assert (steps[:50] > 0).all() and (steps[50:] < 0).all()
+
+    @pytest.mark.parametrize(("layers", "heads"), drawn.SIZES)
+    def test_cells_of_several_maps_can_be_seen(self, layers, heads):
+        m = made_map(layers, heads)
+        figure = viz.head_heatmaps([m] * 4, marks=[(layers - 1, heads - 1)])
+        plot = figure.layout.width - figure.layout.margin.l - figure.layout.margin.r
+        tall = figure.layout.height - figure.layout.margin.t - figure.layout.margin.b
+        (left, right), (bottom, top) = figure.layout.xaxis.domain, figure.layout.yaxis.domain
+        cell = plot * (right - left) / heads, tall * (top - bottom) / layers
+        assert cell[0] >= 5 and cell[1] >= 5.9
+        shape, axis = figure.layout.shapes[0], figure.layout.xaxis
+        assert axis.range[0] < axis.range[1] and shape.x1 <= axis.range[1]
+        if min(cell) < 14:
+            assert (shape.x1 - shape.x0) * cell[0] >= cell[0] + 4 - 1e-6
+
+
+def on_cell(annotation):
+    return annotation.xref != "paper"
+
+
+def written_on_cells(figure):
+    """("text" or "dot", its colour, the colour of the cell that it stands on) of all heatmaps of a figure."""
+    for cells in heatmaps(figure):
+        if cells.coloraxis:
+            axis = figure.layout[cells.coloraxis]
+            scale, low, high = axis.colorscale, axis.cmin, axis.cmax
+        else:
+            scale, low, high = cells.colorscale, cells.zmin, cells.zmax
+        if scale is None or scale[0][1].startswith("rgba"):
+            continue
+        z = np.asarray(cells.z, float)
+        columns, rows = (
+            {v: i for i, v in enumerate(axis if axis is not None else range(n))}
+            for axis, n in ((cells.x, z.shape[1]), (cells.y, z.shape[0]))
         )
 
-    bright, dim = sorted((luminance(a), luminance(b)), reverse=True)
+        def ground(x, y, z=z, columns=columns, rows=rows, scale=scale, low=low, high=high):
+            return at(scale, (z[rows[y], columns[x]] - low) / (high - low))
+
+        for trace in figure.data:
+            if trace.type == "scatter" and (trace.xaxis, trace.yaxis) == (cells.xaxis, cells.yaxis):
+                if trace.mode == "text":
+                    yield from (("text", c, ground(x, y)) for x, y, c in zip(trace.x, trace.y, trace.textfont.color, strict=True))
+                elif trace.name == "significant":
+                    yield from (("dot", c, ground(x, y)) for x, y, c in zip(trace.x, trace.y, trace.marker.color, strict=True))
+        for a in figure.layout.annotations:
+            if on_cell(a) and a.x in columns and a.y in rows:
+                yield "text", a.font.color, ground(a.x, a.y)
+
+
+def at(scale, place):
+    """The colour of a plotly colour scale at a place from 0 to 1."""
+    stops = [p for p, _ in scale]
+    parts = np.array([[int(c[i : i + 2], 16) for i in (1, 3, 5)] for _, c in scale], float)
+    return "#" + "".join(f"{round(np.interp(place, stops, part)):02x}" for part in parts.T)
+
+
+def contrast(a, b):
+    """The contrast ratio of WCAG 2."""
+    bright, dim = sorted((float(np.dot((0.2126, 0.7152, 0.0722), linear(c))) for c in (a, b)), reverse=True)
     return (bright + 0.05) / (dim + 0.05)
+
+
+def linear(colour):
+    """Light of a colour "#rrggbb" in linear RGB."""
+    parts = np.array([int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)])
+    return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4)
+
+
+# Machado, Oliveira & Fernandes 2009, table 1, severity 1.0: linear RGB as seen without one kind of cones.
+VISION = {
+    "all cones": np.eye(3),
+    "protanopia": np.array([[0.152286, 1.052583, -0.204868], [0.114503, 0.786281, 0.099216], [-0.003882, -0.048116, 1.051998]]),
+    "deuteranopia": np.array([[0.367322, 0.860646, -0.227968], [0.280085, 0.672501, 0.047413], [-0.011820, 0.042940, 0.968881]]),
+    "tritanopia": np.array([[1.255528, -0.076749, -0.178779], [-0.078411, 0.930809, 0.147602], [0.004733, 0.691367, 0.303900]]),
+}
+XYZ = np.array([[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]])
+
+
+def lab(light):
+    """CIE L*a*b* (D65) of linear RGB."""
+    t = XYZ @ np.clip(light, 0, 1) / (0.95047, 1, 1.08883)
+    f = np.where(t > 216 / 24389, np.cbrt(t), (24389 / 27 * t + 16) / 116)
+    return np.array([116 * f[1] - 16, 500 * (f[0] - f[1]), 200 * (f[1] - f[2])])
+
+
+def ciede2000(one, two):
+    """The colour difference of Sharma, Wu & Dalal 2005."""
+    (L1, a1, b1), (L2, a2, b2) = one, two
+    mean = (np.hypot(a1, b1) + np.hypot(a2, b2)) / 2
+    G = 0.5 * (1 - np.sqrt(mean**7 / (mean**7 + 25**7)))
+    C1, C2 = np.hypot(a1 * (1 + G), b1), np.hypot(a2 * (1 + G), b2)
+    h1, h2 = (np.degrees(np.arctan2(b, a * (1 + G))) % 360 for a, b in ((a1, b1), (a2, b2)))
+    turn = (h2 - h1 + 180) % 360 - 180 if C1 * C2 else 0
+    dH = 2 * np.sqrt(C1 * C2) * np.sin(np.radians(turn / 2))
+    h = (h1 + turn / 2) % 360 if C1 * C2 else h1 + h2
+    L, C = (L1 + L2) / 2, (C1 + C2) / 2
+    T = 1 - 0.17 * cos(h - 30) + 0.24 * cos(2 * h) + 0.32 * cos(3 * h + 6) - 0.2 * cos(4 * h - 63)
+    SL, SC, SH = 1 + 0.015 * (L - 50) ** 2 / np.sqrt(20 + (L - 50) ** 2), 1 + 0.045 * C, 1 + 0.015 * C * T
+    R = -np.sin(np.radians(60 * np.exp(-(((h - 275) / 25) ** 2)))) * 2 * np.sqrt(C**7 / (C**7 + 25**7))
+    light, chroma, hue = (L2 - L1) / SL, (C2 - C1) / SC, dH / SH
+    return float(np.sqrt(light**2 + chroma**2 + hue**2 + R * chroma * hue))
+
+
+def cos(degrees):
+    return np.cos(np.radians(degrees))
+
+
+class TestHeadMarks:
+    def test_a_panel_a_set_where_cells_are_small(self):
+        sets = made.head_sets(80, 64)
+        figure = viz.head_marks(sets)
+        marks = {t.name: set(zip(t.y, t.x, strict=True)) for t in figure.data if t.type == "scatter"}
+        assert marks == {name: set(heads) for name, heads in sets.sets.items()}
+        assert len({t.xaxis for t in figure.data}) == len(sets.sets) and min(t.marker.size for t in figure.data if t.type == "scatter") >= 6
+        assert len({t.xaxis for t in viz.head_marks(made.head_sets(12, 8)).data}) == 1
+
+
+class TestEmphasis:
+    def test_lines_are_the_paired_differences_and_pass_through_no_edit(self):
+        found = made.emphasis()
+        figure = viz.emphasis_curves({"set": found, "other": made.emphasis(1, -0.04, direction=False)})
+        lines = {(t.name, t.xaxis): t for t in figure.data if t.hoverinfo != "skip"}
+        assert set(lines) == {("set", "x"), ("other", "x"), ("set", "x2")}
+        gains, alphas = lines["set", "x"], lines["set", "x2"]
+        assert list(gains.x) == [1, 1.5, 2, 4] and list(alphas.x) == [0, 1, 2, 5, 10]
+        assert gains.y[0] == alphas.y[0] == 0
+        d = found.difference("gain 4")
+        assert (gains.y[-1], *gains.customdata[-1]) == pytest.approx((d.mean, d.low, d.high))
+        assert [t.showlegend for t in (gains, alphas)] == [True, False]
+
+    def test_any_number_is_read_from_a_name(self):
+        found = replace(made.emphasis(), names=("gain -1", "gain 2", "gain 4", "alpha 1e-05", "alpha 2", "gain none", "alpha"))
+        lines = [t for t in viz.emphasis_curves(found).data if t.hoverinfo != "skip"]
+        assert [list(t.x) for t in lines] == [[-1, 1, 2, 4], [0, 1e-5, 2]]
+
+    def test_bad_input(self):
+        with pytest.raises(DataError, match="0 sets"):
+            viz.emphasis_curves({})
+        with pytest.raises(DataError, match=r"gain NUMBER.*vision knowledge"):
+            viz.emphasis_curves(made.matrix())
+
+
+class TestRemoval:
+    def test_a_long_axis_is_logarithmic(self):
+        assert viz.removal_curves(made.removal(12, 8)).layout.xaxis.type == "log"
+        axis = viz.removal_curves(made.removal(80, 64)).layout.xaxis
+        assert min(b / a for a, b in zip(axis.tickvals, axis.tickvals[1:], strict=False)) >= 1.6
+        assert viz.removal_curves(made.removal(4, 8)).layout.xaxis.type == "linear"
+
+
+class TestSave:
+    def test_a_page_needs_no_network(self, tmp_path):
+        viz.save_figure(viz.head_heatmap(made_map()), tmp_path / "deep" / "a.html")
+        page = (tmp_path / "deep" / "a.html").read_text()
+        assert page.count("* plotly.js v") == 1 and 'src="http' not in page
+
+    def test_endings(self, tmp_path):
+        with pytest.raises(FileError, match=r"a\.doc: name a file that ends in \.html, \.png"):
+            viz.save_figure(go.Figure(), tmp_path / "a.doc")
+
+    def test_without_chrome_or_kaleido_the_mend_is_named(self, tmp_path, monkeypatch):
+        def missing(*_, **__):
+            raise kaleido.errors.ChromeNotFoundError
+
+        monkeypatch.setattr(kaleido, "calc_fig_sync", missing)
+        with pytest.raises(FileError, match=r"Chromium, and none was found.*plotly_get_chrome, or write a\.html"):
+            viz.save_figure(go.Figure(), tmp_path / "a.png")
+        monkeypatch.setattr("plotly.io._kaleido.kaleido_available", lambda: False)
+        with pytest.raises(FileError, match=r'needs kaleido: pip install "scale-interp\[notebook\]"'):
+            viz.save_figure(go.Figure(), tmp_path / "a.svg")
+        assert not list(tmp_path.iterdir())
+
+    def test_pictures_as_large_as_the_figure_says(self, tmp_path):
+        figure = viz.head_heatmap(made_map(2, 2))
+        try:
+            viz.save_figure(figure, tmp_path / "a.png", scale=1)
+        except FileError as error:
+            pytest.skip(str(error))
+        with Image.open(tmp_path / "a.png") as picture:
+            assert picture.size == (figure.layout.width, figure.layout.height)
 
 
 class TestQuestionCard:
@@ -360,7 +590,7 @@ class TestReport:
 
     def test_plotly_is_there_once(self, page):
         assert page.count("* plotly.js v") == 1
-        assert page.count("Plotly.newPlot(") == 2
+        assert page.count("figures.push(") == 2
         assert len(page.encode()) < 8e6
 
     def test_nothing_is_fetched(self, page):

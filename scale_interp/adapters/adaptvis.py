@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -9,16 +10,18 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor
 
+from ..arguments import checked_settings
 from ..errors import EditError
 from ..interventions.attention_scaling import LogitEdit, Rows, Steps, attach_logits
 from ..interventions.edit import Head
 from ..interventions.last_token import Answers
 from ..models.vlm import VLM
-from .attention_scale import AttentionScale, SavedSettings, as_tuples, check_weight, places, shape
+from .attention_scale import AttentionScale, SavedSettings, all_scores, as_tuples, check_weight, places, shape
 
 Confidence = Literal["vocabulary", "choices"]
 
 
+@checked_settings
 @dataclass(frozen=True)
 class AdaptVis(SavedSettings):
     """One reading with weight 1, then another whose weight hangs on how sure the first was (arXiv 2503.01773, section 5).
@@ -99,3 +102,8 @@ class AdaptVis(SavedSettings):
 
         places(self.layers, self.heads, *shape(model))
         return attach_logits(model, None, decide)
+
+
+def gated_scores(vlm: VLM, batch: Answers, gate: AdaptVis, scales: Sequence[AttentionScale]) -> list[Tensor]:
+    """The unedited scores, how sure the model is [B, 1], and the scores at each scale."""
+    return [batch.scores(), gate.confidences(batch)[:, None], *all_scores(vlm, batch, scales)]

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..errors import EditError
+from ..errors import EditError, ModelError
 from ..interventions.edit import Edit, affine
 
 
@@ -22,6 +22,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     """
     if edit.n_variants != 1:
         raise EditError(f"only one edit can be attached, not {edit.n_variants}: pick one with edit[i]")
+    require_model(model)
     decoder = model.get_decoder()  # type: ignore[operator]
     H = model.config.get_text_config().num_attention_heads  # type: ignore[operator, union-attr]
     edit.check(1, len(decoder.layers), H, decoder.layers[0].self_attn.o_proj.in_features // H)
@@ -38,6 +39,12 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def require_model(model: Any) -> None:
+    """Raise ModelError for anything that is no transformers model with a text decoder."""
+    if not isinstance(model, nn.Module) or not hasattr(model, "get_decoder"):
+        raise ModelError(f"cannot attach to a {type(model).__name__}: give a VLM, as si.load returns it, or its transformers model")
 
 
 class _Region:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -12,12 +12,15 @@ from typing import Any, ClassVar, Literal, Protocol, Self
 import torch
 from torch import Tensor
 
+from ..arguments import checked_settings, fits
+from ..card import Card
 from ..errors import EditError, FileError
 from ..interventions.attention_scaling import LogitEdit, Rows, Steps, attach_logits
 from ..interventions.edit import Head, check_heads
 from ..interventions.last_token import Answers
 from ..models.vlm import VLM
-from ..record import read_json, write_json
+from ..record import made, read_json, write_json
+from .attach import require_model
 
 CONFIG = "attention_config.json"
 
@@ -41,8 +44,13 @@ class AttentionMethod(Protocol):
 
 
 @dataclass(frozen=True)
-class SavedSettings:
+class SavedSettings(Card):
     """Settings that are written as a folder with one readable JSON file, and read back."""
+
+    most = 100
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": "all" if value is None else str(value)} for name, value in asdict(self).items())
 
     def config(self) -> dict[str, Any]:
         """The method's name and its settings."""
@@ -50,7 +58,7 @@ class SavedSettings:
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write attention_config.json."""
-        write_json(Path(folder) / CONFIG, self.config())
+        write_json(Path(folder) / CONFIG, self.config(), sealed=True)
 
     @classmethod
     def from_pretrained(cls, folder: str | Path) -> Self:
@@ -62,13 +70,11 @@ class SavedSettings:
     def from_config(cls, config: Mapping[str, Any], path: Path) -> Self:
         """What `save_pretrained` wrote; path: named in errors."""
         if config.get("method") != cls.__name__:
-            raise FileError(f"{path} describes {config.get('method', 'no method')!r}, no {cls.__name__}")
-        try:
-            return cls(**config["settings"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+            raise FileError(f"{path} describes {config.get('method', 'no method')!r}, no {cls.__name__}; give the folder of one")
+        return made(path, lambda: cls(**config["settings"]))
 
 
+@checked_settings
 @dataclass(frozen=True)
 class AttentionScale(SavedSettings):
     """Attention logits to the image tokens times one weight, before mask and softmax (arXiv 2503.01773, "ScalingVis").
@@ -96,7 +102,7 @@ class AttentionScale(SavedSettings):
         check_weight("weight", self.weight)
         as_tuples(self)
         if self.columns != "image":
-            raise EditError(f"columns={self.columns!r}: only the logits over 'image' tokens are scaled")
+            raise EditError(f"columns={self.columns!r}: only the logits over 'image' tokens are scaled; leave it at that")
         self.logits(1, 1, torch.ones(1, 1, dtype=torch.bool))
 
     @property
@@ -120,6 +126,7 @@ class AttentionScale(SavedSettings):
 
 def shape(model: Any) -> tuple[int, int]:
     """Layers and heads of a transformers model's text decoder."""
+    require_model(model)
     return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
 
 
@@ -141,13 +148,27 @@ def places(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers:
 
 def check_weight(name: str, value: float) -> None:
     """Raise EditError for a weight of logits that is negative or no number."""
-    if not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
         raise EditError(f"{name}={value!r}: give a finite number from 0 (1 changes nothing)")
 
 
 def as_tuples(settings: Any) -> None:
     """Layers and heads as tuples of integers, whatever they came as."""
     if settings.layers is not None:
+        if not fits(settings.layers, Iterable[int]):
+            raise EditError(f"layers={settings.layers!r}: give whole numbers, or None for all")
         object.__setattr__(settings, "layers", tuple(int(layer) for layer in settings.layers))
     if settings.heads is not None:
-        object.__setattr__(settings, "heads", tuple((int(layer), int(head)) for layer, head in settings.heads))
+        object.__setattr__(settings, "heads", as_pairs(settings.heads))
+
+
+def as_pairs(heads: Iterable[Head]) -> tuple[Head, ...]:
+    """(layer, head) pairs as integers, whatever they came as. Raises EditError for what is no pair of whole numbers."""
+    found: tuple[Any, ...] = tuple(heads) if fits(heads, Iterable[Head]) else (heads,)
+    if wrong := [head for head in found if not fits(head, Head)]:
+        raise EditError(f"head {wrong[0]!r} is no (layer, head) pair")
+    return tuple((int(layer), int(head)) for layer, head in found)
+
+
+def all_scores(vlm: VLM, batch: Answers, methods: Sequence[AttentionMethod]) -> list[Tensor]:
+    return [method.scores(vlm, batch) for method in methods]

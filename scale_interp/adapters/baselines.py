@@ -7,7 +7,7 @@ learning rate is the one of a few with the lowest held-out loss.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ..attribution.sweep import provenance
+from ..card import Card
 from ..data.question import Question
 from ..errors import EditError, ModelError
 from ..interventions.edit import Edit, Scope
@@ -38,10 +39,16 @@ FREE_RATES = (1e-2, 3e-3, 3e-2)
 
 
 @dataclass(frozen=True, eq=False)
-class PeftAdapter:
+class PeftAdapter(Card):
     """A LoRA or IA3 adapter of a VLM's text decoder; config and weights are peft's.
 
     history: a row an epoch of the fit. settings hold the learning rate that was kept, all that were tried, and the seconds.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> adapter = si.fit_lora(vlm, train, rank=1, epochs=1, learning_rates=[1e-3])
+    >>> with adapter.attached(vlm):
+    ...     found = si.evaluate(vlm, train[:4])
     """
 
     name: str
@@ -53,6 +60,9 @@ class PeftAdapter:
 
     def __repr__(self) -> str:
         return f"<{self.name} of {self.n_parameters:,} parameters>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property
     def n_parameters(self) -> int:
@@ -73,8 +83,12 @@ class PeftAdapter:
 
 
 @dataclass(frozen=True, eq=False)
-class LastTokenBias:
-    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free."""
+class LastTokenBias(Card):
+    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
+
+    >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
+    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
+    """
 
     shift: Tensor
     scope: Scope = "each_new_token"
@@ -84,6 +98,9 @@ class LastTokenBias:
 
     def __repr__(self) -> str:
         return f"<LastTokenBias of {self.n_parameters:,} parameters>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property
     def name(self) -> str:
@@ -137,7 +154,13 @@ def fit_ia3(
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
-    """IA3 on keys, values and the feed-forward of the text decoder's layers (Liu et al. 2022, section 3.3); else as fit_lora."""
+    """IA3 on keys, values and the feed-forward of the text decoder's layers (Liu et al. 2022, section 3.3); else as fit_lora.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> fit_ia3(vlm, train, epochs=1, learning_rates=[1e-2]).name
+    'IA3'
+    """
     names = _linear(vlm)
     ends = {*KEYS, FEED_FORWARD}
     if missing := ends - {name.rpartition(".")[2] for name in names}:
@@ -224,10 +247,15 @@ def _injected(
 
     The model's own modules are put back at the end, and with them every bit of its answers.
     """
+    if not isinstance(vlm, VLM):
+        raise ModelError(f"cannot attach to a {type(vlm).__name__}: give a VLM, as si.load returns it")
     peft, model = _peft(), vlm.hf_model
     if hasattr(model, "peft_config"):
         raise ModelError(f"{vlm.name} has an adapter in place already: leave it before another one is attached")
-    made = peft.get_peft_config(dict(config))
+    try:
+        made = peft.get_peft_config(dict(config))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EditError(f"the adapter's configuration is none of peft's ({error!r}): give the one that it was saved with") from error
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     owners = [(parent, child, module) for parent in model.modules() for child, module in parent.named_children()]
     try:

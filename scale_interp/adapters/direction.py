@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -13,26 +13,40 @@ from torch import Tensor
 from ..attribution.head_probe import Label, read_labels
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
+from ..card import MOST, Card
 from ..data.items import require
 from ..data.question import Question
-from ..errors import FileError
 from ..interventions.edit import Edit, Head, Scope
 from ..interventions.engine import Path, run_edits
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, read_tensors, together, write_tensors
 from .steering import fit_steering
 
 KIND = "AnswerDirection"
 
 
 @dataclass(frozen=True, eq=False)
-class AnswerDirection:
-    """unit [L, H, D]: from wrong to right answers, of length 1; sigma [L, H]: spread of z along it. pictures: learned from."""
+class AnswerDirection(Card):
+    """unit [L, H, D]: from wrong to right answers, of length 1; sigma [L, H]: spread of z along it. pictures: learned from.
+
+    >>> found = AnswerDirection(torch.full((6, 8, 16), 0.25), torch.ones(6, 8), ("scene 1", "scene 2"))
+    >>> found.edit([(3, 1)], alpha=5.0)
+    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
+    """
 
     unit: Tensor
     sigma: Tensor
     pictures: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        L, H, D = self.unit.shape
+        return f"<AnswerDirection on {L} layers x {H} heads of {D}, learned from {len(self.pictures)} pictures>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        H = self.sigma.shape[1]
+        largest = self.sigma.flatten().argsort(descending=True, stable=True)[:MOST].tolist()
+        return ({"layer": i // H, "head": i % H, "sigma": float(self.sigma[i // H, i % H])} for i in largest)
 
     def edit(self, heads: Iterable[Head], alpha: float, scope: Scope = "each_new_token") -> Edit:
         """z += alpha * sigma * unit on the given heads."""
@@ -49,9 +63,10 @@ class AnswerDirection:
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
         unit, sigma = expect(path, tensors, "unit", 3), expect(path, tensors, "sigma", 2)
-        if {"pictures", "provenance"} - meta.keys() or unit.shape[:2] != sigma.shape:
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return AnswerDirection(unit, sigma, tuple(meta["pictures"]), meta["provenance"])
+        together(path, unit.shape[:2] == sigma.shape and unit.numel() > 0)
+        return AnswerDirection(
+            unit, sigma, tuple(entry(path, meta, "pictures", list[str])), entry(path, meta, "provenance", dict[str, Any])
+        )
 
 
 def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto") -> AnswerDirection:

@@ -17,13 +17,14 @@ from ..attribution.functional import FunctionalHeads
 from ..attribution.head_probe import Label, label_name, read_labels
 from ..attribution.metric import Metric, measure
 from ..attribution.sweep import provenance
+from ..card import Card
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
-from ..errors import DataError, EditError, FileError
+from ..errors import DataError, EditError
 from ..interventions.edit import Edit, Head, check_heads
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 from .direction import AnswerDirection
 
 KIND = "Interventions"
@@ -34,8 +35,14 @@ How = Literal["remove", "gain", "direction"]
 
 
 @dataclass(frozen=True, eq=False)
-class Interventions:
-    """Named edits on questions of several functions: per_question [Q, N] and base [Q] of a metric, codes [Q] of functions."""
+class Interventions(Card):
+    """Named edits on questions of several functions: per_question [Q, N] and base [Q] of a metric, codes [Q] of functions.
+
+    >>> changed, base = torch.tensor([[1.0], [1.0]]), torch.tensor([0.0, 1.0])
+    >>> found = Interventions(("gain 2",), ("counting",), "accuracy", changed, base, torch.tensor([0, 0]), torch.tensor([0, 1]))
+    >>> found.best(), found.change
+    ('gain 2', tensor([[0.5000]], dtype=torch.float64))
+    """
 
     names: tuple[str, ...]
     functions: tuple[str, ...]
@@ -48,6 +55,10 @@ class Interventions:
 
     def __repr__(self) -> str:
         return f"<Interventions: {len(self.names)} edits on {len(self.functions)} functions, {len(self.base)} questions, {self.metric}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = zip(self.names, self.change.tolist(), strict=True)
+        return ({"change of " + self.metric: name} | dict(zip(self.functions, row, strict=True)) for name, row in found)
 
     @property
     def change(self) -> Tensor:
@@ -127,10 +138,13 @@ class Interventions:
         """Read saved interventions. Raises FileError for a damaged or foreign file."""
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
-        found = {name: expect(path, tensors, name, n) for name, n in (("per_question", 2), ("base", 1), ("codes", 1), ("groups", 1))}
-        if {"names", "functions", "metric", "provenance"} - meta.keys() or found["per_question"].shape[1] != len(meta["names"]):
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return Interventions(tuple(meta["names"]), tuple(meta["functions"]), meta["metric"], **found, provenance=meta["provenance"])
+        names, functions = (tuple(entry(path, meta, name, list[str])) for name in ("names", "functions"))
+        found = {name: expect(path, tensors, name, n) for name, n in (("per_question", 2), ("base", 1))}
+        found |= {"codes": numbered(path, tensors, "codes", len(functions)), "groups": numbered(path, tensors, "groups")}
+        together(path, found["per_question"].shape == (len(found["base"]), len(names)) and found["per_question"].numel() > 0)
+        together(path, len({len(part) for part in found.values()}) == 1)
+        metric, about = entry(path, meta, "metric", str), entry(path, meta, "provenance", dict[str, Any])
+        return Interventions(names, functions, metric, **found, provenance=about)
 
 
 def intervene(
@@ -146,6 +160,12 @@ def intervene(
     """Run named edits of one variant side by side and keep the metric by function.
 
     by: what names a question's function, as the label of `probe`. settings: noted in the provenance.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> silent = si.Edit.scaling([(3, 1)], 0.0, vlm.n_layers, vlm.n_heads)
+    >>> intervene(vlm, qs, {"silent": silent}, by="task").change.shape
+    torch.Size([1, 1])
     """
     test = require(test)
     if not edits:

@@ -6,6 +6,7 @@ touches its own scalars only and all share the order of batches, so fits side by
 
 from __future__ import annotations
 
+import json
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
@@ -16,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..arguments import checked_settings
 from ..attribution.sweep import provenance
 from ..data.items import groups, require
 from ..data.question import Question
@@ -23,7 +25,10 @@ from ..errors import DataError, EditError, PathWarning
 from ..interventions.edit import Edit, Head, Scope, check_heads
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
+from ..interventions.paths import check_finite
 from ..interventions.prefix import Prefix, Prompts
+from ..journal import Part
+from ..journal import current as journal
 from ..models.families import norms_after
 from ..models.vlm import VLM
 from ..progress import track
@@ -32,6 +37,7 @@ from .scale import ScAle
 Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
 
 
+@checked_settings
 @dataclass(frozen=True)
 class FitSettings:
     """How scalars are fitted; every default is ours, the paper states none (docs/methods).
@@ -40,6 +46,9 @@ class FitSettings:
     | 1 + theta. granularity: a scalar a head, or one a layer. l1: penalty on mean |s - 1|. retain_weight: penalty on
     the KL divergence from the base model on the questions to retain. validation: share of the training pictures held
     out for early stopping, drawn with the fit's seed; patience: epochs without a better validation loss.
+
+    >>> FitSettings(bound="sigmoid", epochs=5).scalars(torch.zeros(2))
+    tensor([1., 1.])
     """
 
     bound: Bound = "tanh"
@@ -78,11 +87,15 @@ class FitSettings:
         return 1 + theta
 
 
+@checked_settings
 @dataclass(frozen=True)
 class Fit:
     """One fit of a suite: where scalars are learned, from which answers, with which seed.
 
     heads: None for all. answers: indices of the taught answers, None for the true ones. frozen: nothing is learned.
+
+    >>> Fit("two heads", heads=((3, 1), (2, 0)), mlp=False).seed
+    0
     """
 
     name: str = "fit"
@@ -137,11 +150,20 @@ def fit_scales(
     path: Path = "auto",
     **settings: Any,
 ) -> list[ScAle]:
-    """Run several fits side by side on one reading of the training prompts; the same numbers as one after another."""
+    """Run several fits side by side on one reading of the training prompts; the same numbers as one after another.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> fits = [si.Fit("one head", ((3, 1),), mlp=False), si.Fit("all heads", mlp=False)]
+    >>> [scale.n_parameters for scale in si.fit_scales(vlm, train, fits, epochs=1)]
+    [1, 48]
+    """
     train = require(train)
     options = FitSettings(**settings)
     if not fits:
         raise EditError("no fits: give at least one")
+    for fit in fits:
+        _check_fit(fit, train)
     require_packed(vlm, train, path, "fitting")
     if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
         warnings.warn(
@@ -150,19 +172,31 @@ def fit_scales(
             stacklevel=3,
         )
     learner = _Learner(vlm, train, fits, options, layers)
-    prompts = prompts or Prompts(vlm, train, options.batch_size)
+    if prompts is None:
+        prompts = Prompts(vlm, train, options.batch_size)
+    prompts.require(train)
     kept = _Retained(vlm, retain, options) if retain is not None else None
+    part = _part(vlm, learner, prompts, retain)
     order = np.random.default_rng(0)
-    if len(learner.running):
+    what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
+    done = learner.resume(part)
+    for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
+        batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
+        if epoch <= done or not len(learner.running):
+            continue
+        for step, i in enumerate(batches):
+            learner.step(prompts[i], kept, step)
         learner.validate(prompts, kept)
-    for _ in track(range(options.epochs), f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1), options.epochs):
-        if not len(learner.running):
-            break
-        for step, i in enumerate(order.permutation(len(prompts))):
-            learner.step(prompts[int(i)], kept, step)
-        learner.validate(prompts, kept)
+        learner.keep(part)
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
+
+
+def _part(vlm: VLM, learner: _Learner, prompts: Prompts, retain: Sequence[Question] | None) -> Part | None:
+    """Where the journal keeps this suite of fits, if there is one: named by all that its numbers hang on."""
+    kept = None if vlm.hooked else journal()
+    asked = (vlm.fingerprint, prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
+    return None if kept is None else kept.part("fit", *asked)
 
 
 class _Learner:
@@ -224,7 +258,9 @@ class _Learner:
 
     def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
         """Cross-entropy of each question for each running fit [B, R], and which of them it learns from."""
-        _, scores = run_packed(self.vlm, prefix, self._edit())
+        edit = self._edit()
+        _, scores = run_packed(self.vlm, prefix, edit)
+        check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
         answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
         losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
         return losses, learns
@@ -265,6 +301,35 @@ class _Learner:
             elif self.epoch - self.best[f][1] >= self.options.patience:
                 self.stopped[f] = True
 
+    def keep(self, part: Part | None) -> None:
+        """Everything that the next epoch needs, in place of what was kept of the last one."""
+        if part is None:
+            return
+        adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
+        best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
+        tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
+        # as text, for a loss may still be infinite
+        part.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
+
+    def resume(self, part: Part | None) -> int:
+        """Take up the epoch that was kept; its number, -1 where none was."""
+        found = None if part is None else part.get("epoch")
+        if found is None:
+            return -1
+        tensors, meta = found
+        for name, one in self._optimised():
+            one.data.copy_(tensors.pop(name))
+            adam = {key.removeprefix(f"{name} "): t for key, t in tensors.items() if key.startswith(f"{name} ")}
+            if adam:
+                self.optimiser.state[one] = adam
+        self.stopped, self.epoch = tensors["stopped"], meta["epoch"]
+        self.best_scalars = [tensors["best scale"], tensors["best mlp_scale"]]
+        self.best, self.histories = [tuple(best) for best in json.loads(meta["best"])], json.loads(meta["histories"])
+        return self.epoch
+
+    def _optimised(self) -> list[tuple[str, Tensor]]:
+        return [("theta", self.theta), ("phi", self.phi)]
+
     def results(self, made: dict[str, Any]) -> list[ScAle]:
         settings = asdict(self.options)
         out = []
@@ -303,3 +368,15 @@ def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
     if wrong or len(set(out)) < len(out):
         raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
     return out
+
+
+def _check_fit(fit: Fit, train: Sequence[Question]) -> None:
+    if not isinstance(fit, Fit):
+        raise EditError(f"a fit is a {type(fit).__name__}: give si.Fit(...)")
+    if fit.answers is None:
+        return
+    if len(fit.answers) != len(train):
+        raise EditError(f"{fit.name}: {len(fit.answers)} taught answers to {len(train)} questions; give one a question")
+    wrong = [(q, a) for q, a in zip(train, fit.answers, strict=True) if not 0 <= a < len(q.choices)]
+    if wrong:
+        raise EditError(f"{fit.name}: {wrong[0][1]!r} is no answer to question {wrong[0][0].id}; give an index of its choices")

@@ -10,14 +10,16 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from ..arguments import checked_settings, fits
 from ..errors import EditError
 from ..interventions.attention_scaling import LogitEdit, attach_logits
 from ..interventions.edit import Head
 from ..interventions.last_token import Answers
 from ..models.vlm import VLM
-from .attention_scale import SavedSettings, places, shape
+from .attention_scale import SavedSettings, as_pairs, places, shape
 
 
+@checked_settings
 @dataclass(frozen=True)
 class PASTA(SavedSettings):
     """log(alpha) added to the attention logits of chosen heads at unselected prompt tokens, in all rows (arXiv 2311.02262, section 3).
@@ -25,6 +27,9 @@ class PASTA(SavedSettings):
     After the softmax, attention to unselected tokens is alpha times what it was, against the selected. Selected are the image
     tokens, or those given as `selected` to evaluate_scaled (an asked box's, for example). alpha 1 changes nothing; 0.01 is the
     paper's. Tokens after the prompt count as selected. It changes the prompt's keys, so every answer is a whole forward pass.
+
+    >>> PASTA([(3, 1)])
+    PASTA(heads=((3, 1),), alpha=0.01)
     """
 
     heads: tuple[Head, ...]
@@ -34,8 +39,8 @@ class PASTA(SavedSettings):
     n_parameters: ClassVar[int] = 1
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "heads", tuple((int(layer), int(head)) for layer, head in self.heads))
-        if not (math.isfinite(self.alpha) and self.alpha > 0):
+        object.__setattr__(self, "heads", as_pairs(self.heads))
+        if not (fits(self.alpha, float) and math.isfinite(self.alpha) and self.alpha > 0):
             raise EditError(f"alpha={self.alpha}: give a finite number above 0 (1 changes nothing)")
 
     def logits(self, n_layers: int, n_heads: int) -> LogitEdit:

@@ -15,7 +15,8 @@ from torch import Tensor
 
 from ..attribution.head_probe import held_out_guesses
 from ..attribution.metric import measure
-from ..attribution.sweep import provenance, read_z
+from ..attribution.sweep import provenance, read_clean
+from ..card import Card
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, FileError
@@ -24,7 +25,7 @@ from ..interventions.engine import Path, choose_path, run_edits
 from ..interventions.last_token import Answers
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import expect, read_json, read_tensors, write_json, write_tensors
+from ..record import entry, expect, heads_of, made, read_json, read_tensors, write_json, write_tensors
 from .attach import attach
 
 KIND = "Steering"
@@ -33,11 +34,16 @@ Direction = Literal["mean", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
-class Steering:
+class Steering(Card):
     """z += alpha * sigma * direction on chosen heads (arXiv 2306.03341, section 3.2).
 
     directions [L, H, D]: unit vectors, 0 on heads that are left alone; sigma [L, H]: the standard deviation of the training
     questions' z along them. scope: the prompt's last token ("last"), or every generated token too.
+
+    >>> directions = torch.zeros(6, 8, 16)
+    >>> directions[3, 1, 0] = 1.0
+    >>> Steering(directions, torch.ones(6, 8), alpha=2.0, heads=((3, 1),)).edit()
+    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
     """
 
     directions: Tensor
@@ -52,6 +58,9 @@ class Steering:
 
     def __repr__(self) -> str:
         return f"<Steering of {len(self.heads)} heads, alpha {self.alpha:g}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"layer": h[0], "head": h[1], "length of the shift": self.alpha * float(self.sigma[h])} for h in self.heads)
 
     @property
     def n_parameters(self) -> int:
@@ -79,7 +88,7 @@ class Steering:
         """Write steering.safetensors and a readable steering_config.json."""
         folder = FilePath(folder)
         write_tensors(folder / WEIGHTS, KIND, {"directions": self.directions, "sigma": self.sigma}, {})
-        write_json(folder / CONFIG, self.config() | {"provenance": dict(self.provenance)})
+        write_json(folder / CONFIG, self.config() | {"provenance": dict(self.provenance)}, sealed=True)
 
     @staticmethod
     def from_pretrained(folder: str | FilePath) -> Steering:
@@ -87,20 +96,22 @@ class Steering:
         folder = FilePath(folder)
         config = read_json(folder / CONFIG)
         if config.get("method") != KIND:
-            raise FileError(f"{folder / CONFIG} describes {config.get('method', 'no method')!r}, no {KIND}")
+            raise FileError(f"{folder / CONFIG} describes {config.get('method', 'no method')!r}, no {KIND}; give the folder of one")
         tensors, _ = read_tensors(folder / WEIGHTS, KIND)
         directions, sigma = expect(folder / WEIGHTS, tensors, "directions", 3), expect(folder / WEIGHTS, tensors, "sigma", 2)
         if directions.shape[:2] != sigma.shape:
-            raise FileError(f"{folder}: directions for {tuple(directions.shape[:2])} heads but sigma for {tuple(sigma.shape)}")
-        try:
-            settings = dict(config["settings"])
-            heads = tuple((int(layer), int(head)) for layer, head in settings.pop("heads"))
-            alpha, scope = float(settings.pop("alpha")), settings.pop("scope")
-            made = Steering(directions, sigma, alpha, heads, scope, settings, dict(config["provenance"]))
-            made.edit()
-        except (KeyError, TypeError, ValueError, EditError) as error:
-            raise FileError(f"{folder / CONFIG}: {error!r} is missing or wrong; save it again") from error
-        return made
+            shapes = f"directions for {tuple(directions.shape[:2])} heads but sigma for {tuple(sigma.shape)}"
+            raise FileError(f"{folder}: {shapes}; save it again")
+        path = folder / CONFIG
+        settings, about = (dict(entry(path, config, name, dict[str, Any])) for name in ("settings", "provenance"))
+        heads = heads_of(path, entry(path, settings, "heads", list), *sigma.shape)
+        if wrong := [head for head in sigma.nonzero().tolist() if tuple(head) not in heads]:
+            raise FileError(f"{path} is of another steering than {WEIGHTS}, which steers head {tuple(wrong[0])}; give a whole saved folder")
+        alpha, scope = entry(path, settings, "alpha", float), entry(path, settings, "scope", Scope)
+        rest = {name: value for name, value in settings.items() if name not in ("heads", "alpha", "scope")}
+        found = Steering(directions, sigma, alpha, heads, scope, rest, about)
+        made(path, found.edit)
+        return found
 
 
 def fit_steering(
@@ -141,7 +152,7 @@ def fit_steering(
     right = measure("accuracy", run_edits(vlm, train, path=path, prompts=prompts, what="answering")[:, 0], train).bool().cpu()
     if right.all() or not right.any():
         raise DataError(f"all {len(train)} training answers are {'right' if right[0] else 'wrong'}: give questions of both kinds")
-    z = read_z(vlm, train, path, prompts).float().cpu()
+    z = read_clean(vlm, train, path, prompts)[0].float().cpu()
     chosen = _best(z, right, groups(train), heads, folds, seed) if isinstance(heads, int) else check_heads(heads, L, H)
     if not chosen:
         raise EditError("no heads to steer: give at least one")

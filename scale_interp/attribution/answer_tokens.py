@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -12,14 +13,13 @@ from torch import Tensor, nn
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
+from ..interventions.batches import Found, Rows, each
 from ..interventions.capture import capture
 from ..models.vlm import VLM
-from ..progress import track
 
 Positions = Literal["first", "last", "all"]
 
 
-@torch.no_grad()
 def answer_activations(
     vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: int = 8, batch_size: int = 16
 ) -> Tensor:
@@ -40,22 +40,17 @@ def answer_activations(
         raise DataError(f"positions {positions!r}: choose 'first', 'last' or 'all'")
     if positions == "first":
         return capture(vlm, questions, batch_size).z
-    lengths = [vlm.encode(q)["input_ids"].shape[1] for q in questions]
-    found: dict[int, Tensor] = {}
-    batches = [
-        members[i : i + batch_size]
-        for length in sorted(set(lengths))
-        for members in [[q for q, n in enumerate(lengths) if n == length]]
-        for i in range(0, len(members), batch_size)
-    ]
-    for members in track(batches, "reading answers", len(batches)):
-        z, told = _answer(vlm, [questions[q] for q in members], max_new_tokens)
-        if positions == "last":
-            chosen = z[torch.arange(len(members)), told.sum(1) - 1]
-        else:
-            chosen = (z * told[..., None, None, None]).sum(1) / told.sum(1)[:, None, None, None]
-        found |= dict(zip(members, chosen, strict=True))
-    return torch.stack([found[q] for q in range(len(questions))])
+    batches = Rows.of_equal_length(vlm, questions, batch_size)
+    found = each(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
+    return torch.stack(batches.restore([part["z"] for part in found]))
+
+
+@torch.no_grad()
+def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> Found:
+    z, told = _answer(vlm, questions, max_new_tokens)
+    if positions == "last":
+        return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}
+    return {"z": (z * told[..., None, None, None]).sum(1) / told.sum(1)[:, None, None, None]}
 
 
 def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tuple[Tensor, Tensor]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Any, Literal
@@ -14,12 +14,13 @@ import torch
 from torch import Tensor
 
 from .. import statistics
+from ..card import MOST, Card, bundle
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, DataWarning, FileError
+from ..errors import DataError, DataWarning
 from ..interventions.engine import Path, choose_path
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 from .auroc import auroc
 from .boxed import OUTSIDE, asked_cover, without_box
 from .grid import PatchGrid, patch_grid
@@ -40,13 +41,18 @@ UNITS: Mapping[Measure, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ObjectAttention:
+class ObjectAttention(Card):
     """The last token's attention to the picture and to the asked objects' boxes, for every head.
 
     per_question [Q, L, H]: image_mass, on tokens that show a part of a picture; box_mass, on the union of the asked boxes, a token
     counted by the share of its part that lies in it; entropy of the map. area [Q]: the box's share of an attention that is
     even over the image tokens. image_share [Q]: of the prompt's tokens, those that show a part of a picture. correct, confidence
     [Q]: the answer, and the probability of the choice that was given. skipped: id -> why a question has no number here.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> object_attention(vlm, qs).lift.unit
+    'share of image attention'
     """
 
     image_mass: Tensor
@@ -68,6 +74,11 @@ class ObjectAttention:
         most = f"({layer}, {head}) with {float(self.box.scores[layer, head]):.3f}"
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
         return f"<ObjectAttention: {L} layers x {H} heads, {Q} questions{left_out}; most attention on the box: {most}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        box, image = self.box.scores, self.image.scores
+        heads = self.box.top(min(MOST, box.numel()))
+        return ({"layer": h[0], "head": h[1], "on the box": float(box[h]), "on the picture": float(image[h])} for h in heads)
 
     @property
     def box(self) -> HeadMap:
@@ -188,7 +199,7 @@ class ObjectAttention:
         return head_heatmaps([self.map(of) for of in UNITS], **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -200,11 +211,13 @@ class ObjectAttention:
         """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items()}
-        if {len(part) for part in parts.values()} != {len(meta.get("ids", ()))} or {"relations", "skipped", "provenance"} - meta.keys():
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        told: dict[str, Any] = {"ids": tuple(meta["ids"]), "relations": tuple(meta["relations"])}
-        return ObjectAttention(**parts, **told, skipped=meta["skipped"], provenance=meta["provenance"])
+        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if name != "groups"}
+        parts["groups"] = numbered(path, tensors, "groups")
+        ids, relations = tuple(entry(path, meta, "ids", list[str])), tuple(entry(path, meta, "relations", list[str | None]))
+        together(path, {len(part) for part in (*parts.values(), relations)} == {len(ids)} and parts["box_mass"].numel() > 0)
+        together(path, len({parts[name].shape for name in ("image_mass", "box_mass", "spatial_entropy")}) == 1)
+        skipped, about = (entry(path, meta, name, dict[str, Any]) for name in ("skipped", "provenance"))
+        return ObjectAttention(**parts, ids=ids, relations=relations, skipped=skipped, provenance=about)
 
 
 TENSORS = {"image_mass": 3, "box_mass": 3, "spatial_entropy": 3, "area": 1, "image_share": 1, "correct": 1, "confidence": 1, "groups": 1}

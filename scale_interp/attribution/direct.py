@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,12 +13,12 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..interventions.attention import attention
+from ..interventions.batches import Batches, Found, Singles, each
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, Prompts
 from ..models.families import norms_after
 from ..models.vlm import VLM
-from ..progress import track
 from .headmap import HeadMap
 from .sweep import provenance
 
@@ -41,13 +41,12 @@ def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "
     'logit diff'
     """
     questions = require(questions)
-    firsts = [_first_tokens(vlm, q) for q in questions]
+    for question in questions:
+        _first_tokens(vlm, question)
     path = choose_path(vlm, questions, path)
-    parts: list[Tensor] = []
-    for stream in _streams(vlm, questions, path):
-        start = sum(map(len, parts))
-        rows = slice(start, start + len(stream.end))
-        parts.append(_contributions(vlm, stream, questions[rows], firsts[rows]).cpu())
+    packed = path == "packed"
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    parts = [part["shares"] for part in each(vlm, batches, prefix_work if packed else single_work, "reading activations")]
     made = provenance(vlm, questions, metric="logit_diff", path=path)
     return HeadMap("logit attribution", "logit diff", torch.cat(parts), torch.from_numpy(groups(questions)), made)
 
@@ -87,20 +86,20 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     return _stream(vlm, ends, heads, mlps)
 
 
+def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+    return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}
+
+
 @torch.no_grad()
-def _streams(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[Stream]:
-    """The questions' streams in order, in batches by the packed path or one by one in whole forward passes."""
-    if path == "packed":
-        for prefix in Prompts(vlm, questions, keep=False).track("reading activations"):
-            yield read_stream(vlm, prefix)
-        return
-    for question in track(questions, "reading activations", len(questions)):
-        ends: list[Tensor] = []
-        heads: list[Tensor] = []
-        mlps: list[Tensor] = []
-        with vlm.nn.trace(**vlm.encode(question), use_cache=False):
-            _record(vlm.layers, -1, ends, heads, mlps)
-        yield _stream(vlm, ends, heads, mlps)
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+    """One question's shares, from a whole forward pass."""
+    _, question = batch
+    ends: list[Tensor] = []
+    heads: list[Tensor] = []
+    mlps: list[Tensor] = []
+    with vlm.nn.trace(**vlm.encode(question), use_cache=False):
+        _record(vlm.layers, -1, ends, heads, mlps)
+    return {"shares": _contributions(vlm, _stream(vlm, ends, heads, mlps), [question])}
 
 
 def _record(layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
@@ -129,8 +128,9 @@ def heads_out(layer: nn.Module, z: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question], firsts: Sequence[list[int]]) -> Tensor:
+def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> Tensor:
     """Each head's share of the logit difference, [B, L, H]."""
+    firsts = [_first_tokens(vlm, q) for q in questions]
     unembed = vlm.hf_model.get_output_embeddings()
     logits = unembed(vlm.decoder.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])

@@ -6,7 +6,7 @@ tests, against the same pipeline on permuted labels.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
@@ -19,13 +19,14 @@ import torch
 from torch import Tensor
 
 from .. import statistics
+from ..card import Card
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, FileError
+from ..errors import DataError
 from ..interventions.edit import Head
 from ..models.vlm import VLM
 from ..progress import track
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 from .answer_tokens import Positions, answer_activations
 from .cut import elbow
 from .head_probe import Label, label_name, permuted, read_labels, require_pictures
@@ -38,12 +39,18 @@ RESAMPLES = 500
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionalHeads:
+class FunctionalHeads(Card):
     """The joint probe's importance of every head for every function, on held-out questions.
 
     importance [Q, L, H]: gradient x activation for each held-out question's own function; codes [Q]: the number of that
     function; verdicts [Q]: the probe's; groups [Q]. null [P, F, L, H]: mean importance where labels were permuted before
     training; null_accuracy [P]. pictures: all that were learned from or scored; nothing may be tested on them.
+
+    >>> import scale_interp as si
+    >>> steps = si.subquestions(si.cog_questions("train", n=12))
+    >>> found = functional_heads(si.load("demo"), steps, epochs=1, permutations=1)
+    >>> found.mean.shape == (len(found.functions), 6, 8)
+    True
     """
 
     functions: tuple[str, ...]
@@ -59,6 +66,10 @@ class FunctionalHeads:
     def __repr__(self) -> str:
         counts = ", ".join(f"{name} {len(self.heads(name))}" for name in self.functions)
         return f"<FunctionalHeads of {self.mean[0].numel()}: {counts}; probe right on {self.accuracy:.2f} of {len(self.codes)} held out>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = ((name, self.heads(name)) for name in self.functions)
+        return ({"function": name, "heads": len(heads), "first": ", ".join(map(str, heads[:3]))} for name, heads in found)
 
     def _number(self, function: str) -> int:
         if function not in self.functions:
@@ -197,12 +208,14 @@ class FunctionalHeads:
         """Read saved heads. Raises FileError for a damaged or foreign file."""
         path = Path(path)
         tensors, meta = read_tensors(path, KIND)
-        axes = {"importance": 3, "codes": 1, "verdicts": 1, "groups": 1, "null": 4, "null_accuracy": 1}
-        found = {name: expect(path, tensors, name, n) for name, n in axes.items()}
-        fits = len({len(found[name]) for name in ("importance", "codes", "verdicts", "groups")}) == 1
-        if {"functions", "pictures", "provenance"} - meta.keys() or not fits or found["null"].shape[1] != len(meta["functions"]):
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return FunctionalHeads(tuple(meta["functions"]), **found, pictures=tuple(meta["pictures"]), provenance=meta["provenance"])
+        functions, pictures = (tuple(entry(path, meta, name, list[str])) for name in ("functions", "pictures"))
+        found = {name: expect(path, tensors, name, n) for name, n in (("importance", 3), ("null", 4), ("null_accuracy", 1))}
+        found |= {name: numbered(path, tensors, name, len(functions)) for name in ("codes", "verdicts")}
+        found["groups"] = numbered(path, tensors, "groups")
+        together(path, len({len(found[name]) for name in ("importance", "codes", "verdicts", "groups")}) == 1)
+        together(path, set(found["codes"].tolist()) == set(range(len(functions))) and found["importance"].numel() > 0)
+        together(path, found["null"].shape == (len(found["null_accuracy"]), len(functions), *found["importance"].shape[1:]))
+        return FunctionalHeads(functions, **found, pictures=pictures, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
 def functional_heads(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
+from ..interventions.batches import Found, Pairs, each
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
@@ -36,6 +38,11 @@ def attribute(
     (Nanda 2023; the corrupt run is patched, as in `patch`). Questions: the derivative of the metric in the head's
     scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient. Packed path only. prompts: the
     questions' prefixes, to reuse.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> attribute(vlm, si.contrasts(qs)).unit
+    'recovered fraction'
     """
     if metric == "accuracy":
         raise EditError("accuracy has no gradient: use metric='logit_diff' or 'correct_prob'")
@@ -43,7 +50,7 @@ def attribute(
     require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
         return _patching(vlm, items)  # type: ignore[arg-type]
-    return _ablation(vlm, items, metric, prompts or Prompts(vlm, items))  # type: ignore[arg-type]
+    return _ablation(vlm, items, metric, prompts or Prompts(vlm, items, keep=False))  # type: ignore[arg-type]
 
 
 def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]:
@@ -51,32 +58,37 @@ def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]
 
 
 def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
-    at_corrupt = Prompts(vlm, [p.corrupt for p in pairs])
-    at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size)
-    effects, gaps = [], []
-    for i, corrupt in enumerate(at_corrupt.track("gradients")):
-        members = pairs[corrupt.rows]
-        z_clean, _, clean_scores = last_token(vlm, at_clean[i])
-        z_corrupt, _, corrupt_scores = last_token(vlm, corrupt)
-        shift = torch.zeros_like(z_corrupt)[:, None].requires_grad_()
-        scores = _edited(vlm, corrupt, Edit(shift=shift))
-        (slope,) = torch.autograd.grad(contrast_diff(scores, members).sum(), shift)
-        effects.append(((z_clean - z_corrupt) * slope[:, 0]).sum(-1).cpu())
-        gaps.append(contrast_diff(clean_scores, members) - contrast_diff(corrupt_scores, members))
-    gap = float(torch.cat(gaps).mean())
+    at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
+    at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
+    found = [*each(vlm, Pairs(at_clean, at_corrupt), patching_work, "gradients")]
+    effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
-    return HeadMap("attribution patching", "recovered fraction", torch.cat(effects) / gap, torch.from_numpy(groups(pairs)), made)
+    return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
+
+
+def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> Found:
+    clean, corrupt = batch
+    members = [Contrast(*both) for both in zip(clean.questions, corrupt.questions, strict=True)]
+    z_clean, _, clean_scores = last_token(vlm, clean)
+    z_corrupt, _, corrupt_scores = last_token(vlm, corrupt)
+    shift = torch.zeros_like(z_corrupt)[:, None].requires_grad_()
+    scores = _edited(vlm, corrupt, Edit(shift=shift))
+    (slope,) = torch.autograd.grad(contrast_diff(scores, members).sum(), shift)
+    gaps = contrast_diff(clean_scores, members) - contrast_diff(corrupt_scores, members)
+    return {"effects": ((z_clean - z_corrupt) * slope[:, 0]).sum(-1), "gaps": gaps}
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Prompts) -> HeadMap:
-    effects = []
-    for prefix in prompts.track("gradients"):
-        members = questions[prefix.rows]
-        scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
-        (slope,) = torch.autograd.grad(measure(name, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
-        effects.append(slope[:, 0].cpu())
+    slopes = [part["slope"] for part in each(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
-    return HeadMap("gradient", name.replace("_", " "), torch.cat(effects), torch.from_numpy(groups(questions)), made)
+    return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
+
+
+def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> Found:
+    members = prefix.questions
+    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
+    (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
+    return {"slope": slope[:, 0]}
 
 
 def _edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:

@@ -5,14 +5,16 @@ A vision tower mixes its patches: a token's box is where its patch lies, not all
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..card import Card
 from ..data.question import Box, Picture, Question, open_picture, open_size
 from ..errors import ModelError
 from ..models.vlm import VLM
@@ -45,16 +47,30 @@ class Raster:
 
 
 @dataclass(frozen=True)
-class PatchGrid:
+class PatchGrid(Card):
     """Where the pictures of one prompt of T tokens are: sizes (width, height) of the pictures, and their rasters.
 
     A picture that is shown whole and in tiles has two rasters, the finer one last. Tokens of no raster show nothing: words,
     markers of rows and columns, new lines between rows of patches.
+
+    >>> import scale_interp as si
+    >>> grid = patch_grid(si.load("demo"), si.load_questions("scenes/relation", n=1)[0])
+    >>> int(grid.shown.sum()), bool(grid.cover([(0.0, 0.0, 8.0, 8.0)]).max() <= 1)
+    (49, True)
     """
 
     n_tokens: int
     sizes: tuple[Size, ...]
     rasters: tuple[Raster, ...]
+
+    def __repr__(self) -> str:
+        return f"<PatchGrid of {len(self.sizes)} picture(s), {int(self.shown.sum())} of {self.n_tokens} tokens show a part of one>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return (
+            {"picture": r.picture, "size": "{} x {}".format(*self.sizes[r.picture]), "tokens": "{} x {}".format(*r.tokens.shape)}
+            for r in self.rasters
+        )
 
     @cached_property
     def shown(self) -> Tensor:

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, FileError
+from ..errors import DataError
 from ..models.vlm import VLM
 from ..progress import track
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 from .answer_tokens import Positions, answer_activations
 from .headmap import HeadMap
 from .sweep import provenance
@@ -32,12 +32,16 @@ STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation strengths C to choose from; features have unit variance."""
 
 
-@dataclass(frozen=True, eq=False, kw_only=True)
+@dataclass(frozen=True, eq=False, kw_only=True, repr=False)
 class ProbeMap(HeadMap):
     """A HeadMap of held-out accuracy: per_question [Q, L, H] is 1.0 where a head's probe names the question's label.
 
     p [L, H]: share of label permutations whose best head reaches the score, so corrected for all heads (max-statistic,
     Westfall & Young 1993); classes: the labels; chance: accuracy of always naming the commonest.
+
+    >>> right, p = torch.tensor([[[1.0, 0.0]], [[1.0, 1.0]]]), torch.tensor([[0.01, 0.6]])
+    >>> ProbeMap("probe", "held-out accuracy", right, torch.arange(2), p=p, classes=("left", "right"), chance=0.5).significant()
+    tensor([[ True, False]])
     """
 
     significance: ClassVar[str] = "above chance (max-statistic, {alpha})"
@@ -61,14 +65,16 @@ class ProbeMap(HeadMap):
         """Read a saved map. Raises FileError for a damaged or foreign file."""
         path = Path(path)
         tensors, meta = read_tensors(path, KIND)
-        per_question, numbers, p = (expect(path, tensors, name, n) for name, n in (("per_question", 3), ("groups", 1), ("p", 2)))
-        missing = {"method", "unit", "classes", "chance", "provenance"} - meta.keys()
-        if missing or len(numbers) != len(per_question) or p.shape != per_question.shape[1:]:
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        classes = tuple(meta["classes"])
-        return ProbeMap(
-            meta["method"], meta["unit"], per_question, numbers, meta["provenance"], p=p, classes=classes, chance=meta["chance"]
+        per_question, p, numbers = (
+            expect(path, tensors, "per_question", 3),
+            expect(path, tensors, "p", 2),
+            numbered(path, tensors, "groups"),
         )
+        together(path, len(numbers) == len(per_question) and p.shape == per_question.shape[1:] and per_question.numel() > 0)
+        method, unit = (entry(path, meta, name, str) for name in ("method", "unit"))
+        classes, chance = tuple(entry(path, meta, "classes", list[str])), entry(path, meta, "chance", float)
+        about = entry(path, meta, "provenance", dict[str, Any])
+        return ProbeMap(method, unit, per_question, numbers, about, p=p, classes=classes, chance=chance)
 
 
 def probe(
@@ -143,7 +149,10 @@ def held_out_guesses(z: np.ndarray, codes: np.ndarray, group: np.ndarray, folds:
     """The label [Q, L, H] that each head's probe gives to questions it did not learn from: z [Q, L, H, D], codes [Q], group [Q]."""
     Q, L, H, _ = z.shape
     outer = StratifiedGroupKFold(folds, shuffle=True, random_state=seed).split(np.zeros(Q), codes, group)
-    parts = [(learn, held, list(StratifiedGroupKFold(3).split(learn, codes[learn], group[learn]))) for learn, held in outer]
+    try:
+        parts = [(learn, held, list(StratifiedGroupKFold(3).split(learn, codes[learn], group[learn]))) for learn, held in outer]
+    except ValueError as error:
+        raise DataError(f"{Q} questions are too few for {folds} parts ({error}): give more of each label, or fewer folds") from error
     columns = (_guesses(z[:, i // H, i % H], codes, parts) for i in range(L * H))
     return np.stack(list(track(columns, "probing heads", L * H)), 1).reshape(Q, L, H)
 

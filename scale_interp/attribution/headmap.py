@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -15,19 +15,24 @@ from scipy import stats
 from torch import Tensor
 
 from .. import statistics
-from ..errors import DataError, FileError
+from ..card import MOST, Card, bundle
+from ..errors import DataError
 from ..interventions.edit import Head
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 
 KIND = "HeadMap"
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMap:
+class HeadMap(Card):
     """Scores of all heads by one method.
 
     per_question [Q, L, H]: the effect of each head on each question; scores [L, H]: its mean. groups [Q]: questions
     with one number share a picture. unit: what a score is measured in. provenance: model, data, settings, versions.
+
+    >>> m = HeadMap("mine", "logit diff", torch.tensor([[[0.0, 0.5], [0.25, 0.0]]] * 3), torch.arange(3))
+    >>> m.top(2), m.sparsity()["heads_to_half"]
+    ([(0, 1), (1, 0)], 1)
     """
 
     method: str
@@ -43,10 +48,14 @@ class HeadMap:
         (layer, head), *_ = self.top(1)
         Q, L, H = self.per_question.shape
         best = f"({layer}, {head}) {self.scores[layer, head]:+.3f} {self.unit}"
-        return f"<HeadMap {self.method}: {L} layers x {H} heads, {Q} questions; top head {best}>"
+        return f"<{type(self).__name__} {self.method}: {L} layers x {H} heads, {Q} questions; top head {best}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        heads = self.top(min(MOST, self.scores.numel()))
+        return ({"layer": layer, "head": head, self.unit: float(self.scores[layer, head])} for layer, head in heads)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     @cached_property
     def scores(self) -> Tensor:
@@ -102,10 +111,14 @@ class HeadMap:
         """Agreement of two maps: Spearman's rank correlation with its p-value, and the overlap of their top 8 heads.
 
         The correlation is nan where all scores of a map are equal.
+
+        >>> m = HeadMap("mine", "logit diff", torch.rand(4, 2, 8), torch.arange(4))
+        >>> m.compare(m)["overlap_top8"]
+        1.0
         """
         theirs = other.scores if isinstance(other, HeadMap) else other
         if theirs.shape != self.scores.shape:
-            raise DataError(f"maps of {tuple(self.scores.shape)} and {tuple(theirs.shape)} heads cannot be compared")
+            raise DataError(f"maps of {tuple(self.scores.shape)} and {tuple(theirs.shape)} heads cannot be compared; give two of one model")
         flat = [self.scores.flatten().numpy(), theirs.flatten().numpy()]
         defined = all(np.ptp(scores) > 0 for scores in flat)
         rho, p = stats.spearmanr(*flat) if defined else (float("nan"), float("nan"))
@@ -141,7 +154,14 @@ class HeadMap:
         return head_heatmap(self, **options)
 
     def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
+        """Write one safetensors file; the metadata is JSON in its header.
+
+        >>> import tempfile
+        >>> m, path = HeadMap("mine", "logit diff", torch.rand(4, 2, 8), torch.arange(4)), f"{tempfile.mkdtemp()}/mine.safetensors"
+        >>> m.save(path)
+        >>> HeadMap.load(path).top(3) == m.top(3)
+        True
+        """
         tensors = {"per_question": self.per_question, "groups": self.groups}
         write_tensors(Path(path), KIND, tensors, {"method": self.method, "unit": self.unit, "provenance": dict(self.provenance)})
 
@@ -150,7 +170,7 @@ class HeadMap:
         """Read a saved map. Raises FileError for a damaged or foreign file."""
         path = Path(path)
         tensors, meta = read_tensors(path, KIND)
-        per_question, groups = expect(path, tensors, "per_question", 3), expect(path, tensors, "groups", 1)
-        if len(groups) != len(per_question) or {"method", "unit", "provenance"} - meta.keys():
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return HeadMap(meta["method"], meta["unit"], per_question, groups, meta["provenance"])
+        per_question, groups = expect(path, tensors, "per_question", 3), numbered(path, tensors, "groups")
+        together(path, len(groups) == len(per_question) and per_question.numel() > 0)
+        method, unit = (entry(path, meta, name, str) for name in ("method", "unit"))
+        return HeadMap(method, unit, per_question, groups, entry(path, meta, "provenance", dict[str, Any]))

@@ -14,11 +14,11 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import ModelError
 from ..interventions.attention import attention
+from ..interventions.batches import Batches, Found, Singles, each
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, Prompts
 from ..interventions.reference import run_reference
 from ..models.vlm import VLM
-from ..progress import track
 from .grid import PatchGrid
 
 NAME = "scale_interp_weights"
@@ -69,36 +69,46 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
     return [weights for weights, _ in stream_attention(vlm, questions, choose_path(vlm, questions, path))]
 
 
-@torch.no_grad()
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
-    if path == "packed":
-        for prefix in Prompts(vlm, questions, keep=False).track("reading attention"):
-            yield from _packed(vlm, prefix)
-        return
-    for question in track(questions, "reading attention", len(questions)):
-        rows: list[Tensor] = []
-        with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-            for layer in vlm.layers:
-                rows.append(layer.self_attn.output[1][:, :, -1].clone())
-        weights = torch.cat([row.cpu().float() for row in rows])
-        yield _checked(vlm, weights, question), run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0].cpu()
+    packed = path == "packed"
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    for found in each(vlm, batches, prefix_work if packed else single_work, "reading attention"):
+        for i in range(len(found) // 2):
+            yield found[f"weights {i}"], found[f"scores {i}"]
 
 
-def _packed(vlm: VLM, prefix: Prefix) -> Iterator[tuple[Tensor, Tensor]]:
+@torch.no_grad()
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+    """One question's weights and scores, from whole forward passes."""
+    _, question = batch
+    rows: list[Tensor] = []
+    with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
+        for layer in vlm.layers:
+            rows.append(layer.self_attn.output[1][:, :, -1].clone())
+    weights = torch.cat([row.cpu().float() for row in rows])
+    scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
+    return {"weights 0": _checked(vlm, weights, question), "scores 0": scores}
+
+
+@torch.no_grad()
+def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+    """A batch's weights and scores, a tensor a question: their prompts differ in length."""
     rows: list[Tensor] = []
     with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):
         for layer in vlm.text.layers:
             rows.append(layer.self_attn.output[1][:, :, 0].clone())
         hidden = vlm.text.norm.output.save()
     R, P = prefix.choices.tokens.shape[1], prefix.seen.shape[1]
-    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0].cpu()
+    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0]
     # A sliding layer has no columns for what it forgot; the last token's own is the first after the prompt's.
     kept = [row.shape[-1] - R for row in rows]
     whole = [nn.functional.pad(row[..., : K + 1].cpu(), (P - K, 0)) for row, K in zip(rows, kept, strict=True)]
-    weights = torch.stack(whole, 1)
-    for question, row, seen, score in zip(prefix.questions, weights, prefix.seen, scores, strict=True):
-        yield _checked(vlm, row[..., int((~seen).sum()) :], question), score[: len(question.choices)]
+    found = {}
+    for i, (question, row, seen, score) in enumerate(zip(prefix.questions, torch.stack(whole, 1), prefix.seen, scores, strict=True)):
+        found[f"weights {i}"] = _checked(vlm, row[..., int((~seen).sum()) :], question)
+        found[f"scores {i}"] = score[: len(question.choices)]
+    return found
 
 
 def _checked(vlm: VLM, weights: Tensor, question: Question) -> Tensor:

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
+from ..interventions.batches import Found, each
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import Prefix, Prompts
 from ..models.vlm import VLM
 from .headmap import HeadMap
 from .metric import Metric, measure
@@ -41,14 +43,17 @@ def integrated_gradients(
         raise EditError(f"steps={steps}: give at least 1")
     questions = require(questions)
     require_packed(vlm, questions, path, "integrated_gradients")
-    alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
-    effects = []
-    for prefix in Prompts(vlm, questions).track("integrated gradients"):
-        members = questions[prefix.rows]
-        scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()
-        # the edit's question axis is this batch's own
-        _, scores = run_packed(vlm, replace(prefix, rows=slice(None)), Edit(scale=scale))
-        (slope,) = torch.autograd.grad(measure(metric, scores, members).sum(), scale)
-        effects.append(slope.mean(1).cpu())
+    found = each(vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients")
+    effects = torch.cat([part["effects"] for part in found])
     made = provenance(vlm, questions, metric=metric, path="packed", steps=steps)
-    return HeadMap("integrated gradients", metric.replace("_", " "), torch.cat(effects), torch.from_numpy(groups(questions)), made)
+    return HeadMap("integrated gradients", metric.replace("_", " "), effects, torch.from_numpy(groups(questions)), made)
+
+
+def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> Found:
+    members = prefix.questions
+    alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
+    scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()
+    # the edit's question axis is this batch's own
+    _, scores = run_packed(vlm, replace(prefix, rows=slice(None)), Edit(scale=scale))
+    (slope,) = torch.autograd.grad(measure(metric, scores, members).sum(), scale)
+    return {"effects": slope.mean(1)}

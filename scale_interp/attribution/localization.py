@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from ..card import Card, bundle
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
@@ -25,8 +26,14 @@ HEADS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class LocalizationHeads:
-    """The chosen heads, most gathered map first; those above the elbow, most attention first; and both maps of all heads."""
+class LocalizationHeads(Card):
+    """The chosen heads, most gathered map first; those above the elbow, most attention first; and both maps of all heads.
+
+    >>> import scale_interp as si
+    >>> found = localization_heads(si.load("demo"), si.load_questions("scenes/relation", "train", n=4), n=1)
+    >>> len(found.heads), found.entropy.unit
+    (1, 'nats')
+    """
 
     heads: tuple[Head, ...]
     above: tuple[Head, ...]
@@ -37,6 +44,10 @@ class LocalizationHeads:
         chosen = ", ".join(f"({layer}, {head})" for layer, head in self.heads)
         return f"<LocalizationHeads {chosen} of {len(self.above)} above the elbow, {len(self.image.per_question)} questions>"
 
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        image, entropy = self.image.scores, self.entropy.scores
+        return ({"layer": h[0], "head": h[1], "on the picture": float(image[h]), "entropy (nats)": float(entropy[h])} for h in self.heads)
+
     def plot(self, **options: Any) -> Any:
         """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
         from ..viz import head_heatmaps
@@ -44,7 +55,7 @@ class LocalizationHeads:
         return head_heatmaps([self.image, self.entropy], **({"marks": self.heads} | options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
 
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:

@@ -63,7 +63,7 @@ def _tiles(down: int, across: int, side: int) -> Tensor:
 
 def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
     """Resized by its shorter edge and cropped in the middle; or padded to a square first; or squeezed."""
-    images, config = vlm.processor.image_processor, vlm.hf_model.config  # type: ignore[attr-defined]
+    images, config = vlm.processor.image_processor, vlm.hf_model.config
     height, width = _processed(vlm, size)["pixel_values"][-2:]
     high, wide = _processed(vlm, size, do_center_crop=False)["pixel_values"][-2:]
     square = max(size) if getattr(images, "do_pad", None) else None
@@ -112,14 +112,14 @@ def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
 
 def _qwen(vlm: VLM, size: Size, alone: bool) -> Layout:
     """Resized to whole patches of its own shape; merged patches, row by row."""
-    images: Any = vlm.processor.image_processor  # type: ignore[attr-defined]
+    images: Any = vlm.processor.image_processor
     _, rows, cols = (n // images.merge_size for n in _processed(vlm, size)["image_grid_thw"])
     return [_whole(size, rows, cols)], rows * cols
 
 
 def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
     """Squeezed into a grid of tiles, tile by tile, and then whole; one tile is the whole picture."""
-    images: Any = vlm.processor.image_processor  # type: ignore[attr-defined]
+    images: Any = vlm.processor.image_processor
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     (n,) = _processed(vlm, size)["num_patches"]
     if n == 1:

@@ -15,7 +15,7 @@ from ..interventions.sweep import HeadSweep
 from ..models.vlm import VLM
 from .headmap import HeadMap
 from .metric import contrast_diff
-from .sweep import provenance, read_z
+from .sweep import provenance, read_clean
 
 
 def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:
@@ -26,15 +26,20 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     The ratio is of means, so that a pair with a small difference does not dominate.
 
     Raises DataError where the model tells clean and corrupt questions apart by nothing at all.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> m = patch(vlm, si.contrasts(qs))
+    >>> m.scores.shape, m.unit
+    (torch.Size([6, 8]), 'recovered fraction')
     """
     pairs = require(pairs, Contrast)
     clean, corrupt = [p.clean for p in pairs], [p.corrupt for p in pairs]
     path = choose_path(vlm, corrupt, path)
-    at_clean, at_corrupt = Prompts(vlm, clean), Prompts(vlm, corrupt)
-    m_clean = contrast_diff(run_with_clean(vlm, clean, None, path, prompts=at_clean, what="clean runs")[0], pairs)[:, 0]
-    z = read_z(vlm, clean, path, at_clean)
+    z, clean_scores = read_clean(vlm, clean, path, Prompts(vlm, clean, keep=False))
+    m_clean = contrast_diff(clean_scores, pairs)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, z)
-    edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, prompts=at_corrupt, what="patching")
+    edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, what="patching")
     m_corrupt = contrast_diff(unpatched, pairs)
     gap = float((m_clean - m_corrupt[:, 0]).mean())
     if abs(gap) < 1e-6:

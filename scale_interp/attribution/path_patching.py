@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import groupby
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
 from ..interventions.attention import attention
+from ..interventions.batches import Found, Pairs, each
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
@@ -55,16 +57,13 @@ def path_patch(
     _require_packed(vlm, [p.corrupt for p in pairs], path)
     at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
     at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
-    effects, gaps = [], []
-    for i, corrupt in enumerate(at_corrupt.track("path patching")):
-        effect, difference = _effects(vlm, pairs[corrupt.rows], at_clean[i], corrupt, receivers, into)
-        effects.append(effect)
-        gaps.append(difference)
-    gap = float(torch.cat(gaps).mean())
+    work = partial(path_work, receivers=tuple(receivers), into=into)
+    found_parts = [*each(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
+    effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
     if abs(gap) < 1e-6:
         raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap, into=into)
-    parts = (torch.cat(effects) / gap).split([vlm.n_heads * layer for layer, _ in receivers], 1)
+    parts = (effects / gap).split([vlm.n_heads * layer for layer, _ in receivers], 1)
     found = {}
     for (layer, head), part in zip(receivers, parts, strict=True):
         scores = F.pad(part, (0, vlm.n_heads * (vlm.n_layers - layer))).unflatten(1, (vlm.n_layers, vlm.n_heads))
@@ -99,10 +98,10 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
 
 
 @torch.no_grad()
-def _effects(
-    vlm: VLM, pairs: Sequence[Contrast], at_clean: Prefix, at_corrupt: Prefix, receivers: list[Head], into: Into
-) -> tuple[Tensor, Tensor]:
+def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> Found:
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""
+    at_clean, at_corrupt = batch
+    pairs = [Contrast(*both) for both in zip(at_clean.questions, at_corrupt.questions, strict=True)]
     received = _received(vlm, at_corrupt, read_stream(vlm, at_clean).z, read_stream(vlm, at_corrupt).z, receivers, into)
     heads = tuple(r for r in receivers for _ in range(received[r].shape[1]))
     edit = HeadValues(heads, torch.cat([received[r] for r in receivers], 1), vlm.n_heads)
@@ -111,10 +110,10 @@ def _effects(
     for prefix, scores in ((at_clean, clean), (at_corrupt, edited)):
         check_finite(vlm, prefix.questions, scores)
     m_corrupt = contrast_diff(unpatched, pairs)
-    return (contrast_diff(edited, pairs) - m_corrupt).cpu(), (contrast_diff(clean, pairs) - m_corrupt)[:, 0].cpu()
+    return {"effects": contrast_diff(edited, pairs) - m_corrupt, "gaps": (contrast_diff(clean, pairs) - m_corrupt)[:, 0]}
 
 
-def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: list[Head], into: Into) -> dict[Head, Tensor]:
+def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: Sequence[Head], into: Into) -> dict[Head, Tensor]:
     """Each receiver's z [B, N, D] after each of its N senders changed what it reads."""
     stem = _last_token_only(prefix)
     layers = sorted({layer for layer, _ in receivers})

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
 from typing import Any
@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from .. import statistics
+from ..card import Card
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
-from ..errors import EditError, FileError
+from ..errors import EditError
 from ..interventions.edit import Edit, Head, check_heads
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 from .metric import Metric, measure
 from .sweep import provenance
 
@@ -28,11 +29,17 @@ KINDS = ("top", "random", "low", "keep")
 
 
 @dataclass(frozen=True, eq=False)
-class RemovalCurve:
+class RemovalCurve(Card):
     """A metric after k heads were removed, with `base` [Q] before.
 
     per_question [Q, K, 4]: for top, random (mean of draws), low and keep-only; random [K, R]: the mean over questions of
     every single draw.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> order = [(layer, head) for layer in range(6) for head in range(8)]
+    >>> remove_heads_curve(vlm, qs, order, ks=(1, 4), draws=2).differences()["k"].tolist()
+    [1, 4]
     """
 
     ks: tuple[int, ...]
@@ -45,6 +52,10 @@ class RemovalCurve:
 
     def __repr__(self) -> str:
         return f"<RemovalCurve of {self.metric}, k = {', '.join(map(str, self.ks))}: top minus random {self.area()}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        means = self.per_question.double().mean(0).tolist()
+        return ({"k": k} | dict(zip(KINDS, row, strict=True)) for k, row in zip(self.ks, means, strict=True))
 
     def values(self, k: int, kind: str) -> np.ndarray:
         """The metric of every question [Q]."""
@@ -98,11 +109,12 @@ class RemovalCurve:
         """Read a saved curve. Raises FileError for a damaged or foreign file."""
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
-        axes = {"per_question": 3, "random": 2, "base": 1, "groups": 1}
-        found = {name: expect(path, tensors, name, n) for name, n in axes.items()}
-        if {"ks", "metric", "provenance"} - meta.keys() or found["per_question"].shape[1:] != (len(meta["ks"]), len(KINDS)):
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return RemovalCurve(tuple(meta["ks"]), meta["metric"], **found, provenance=meta["provenance"])
+        found = {name: expect(path, tensors, name, n) for name, n in (("per_question", 3), ("random", 2), ("base", 1))}
+        found["groups"] = numbered(path, tensors, "groups")
+        ks, metric = tuple(entry(path, meta, "ks", list[int])), entry(path, meta, "metric", str)
+        together(path, found["per_question"].shape == (len(found["base"]), len(ks), len(KINDS)) and found["per_question"].numel() > 0)
+        together(path, len(found["groups"]) == len(found["base"]) and len(found["random"]) == len(ks))
+        return RemovalCurve(ks, metric, **found, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
 def remove_heads_curve(

@@ -5,7 +5,7 @@ ScAle's preliminary study (arXiv 2606.29579) rescales activations of chosen laye
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from .. import statistics
+from ..card import Card
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
@@ -30,8 +31,13 @@ FACTORS = (0.0, 0.5, 1.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Rescaling:
-    """Change of a metric for every unit and factor: per_question [Q, F, U]; units name the U rescaled parts."""
+class Rescaling(Card):
+    """Change of a metric for every unit and factor: per_question [Q, F, U]; units name the U rescaled parts.
+
+    >>> change = torch.tensor([[[0.0, 0.5]], [[0.0, 1.0]]])
+    >>> Rescaling("mlp", ("0", "1"), (2.0,), "accuracy", change, torch.arange(2), {})
+    <Rescaling of 2 mlps: best 1 x2, accuracy +0.750>
+    """
 
     unit: Unit
     units: tuple[str, ...]
@@ -50,6 +56,11 @@ class Rescaling:
         best = int(self.change.argmax())
         factor, unit = self.factors[best // len(self.units)], self.units[best % len(self.units)]
         return f"<Rescaling of {len(self.units)} {self.unit}s: best {unit} x{factor:g}, {self.metric} {self.change.max():+.3f}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        U = len(self.units)
+        order = self.change.flatten().argsort(descending=True, stable=True).tolist()
+        return ({self.unit: self.units[i % U], "factor": self.factors[i // U], "change": float(self.change.flatten()[i])} for i in order)
 
     def to_frame(self) -> pd.DataFrame:
         """A row a unit and factor: change with interval, and p corrected (Holm) over all of them."""
@@ -73,7 +84,13 @@ def rescale(
     metric: Metric = "accuracy",
     path: Path = "auto",
 ) -> Rescaling:
-    """Multiply one unit at a time (a head, all heads of a layer, or a layer's MLP) by each factor."""
+    """Multiply one unit at a time (a head, all heads of a layer, or a layer's MLP) by each factor.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> rescale(vlm, qs, factors=(0.0, 2.0)).change.shape
+    torch.Size([2, 6])
+    """
     questions = require(questions)
     if unit not in ("head", "layer", "mlp"):
         raise EditError(f"unit {unit!r}: choose 'head', 'layer' or 'mlp'")

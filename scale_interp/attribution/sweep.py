@@ -12,10 +12,12 @@ from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question
 from ..errors import EditError
+from ..interventions.batches import Found, each
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
-from ..interventions.prefix import Prompts
+from ..interventions.paths import check_finite, join
+from ..interventions.prefix import Prefix, Prompts
 from ..interventions.sweep import HeadSweep
 from ..models.vlm import VLM
 from ..record import versions
@@ -45,17 +47,22 @@ def ablate(
     mode: "zero"; "mean": replaced by the head's mean over `reference` (default: the questions themselves);
     "resample": replaced by its value on another question, drawn with `seed`. score = metric(clean) - metric(ablated),
     so a head that helps has a positive score.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> ablate(vlm, qs, mode="mean").scores.shape
+    torch.Size([6, 8])
     """
     if mode not in ("zero", "mean", "resample"):
         raise EditError(f"mode {mode!r}: choose 'zero', 'mean' or 'resample'")
     questions = require(questions)
-    prompts = Prompts(vlm, questions)
+    prompts = Prompts(vlm, questions, keep=mode != "zero")
     source = None
     if mode == "mean":
-        source = read_z(vlm, questions, path, prompts) if reference is None else capture(vlm, reference).z
+        source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
         source = source.mean(0, keepdim=True)
     elif mode == "resample":
-        source = read_z(vlm, questions, path, prompts)[_others(questions, seed)]
+        source = read_clean(vlm, questions, path, prompts)[0][_others(questions, seed)]
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
     return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
 
@@ -71,10 +78,15 @@ def amplify(
     """How much the metric rises when one head's last-token output is multiplied by `factor`.
 
     score = metric(amplified) - metric(clean).
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> amplify(vlm, qs, factor=4.0).method
+    'amplify x4'
     """
     questions = require(questions)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor))
-    return _sweep(vlm, questions, sweep, metric, path, Prompts(vlm, questions), f"amplify x{factor:g}", 1.0, factor=factor)
+    return _sweep(vlm, questions, sweep, metric, path, Prompts(vlm, questions, keep=False), f"amplify x{factor:g}", 1.0, factor=factor)
 
 
 def _sweep(
@@ -96,11 +108,20 @@ def _sweep(
     return HeadMap(method, name.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
 
-def read_z(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> Tensor:
-    """The clean last token's z [Q, L, H, D], from prefixes that are read anyway, or in whole forward passes."""
+def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """The clean last token's z [Q, L, H, D] and choice scores [Q, C]: from prefixes, or in whole forward passes."""
     if choose_path(vlm, questions, path) == "reference":
-        return capture(vlm, questions, batch_size=1).z.to(vlm.device)
-    return torch.cat([last_token(vlm, prefix)[0] for prefix in prompts.track("reading activations")])
+        scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
+        return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
+    found = [*each(vlm, prompts, clean_work, "clean runs")]
+    scores = join([part["scores"][:, None] for part in found])[:, 0]
+    return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
+
+
+def clean_work(vlm: VLM, prefix: Prefix) -> Found:
+    z, _, scores = last_token(vlm, prefix)
+    check_finite(vlm, prefix.questions, scores[:, None])
+    return {"z": z, "scores": scores}
 
 
 def _others(questions: Sequence[Question], seed: int) -> Tensor:

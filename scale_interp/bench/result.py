@@ -97,5 +97,7 @@ def read_benchmarks(path: Path) -> list[Benchmark]:
             )
             for found in read_json(path)["benchmarks"]
         ]
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        if isinstance(error, FileError):
+            raise
         raise FileError(f"{path} holds no benchmarks ({error!r}); measure again with `scale-interp bench --out`") from error

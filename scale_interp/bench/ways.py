@@ -191,7 +191,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
     layers: Sequence[nn.Module] = vlm.decoder.layers
     for number, layer in enumerate(layers):
         hooks.append(layer.register_forward_pre_hook(copies(number), with_kwargs=True))
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr, operator]
+        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr]
     try:
         with attention(vlm.decoder):
             hidden = vlm.decoder(**prefix.inputs()).last_hidden_state

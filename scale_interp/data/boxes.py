@@ -58,11 +58,11 @@ def box_questions(
     images: str | Path | None = None,
 ) -> Questions:
     """Questions from a COCO detection JSON: `read_boxes`, then "pope", "place" or "relation" (kind is POPE's)."""
+    if ask not in ("pope", "place", "relation"):
+        raise DataError(f"ask={ask!r}: choose 'pope', 'place' or 'relation'")
     boxes = read_boxes(path, images)
     if ask == "pope":
         return pope_questions(boxes, kind, n, seed=seed, split=split)
-    if ask not in ("place", "relation"):
-        raise DataError(f"ask={ask!r}: choose 'pope', 'place' or 'relation'")
     return (place_questions if ask == "place" else relation_questions)(boxes, n, seed, split)
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from .catalog import Entry
-from .pictures import COCO, Pictures, coco_names
+from .pictures import COCO, Pictures, coco_names, is_picture_number
 from .prompts import Ask
 from .question import Question
 from .records import Key
@@ -76,10 +76,10 @@ class Captions:
         where = self.records.where(i)
         if not isinstance(record, list) or len(record) != 3:
             size = f"{len(record)} entries" if isinstance(record, list) else f"a {type(record).__name__}"
-            raise DataError(f"{where}: {size}, not [picture number, true caption, false caption]")
+            raise DataError(f"{where}: {size}, not [picture number, true caption, false caption]; give these three")
         number, *captions = record
-        if isinstance(number, bool) or not isinstance(number, int | str) or not str(number).isdecimal():
-            raise DataError(f"{where}: {number!r} is no picture number")
+        if isinstance(number, bool) or not isinstance(number, int | str) or not is_picture_number(str(number)):
+            raise DataError(f"{where}: {str(number)[:40]!r} is no picture number; give the digits of its file name")
         if not all(isinstance(c, str) and c.strip() for c in captions):
             raise DataError(f"{where}: captions {captions!r}; both must be texts")
         return f"{int(number):012d}" if self.coco else str(number), captions[0], captions[1]

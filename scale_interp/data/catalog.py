@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from ..arguments import near
 from ..errors import DataError
 from .task import TASKS
 
@@ -170,5 +171,7 @@ RENDERED = {
 def find_entry(name: str) -> Entry:
     """The set of that name, or DataError."""
     if name not in CATALOG:
-        raise DataError(f"unknown data set {name!r}: known are {', '.join((*CATALOG, *RENDERED))}, jsonl:PATH and boxes:PATH")
+        raise DataError(
+            f"unknown data set {name!r}: known are {', '.join((*CATALOG, *RENDERED))}, jsonl:PATH and boxes:PATH{near(name, CATALOG)}"
+        )
     return CATALOG[name]

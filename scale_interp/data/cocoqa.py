@@ -11,7 +11,7 @@ from typing import Any
 
 from ..errors import DataError
 from .catalog import Entry
-from .pictures import COCO, Pictures, coco_names
+from .pictures import COCO, Pictures, coco_names, is_picture_number
 from .prompts import Ask, digest
 from .question import Question
 from .records import Key, Lines
@@ -65,8 +65,9 @@ class CocoQA:
 
     def key(self, i: int, record: Any) -> Key | str:
         _, _, image, kind = (part.strip() for part in record)
-        if not image.isdecimal() or kind not in ("0", "1", "2", "3"):
-            raise DataError(f"{self.records.where(i)}: picture {image!r}, type {kind!r}; a number and 0 to 3 are expected")
+        if not is_picture_number(image) or kind not in ("0", "1", "2", "3"):
+            found = f"picture {image[:40]!r}, type {kind[:40]!r}"
+            raise DataError(f"{self.records.where(i)}: {found}; a number and 0 to 3 are expected: fetch the files again")
         group = f"coco/{int(image):012d}"
         return Key(f"{self.entry.name}/{self.split}/{i}", group, group)
 

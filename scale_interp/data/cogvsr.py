@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..card import Card
 from ..errors import DataError
 from .items import Items, Questions, require
 from .pictures import Pictures, require_inside
 from .prompts import digest, shuffled
 from .question import Question
-from .records import JsonLines, JsonList, entries, text, texts
+from .records import JsonLines, JsonList, entries, is_number, text, texts
 from .task import YES_NO
 
 OPTIONS = 4
@@ -21,33 +22,56 @@ OPTIONS = 4
 
 
 class Sub(NamedTuple):
-    """One step of a chain: a question of its own, and the function that it asks for."""
+    """One step of a chain: a question of its own, and the function that it asks for.
+
+    >>> Sub(Question("Where is the cat?", ("left", "right"), 0), "relational reasoning").function
+    'relational reasoning'
+    """
 
     question: Question
     function: str
 
 
 @dataclass(frozen=True)
-class CogQuestion:
+class CogQuestion(Card):
     """A main question and the steps that lead to its answer, all about one picture.
 
     Raises DataError for no steps, for a step without a function, and for steps about another picture.
+
+    >>> main = Question("Is the cat left of the dog?", ("yes", "no"), 0, id="1")
+    >>> where = Question("Where is the cat?", ("left", "right"), 0, id="2", group="1")
+    >>> CogQuestion(main, ((where, "relational reasoning"),))
+    <CogQuestion 1: 'Is the cat left of the dog?' 'yes'; steps: relational reasoning>
     """
 
     question: Question
     subquestions: tuple[Sub, ...]
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "subquestions", tuple(Sub(*sub) for sub in self.subquestions))
+        if not isinstance(self.question, Question):
+            raise DataError(f"a decomposed question about a {type(self.question).__name__}: give a Question")
+        try:
+            object.__setattr__(self, "subquestions", tuple(Sub(*sub) for sub in self.subquestions))
+        except TypeError as error:
+            raise DataError(f"question {self.id}: its steps are no pairs of question and function ({error})") from error
         if not self.subquestions:
             raise DataError(f"question {self.id}: it has no subquestions; give at least one")
         for step, (question, function) in enumerate(self.subquestions, 1):
-            if not function.strip():
+            if not isinstance(question, Question):
+                raise DataError(f"question {self.id}, step {step}: a {type(question).__name__}; give a Question")
+            if not isinstance(function, str) or not function.strip():
                 raise DataError(f"question {self.id}, step {step}: it has no function; tag it with one")
             if question.group != self.group:
                 raise DataError(
-                    f"question {self.id}, step {step}: group {question.group!r} is not {self.group!r}; steps share their picture"
+                    f"question {self.id}, step {step}: group {question.group!r} is not {self.group!r}; steps share their picture: give it"
                 )
+
+    def __repr__(self) -> str:
+        steps = ", ".join(function for _, function in self.subquestions)
+        return f"<CogQuestion {self.id}: {self.question.text!r} {self.question.answer_text!r}; steps: {steps}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"step": q.text, "right": q.answer_text, "function": function} for q, function in self.subquestions)
 
     @property
     def id(self) -> str:
@@ -59,9 +83,17 @@ class CogQuestion:
 
 
 class CogQuestions(Items[CogQuestion]):
-    """Decomposed questions, as `cog_questions` and `read_cog` give them."""
+    """Decomposed questions, as `cog_questions` and `read_cog` give them.
+
+    >>> from scale_interp.data.cog_scenes import cog_questions
+    >>> len(cog_questions("train", n=3)[:2])
+    2
+    """
 
     noun = "decomposed questions"
+
+    def _card_row(self, item: CogQuestion) -> Mapping[str, Any]:
+        return {"question": item.question.text, "right": item.question.answer_text, "steps": len(item.subquestions)}
 
 
 def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
@@ -105,11 +137,20 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     stand beside any answer. Where it does not, a yes or no is one of two; otherwise three other answers to the same
     function (or main question) of this file are drawn by `seed` as wrong options. That is our choice, neither set has
     options. Image paths go from the file's folder. Raises DataError for what is not in this form.
+
+    >>> import json, tempfile
+    >>> step = {"question": "Is there a cup?", "answer": "yes", "function": "visual reception"}
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    ...     json.dump({"question": "Is the cup on the left?", "answer": "no", "subquestions": [step]}, file)
+    ...     file.flush()
+    ...     cog = read_cog(file.name)[0]
+    >>> cog.question.answer_text, cog.subquestions[0].function
+    ('no', 'visual reception')
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"there is no file {path}; give the path of decomposed questions as JSON lines")
-    records: JsonLines | JsonList = JsonList(path) if path.read_bytes().lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"[" else JsonLines(path)
+    records: JsonLines | JsonList = JsonList(path) if _begins_a_list(path) else JsonLines(path)
     chains = [_chain(records.where(i), record) for i, record in enumerate(records)]
     if not chains:
         raise DataError(f"{path} holds no questions; give at least one record")
@@ -119,6 +160,11 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
             pool.setdefault(asked.function, []).append(asked.answer)
     pictures = Pictures((path.parent,), ("",), path.parent)
     return CogQuestions([_cog(f"{path.stem}/{i + 1}", c, pool, pictures, seed) for i, c in enumerate(chains)], str(path), "", seed)
+
+
+def _begins_a_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
 class _Asked(NamedTuple):
@@ -155,13 +201,13 @@ def _chain(where: str, record: Any) -> _Chain:
 
 def _asked(record: Any, field: str, function: str, where: str) -> _Asked:
     answer = record.get("answer")
-    if isinstance(answer, int | float) and not isinstance(answer, bool):
+    if is_number(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not answer.strip():
         raise DataError(f"{where}: 'answer' is {record.get('answer')!r}; it must hold text or a number")
     choices = tuple(texts(record, "choices", where)) if "choices" in record else ()
     if choices and answer not in choices:
-        raise DataError(f"{where}: answer {answer!r} is none of the choices {list(choices)}")
+        raise DataError(f"{where}: answer {answer!r} is none of the choices {list(choices)}; give one of these")
     return _Asked(text(record, field, where), answer.strip() if not choices else answer, function, choices, where)
 
 

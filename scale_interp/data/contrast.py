@@ -24,16 +24,34 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two questions whose right answers differ: the same words or the same picture, the same choices, another answer."""
+    """Two questions whose right answers differ: the same words or the same picture, the same choices, another answer.
+
+    >>> here, there = (Question("Where is the cat?", ("left", "right"), i, id=name) for i, name in enumerate(("photo", "mirrored")))
+    >>> Contrast(here, there)
+    <Contrast: 'Where is the cat?' 'left' against 'right'>
+    """
 
     clean: Question
     corrupt: Question
 
     def __post_init__(self) -> None:
+        if wrong := next((q for q in (self.clean, self.corrupt) if not isinstance(q, Question)), None):
+            raise DataError(f"a contrast of a {type(wrong).__name__}: give two Questions")
         if self.clean.choices != self.corrupt.choices:
-            raise DataError(f"contrast {self.clean.id}: the choices differ ({self.clean.choices} / {self.corrupt.choices})")
+            differ = f"{self.clean.choices} / {self.corrupt.choices}"
+            raise DataError(f"contrast {self.clean.id}: the choices differ ({differ}); give both questions the same")
         if self.clean.answer == self.corrupt.answer:
-            raise DataError(f"contrast {self.clean.id}: both questions have the answer {self.clean.answer_text!r}")
+            same = f"both questions have the answer {self.clean.answer_text!r}"
+            raise DataError(f"contrast {self.clean.id}: {same}; give two with different ones")
+
+    def __repr__(self) -> str:
+        a, b = (f"{q.text!r} {q.answer_text!r}" for q in (self.clean, self.corrupt))
+        return f"<Contrast: {a} against {b if self.clean.text != self.corrupt.text else repr(self.corrupt.answer_text)}>"
+
+    def _repr_html_(self) -> str:
+        from ..viz.page import question_card
+
+        return f"<div style='display:flex;flex-wrap:wrap;gap:12px'>{question_card(self.clean)}{question_card(self.corrupt)}</div>"
 
     @property
     def id(self) -> str:
@@ -45,7 +63,13 @@ class Contrast:
 
 
 class Contrasts(Items[Contrast]):
-    """Contrasts, and the questions for which none could be built (`skipped`: id -> why)."""
+    """Contrasts, and the questions for which none could be built (`skipped`: id -> why).
+
+    >>> from scale_interp import load_questions
+    >>> pairs = contrasts(load_questions("scenes/relation", n=4))
+    >>> pairs[0].clean.choices == pairs[0].corrupt.choices, pairs.skipped
+    (True, {})
+    """
 
     noun = "contrasts"
 
@@ -55,6 +79,16 @@ class Contrasts(Items[Contrast]):
 
     def __repr__(self) -> str:
         return f"<{len(self)} contrasts of {self.source}, {len(self.skipped)} questions without one>"
+
+    def _card_row(self, item: Contrast) -> Mapping[str, Any]:
+        clean, corrupt = item.clean, item.corrupt
+        other = "" if clean.text == corrupt.text else corrupt.text
+        return {
+            "question": clean.text,
+            "right": clean.answer_text,
+            "its partner": other or "the same words",
+            "right there": corrupt.answer_text,
+        }
 
 
 def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Encoder | None = None) -> Contrasts:
@@ -89,6 +123,7 @@ def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Enc
         raise DataError(
             f"no contrast by {change!r} could be built from {len(questions)} questions: "
             + "; ".join(f"{reason} ({n} questions)" for reason, n in reasons)
+            + ": give questions about places or relations"
         )
     source = f"{getattr(questions, 'source', 'given')} {change}"
     return Contrasts(made, skipped, source, getattr(questions, "split", ""), getattr(questions, "seed", None))

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import math
 from collections import Counter, defaultdict
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +12,7 @@ from typing import Any
 from ..errors import DataError
 from .pictures import coco_number
 from .question import Box
-from .records import entries, text
+from .records import entries, is_number, read_json_file, text
 
 ROUNDING = 1.0
 """Pixels by which a box may reach over the picture's edge; it is cut there."""
@@ -117,6 +115,8 @@ def read_boxes(path: str | Path, images: str | Path | None = None) -> Boxes:
             raise DataError(f'{where}: image_id {image!r} is no id in "images"; correct it or remove the annotation')
         if not isinstance(category, int | str) or category not in classes:
             raise DataError(f'{where}: category_id {category!r} is no id in "categories"; correct it or remove the annotation')
+        if a.get("iscrowd") not in (None, 0, 1):
+            raise DataError(f"{where}: iscrowd is {a['iscrowd']!r}; it must be 0 or 1")
         if a.get("iscrowd"):
             crowds[image].append(classes[category])
         else:
@@ -150,12 +150,7 @@ def _folder(path: Path, images: str | Path | None) -> Path:
 
 
 def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8-sig"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg}); fetch the file again") from error
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{path}: no JSON in UTF-8 ({error}); fetch the file again") from error
+    content = read_json_file(path)
     for part in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(part), list):
             raise DataError(f'{path} has no list "{part}": give a COCO detection JSON with "images", "annotations" and "categories"')
@@ -165,14 +160,14 @@ def _content(path: Path) -> dict[str, list[dict[str, Any]]]:
 
 
 def _id(record: Mapping[str, Any], path: Path) -> Any:
-    if not isinstance(record.get("id"), int | str):
-        raise DataError(f"{path}: a record's id is {record.get('id')!r}; ids are numbers or text: {str(dict(record))[:80]}")
+    if not isinstance(record.get("id"), int | str) or isinstance(record["id"], bool):
+        raise DataError(f"{path}: a record's id is {record.get('id')!r}; give a number or a text: {str(dict(record))[:80]}")
     return record["id"]
 
 
 def _pixels(record: Mapping[str, Any], field: str, path: Path) -> int:
     value = record.get(field)
-    if not isinstance(value, int) or value < 1:
+    if not is_number(value) or not isinstance(value, int) or value < 1:
         raise DataError(f"{path}: image {record['id']} has the {field} {value!r}; it must be a whole number of pixels")
     return value
 
@@ -185,21 +180,24 @@ def _require_once(values: list[Any], what: str, path: Path) -> None:
 
 def _box(bbox: Any, size: tuple[int, int], where: str) -> Box:
     """(left, top, right, bottom) within the picture."""
-    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(isinstance(v, int | float) and math.isfinite(v) for v in bbox)
+    numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
     if not numbers:
-        raise DataError(f"{where}: bbox {bbox!r} is no [x, y, width, height] in pixels")
+        raise DataError(f"{where}: bbox {str(bbox)[:60]} is no [x, y, width, height] in pixels; give four finite numbers")
     (x, y, w, h), (width, height) = bbox, size
     if w <= 0 or h <= 0:
         raise DataError(f"{where}: bbox {bbox} has no size; width and height must be above 0")
     box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     outside = min(x, y) < -ROUNDING or x + w > width + ROUNDING or y + h > height + ROUNDING
     if outside or box[0] >= box[2] or box[1] >= box[3]:
-        raise DataError(f"{where}: bbox {bbox} lies outside its picture of {width} x {height} pixels; is it [x, y, width, height]?")
+        raise DataError(f"{where}: bbox {bbox} lies outside its picture of {width} x {height} pixels; give [x, y, width, height] within it")
     return box
 
 
 def _inside(root: Path, name: str, path: Path) -> Path:
-    file = (root / name).resolve()
+    try:
+        file = (root / name).resolve()
+    except (ValueError, RuntimeError) as error:
+        raise DataError(f"{path}: file_name {name!r} is no name of a file ({error}); correct it") from error
     if not file.is_relative_to(root):
         raise DataError(f"{path}: file_name {name!r} leads out of the picture folder {root}; it must stay inside")
     return file

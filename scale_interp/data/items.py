@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
+from ..card import Card
 from ..errors import DataError, LeakError
 from .question import Question
 
@@ -26,7 +27,7 @@ class Item(Protocol):
 T = TypeVar("T", bound=Item, covariant=True)
 
 
-class Items(Sequence[T]):
+class Items(Card, Sequence[T]):
     """Items of one data set, split and seed; slices keep these."""
 
     noun = "items"
@@ -34,6 +35,12 @@ class Items(Sequence[T]):
     def __init__(self, items: Iterable[T], source: str = "given", split: str = "", seed: int | None = None):
         self.items = tuple(items)
         self.source, self.split, self.seed = source, split, seed
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return map(self._card_row, self.items)
+
+    def _card_row(self, item: Any) -> Mapping[str, Any]:
+        return {"id": item.id}
 
     @overload
     def __getitem__(self, index: int) -> T: ...
@@ -54,9 +61,17 @@ class Items(Sequence[T]):
 
 
 class Questions(Items[Question]):
-    """Questions, as `load_questions` gives them."""
+    """Questions, as `load_questions` gives them.
+
+    >>> from scale_interp import load_questions
+    >>> load_questions("scenes/relation", "train", n=8)[:2]
+    <2 questions of scenes/relation train>
+    """
 
     noun = "questions"
+
+    def _card_row(self, item: Any) -> Mapping[str, Any]:
+        return {"question": item.text, "choices": ", ".join(item.choices), "right": item.answer_text}
 
 
 def describe(items: Sequence[Item]) -> dict[str, Any]:
@@ -75,6 +90,9 @@ def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[A
     """The questions (or contrasts) as a non-empty sequence, or DataError."""
     if isinstance(questions, kind):
         questions = [questions]
+    if isinstance(questions, str | bytes | Mapping | type) or not (hasattr(questions, "__len__") and hasattr(questions, "__getitem__")):
+        mend = "si.load_questions('scenes/relation')" if kind is Question else "si.contrasts(questions)"
+        raise DataError(f"expected a list of {kind.__name__}s, found a {type(questions).__name__}: give such as {mend} returns")
     if len(questions) == 0:
         raise DataError("an empty set of questions: load at least one")
     wrong = next((q for q in questions if not isinstance(q, kind)), None)

@@ -9,7 +9,7 @@ from ..errors import DataError
 from .pictures import Pictures, require_inside
 from .prompts import Ask
 from .question import Box, Question, open_size
-from .records import JsonLines, Key, entries, text, texts
+from .records import JsonLines, Key, entries, is_number, text, texts
 
 KNOWN = ("image", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta")
 
@@ -76,7 +76,7 @@ def _answer(record: Any, choices: list[str], where: str) -> str:
         return answer
     if isinstance(answer, int) and not isinstance(answer, bool) and 0 <= answer < len(choices):
         return choices[answer]
-    raise DataError(f"{where}: answer {answer!r} is none of the choices {choices}, and no index of them")
+    raise DataError(f"{where}: answer {answer!r} is none of the choices {choices}, and no index of them; give one of these")
 
 
 def _images(record: Any, where: str) -> list[str]:
@@ -88,11 +88,11 @@ def _images(record: Any, where: str) -> list[str]:
 
 
 def _boxes(record: Any, where: str) -> dict[str, Box]:
-    boxes = record.get("boxes") or {}
+    boxes = {} if record.get("boxes") is None else record["boxes"]
     if not isinstance(boxes, dict):
         raise DataError(f"{where}: 'boxes' is {boxes!r}; it must hold {{name: [left, top, right, bottom]}}")
     for name, box in boxes.items():
-        numbers = isinstance(box, list) and len(box) == 4 and all(isinstance(x, int | float) and not isinstance(x, bool) for x in box)
+        numbers = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
         if not numbers or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
             raise DataError(f"{where}: box {name!r} is {box!r}; it must be [left, top, right, bottom] in pixels, none negative")
     return {name: tuple(box) for name, box in boxes.items()}
@@ -107,4 +107,5 @@ def _require_inside_picture(boxes: dict[str, Box], pictures: list[Path], where: 
     width, height = open_size(pictures[0], where)
     for name, (_, _, right, bottom) in boxes.items():
         if right > width or bottom > height:
-            raise DataError(f"{where}: box {name!r} ends at ({right:g}, {bottom:g}), outside {pictures[0]} of {width} x {height} pixels")
+            size = f"{width} x {height} pixels; correct it"
+            raise DataError(f"{where}: box {name!r} ends at ({right:g}, {bottom:g}), outside {pictures[0]} of {size}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import warnings
 from array import array
 from collections import Counter
@@ -36,8 +37,8 @@ READERS: dict[str, Callable[..., Reader]] = {
     "cocoqa": CocoQA,
     "pope": POPE,
 }
-RENDERED = 200
-"""Questions of a rendered set where no number is asked for."""
+RENDERED, MOST_RENDERED = 200, 1_000_000
+"""Questions of a rendered set where no number is asked for, and the most: scenes that differ run out."""
 
 
 def load_questions(
@@ -72,7 +73,7 @@ def load_questions(
     room, _, task = name.partition("/")
     if room in ("scenes", "generated"):
         if root is not None or template is not None:
-            raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk")
+            raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk; leave them out")
         return _rendered(room, task, split or "test", RENDERED if n is None else n, seed)
     if name.startswith(("boxes:", "boxes/")):
         if template is not None:
@@ -106,6 +107,8 @@ def _ask(words: Template, template: str | None, seed: int) -> Ask:
 
 
 def _rendered(room: str, task: str, split: str, n: int, seed: int) -> Questions:
+    if n > MOST_RENDERED:
+        raise DataError(f"n={n:,}: rendered sets have at most {MOST_RENDERED:,} questions; ask for fewer")
     if room == "scenes":
         return scene_questions(task, split, n, seed)
     from .generated import generated_questions
@@ -173,8 +176,13 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
 
 
 def _warn_of_missing_pictures(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.pictures if isinstance(p, Path) and not p.exists()]
+    missing = [p for q in questions for p in q.pictures if _is_missing(p)]
     if missing:
-        count = sum(any(isinstance(p, Path) and not p.exists() for p in q.pictures) for q in questions)
+        count = sum(any(map(_is_missing, q.pictures)) for q in questions)
         text = f"{name}: {count} of {len(questions)} questions have no picture on disk, the first should be {missing[0]}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)
+
+
+def _is_missing(picture: object) -> bool:
+    # os.path, as Path.exists raises OSError for a name that is too long
+    return isinstance(picture, Path) and not os.path.exists(picture)

@@ -35,7 +35,7 @@ class Pictures:
 def require_inside(name: str, where: str) -> str:
     """The name of a picture, or DataError where it is absolute or climbs out of its folder."""
     parts = re.split(r"[\\/]", name)
-    if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", name):
+    if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", name) or "\0" in name:
         raise DataError(f"{where}: the picture {name!r} leaves the set's folder; give a path inside it")
     return name
 
@@ -62,3 +62,8 @@ def coco_number(name: str) -> str | None:
     """
     found = NUMBER.match(name)
     return found[1] if found else None
+
+
+def is_picture_number(text: str) -> bool:
+    """Whether a text is the number of a picture: at most 18 digits."""
+    return text.isdecimal() and text.isascii() and len(text) <= 18

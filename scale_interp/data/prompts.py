@@ -40,10 +40,13 @@ TEMPLATES = {
 def check_template(template: str, fields: Sequence[str]) -> str:
     """The template, or DataError where it has a place that the set's records do not fill."""
     try:
-        asked = [name for _, name, _, _ in Formatter().parse(template) if name is not None]
+        places = [place for place in Formatter().parse(template) if place[1] is not None]
     except ValueError as error:
         raise DataError(f"template {template!r} cannot be read ({error}); write a brace that is meant as one twice") from error
+    asked = [str(name) for _, name, _, _ in places]
     unknown = [name for name in asked if name not in fields]
+    if formatted := next((str(name) for _, name, spec, conversion in places if spec or conversion), None):
+        raise DataError(f"template {template!r} formats {{{formatted}}}; write its name alone")
     if unknown:
         raise DataError(f"template {template!r} asks for {{{unknown[0]}}}; this set fills {', '.join(f'{{{f}}}' for f in fields)}")
     return template

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import io
-import json
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
+from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from PIL import Image
 
+from .. import strict_json
 from ..errors import DataError
 from .prompts import Ask
-from .question import Question
+from .question import Question, open_embedded
 
 
 @dataclass(frozen=True)
@@ -59,24 +60,38 @@ class Lines:
         self.path, self.folder = path, path.parent
         self._starts, self._numbers = array("Q"), array("Q")
         start = 0
-        with path.open("rb") as file:
-            for number, line in enumerate(file, 1):
+        with _opened(path) as file:
+            for number, line in enumerate(self._bounded(file), 1):
                 if line.strip():
                     self._starts.append(start)
                     self._numbers.append(number)
                 start += len(line)
 
+    def _bounded(self, file: BinaryIO) -> Iterator[bytes]:
+        """The file's lines, none of more than LARGEST_LINE bytes."""
+        most = strict_json.LARGEST_LINE
+        for number in count(1):
+            line = file.readline(most + 1)
+            if len(line) > most:
+                raise DataError(
+                    f"{self.path}, line {number}: more than {most:,} bytes, the most that is read; give one record a line, "
+                    f"or set {strict_json.HERE}.LARGEST_LINE to read more"
+                )
+            if not line:
+                return
+            yield line
+
     def __len__(self) -> int:
         return len(self._starts)
 
     def __getitem__(self, i: int) -> str:
-        with self.path.open("rb") as file:
+        with _opened(self.path) as file:
             file.seek(self._starts[i])
-            return self._decoded(i, file.readline())
+            return self._decoded(i, file.readline(strict_json.LARGEST_LINE))
 
     def __iter__(self) -> Iterator[str]:
-        with self.path.open("rb") as file:
-            held = (line for line in file if line.strip())
+        with _opened(self.path) as file:
+            held = (line for line in self._bounded(file) if line.strip())
             for i, line in enumerate(held):
                 yield self._decoded(i, line)
 
@@ -102,8 +117,8 @@ class JsonLines(Lines):
 
     def _parsed(self, i: int, line: str) -> Any:
         try:
-            return json.loads(line)
-        except (ValueError, RecursionError) as error:
+            return strict_json.parsed(line)
+        except ValueError as error:
             raise DataError(f"{self.where(i)}: no JSON ({error}); give one JSON object a line") from error
 
 
@@ -112,14 +127,9 @@ class JsonList:
 
     def __init__(self, path: Path):
         self.path, self.folder = path, path.parent
-        try:
-            self.items = json.loads(path.read_text(encoding="utf-8-sig"))
-        except json.JSONDecodeError as error:
-            raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg}); fetch the file again") from error
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{path}: no JSON in UTF-8 ({error}); fetch the file again") from error
+        self.items = read_json_file(path)
         if not isinstance(self.items, list):
-            raise DataError(f"{path}: a {type(self.items).__name__}, not the list of records that its authors publish")
+            raise DataError(f"{path}: a {type(self.items).__name__}, not the list of records that its authors publish; fetch it again")
 
     def __len__(self) -> int:
         return len(self.items)
@@ -181,7 +191,24 @@ class Embedded:
         cell = table.select_columns(column).cast_column(column, Undecoded(decode=False))[int(self.table.rows[self.i])][column]
         if cell is None or cell["bytes"] is None:
             raise DataError(f"{self.table.where(self.i)}: the row holds no picture; fetch the table again")
-        return Image.open(io.BytesIO(cell["bytes"]))
+        return open_embedded(cell["bytes"])
+
+
+def read_json_file(path: Path) -> Any:
+    """The value of a whole JSON file. Raises DataError for one that is missing, damaged, too large or not UTF-8."""
+    try:
+        return strict_json.read(path)
+    except JSONDecodeError as error:
+        raise DataError(f"{path}, line {error.lineno}: no JSON ({error.msg}); fetch the file again") from error
+    except (ValueError, OSError) as error:
+        raise DataError(f"{path}: no JSON in UTF-8 ({error}); fetch the file again") from error
+
+
+def _opened(path: Path) -> BinaryIO:
+    try:
+        return path.open("rb")
+    except OSError as error:
+        raise DataError(f"{path} cannot be read ({error.strerror}); give a file of records that you may read") from error
 
 
 def entries(record: Any, where: str) -> Mapping[str, Any]:
@@ -197,6 +224,11 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise DataError(f"{where}: {field!r} is {value!r}; it must hold text")
     return value
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite number; JSON has 1e999, and whole numbers that no float holds."""
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
 
 
 def texts(record: Mapping[str, Any], field: str, where: str) -> list[str]:

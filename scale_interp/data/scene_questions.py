@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
+from ..arguments import near
 from ..errors import DataError
 from .items import Questions
 from .question import Question
@@ -22,7 +23,7 @@ OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above"
 def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
     """n questions of one task, the right answers in equal shares (up to one), each about a scene of its own."""
     if task not in TASKS:
-        raise DataError(f"unknown scene task {task!r}: choose from {', '.join(TASKS)}")
+        raise DataError(f"unknown scene task {task!r}: choose from {', '.join(TASKS)}{near(task, TASKS)}")
     if n < 1:
         raise DataError(f"n={n}: ask for at least one question")
     if split not in SPLIT_SEED:

@@ -20,7 +20,11 @@ class Source:
     """The folder that sets are looked for in: the one given, else $SCALE_INTERP_DATA, else ./data."""
 
     def __init__(self, root: str | Path | None = None):
-        self.root = Path(root if root is not None else os.environ.get(ROOT) or "data").expanduser()
+        given = Path(root if root is not None else os.environ.get(ROOT) or "data")
+        try:
+            self.root = given.expanduser()
+        except RuntimeError as error:
+            raise DataError(f"root {str(given)!r}: {error}; write the folder out") from error
 
     def places(self, entry: Entry) -> list[Path]:
         """Where the files of a set may lie; the folder may also be the set's own, or a copy of its authors' repository."""
@@ -31,7 +35,7 @@ class Source:
         """The file of a split, or its parts; empty where there is none."""
         for place in self.places(entry):
             for name in entry.files[split]:
-                found = sorted(place.glob(name)) if place.is_dir() else []
+                found = sorted(file for file in place.glob(name) if file.is_file()) if place.is_dir() else []
                 if found:
                     _require_all_parts(found)
                     return found

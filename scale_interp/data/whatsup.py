@@ -28,7 +28,7 @@ class WhatsUp:
         record = entries(record, where)
         path, captions = text(record, "image_path", where), texts(record, "caption_options", where)
         if len(captions) != 4 or len(set(captions)) != 4:
-            raise DataError(f"{where}: caption_options holds {len(set(captions))} captions, not 4 different ones: {captions}")
+            raise DataError(f"{where}: caption_options holds {len(set(captions))} captions, not 4 different ones: {captions}; give four")
         return require_inside(path, where), captions
 
     def key(self, i: int, record: Any) -> Key | str:

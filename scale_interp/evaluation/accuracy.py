@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Self
@@ -15,6 +15,7 @@ from torch import Tensor
 from .. import statistics
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
+from ..card import Card
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
@@ -32,8 +33,14 @@ FEW = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation:
-    """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest."""
+class Evaluation(Card):
+    """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> list(si.evaluate(vlm, qs).by("relation").columns)
+    ['relation', 'n', 'accuracy', 'low', 'high']
+    """
 
     questions: Sequence[Question]
     scores: Tensor
@@ -46,6 +53,11 @@ class Evaluation:
             f"<{type(self).__name__}: accuracy {self.accuracy:.3f} [{low:.3f}, {high:.3f}] "
             f"on {len(self.questions)} questions, chance {self.chance:.3f}{notes}>"
         )
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        right = self.per_question.tolist()
+        told = zip(self.questions, self.answers, right, strict=True)
+        return ({"answered wrong": q.text, "right": q.answer_text, "given": given} for q, given, good in told if not good)
 
     def _notes(self) -> list[str]:
         return [RANDOM_WEIGHTS] if self.random_weights else []
@@ -98,7 +110,14 @@ class Evaluation:
         return statistics.accuracy_interval(self.per_question.numpy(), self.groups, level)
 
     def compare(self, other: Evaluation) -> statistics.Difference:
-        """This accuracy minus the other's on the same questions, paired."""
+        """This accuracy minus the other's on the same questions, paired.
+
+        >>> import torch
+        >>> qs = [Question("Where is the mug?", ("left", "right"), 0, id=name) for name in ("1", "2")]
+        >>> before, after = (Evaluation(qs, torch.tensor([[1.0, 0.0], [score, 0.5]])) for score in (0.0, 1.0))
+        >>> after.compare(before).mean
+        0.5
+        """
         if [q.id for q in self.questions] != [q.id for q in other.questions]:
             raise DataError("the two evaluations are of different questions: a paired difference needs the same ones")
         return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
@@ -150,6 +169,12 @@ def evaluate(
     """Answer the questions, with one edit in place (an Edit or a ScAle) or with none.
 
     scoring: "auto", "first", "whole" or "mean", as in run_edits.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> silent = si.Edit.scaling([(3, 1)], 0.0, vlm.n_layers, vlm.n_heads)
+    >>> evaluate(vlm, qs, silent).per_question.shape
+    torch.Size([8])
     """
     if edit is not None and as_variants(edit).n_variants != 1:
         raise EditError(f"evaluate takes one edit, not {as_variants(edit).n_variants}: use evaluate_many, or pick one with edit[i]")
@@ -165,7 +190,14 @@ def evaluate_many(
     prompts: Prompts | None = None,
     scoring: Scoring = "auto",
 ) -> list[Evaluation]:
-    """One Evaluation for each variant, all run side by side."""
+    """One Evaluation for each variant, all run side by side.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> gains = [si.Edit.scaling([(3, 1)], gain, vlm.n_layers, vlm.n_heads) for gain in (0.0, 2.0)]
+    >>> len(evaluate_many(vlm, qs, gains))
+    2
+    """
     questions = require(questions)
     path = choose_path(vlm, questions, path)
     scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, scoring=scoring, what="answering")

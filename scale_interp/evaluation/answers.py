@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Self
 
 import numpy as np
@@ -17,9 +18,9 @@ from ..adapters.scale import ScAle
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
+from ..interventions.batches import Found, Rows, each
 from ..interventions.edit import Edit
 from ..models.vlm import VLM
-from ..progress import track
 from .accuracy import Evaluation, answering
 from .scoring import Scorer, score_text
 
@@ -31,6 +32,10 @@ class TextEvaluation(Evaluation):
     """Answers in words: texts [Q] as generated; scores [Q, C] are 1 at the option that a text names and 0 elsewhere.
 
     An answer that names no option, or several, counts as wrong.
+
+    >>> q = Question("Where is the mug?", ("left", "right"), 0)
+    >>> score_answers(["Left.", "by the door"], [q, q]).unanswered
+    0.5
     """
 
     texts: Sequence[str] = ()
@@ -52,6 +57,10 @@ class TextEvaluation(Evaluation):
 
     def part(self, members: np.ndarray) -> Self:
         return replace(super().part(members), texts=[self.texts[i] for i in np.flatnonzero(members).tolist()])
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        told = zip(self.questions, self.texts, self.per_question.tolist(), strict=True)
+        return ({"answered wrong": q.text, "right": q.answer_text, "text": text} for q, text, good in told if not good)
 
     def to_frame(self) -> pd.DataFrame:
         """A row a question: id, text, right answer, given answer, correct, and the words as generated."""
@@ -91,15 +100,24 @@ def answer_texts(
     max_new_tokens: int = 16,
     batch_size: int = BATCH,
 ) -> list[str]:
-    """Greedy answers in words, by transformers' own generate, with one edit in place or with none."""
+    """Greedy answers in words, by transformers' own generate, with one edit in place or with none.
+
+    >>> import scale_interp as si
+    >>> len(answer_texts(si.load("demo"), si.load_questions("scenes/relation", n=2)))
+    2
+    """
     questions = require(questions)
-    in_place = nullcontext() if edit is None else attach(vlm.hf_model, edit.edit() if isinstance(edit, ScAle) else edit)
-    batches = range(0, len(questions), batch_size)
-    texts: list[str] = []
-    with in_place:
-        for start in track(batches, "answering in words", len(batches)):
-            texts += vlm.generate(list(questions[start : start + batch_size]), max_new_tokens=max_new_tokens)
-    return texts
+    edit = edit.edit() if isinstance(edit, ScAle) else edit
+    work = partial(text_work, edit=edit, max_new_tokens=max_new_tokens)
+    found = each(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
+    return [bytes(text.tolist()).decode() for part in found for text in part.values()]
+
+
+def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> Found:
+    """Answers as UTF-8, a tensor of bytes a question."""
+    with nullcontext() if edit is None else attach(vlm.hf_model, edit):
+        texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)
+    return {f"{i:06}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
 
 
 def score_answers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from itertools import product
@@ -14,20 +14,22 @@ import torch
 from torch import Tensor
 
 from .. import statistics
-from ..adapters.adaptvis import AdaptVis
-from ..adapters.attention_scale import AttentionMethod, AttentionScale
+from ..adapters.adaptvis import AdaptVis, gated_scores
+from ..adapters.attention_scale import AttentionMethod, AttentionScale, all_scores
+from ..arguments import fits
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
+from ..card import Card, bundle
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, FileError, LeakError
 from ..interventions.choices import Scoring
 from ..interventions.engine import Path, choose_path
-from ..interventions.last_token import Answers, answer, answer_all
+from ..interventions.last_token import answer_all
 from ..interventions.paths import check_finite
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import read_json, write_json
+from ..record import entry, read_json, together, write_json
 from .accuracy import Evaluation, answering
 from .weight_curve import WEIGHTS, distinct, scaling_curve
 
@@ -59,7 +61,7 @@ def evaluate_scaled(
     [0.5, 2.0]
     """
     questions = require(questions)
-    if not isinstance(methods, Sequence) or not methods:
+    if not isinstance(methods, Sequence) or not methods or not all(hasattr(m, "scores") and hasattr(m, "whole") for m in methods):
         raise EditError("methods: give a list of at least one AttentionScale, AdaptVis, PASTA or Steering")
     scores: dict[int, Tensor] = {}
     passes = 0
@@ -67,8 +69,8 @@ def evaluate_scaled(
         members = [i for i, method in enumerate(methods) if method.whole == whole]
         if not members:
             continue
-        batches = answer(vlm, questions, path, whole=whole, prompts=prompts, scoring=scoring, selected=selected)
-        columns, taken = answer_all(partial(_each, vlm, [methods[i] for i in members]), batches)
+        run = partial(all_scores, methods=[methods[i] for i in members])
+        columns, taken = answer_all(vlm, questions, run, path, whole=whole, prompts=prompts, scoring=scoring, selected=selected)
         scores |= dict(zip(members, columns, strict=True))
         passes += taken
     out = []
@@ -80,16 +82,16 @@ def evaluate_scaled(
     return out
 
 
-def _each(vlm: VLM, methods: Sequence[AttentionMethod], batch: Answers) -> list[Tensor]:
-    return [method.scores(vlm, batch) for method in methods]
-
-
 @dataclass(frozen=True, eq=False)
-class Tuned:
+class Tuned(Card):
     """The setting with the highest accuracy on validation questions, and the whole grid.
 
     grid: a row a setting, in the order tried; base: the unedited model's accuracy; passes: forward passes taken; groups: the
     pictures that were tuned on, which no test may hold.
+
+    >>> grid = ({"weight": 0.5, "accuracy": 0.6}, {"weight": 1.5, "accuracy": 0.75})
+    >>> Tuned(AttentionScale(1.5), grid, base=0.7, passes=16, groups=("scene 1",)).accuracy
+    0.75
     """
 
     method: AttentionScale | AdaptVis
@@ -101,6 +103,9 @@ class Tuned:
 
     def __repr__(self) -> str:
         return f"<Tuned {self.method}: accuracy {self.accuracy:.3f}, base {self.base:.3f} on {self.provenance.get('n')} questions>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return sorted(self.grid, key=lambda row: -row["accuracy"])
 
     @property
     def accuracy(self) -> float:
@@ -118,12 +123,12 @@ class Tuned:
         return tuning_grid(self, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     def save(self, path: str | FilePath) -> None:
         """Write one JSON file."""
         parts = {"grid": list(self.grid), "base": self.base, "passes": self.passes, "groups": list(self.groups)}
-        write_json(FilePath(path), {"kind": "Tuned", **self.method.config(), **parts, "provenance": dict(self.provenance)})
+        write_json(FilePath(path), {"kind": "Tuned", **self.method.config(), **parts, "provenance": dict(self.provenance)}, sealed=True)
 
     @staticmethod
     def load(path: str | FilePath) -> Tuned:
@@ -131,12 +136,12 @@ class Tuned:
         path = FilePath(path)
         found = read_json(path)
         if found.get("kind") != "Tuned" or found.get("method") not in METHODS:
-            raise FileError(f"{path} holds no tuning of AttentionScale or AdaptVis")
+            raise FileError(f"{path} holds no tuning of AttentionScale or AdaptVis; give the file of a Tuned")
         method = METHODS[found["method"]].from_config(found, path)
-        try:
-            return Tuned(method, tuple(found["grid"]), found["base"], found["passes"], tuple(found["groups"]), found["provenance"])
-        except (KeyError, TypeError) as error:
-            raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+        grid, base = tuple(entry(path, found, "grid", list[Any])), entry(path, found, "base", float)
+        together(path, bool(grid) and all(fits(row, Mapping[str, float]) and "accuracy" in row for row in grid))
+        passes, pictures = entry(path, found, "passes", int), tuple(entry(path, found, "groups", list[str]))
+        return Tuned(method, grid, base, passes, pictures, entry(path, found, "provenance", dict[str, Any]))
 
 
 def tune_scaling(
@@ -153,6 +158,11 @@ def tune_scaling(
 
     weights: the paper's by default. options: rows, layers, heads, steps of AttentionScale. The paper tunes on a fifth of the
     items; give those, and never the test questions.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> list(tune_scaling(vlm, qs, (0.5, 2.0)).to_frame().columns)
+    ['weight', 'accuracy']
     """
     curve = scaling_curve(vlm, questions, weights, path=path, prompts=prompts, scoring=scoring, **options)
     rows = [{"weight": w, "accuracy": right} for w, right in zip(curve.weights, curve.per_question.mean(0).tolist(), strict=True)]
@@ -180,15 +190,18 @@ def tune_adaptvis(
     thresholds: by default the paper's 0.3, 0.35 and 0.4 and (ours, as models differ in how sure they are) the deciles of the
     confidences on these questions. Of equal settings the one whose weights are nearest to 1, then the lowest threshold.
     options: rows, layers, heads, steps, confidence, legacy of AdaptVis. Never give the test questions.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> len(tune_adaptvis(vlm, qs, [0.5], [1.5, 2.0], thresholds=[0.3]).grid)
+    2
     """
     questions = require(questions)
     low, high = distinct("weights_low", weights_low), distinct("weights_high", weights_high)
     gate = AdaptVis(low[0], high[0], 0.0, **options)
     scales = {w: AttentionScale(w, gate.rows, layers=gate.layers, heads=gate.heads, steps=gate.steps) for w in dict.fromkeys(low + high)}
-    batches = answer(vlm, questions, path, whole=gate.whole, prompts=prompts, scoring=scoring)
-    (base, sure, *columns), passes = answer_all(
-        lambda b: [b.scores(), gate.confidences(b)[:, None], *(s.scores(vlm, b) for s in scales.values())], batches
-    )
+    run = partial(gated_scores, gate=gate, scales=list(scales.values()))
+    (base, sure, *columns), passes = answer_all(vlm, questions, run, path, whole=gate.whole, prompts=prompts, scoring=scoring)
     confidence = sure[:, 0].cpu()
     right = {weight: _right(scores, questions) for weight, scores in zip(scales, columns, strict=True)}
     if thresholds is None:
@@ -216,6 +229,12 @@ def transfer_table(
 
     p is of `paired_difference`, p_holm corrected over all rows. Raises LeakError where a test set shares a picture with any
     tuning.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> tuned = {"relation": tune_scaling(vlm, qs, (0.5, 2.0))}
+    >>> transfer_table(vlm, tuned, {"exists": si.load_questions("scenes/exists", n=8)})["tested_on"].tolist()
+    ['exists']
     """
     if not tuned or not tests:
         raise EditError("give at least one tuning and one test set")

@@ -39,6 +39,10 @@ class Baselines(Table):
     interval, p and p_corrected; scale_minus: ScAle's gain minus the method's, likewise; recovered: ScAle's gain as a share of the
     method's, None where the method gains nothing; others_change: the change on other tasks. p_corrected is Holm's over all tests
     of the table.
+
+    >>> rows = ({"method": "ScAle", "parameters": 54, "gain": 0.25}, {"method": "LoRA r=1", "parameters": 13056, "gain": 0.31})
+    >>> Baselines(rows)["LoRA r=1"]["parameters"]
+    13056
     """
 
     columns = ("method", "parameters", "seconds", "accuracy", "gain", "low", "high", "p_corrected", "scale_minus", "recovered")
@@ -97,6 +101,13 @@ def compare_baselines(
     heads, mlp: where ScAle learns. others: test questions of other tasks, to see what each method costs there.
 
     Raises LeakError where questions to learn from and questions to answer share a picture, ModelError without peft.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("demo")
+    >>> train, test = (si.load_questions("scenes/relation", split, n=8) for split in ("train", "test"))
+    >>> found = compare_baselines(vlm, train, test, ranks=(1,), rates=1, epochs=1)
+    >>> [row["method"] for row in found.rows]
+    ['ScAle', 'last-token bias', 'IA3', 'LoRA r=1']
     """
     train, test = require(train), require(test)
     require_disjoint(train, [*test, *(others or [])])
@@ -108,7 +119,7 @@ def compare_baselines(
         lambda: _scale(vlm, train, heads, mlp, SCALE_RATES[:rates], common),
         lambda: fit_bias(vlm, train, learning_rates=FREE_RATES[:rates], **common),
         lambda: fit_ia3(vlm, train, learning_rates=FREE_RATES[:rates], **common),
-        *((lambda rank=rank: fit_lora(vlm, train, rank, learning_rates=LORA_RATES[:rates], **common)) for rank in ranks),  # type: ignore[misc]
+        *((lambda rank=rank: fit_lora(vlm, train, rank, learning_rates=LORA_RATES[:rates], **common)) for rank in ranks),
     ]
     elsewhere = None if others is None else require(others)
     base, base_others = _right(vlm, test, None, path), None if elsewhere is None else _right(vlm, elsewhere, None, path)

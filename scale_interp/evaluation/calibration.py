@@ -6,27 +6,31 @@ is a false one. A planted suite asks a model whose named heads were damaged: a g
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
-from collections.abc import Mapping
+import warnings
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ..arguments import fits
+from ..card import Card
 from ..data.items import Questions
 from ..data.load import load_questions
-from ..errors import DataError, FileError
+from ..errors import DataError, DataWarning, FileError
 from ..interventions.edit import Head
 from ..models.load import load
 from ..models.testbeds import plant
 from ..models.vlm import VLM
 from ..progress import track
-from ..record import read_json, versions, write_bytes, write_json
+from ..record import entry, read_json, together, versions, write_bytes, write_json
 from .falsification import falsify
 from .verdict import ALPHA, FULL
 
@@ -89,17 +93,18 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration:
-    """The outcomes of many suites, a row a suite: kind, number, ScAle's gain and p-values, survives, not_beaten, seconds."""
+class Calibration(Card):
+    """The outcomes of many suites, a row a suite: kind, number, ScAle's gain and p-values, survives, not_beaten."""
 
     rows: tuple[Mapping[str, Any], ...]
     about: Mapping[str, Any]
+    most = 100
 
     def __repr__(self) -> str:
         return f"<Calibration: {'; '.join(f'{name}: {share}' for name, share in self.shares().items())}>"
 
-    def _repr_html_(self) -> str:
-        return self.table().to_html(index=False, float_format="{:.3f}".format)
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"share of suites": name, "found": str(share)} for name, share in self.shares().items())
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
         """The suites of one kind, "no signal" or "planted"."""
@@ -150,21 +155,28 @@ class Calibration:
         """Write the suites, and the shares that follow from them, as JSON."""
         shares = {name: asdict(s) | {"share": s.share} for name, s in self.shares().items()}
         content = {"method": "Calibration", "about": self.about, "shares": shares, "rows": list(self.rows)}
-        write_json(Path(path), content)
+        write_json(Path(path), content, sealed=True)
 
     @staticmethod
     def load(path: str | Path) -> Calibration:
         """Read a saved calibration. Raises FileError for another file."""
         content = read_json(Path(path))
-        if content.get("method") != "Calibration" or "rows" not in content or "about" not in content:
-            raise FileError(f"{path} is no Calibration")
-        return Calibration(tuple(content["rows"]), content["about"])
+        if content.get("method") != "Calibration" or {"rows", "about"} - content.keys():
+            raise FileError(f"{path} is no Calibration; give the file that one was saved in")
+        rows, about = entry(Path(path), content, "rows", list[Any]), entry(Path(path), content, "about", dict[str, Any])
+        together(Path(path), bool(rows) and all(fits(row, dict[str, Any]) for row in rows))
+        for row in rows:
+            entry(Path(path), row, "kind", Literal[NULL, PLANTED])
+            for name, hint in {"p": float, "p_corrected": float, "low": float, "high": float, "gains": bool, "survives": bool}.items():
+                entry(Path(path), row, name, hint)
+        return Calibration(tuple(rows), about)
 
 
 def calibrate(suites: int = 200, power: int = 40, *, log: str | Path | None = None, of: Suites | None = None) -> Calibration:
     """Run `suites` null suites and `power` planted ones, each of new questions with a seed of its own.
 
-    log: a file that gets a line a suite; the same call again goes on where it ends. of: models, data and sizes.
+    log: a file that gets a line a suite, with its seconds; the same call again goes on where it ends, and computes anew a suite whose
+    line is damaged. of: models, data and sizes.
 
     Raises DataError for a negative number or none at all, FileError for a log of other suites.
     """
@@ -178,8 +190,10 @@ def calibrate(suites: int = 200, power: int = 40, *, log: str | Path | None = No
     for _, kind, number in track(jobs, "suites", len(jobs)):
         if (kind, number) not in kept.rows:
             kept.add(_suite(kind, number, of, models))
-    rows = tuple(kept.rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
-    return Calibration(rows, _plain(asdict(of)) | {"versions": versions(), "seconds": sum(row["seconds"] for row in rows)})
+    rows = (kept.rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
+    # Without the seconds, which are the log's: the same suites are the same calibration.
+    untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in rows)
+    return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
 
 
 def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
@@ -222,27 +236,41 @@ class _Log:
         if path is None:
             return
         lines = path.read_text().splitlines() if path.exists() else []
-        found = [line for line in map(_read, lines) if line is not None]
+        found = [line for line in (_read(line, path) for line in lines) if line is not None]
         if lines and found[:1] != [{"suites": head}]:
             raise FileError(f"{path} is no log of these suites: give another name, or delete it")
         self.rows = {(row["kind"], row["number"]): row for row in found[1:]}
         # Written anew, a line that a crash has cut short is gone.
-        write_bytes(path, "".join(json.dumps(line) + "\n" for line in ({"suites": head}, *self.rows.values())).encode())
+        write_bytes(path, "".join(map(_line, ({"suites": head}, *self.rows.values()))).encode())
 
     def add(self, row: dict[str, Any]) -> None:
         self.rows[row["kind"], row["number"]] = row
         if self.path is not None:
             with self.path.open("a") as file:
-                file.write(json.dumps(row) + "\n")
+                file.write(_line(row))
                 file.flush()
                 os.fsync(file.fileno())
 
 
-def _read(line: str) -> dict[str, Any] | None:
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content | {"check": _check(content)}) + "\n"
+
+
+def _check(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def _read(line: str, path: Path) -> dict[str, Any] | None:
+    """A line as it was written; None for one that was cut short, or is damaged. Older logs have no checksums."""
     try:
-        return json.loads(line)
-    except ValueError:
+        content: dict[str, Any] = json.loads(line)
+        check = content.pop("check", None)
+    except (ValueError, AttributeError, TypeError):
         return None
+    if check is not None and check != _check(content):
+        warnings.warn(f"{path}: a line is damaged (its checksum differs), and its suite is computed anew", DataWarning, stacklevel=4)
+        return None
+    return content
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:

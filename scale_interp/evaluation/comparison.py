@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import html
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,12 +16,13 @@ from torch import Tensor
 
 from .. import statistics
 from ..attribution.sweep import provenance
+from ..card import Card
 from ..data.items import describe, groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import DataError, FileError
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import expect, read_json, read_tensors, write_json, write_tensors
+from ..record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
 from .head_sets import HeadSets
 from .located import CANNOT, locate
 from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
@@ -46,13 +46,18 @@ R = TypeVar("R", bound=_Kept)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison:
+class Comparison(Card):
     """Right and wrong answers of every method to the same test questions, the base model first.
 
     right [Q, M], groups [Q]: the test questions and their pictures; others [P, M], others_groups [P]: questions of other tasks,
     others_tasks: the task of each. tuned: method -> its setting, parameters, passes (forward passes an answer) and grid (a row
     a setting with its accuracy on the validation questions). heads: the head sets of all methods. left_out: method -> why it
     could not run on this model or data.
+
+    >>> right, sets = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), HeadSets(6, 8, {})
+    >>> about = {"ScAle": {"setting": {"strength": 1.0}, "parameters": 54, "passes": 1.0, "grid": []}}
+    >>> Comparison(("base", "ScAle"), right, torch.arange(4), right[:0], torch.arange(0), (), about, sets)
+    <Comparison on 4 questions: base 0.500, ScAle 0.750>
     """
 
     methods: tuple[str, ...]
@@ -65,14 +70,18 @@ class Comparison:
     heads: HeadSets
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    most = 100
 
     def __repr__(self) -> str:
         accuracy = ", ".join(f"{name} {value:.3f}" for name, value in zip(self.methods, self.right.mean(0).tolist(), strict=True))
         return f"<Comparison on {len(self.right)} questions: {accuracy}>"
 
-    def _repr_html_(self) -> str:
-        table = self.to_frame().to_html(index=False, float_format="{:.3f}".format, na_rep="")
-        return "".join(f"<p>{html.escape(line)}</p>" for line in self.findings()) + table
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        right, others = self.right.double().mean(0).tolist(), self.others.double().mean(0).tolist()
+        for i, name in enumerate(self.methods):
+            row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
+            change = {"elsewhere": others[i] - others[0] if i else None} if len(self.others) else {}
+            yield row | change | {"tuned": told(self.tuned[name]["setting"]) if i else ""}
 
     def difference(self, method: str) -> statistics.Difference:
         """A method's accuracy minus the base model's on the test questions, paired."""
@@ -169,15 +178,21 @@ class Comparison:
         """Read a saved comparison. Raises FileError for a damaged or foreign file."""
         path = Path(path)
         tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items()}
-        missing = {"methods", "others_tasks", "tuned", "heads", "left_out", "provenance"} - meta.keys()
-        if missing or {parts[name].shape[1] for name in ("right", "others")} != {len(meta["methods"])}:
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        heads = HeadSets.from_content(meta["heads"], path)
+        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if ndim == 2}
+        parts |= {name: numbered(path, tensors, name) for name, ndim in TENSORS.items() if ndim == 1}
+        methods, tasks = (tuple(entry(path, meta, name, list[str])) for name in ("methods", "others_tasks"))
+        together(path, parts["right"].shape == (len(parts["groups"]), len(methods)) and parts["right"].numel() > 0)
+        together(path, parts["others"].shape == (len(parts["others_groups"]), len(methods)) and len(tasks) == len(parts["others"]))
+        heads = HeadSets.from_content(entry(path, meta, "heads", dict[str, Any]), path)
+        given = entry(path, meta, "tuned", dict[str, dict[str, Any]])
+        for setting in given.values():
+            for name, hint in {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}.items():
+                entry(path, setting, name, hint)
+        together(path, methods[:1] == (BASE,) and set(given) == set(methods[1:]))
         # The order of the methods, which the header's sorted keys have lost.
-        tuned = {name: meta["tuned"][name] for name in meta["methods"] if name in meta["tuned"]}
-        told: dict[str, Any] = {"tuned": tuned, "left_out": meta["left_out"], "provenance": meta["provenance"]}
-        return Comparison(tuple(meta["methods"]), **parts, others_tasks=tuple(meta["others_tasks"]), heads=heads, **told)
+        tuned = {name: given[name] for name in methods[1:]}
+        left_out, about = entry(path, meta, "left_out", dict[str, str]), entry(path, meta, "provenance", dict[str, Any])
+        return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
 
 
 def compare(
@@ -277,9 +292,7 @@ class _Answers:
     @staticmethod
     def load(path: Path) -> _Answers:
         tensors, meta = read_tensors(path, ANSWERS)
-        if "passes" not in meta:
-            raise FileError(f"{path}: its parts do not fit together; delete it")
-        return _Answers(expect(path, tensors, "right", 1), expect(path, tensors, "others", 1), meta["passes"])
+        return _Answers(expect(path, tensors, "right", 1), expect(path, tensors, "others", 1), entry(path, meta, "passes", float))
 
 
 class _Steps:

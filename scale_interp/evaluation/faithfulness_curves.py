@@ -14,15 +14,16 @@ from torch import Tensor
 
 from .. import statistics
 from ..attribution.metric import Metric, measure
-from ..attribution.sweep import provenance, read_z
+from ..attribution.sweep import provenance, read_clean
+from ..card import MOST, Card, bundle
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
-from ..errors import DataError, EditError, FileError
+from ..errors import DataError, EditError
 from ..interventions.edit import Edit, Head, check_heads
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 
 KIND = "Faithfulness"
 Curve = Literal["keep", "remove"]
@@ -30,13 +31,17 @@ POINTS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness:
+class Faithfulness(Card):
     """A metric with only the first k heads of a ranking left as they are (keep), or only these silenced (remove).
 
     keep, remove [Q, K] at ks, from 0 to all heads; faithfulness is (m - m_none) / (m_all - m_none) of the means over questions,
     m_none with all heads silenced, m_all unedited (MIB, arXiv 2504.13151, section 3). cpr: area under the keep curve over the
     share of heads, larger is better; cmd: mean distance of that curve from 1, smaller is better; removed: area under the
     remove curve, smaller is better.
+
+    >>> keep, remove = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[1.0, 0.5, 0.0]])
+    >>> Faithfulness((0, 24, 48), "logit_diff", keep, remove, torch.tensor([0])).cpr
+    0.5
     """
 
     ks: tuple[int, ...]
@@ -49,8 +54,12 @@ class Faithfulness:
     def __repr__(self) -> str:
         return f"<Faithfulness of {self.metric}, {len(self.keep)} questions: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}>"
 
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        keep, remove, step = self.curve("keep").tolist(), self.curve("remove").tolist(), -(-len(self.ks) // MOST)
+        return ({"heads": self.ks[i], "only these kept": keep[i], "these removed": remove[i]} for i in range(0, len(self.ks), step))
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     def curve(self, which: Curve = "keep") -> np.ndarray:
         """Faithfulness at every k [K]."""
@@ -119,10 +128,10 @@ class Faithfulness:
         """Read a saved curve. Raises FileError for a damaged or foreign file."""
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
-        keep, remove, members = (expect(path, tensors, name, n) for name, n in (("keep", 2), ("remove", 2), ("groups", 1)))
-        if {"ks", "metric", "provenance"} - meta.keys() or not keep.shape == remove.shape == (len(members), len(meta["ks"])):
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return Faithfulness(tuple(meta["ks"]), meta["metric"], keep, remove, members, meta["provenance"])
+        keep, remove, members = expect(path, tensors, "keep", 2), expect(path, tensors, "remove", 2), numbered(path, tensors, "groups")
+        ks, metric = tuple(entry(path, meta, "ks", list[int])), entry(path, meta, "metric", str)
+        together(path, keep.shape == remove.shape == (len(members), len(ks)) and keep.numel() > 0)
+        return Faithfulness(ks, metric, keep, remove, members, entry(path, meta, "provenance", dict[str, Any]))
 
 
 def faithfulness(
@@ -161,7 +170,7 @@ def faithfulness(
     if points[0] < 0 or points[-1] > L * H:
         raise EditError(f"ks {list(points)}: give numbers from 0 to {L * H}")
     path, prompts = choose_path(vlm, questions, path), Prompts(vlm, questions)
-    means = read_z(vlm, questions, path, prompts).mean(0, keepdim=True) if mode == "mean" else None
+    means = read_clean(vlm, questions, path, prompts)[0].mean(0, keepdim=True) if mode == "mean" else None
     edits = Edit.stack([_silenced(order[k:], means, L, H) for k in points] + [_silenced(order[:k], means, L, H) for k in points])
     scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, what="faithfulness")
     found = measure(metric, scores, questions).cpu()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
@@ -14,15 +13,17 @@ import pandas as pd
 from scipy import stats
 
 from .. import statistics
-from ..errors import DataError, EditError, FileError
+from ..arguments import fits
+from ..card import Card
+from ..errors import DataError, FileError
 from ..interventions.edit import Head, check_heads
-from ..record import read_json, write_json
+from ..record import entry, heads_of, read_json, together, write_json
 
 KIND = "HeadSets"
 
 
 @dataclass(frozen=True, eq=False)
-class HeadSets:
+class HeadSets(Card):
     """Named sets of heads of one model.
 
     sets: name -> heads, the most important first; about: name -> how they were found; left_out: name -> why there are none.
@@ -46,8 +47,9 @@ class HeadSets:
         counts = ", ".join(f"{name} {len(heads)}" for name, heads in self.sets.items())
         return f"<HeadSets of {self.n_layers} layers x {self.n_heads} heads: {counts or 'none'}>"
 
-    def _repr_html_(self) -> str:
-        return f"<p>{html.escape(repr(self))}</p>{self.overlap().to_html(index=False, float_format='{:.3f}'.format)}"
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = self.sets.items()
+        return ({"set": name, "heads": len(heads), "first": ", ".join(map(str, heads[:4]))} for name, heads in found)
 
     @staticmethod
     def join(parts: list[HeadSets]) -> HeadSets:
@@ -118,17 +120,17 @@ class HeadSets:
     def from_content(found: Mapping[str, Any], path: Path) -> HeadSets:
         """What `content` gave; path: named in errors."""
         if found.get("kind") != KIND:
-            raise FileError(f"{path} holds no head sets but {found.get('kind', 'a foreign file')!r}")
-        try:
-            sets = {part["name"]: tuple((int(layer), int(head)) for layer, head in part["heads"]) for part in found["sets"]}
-            about = {part["name"]: part["about"] for part in found["sets"]}
-            return HeadSets(found["n_layers"], found["n_heads"], sets, about, found["left_out"])
-        except (AttributeError, KeyError, TypeError, ValueError, EditError) as error:
-            raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+            raise FileError(f"{path} holds no head sets but {found.get('kind', 'a foreign file')!r}; give the file of HeadSets")
+        layers, heads = (entry(path, found, name, int) for name in ("n_layers", "n_heads"))
+        parts, left_out = entry(path, found, "sets", list[Any]), entry(path, found, "left_out", dict[str, str])
+        together(path, all(fits(part, dict[str, Any]) for part in parts) and layers > 0 and heads > 0)
+        sets = {entry(path, part, "name", str): heads_of(path, entry(path, part, "heads", list), layers, heads) for part in parts}
+        together(path, len(sets) == len(parts))
+        return HeadSets(layers, heads, sets, {part["name"]: entry(path, part, "about", str) for part in parts}, left_out)
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file."""
-        write_json(Path(path), self.content())
+        write_json(Path(path), self.content(), sealed=True)
 
     @staticmethod
     def load(path: str | Path) -> HeadSets:

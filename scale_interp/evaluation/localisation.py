@@ -21,14 +21,15 @@ from ..attribution.head_probe import probe
 from ..attribution.integrated import integrated_gradients
 from ..attribution.patching import patch
 from ..attribution.sweep import ablate, amplify, provenance
+from ..card import Card, bundle
 from ..data.contrast import contrasts
 from ..data.items import require, require_disjoint
 from ..data.question import Question
-from ..errors import DataError, EditError, FileError
+from ..errors import DataError, EditError
 from ..interventions.edit import Head, check_heads
 from ..models.vlm import VLM
 from ..progress import track
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, heads_of, read_tensors, together, write_tensors
 from .faithfulness_curves import faithfulness
 
 KIND = "Localisation"
@@ -97,11 +98,15 @@ METHODS: Mapping[str, Method] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Localisation:
+class Localisation(Card):
     """Scores of every head by M methods on S draws of questions, against the heads that are known to matter.
 
     scores [M, S, L, H]; known: the heads; cpr, cmd [M, S]: the rankings' areas of faithfulness on other questions (nan where
     none were given).
+
+    >>> scores, nothing = torch.tensor([[[[0.0, 0.9], [0.5, 0.1]]]]), torch.full((1, 1), float("nan"))
+    >>> Localisation(("mine",), ((0, 1),), scores, nothing, nothing).auroc().tolist()
+    [[1.0]]
     """
 
     methods: tuple[str, ...]
@@ -117,8 +122,12 @@ class Localisation:
         worst = self.methods[int(found.argmin())]
         return f"<Localisation of {len(self.known)} of {L * H} heads by {M} methods, {S} draws; lowest AUROC {found.min():.3f}, {worst}>"
 
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = zip(self.methods, self.auroc().mean(1).tolist(), self.precision().mean(1).tolist(), strict=True)
+        return ({"method": method, "AUROC": area, "precision at k": precision} for method, area, precision in found)
+
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:
         H = self.scores.shape[-1]
@@ -176,12 +185,12 @@ class Localisation:
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
         scores = expect(path, tensors, "scores", 4)
-        if {"methods", "known", "provenance"} - meta.keys() or len(meta["methods"]) != len(scores):
-            raise FileError(f"{path}: its parts do not fit together; save it again")
+        methods, known = tuple(entry(path, meta, "methods", list[str])), heads_of(path, entry(path, meta, "known", list), *scores.shape[2:])
+        together(path, len(methods) == len(scores) and 0 < len(known) < scores[0, 0].numel())
         nothing = torch.full(scores.shape[:2], float("nan"), dtype=torch.double)
         cpr, cmd = (expect(path, tensors, name, 2) if name in tensors else nothing for name in ("cpr", "cmd"))
-        known = tuple((int(layer), int(head)) for layer, head in meta["known"])
-        return Localisation(tuple(meta["methods"]), known, scores, cpr, cmd, meta["provenance"])
+        together(path, cpr.shape == cmd.shape == scores.shape[:2])
+        return Localisation(methods, known, scores, cpr, cmd, entry(path, meta, "provenance", dict[str, Any]))
 
 
 def localise(
@@ -208,7 +217,7 @@ def localise(
     """
     heads = tuple(check_heads(known, vlm.n_layers, vlm.n_heads))
     if not 0 < len(heads) < vlm.n_layers * vlm.n_heads:
-        raise EditError(f"{len(heads)} of {vlm.n_layers * vlm.n_heads} heads are given as known: some, not none or all, can be found")
+        raise EditError(f"{len(heads)} of {vlm.n_layers * vlm.n_heads} heads are given as known: give some, not none or all")
     names = tuple(METHODS) if methods is None else tuple(methods)
     if unknown := [n for n in names if n not in METHODS]:
         raise EditError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor
 from .. import statistics
 from ..adapters.fit import Fit, fit_scales
 from ..attribution.sweep import provenance
+from ..card import Card
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -23,10 +24,16 @@ from .localisation import Localisation
 
 
 @dataclass(frozen=True, eq=False)
-class Recovery:
+class Recovery(Card):
     """S fits on a model with a planted shortfall, each with a seed of its own, and the same test questions answered by all.
 
     intact, damaged [Q] and repaired [S, Q]: right answers; scalars [S, L, H].
+
+    >>> intact, damaged = torch.ones(4), torch.tensor([1.0, 0.0, 0.0, 1.0])
+    >>> scalars = torch.tensor([[[1.0, 3.0], [1.0, 1.2]]])
+    >>> found = Recovery(((0, 1),), 0.25, intact, damaged, intact[None], scalars, torch.arange(4))
+    >>> found.lost().mean, found.ranks().tolist()
+    (0.5, [[1]])
     """
 
     planted: tuple[tuple[int, int], ...]
@@ -41,6 +48,10 @@ class Recovery:
     def __repr__(self) -> str:
         share, low, high = self.recovered()
         return f"<Recovery of {len(self.planted)} planted heads: {share:.2f} [{low:.2f}, {high:.2f}] of the lost accuracy>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        parts = {"intact": self.intact, "damaged": self.damaged, "repaired, mean of fits": self.repaired}
+        return ({"model": name, "accuracy": float(right.double().mean())} for name, right in parts.items())
 
     def lost(self) -> statistics.Difference:
         """Accuracy of the intact model minus the damaged one's."""

@@ -37,6 +37,9 @@ class RetentionCurve(Table):
 
     accuracy and gain on the task with low, high, p, p_corrected; others_accuracy and others_change likewise. p_corrected is Holm's
     over all tests of the table.
+
+    >>> RetentionCurve(({"weight": 0.0, "gain": 0.3}, {"weight": 3.0, "gain": 0.25})).to_frame()["weight"].tolist()
+    [0.0, 3.0]
     """
 
     columns = ("weight", "accuracy", "gain", "low", "high", "others_change", "others_change_low", "others_change_high")
@@ -70,6 +73,10 @@ class SparsityPath(Table):
     path: "l1" (fitted with that penalty on mean |s - 1|; `moved` scalars differ from 1 by more than the threshold), "cut" (of the
     unpenalised fit the k largest |s - 1|, the others set to 1) or "refit" (fitted anew on these k alone). accuracy, gain over the
     base model, and full_minus (how much better the unpenalised fit of all heads is), each with interval, p and Holm's p.
+
+    >>> rows = ({"path": "l1", "moved": 40, "gain": 0.3}, {"path": "cut", "moved": 4, "gain": 0.25})
+    >>> [row["moved"] for row in SparsityPath(rows).of("cut").rows]
+    [4]
     """
 
     columns = ("path", "value", "moved", "accuracy", "gain", "low", "high", "full_minus", "full_minus_high")
@@ -121,6 +128,14 @@ def retention_curve(
 
     weights: of the KL divergence from the base model on `retain` (retain_weight of FitSettings); at 0 nothing is retained.
     settings: other fields of FitSettings. Raises LeakError where questions to learn from and to answer share a picture.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("demo")
+    >>> train, test = (si.load_questions("scenes/relation", split, n=16) for split in ("train", "test"))
+    >>> retain, others = (si.load_questions("scenes/count", split, n=16) for split in ("train", "test"))
+    >>> curve = retention_curve(vlm, train, test, retain, others, weights=(0.0, 1.0), epochs=1)
+    >>> [row["weight"] for row in curve.rows]
+    [0.0, 1.0]
     """
     train, test, retain, others = require(train), require(test), require(retain), require(others)
     require_disjoint([*train, *retain], [*test, *others])
@@ -174,6 +189,13 @@ def sparsity_path(
 
     penalties: l1 of FitSettings; 0 is always among them. kept: the k to try, both cut from the fit of all heads and fitted anew
     (side by side). threshold: a scalar nearer to 1 counts as 1. The k are chosen on training questions; `test` is only answered.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("demo")
+    >>> train, test = (si.load_questions("scenes/relation", split, n=16) for split in ("train", "test"))
+    >>> found = sparsity_path(vlm, train, test, penalties=(), kept=(1,), epochs=1)
+    >>> [(row["path"], row["value"]) for row in found.rows]
+    [('l1', 0.0), ('cut', 1.0), ('refit', 1.0)]
     """
     train, test = require(train), require(test)
     require_disjoint(train, test)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -11,12 +11,15 @@ from typing import Any, ClassVar, Self
 import pandas as pd
 
 from .. import statistics
+from ..card import Card
 from ..errors import FileError
-from ..record import read_json, write_json
+from ..record import entry, read_json, write_json
+
+PARTS = ("about", "provenance")
 
 
 @dataclass(frozen=True, eq=False)
-class Table:
+class Table(Card):
     """rows: mappings with the same columns; None where a column says nothing of a row. about: what else was found."""
 
     rows: tuple[Mapping[str, Any], ...]
@@ -24,31 +27,33 @@ class Table:
     provenance: Mapping[str, Any] = field(default_factory=dict)
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that every row of this kind of table has."""
+    most = 100
 
     def to_frame(self) -> pd.DataFrame:
         """The rows as a data frame."""
         return pd.DataFrame(list(self.rows))
 
-    def _repr_html_(self) -> str:
-        return self.to_frame().to_html(index=False, float_format="{:.3f}".format, na_rep="")
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({name: row.get(name) for name in self.columns or row} for row in self.rows)
 
     def save(self, path: str | Path) -> None:
         """Write one JSON file."""
         parts = {"rows": list(self.rows), "about": dict(self.about), "provenance": dict(self.provenance)}
-        write_json(Path(path), {"kind": type(self).__name__} | parts)
+        write_json(Path(path), {"kind": type(self).__name__} | parts, sealed=True)
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
         """Read a saved table. Raises FileError for a damaged or foreign file."""
         found = read_json(Path(path))
         if found.get("kind") != cls.__name__:
-            raise FileError(f"{path} is no {cls.__name__} but {found.get('kind', 'a foreign file')!r}")
+            raise FileError(f"{path} is no {cls.__name__} but {found.get('kind', 'a foreign file')!r}; give the file of a {cls.__name__}")
         rows = found.get("rows")
         if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
             raise FileError(f"{path} holds no rows; save it again")
-        if missing := set(cls.columns) - set(rows[0]):
+        if missing := {name for row in rows for name in set(cls.columns) - set(row)}:
             raise FileError(f"{path}: its rows lack {', '.join(sorted(missing))}; save it again")
-        return cls(tuple(rows), found.get("about", {}), found.get("provenance", {}))
+        about, provenance = (entry(Path(path), {"about": {}, "provenance": {}} | found, name, dict[str, Any]) for name in PARTS)
+        return cls(tuple(rows), about, provenance)
 
 
 def known(value: float) -> float | None:

@@ -28,6 +28,11 @@ class Transfer(Table):
     """A row a pair of tasks: fitted on one, tested on the other.
 
     base and accuracy of the test task, and the gain with low, high, p and p_corrected (Holm over the whole matrix).
+
+    >>> tasks = ("relation", "count")
+    >>> rows = [{"fitted_on": a, "tested_on": b, "gain": 0.25 if a == b else 0.0} for a in tasks for b in tasks]
+    >>> Transfer(tuple(rows)).matrix().to_numpy().tolist()
+    [[0.25, 0.0], [0.0, 0.25]]
     """
 
     columns = ("fitted_on", "tested_on", "base", "accuracy", "gain", "low", "high", "p", "p_corrected")

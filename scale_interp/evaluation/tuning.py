@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
@@ -20,13 +20,14 @@ from ..adapters.fit import Fit, FitSettings, fit_scales
 from ..adapters.pasta import PASTA
 from ..adapters.steering import fit_steering
 from ..attribution.metric import measure
+from ..card import Card
 from ..data.question import Question
 from ..errors import DataError, EditError, FileError
 from ..interventions.edit import Edit, Head
 from ..interventions.engine import run_edits
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, read_tensors, write_tensors
 from .accuracy import evaluate
 from .attention_scaling import Tuned, evaluate_scaled, tune_adaptvis, tune_scaling
 from .head_sets import HeadSets
@@ -61,7 +62,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen:
+class Chosen(Card):
     """A method with the setting of the highest accuracy on validation questions; of equals the gentlest.
 
     method: what answers, an Edit of one variant or an attention method. setting: by name, empty where doing nothing was best.
@@ -79,6 +80,9 @@ class Chosen:
 
     def __repr__(self) -> str:
         return f"<Chosen {self.name}: {told(self.setting)}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return sorted(self.grid, key=lambda row: -row["accuracy"])
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -105,8 +109,12 @@ class Chosen:
             else:
                 method = CLASSES[config["method"]].from_config(config, path)
             heads = tuple((int(layer), int(head)) for layer, head in meta["heads"])
-            return Chosen(meta["name"], method, meta["setting"], meta["parameters"], tuple(meta["grid"]), heads, meta["about"])
-        except (KeyError, TypeError, ValueError, EditError) as error:
+            name, setting = entry(path, meta, "name", str), entry(path, meta, "setting", dict[str, Any])
+            count, grid = entry(path, meta, "parameters", int), tuple(entry(path, meta, "grid", list[dict[str, Any]]))
+            return Chosen(name, method, setting, count, grid, heads, entry(path, meta, "about", str))
+        except FileError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, EditError) as error:
             raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
 
 

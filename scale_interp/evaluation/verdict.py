@@ -11,8 +11,10 @@ from typing import Any
 import pandas as pd
 
 from ..adapters.scale import ScAle
+from ..arguments import fits
+from ..card import card
 from ..errors import FileError
-from ..record import read_json, write_json
+from ..record import entry, made, read_json, together, write_json
 
 ALPHA = 0.05
 FULL = "ScAle"
@@ -21,16 +23,16 @@ PICTURES = ("no picture", "noise for a picture", "another picture")
 MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *PICTURES)
 """What any real gain must beat, so far as it was run."""
 SHOWN = ("control", "accuracy", "gain", "low", "high", "effect", "p_corrected", "full_minus", "full_minus_p_corrected")
-SAVED = (
-    "base_accuracy",
-    "rows",
-    "frozen_changed",
-    "frozen_bits_changed",
-    "registration",
-    "registered",
-    "provenance",
-    "left_out",
-)
+SAVED: Mapping[str, Any] = {
+    "base_accuracy": float,
+    "rows": list[Any],
+    "frozen_changed": int,
+    "frozen_bits_changed": int,
+    "registration": str,
+    "registered": dict[str, Any],
+    "provenance": dict[str, Any],
+    "left_out": dict[str, str],
+}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,6 +42,10 @@ class Falsification:
     rows: see `to_frame`. frozen_changed, frozen_bits_changed: answers and last-token logits that scalars frozen at 1
     change. registered, registration: heads, settings and splits as fixed before the test questions were answered, and
     their SHA-256. left_out: control -> why it could not be run. scales: ScAle of each seed (empty in a loaded suite).
+
+    >>> row = {"control": "ScAle", "accuracy": 0.8, "gain": 0.3, "low": -0.1, "high": 0.6, "p_corrected": 0.2}
+    >>> Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}).survives
+    False
     """
 
     base_accuracy: float
@@ -56,10 +62,9 @@ class Falsification:
         return f"<Falsification: {'survives' if self.survives else 'does not survive'}. {self.verdict}>"
 
     def _repr_html_(self) -> str:
-        frame = self.to_frame()
-        table = frame[[name for name in SHOWN if name in frame]].to_html(index=False, float_format="{:.3f}".format)
+        shown = [{name: row.get(name) for name in SHOWN if name in row} for row in self.rows]
         reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
-        return f"<p><b>{html.escape(self.verdict)}</b></p><ul>{reasons}</ul>{table}<p>SHA-256 {html.escape(self.registration)}</p>"
+        return f"<div>{card(self.verdict, shown, len(shown))}<ul style='margin:4px 0'>{reasons}</ul></div>"
 
     def __getitem__(self, control: str) -> Mapping[str, Any]:
         return next(row for row in self.rows if row["control"] == control)
@@ -168,18 +173,26 @@ class Falsification:
         content = asdict(replace(self, scales=()))
         content.pop("scales")
         said = {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}
-        write_json(Path(path), {"method": "Falsification"} | said | content)
+        write_json(Path(path), {"method": "Falsification"} | said | content, sealed=True)
 
     @staticmethod
     def load(path: str | Path) -> Falsification:
         """Read a saved suite. Raises FileError for a foreign file, and for one of an older version."""
         content = read_json(Path(path))
         if content.get("method") != "Falsification":
-            raise FileError(f"{path} is no Falsification")
+            raise FileError(f"{path} is no Falsification; give the file that one was saved in")
         if missing := [name for name in SAVED if name not in content]:
             raise FileError(f"{path} lacks {', '.join(missing)}: an older version wrote it, or it is damaged; run the suite again")
-        values = {name: content[name] for name in SAVED}
-        return Falsification(**values | {"rows": tuple(values["rows"])})
+        values = {name: entry(Path(path), content, name, hint) for name, hint in SAVED.items()}
+        rows = values["rows"]
+        together(Path(path), all(fits(row, dict[str, Any]) and isinstance(row.get("control"), str) for row in rows))
+        full: Mapping[str, Any] = next((row for row in rows if row["control"] == FULL), {})
+        together(Path(path), all(fits(full.get(name), float) for name in ("gain", "low", "high", "p_corrected")))
+        against = ("gain", "full_minus", "full_minus_p_corrected")
+        together(Path(path), all(fits(row.get(name), float) for row in rows if row is not full for name in against))
+        found = Falsification(**values | {"rows": tuple(rows)})
+        made(Path(path), lambda: (found.verdict, found.reasons))
+        return found
 
 
 def _beaten(row: Mapping[str, Any]) -> bool:

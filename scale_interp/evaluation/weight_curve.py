@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -13,20 +14,21 @@ import torch
 from torch import Tensor
 
 from .. import statistics
-from ..adapters.adaptvis import AdaptVis
+from ..adapters.adaptvis import AdaptVis, gated_scores
 from ..adapters.attention_scale import AttentionScale
 from ..attribution.metric import measure
 from ..attribution.sweep import provenance
+from ..card import Card, bundle
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError, FileError
+from ..errors import DataError, EditError
 from ..interventions.choices import Scoring
 from ..interventions.engine import Path, choose_path
-from ..interventions.last_token import answer, answer_all
+from ..interventions.last_token import answer_all
 from ..interventions.paths import check_finite
 from ..interventions.prefix import Prompts
 from ..models.vlm import VLM
-from ..record import expect, read_tensors, write_tensors
+from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 
 KIND = "ScalingCurve"
 WEIGHTS = (0.5, 0.8, 1.2, 1.5, 2.0)
@@ -34,8 +36,14 @@ WEIGHTS = (0.5, 0.8, 1.2, 1.5, 2.0)
 
 
 @dataclass(frozen=True, eq=False)
-class ScalingCurve:
-    """Answers at each weight: per_question [Q, W], 1.0 where right; base [Q] at weight 1; confidence [Q] there, over the vocabulary."""
+class ScalingCurve(Card):
+    """Answers at each weight: per_question [Q, W], 1.0 where right; base [Q] at weight 1; confidence [Q] there, over the vocabulary.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> scaling_curve(vlm, qs, (0.5, 2.0)).by_confidence()["part"].tolist()
+    [1, 1, 2, 2]
+    """
 
     weights: tuple[float, ...]
     per_question: Tensor
@@ -48,6 +56,9 @@ class ScalingCurve:
         best = int(self.per_question.mean(0).argmax())
         told = f"base {float(self.base.mean()):.3f}, best {float(self.per_question[:, best].mean()):.3f} at weight {self.weights[best]:g}"
         return f"<ScalingCurve of {len(self.weights)} weights: {told}, {len(self.base)} questions>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"weight": w, "accuracy": right} for w, right in zip(self.weights, self.per_question.mean(0).tolist(), strict=True))
 
     def to_frame(self) -> pd.DataFrame:
         """A row a weight: accuracy, paired difference from weight 1 with interval and p; p_holm is corrected over the weights."""
@@ -83,7 +94,7 @@ class ScalingCurve:
         return scaling_curves({"": self}, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return self.plot()._repr_mimebundle_(include, exclude)
+        return bundle(self, self.plot(), include, exclude)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -95,11 +106,11 @@ class ScalingCurve:
         """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
         path = FilePath(path)
         tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items()}
-        shape = (len(parts["base"]), len(meta.get("weights", ())))
-        if {len(part) for part in parts.values()} != {shape[0]} or parts["per_question"].shape != shape or "provenance" not in meta:
-            raise FileError(f"{path}: its parts do not fit together; save it again")
-        return ScalingCurve(tuple(meta["weights"]), **parts, provenance=meta["provenance"])
+        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if name != "groups"}
+        parts["groups"], weights = numbered(path, tensors, "groups"), tuple(entry(path, meta, "weights", list[float]))
+        together(path, parts["per_question"].shape == (len(parts["base"]), len(weights)) and parts["per_question"].numel() > 0)
+        together(path, len({len(part) for part in parts.values()}) == 1)
+        return ScalingCurve(weights, **parts, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
 TENSORS = {"per_question": 2, "base": 1, "confidence": 1, "groups": 1}
@@ -129,10 +140,8 @@ def scaling_curve(
     methods = [AttentionScale(weight, **options) for weight in values]
     gate = AdaptVis(1.0, 1.0, 0.0)
     whole = methods[0].whole
-    batches = answer(vlm, questions, path, whole=whole, prompts=prompts, scoring=scoring)
-    (base, sure, *columns), passes = answer_all(
-        lambda b: [b.scores(), gate.confidences(b)[:, None], *(m.scores(vlm, b) for m in methods)], batches
-    )
+    run = partial(gated_scores, gate=gate, scales=methods)
+    (base, sure, *columns), passes = answer_all(vlm, questions, run, path, whole=whole, prompts=prompts, scoring=scoring)
     for scores in columns:
         check_finite(vlm, questions, scores[:, None])
     right = torch.stack([measure("accuracy", scores, questions) for scores in columns], 1)

@@ -3,6 +3,7 @@
 from .capture import Activations, capture
 from .edit import Edit
 from .engine import run_edits
+from .machines import cluster
 from .sweep import HeadSweep
 
-__all__ = ["Activations", "Edit", "HeadSweep", "capture", "run_edits"]
+__all__ = ["Activations", "Edit", "HeadSweep", "capture", "cluster", "run_edits"]

@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..card import Card
 from ..data.items import require
 from ..data.question import Question
 from ..models.vlm import VLM
-from ..progress import track
+from .batches import Found, Rows, each
 from .choices import read_choices
 
 
 @dataclass(frozen=True)
-class Activations:
-    """z [Q, L, H, D] before W_O; mlp [Q, L, d_model]; logits [Q, C] over the choices' first tokens."""
+class Activations(Card):
+    """z [Q, L, H, D] before W_O; mlp [Q, L, d_model]; logits [Q, C] over the choices' first tokens.
+
+    >>> import scale_interp as si
+    >>> found = si.capture(si.load("demo"), si.load_questions("scenes/relation", n=4))
+    >>> found.z.shape, len(found.logits)
+    (torch.Size([4, 6, 8, 16]), 4)
+    """
 
     z: Tensor
     mlp: Tensor
@@ -26,8 +34,11 @@ class Activations:
     def __repr__(self) -> str:
         return f"<Activations z {list(self.z.shape)}, mlp {list(self.mlp.shape)}, logits {list(self.logits.shape)}>"
 
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        axes = {"z": "questions, layers, heads, numbers a head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
+        return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
 
-@torch.no_grad()
+
 def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int = 16) -> Activations:
     """Read z and MLP outputs of the prompt's last token in whole, unedited forward passes.
 
@@ -39,30 +50,26 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
     torch.Size([4, 6, 8, 16])
     """
     questions = require(questions)
-    lengths = [vlm.encode(q)["input_ids"].shape[1] for q in questions]
-    batches = [
-        members[i : i + batch_size]
-        for length in sorted(set(lengths))
-        for members in [[q for q, n in enumerate(lengths) if n == length]]
-        for i in range(0, len(members), batch_size)
-    ]
-    found: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
-    for members in track(batches, "reading activations", len(batches)):
-        batch = [questions[q] for q in members]
-        inputs = vlm.encode(batch)
-        heads, mlps = [], []
-        with vlm.nn.trace(**inputs, use_cache=False):
-            for layer in vlm.layers:
-                heads.append(layer.self_attn.o_proj.input[:, -1].clone().cpu())
-                mlps.append(layer.mlp.output[:, -1].clone().cpu())
-            logits = vlm.nn.output.logits[:, -1].clone().save()
-        z = torch.stack(heads, 1).unflatten(-1, (vlm.n_heads, vlm.head_dim))
-        scores = _choice_logits(vlm, batch, inputs["input_ids"][:, -1], logits)
-        found |= {q: (z[i], torch.stack(mlps, 1)[i], scores[i].cpu()) for i, q in enumerate(members)}
-    ordered = [found[q] for q in range(len(questions))]
-    C = max(len(logits) for _, _, logits in ordered)
-    padded = [torch.nn.functional.pad(logits, (0, C - len(logits)), value=float("-inf")) for _, _, logits in ordered]
-    return Activations(torch.stack([z for z, _, _ in ordered]), torch.stack([m for _, m, _ in ordered]), torch.stack(padded))
+    batches = Rows.of_equal_length(vlm, questions, batch_size)
+    found = [*each(vlm, batches, capture_work, "reading activations")]
+    z, mlp, logits = (batches.restore([part[name] for part in found]) for name in ("z", "mlp", "logits"))
+    C = max(map(len, logits))
+    padded = [torch.nn.functional.pad(row, (0, C - len(row)), value=float("-inf")) for row in logits]
+    return Activations(torch.stack(z), torch.stack(mlp), torch.stack(padded))
+
+
+@torch.no_grad()
+def capture_work(vlm: VLM, questions: Sequence[Question]) -> Found:
+    inputs = vlm.encode(questions)
+    heads, mlps = [], []
+    with vlm.nn.trace(**inputs, use_cache=False):
+        for layer in vlm.layers:
+            heads.append(layer.self_attn.o_proj.input[:, -1].clone().cpu())
+            mlps.append(layer.mlp.output[:, -1].clone().cpu())
+        logits = vlm.nn.output.logits[:, -1].clone().save()
+    z = torch.stack(heads, 1).unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    scores = _choice_logits(vlm, questions, inputs["input_ids"][:, -1], logits)
+    return {"z": z, "mlp": torch.stack(mlps, 1), "logits": scores}
 
 
 def _choice_logits(vlm: VLM, questions: Sequence[Question], last: Tensor, logits: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -9,12 +10,13 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..card import Card
 from ..data.question import Question
 from ..models.families import KNOWN
 from ..models.vlm import VLM
 from .edit import Edit, LayerEdit
-from .paths import check_finite, packed, reference, row_bytes, variants_at_once
-from .prefix import Prompts
+from .paths import packed_batch, reference_work, row_bytes, variants_at_once
+from .prefix import read_prefix
 from .reference import forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
@@ -22,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
 @dataclass(frozen=True)
-class Report:
+class Report(Card):
     """What a model is, which path its edits take and why, and what was measured on one question.
 
     Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
@@ -56,6 +58,15 @@ class Report:
     sweep_bytes: int
     at_once: int
 
+    def __repr__(self) -> str:
+        return f"<Report of {self.model}: {self.path} path. {self.why}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        largest = {"packed against reference": self.packed_reference, "unedited": self.clean, "against plain nnsight": self.nnsight}
+        return (
+            {"difference of logits": name, "largest": f"{value:.1e}", "allowed": f"{self.allowed:.0e}"} for name, value in largest.items()
+        )
+
     @property
     def agrees(self) -> bool:
         """Whether all paths mean the same by an edit, up to rounding."""
@@ -78,16 +89,14 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
     draw = torch.Generator().manual_seed(0)
     L, H = vlm.n_layers, vlm.n_heads
     edit = Edit(0.5 + torch.rand(1, L, H, generator=draw), mlp_scale=0.5 + torch.rand(1, L, generator=draw))
-    whole, whole_clean = reference(vlm, [question], edit, None, "")
-    check_finite(vlm, [question], whole)
-    prompts = Prompts(vlm, [question])
-    cheap, cheap_clean = packed(vlm, [question], edit, prompts, "")
+    whole, whole_clean = reference_work(vlm, (0, question), edit, "auto").values()
+    prefix = read_prefix(vlm, [question])
+    cheap, cheap_clean = packed_batch(vlm, prefix, edit)
     # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
     with torch.enable_grad():
         ones = Edit(torch.ones(16, L, H, requires_grad=True))
-    computed, row = packed(vlm, [question], ones, prompts, "")
+    computed, row = packed_batch(vlm, prefix, ones)
     allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(whole.abs().max()))
-    prefix = prompts[0]
     at_once = min(L * H, variants_at_once(vlm, prefix))
     tokens = prefix.seen.shape[1] + 1
     found = {

@@ -60,6 +60,8 @@ class Edit:
     def __post_init__(self) -> None:
         for name, ndim in (("scale", 3), ("shift", 4), ("mlp_scale", 2)):
             part = getattr(self, name)
+            if part is not None and not isinstance(part, Tensor):
+                raise EditError(f"{name} is a {type(part).__name__}: give a tensor, as torch.tensor(...) makes it")
             if part is not None and part.ndim not in ((ndim,) if name == "mlp_scale" else (ndim, ndim + 1)):
                 raise EditError(f"{name} has shape {tuple(part.shape)}: expected [N, L{', H' * (ndim > 2)}{', D' * (ndim > 3)}]")
         if self.scope not in ("last", "each_new_token"):
@@ -69,6 +71,11 @@ class Edit:
             raise EditError("an edit without scale, shift and mlp_scale: give at least one (Edit.identity for none)")
         if 0 in counts.values() or len({n for n in counts.values() if n != 1}) > 1:
             raise EditError(f"the parts hold {counts} variants: give each the same N of at least 1, or 1")
+
+    def __repr__(self) -> str:
+        given = {name: part for name in ("scale", "shift", "mlp_scale") if (part := getattr(self, name)) is not None}
+        parts = ", ".join(f"{name} {list(part.shape)}" for name, part in given.items())
+        return f"<Edit of {self.n_variants} variant{'s' * (self.n_variants > 1)}: {parts}; scope {self.scope}>"
 
     def _counts(self) -> dict[str, int]:
         axes = {"scale": -3, "shift": -4, "mlp_scale": -2}
@@ -85,16 +92,25 @@ class Edit:
 
     @staticmethod
     def scaling(heads: Iterable[Head], factor: float, n_layers: int, n_heads: int) -> Edit:
-        """One variant that multiplies the given heads by `factor`."""
+        """One variant that multiplies the given heads by `factor`.
+
+        >>> Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2).scale
+        tensor([[[1.0000, 0.5000]]])
+        """
         scale = torch.ones(1, n_layers, n_heads)
         for layer, head in check_heads(heads, n_layers, n_heads):
             scale[0, layer, head] = factor
         return Edit(scale=scale)
 
     def compose(self, other: Edit) -> Edit:
-        """The edit that applies this one first and `other` after it (variants pair up, or one side has one)."""
+        """The edit that applies this one first and `other` after it (variants pair up, or one side has one).
+
+        >>> half = Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2)
+        >>> half.compose(half).scale
+        tensor([[[1.0000, 0.2500]]])
+        """
         if self.scope != other.scope:
-            raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}")
+            raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}: give both the same scope")
         scale = _product(self.scale, other.scale)
         shift = self.shift
         if shift is not None and other.scale is not None:
@@ -105,7 +121,11 @@ class Edit:
 
     @staticmethod
     def stack(edits: Sequence[Edit]) -> Edit:
-        """All variants of all edits, in order, as one edit."""
+        """All variants of all edits, in order, as one edit.
+
+        >>> Edit.stack([Edit.scaling([(0, head)], 0.0, n_layers=1, n_heads=2) for head in range(2)])
+        <Edit of 2 variants: scale [2, 1, 2]; scope last>
+        """
         if not edits:
             raise EditError("no edits to stack: give at least one")
         if len({e.scope for e in edits}) > 1:
@@ -122,12 +142,16 @@ class Edit:
                 shape[axis] = edit.n_variants
                 filled.append(like.new_full(shape, fill) if part is None else part.expand(shape))
             if len({p.ndim for p in filled}) > 1:
-                raise EditError(f"cannot stack {name} with and without a question axis")
+                raise EditError(f"cannot stack {name} with and without a question axis: expand the one without to [Q, N, ...]")
             parts[name] = torch.cat(filled, axis)
         return Edit(**parts, scope=edits[0].scope)
 
     def restrict(self, heads: Iterable[Head], mlp_layers: Iterable[int] = ()) -> Edit:
-        """The same edit on the given heads and MLPs only; everything else is left alone."""
+        """The same edit on the given heads and MLPs only; everything else is left alone.
+
+        >>> Edit(scale=torch.zeros(1, 1, 2)).restrict([(0, 1)]).scale
+        tensor([[[1., 0.]]])
+        """
         part = self.scale if self.scale is not None else self.shift
         layers, mlps = list(mlp_layers), self.mlp_scale
         scale, shift = self.scale, self.shift
@@ -139,6 +163,9 @@ class Edit:
             scale = None if scale is None else torch.where(keep, scale, 1.0)
             shift = None if shift is None else torch.where(keep[..., None], shift, 0.0)
         if mlps is not None:
+            wrong = [layer for layer in layers if not 0 <= layer < mlps.shape[-1]]
+            if wrong:
+                raise EditError(f"MLP of layer {wrong[0]}: the edit has {mlps.shape[-1]} layers, counted from 0; choose among those")
             on = torch.zeros(mlps.shape[-1], dtype=torch.bool, device=mlps.device)
             on[layers] = True
             mlps = torch.where(on, mlps, 1.0)
@@ -166,9 +193,9 @@ class Edit:
             if tuple(part.shape[-len(shape) :]) != shape:
                 raise EditError(f"{name} has shape {tuple(part.shape)}, but the model needs [N, {', '.join(map(str, shape))}]")
             if part.ndim == len(shape) + 2 and part.shape[0] != n_questions:
-                raise EditError(f"{name} is for {part.shape[0]} questions, but {n_questions} are asked")
+                raise EditError(f"{name} is for {part.shape[0]} questions, but {n_questions} are asked: give a row for each of them")
             if not torch.isfinite(part).all():
-                raise EditError(f"{name} holds values that are not finite")
+                raise EditError(f"{name} holds values that are not finite: give finite numbers")
 
     def starts(self, n_layers: int) -> Tensor:
         """The first layer at which each variant differs from the clean run [N]; n_layers where it never does."""
@@ -205,11 +232,11 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head
         try:
             layer, head = (int(i) for i in item)
         except (TypeError, ValueError) as error:
-            raise EditError(f"head {item!r} is no (layer, head) pair") from error
+            raise EditError(f"head {item!r} is no (layer, head) pair: give two whole numbers, such as (3, 0)") from error
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise EditError(f"head {(layer, head)} is out of range: the model has {n_layers} layers x {n_heads} heads, counted from 0")
         if (layer, head) in out:
-            raise EditError(f"head {(layer, head)} is given twice")
+            raise EditError(f"head {(layer, head)} is given twice: give each head once")
         out.append((layer, head))
     return out
 

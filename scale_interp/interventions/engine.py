@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from contextlib import nullcontext
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ..data.items import require
@@ -17,7 +15,7 @@ from ..models.vlm import VLM
 from .check import check
 from .choices import Scoring
 from .edit import Edit, Variants
-from .paths import check_finite, packed, reference
+from .paths import check_finite, packed, reference, with_graph
 from .prefix import Prompts
 
 Path = Literal["auto", "packed", "reference"]
@@ -45,6 +43,13 @@ def run_edits(
 
     Raises EditError for an edit that does not fit, ModelError for logits that are not finite, DataError for choices
     that the scoring cannot tell apart.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> import torch
+    >>> gains = si.Edit(scale=torch.ones(3, vlm.n_layers, vlm.n_heads))
+    >>> run_edits(vlm, qs, gains).shape[:2]
+    torch.Size([4, 3])
     """
     return run_with_clean(vlm, questions, edits, path, prompts=prompts, scoring=scoring, grad=grad, what=what)[0]
 
@@ -62,26 +67,35 @@ def run_with_clean(
 ) -> tuple[Tensor, Tensor]:
     """run_edits, and beside each variant the clean scores of the same call [Q, N, C], so that rounding cancels."""
     questions = require(questions)
-    if prompts is not None and prompts.scoring != scoring:
-        raise EditError(f"the prompts were read for scoring={prompts.scoring!r}, not {scoring!r}: give both the same scoring")
+    if prompts is not None:
+        prompts.require(questions, scoring)
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
-    run = packed if choose_path(vlm, questions, path) == "packed" else reference
-    with nullcontext() if grad else torch.no_grad():
-        edited, clean = run(vlm, questions, edit, prompts, what, scoring)
-    check_finite(vlm, questions, edited)
+    if choose_path(vlm, questions, path) == "reference":
+        return reference(vlm, questions, edit, what, scoring)
+    prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
+    if not grad:
+        return packed(vlm, prompts, edit, what)
+    edited, clean = with_graph(vlm, prompts, edit, what)
+    check_finite(vlm, questions, edited, edit)
     return edited, clean
 
 
 def as_variants(edits: Any) -> Variants:
     """An edit, something with `.edit()` such as a ScAle, or a list of these, as one set of variants."""
     if isinstance(edits, list | tuple):
-        return Edit.stack([e.edit() if hasattr(e, "edit") else e for e in edits])
+        return Edit.stack([e.edit() if hasattr(e, "edit") else _an_edit(e) for e in edits])
     edits = edits.edit() if hasattr(edits, "edit") else edits
     if not all(hasattr(edits, name) for name in ("n_variants", "starts", "at", "check")):
-        raise EditError(f"expected an Edit, found a {type(edits).__name__}")
+        raise EditError(f"expected an Edit, found a {type(edits).__name__}: give an Edit, a list of them, a HeadSweep or a ScAle")
     return edits
+
+
+def _an_edit(edit: Any) -> Edit:
+    if not isinstance(edit, Edit):
+        raise EditError(f"expected a list of Edits, found a {type(edit).__name__} in it: build one with si.Edit(scale=...)")
+    return edit
 
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:

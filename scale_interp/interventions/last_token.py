@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from typing import Protocol
 
 import torch
@@ -12,10 +12,10 @@ from torch import Tensor
 from ..data.question import Question
 from ..errors import DataError, EditError
 from ..models.vlm import VLM
-from ..progress import track
 from .attention import NAME as PACKED
 from .attention import attention
 from .attention_scaling import LogitEdit, Pass, rewriting
+from .batches import Batches, Found, Singles, Work, each
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import Variants
 from .engine import Path, choose_path
@@ -83,7 +83,7 @@ class PackedAnswers:
     @torch.no_grad()
     def next_logits(self) -> Tensor:
         head = self.vlm.hf_model.get_output_embeddings()
-        return self.vlm.cap(head(self._plain[:, 0])).float()  # type: ignore[misc, operator]
+        return self.vlm.cap(head(self._plain[:, 0])).float()
 
 
 class WholeAnswers:
@@ -133,39 +133,51 @@ class WholeAnswers:
         return forward(self.vlm, inputs, {}, inputs["input_ids"].shape[1], "last")[:, -1].float()
 
 
-def answer(
+Run = Callable[[VLM, Answers], Sequence[Tensor]]
+"""What is asked of a batch: columns [B, C]. A function of a module, or a `partial` of one."""
+
+
+def answer_all(
     vlm: VLM,
     questions: Sequence[Question],
+    run: Run,
     path: Path = "auto",
     *,
     whole: bool = False,
     prompts: Prompts | None = None,
     scoring: Scoring = "auto",
     selected: Sequence[Tensor] | None = None,
-) -> Iterator[Answers]:
-    """The questions batch by batch, in order; whole: the edits to come change the prompt, so that every one is a whole pass.
+) -> tuple[list[Tensor], int]:
+    """What `run` gives for every batch of the questions, joined [Q, C], and the forward passes that it took.
 
-    selected: [T] booleans a question, the tokens that count as image for edits of whole passes.
+    whole: its edits change the prompt, so that every one is a whole pass. selected: [T] booleans a question, the tokens that count as
+    image for edits of whole passes.
     Raises EditError for path="packed" where whole passes are needed.
     """
     if path == "packed" and (whole or selected is not None):
         raise EditError('rows="all" and selected tokens need whole forward passes: use path="auto" or "reference"')
-    if prompts is not None and prompts.scoring != scoring:
-        raise EditError(f"the prompts were read for scoring={prompts.scoring!r}, not {scoring!r}: give both the same scoring")
+    if prompts is not None:
+        prompts.require(questions, scoring)
     if selected is not None and len(selected) != len(questions):
         raise DataError(f"{len(selected)} selections for {len(questions)} questions: give one each")
+    batches: Batches = Singles(questions)
+    work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
-        for prefix in (prompts or Prompts(vlm, questions, keep=False, scoring=scoring)).track("answering"):
-            yield PackedAnswers(vlm, prefix)
-        return
-    for q, question in track(enumerate(questions), "answering", len(questions)):
-        yield WholeAnswers(vlm, question, scoring, None if selected is None else selected[q])
+        batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
+    found = [*each(vlm, batches, work, "answering")]
+    passes = sum(int(part.pop("passes")) for part in found)
+    return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes
 
 
-def answer_all(run: Callable[[Answers], Sequence[Tensor]], batches: Iterable[Answers]) -> tuple[list[Tensor], int]:
-    """What `run` gives for every batch, joined over the questions, and the forward passes that it took."""
-    parts, passes = [], 0
-    for batch in batches:
-        parts.append(run(batch))
-        passes += batch.passes
-    return [join(column) for column in zip(*parts, strict=True)], passes
+def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> Found:
+    return _columns(vlm, PackedAnswers(vlm, prefix), run)
+
+
+def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> Found:
+    row, question = batch
+    return _columns(vlm, WholeAnswers(vlm, question, scoring, None if selected is None else selected[row]), run)
+
+
+def _columns(vlm: VLM, batch: Answers, run: Run) -> Found:
+    columns = {f"{i:04}": column for i, column in enumerate(run(vlm, batch))}
+    return columns | {"passes": torch.tensor(batch.passes)}

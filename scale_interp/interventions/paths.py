@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,19 +14,30 @@ from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..models.vlm import VLM
 from ..progress import track
+from .batches import Found, Singles, each
 from .choices import Scoring
 from .edit import Variants
 from .packed import run_packed
-from .prefix import Prefix, Prompts, working_bytes
+from .prefix import Prefix, Prompts, out_of_memory, release, working_bytes
 from .reference import run_reference
 
 
-def packed(
-    vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: Prompts | None, what: str, scoring: Scoring = "auto"
-) -> tuple[Tensor, Tensor]:
+def packed(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
-    prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
-    edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in prompts.track(what)), strict=True)
+    found = [*each(vlm, prompts, partial(packed_work, edit=edit), what)]
+    return _joined(vlm, found)
+
+
+@torch.no_grad()
+def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> Found:
+    edited, clean = packed_batch(vlm, prefix, edit)
+    check_finite(vlm, prefix.questions, edited, edit, prefix.rows.start or 0)
+    return {"edited": edited, "clean": clean}
+
+
+def with_graph(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
+    """The same, for edits that require gradients: here and now, with everything in memory."""
+    edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in track(prompts, what, len(prompts))), strict=True)
     return join(edited), join(clean)
 
 
@@ -74,16 +86,8 @@ def row_bytes(vlm: VLM, tokens: int) -> int:
     return 4 * max(vlm.n_heads * tokens * 5 // 4, wide)
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's, or the machine's, way to say that its memory is full."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
-
-
 def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
-    gc.collect()
-    if vlm.device.type == "cuda":
-        torch.cuda.empty_cache()
+    release(vlm.device)
     if n == 1:
         B, P = prefix.seen.shape
         raise ModelError(
@@ -95,18 +99,26 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
 
 
 def reference(
-    vlm: VLM, questions: Sequence[Question], edit: Variants | None, prompts: object, what: str, scoring: Scoring = "auto"
+    vlm: VLM, questions: Sequence[Question], edit: Variants | None, what: str, scoring: Scoring = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C] and clean scores, each from a whole forward pass."""
+    found = [*each(vlm, Singles(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
+    return _joined(vlm, found)
+
+
+@torch.no_grad()
+def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> Found:
+    row, question = batch
     variants = torch.arange(edit.n_variants if edit else 1)
-    edited: list[Tensor] = []
-    clean: list[Tensor] = []
-    for row, question in track(enumerate(questions), what, len(questions)):
-        plain = run_reference(vlm, question, row, None, variants, scoring)
-        scores = plain if edit is None else run_reference(vlm, question, row, edit, variants, scoring)
-        edited.append(scores[None])
-        clean.append(plain.expand_as(scores)[None])
-    return join(edited), join(clean)
+    plain = run_reference(vlm, question, row, None, variants, scoring)
+    scores = plain if edit is None else run_reference(vlm, question, row, edit, variants, scoring)
+    check_finite(vlm, [question], scores[None], edit, row)
+    return {"edited": scores[None], "clean": plain.expand_as(scores)[None]}
+
+
+def _joined(vlm: VLM, found: Sequence[Found]) -> tuple[Tensor, Tensor]:
+    edited, clean = (join([part[name] for part in found]).to(vlm.device) for name in ("edited", "clean"))
+    return edited, clean
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
@@ -115,11 +127,38 @@ def join(parts: Sequence[Tensor]) -> Tensor:
     return torch.cat([torch.nn.functional.pad(p, (0, C - p.shape[-1]), value=float("-inf")) for p in parts])
 
 
-def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor) -> None:
-    """Raise ModelError for scores that are not finite, naming the question, the edit and the weight to blame."""
+def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor, edit: Variants | None = None, row: int = 0) -> None:
+    """Raise ModelError for scores [Q, N, C] that are not finite, naming the question, the edit, the layer and the weight to blame.
+
+    row: the number of the first of these questions among all that the edit is for.
+    """
     bad = torch.isnan(scores) | (scores == float("inf"))
     for q, question in enumerate(questions):
         bad[q, :, : len(question.choices)] |= scores[q, :, : len(question.choices)] == float("-inf")
     if bad.any():
         q, n, _ = (int(i) for i in bad.nonzero()[0])
-        raise ModelError(f"question {questions[q].id}, edit {n}: the logits are not finite; {vlm.blame()}")
+        where = first_not_finite(vlm, questions[q], row + q, edit, n)
+        heads = getattr(edit, "heads", None)
+        which = f"edit {n}" + (f" (head {heads[n]})" if heads else "")
+        raise ModelError(f"question {questions[q].id}, {which}: the logits are not finite, first {where}; {vlm.blame()}")
+
+
+@torch.no_grad()
+def first_not_finite(vlm: VLM, question: Question, row: int, edit: Variants | None, variant: int) -> str:
+    """Where a whole forward pass first leaves the finite numbers, in words."""
+    found: list[int] = []
+    hooks = [
+        layer.register_forward_hook(lambda _, __, out, i=i: found.append(i) if not _finite(out) else None)
+        for i, layer in enumerate(vlm.decoder.layers)
+    ]
+    try:
+        run_reference(vlm, question, row, edit, torch.tensor([variant]))
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f"after layer {min(found)}" if found else "behind the last layer, or in this batch alone"
+
+
+def _finite(output: Any) -> bool:
+    hidden = output[0] if isinstance(output, tuple) else output
+    return bool(torch.isfinite(hidden).all())

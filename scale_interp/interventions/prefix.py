@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cached_property
+import gc
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from typing import Any
 
 import psutil
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
-from ..errors import ModelError
-from ..models.vlm import VLM
-from ..progress import track
+from ..errors import EditError, MemoryWarning, ModelError
+from ..journal import fact
+from ..models.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
+from .spill import Spill
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -159,18 +163,70 @@ def working_bytes(vlm: VLM) -> int:
     """Bytes that one packed call, or one batch of prefixes, may take: `vlm.memory`, else what is free on the device.
 
     Of that a quarter at most, and no more than a sixteenth of the weights' size (or 64 MiB), so that a sweep needs
-    hardly more memory than a forward pass.
+    hardly more memory than a forward pass. A resumed run takes what the first one took: the last bits of a product of
+    matrices hang on their sizes.
     """
     if vlm.memory is not None:
         return vlm.memory
-    return min(free_memory(vlm.device) // 4, max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE)))
+    share = max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
+    return fact(f"working bytes of {vlm.name}", lambda: min(free_memory(vlm.device) // 4, share))
+
+
+def out_of_memory(error: BaseException) -> bool:
+    """Whether this is a device's, or the machine's, way to say that its memory is full."""
+    said = str(error)
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
+
+
+def release(device: torch.device) -> None:
+    """Give back what is held for nothing."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: Vision | None, scoring: Scoring) -> Prefix:
+    """read_prefix; where memory runs out the questions are read in two halves, and these in halves.
+
+    Raises ModelError when a single prompt does not fit.
+    """
+    try:
+        return read_prefix(vlm, questions, rows, vision, scoring)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    release(vlm.device)
+    n = len(questions)
+    if n == 1:
+        raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller picture or a shorter prompt ({reason})")
+    warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
+    halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
+    return _beside(vlm, questions, rows, halves, scoring)
+
+
+def _beside(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
+    """Prefixes of some questions as one, padded on the left to one length."""
+    P = max(part.seen.shape[1] for part in parts)
+    layers = []
+    for pieces in zip(*(part.layers for part in parts), strict=True):
+        K = max(piece.keys.shape[2] for piece in pieces)
+        keys, values = (
+            [F.pad(getattr(piece, name), (0, 0, K - piece.keys.shape[2], 0)) for piece in pieces] for name in ("keys", "values")
+        )
+        layers.append(PrefixLayer(torch.cat(keys), torch.cat(values)))
+    seen, tokens = (torch.cat([F.pad(getattr(part, name), (P - part.seen.shape[1], 0)) for part in parts]) for name in ("seen", "tokens"))
+    choices = read_choices(vlm, questions, torch.cat([part.choices.tokens[:, 0] for part in parts]), scoring)
+    positions = torch.cat([part.positions[..., :1] for part in parts], -2) + choices.depth
+    return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens)
 
 
 class Prompts(Sequence[Prefix]):
-    """The prefixes of many questions in batches, each read when first asked for and kept while memory allows.
+    """The prefixes of many questions in batches, each read when first asked for and then kept.
 
     batch_size: questions a batch; default: 16, or as many as `working_bytes` holds. keep: whether they are asked for
-    again. scoring: how their choices are read (see run_edits).
+    again. scoring: how their choices are read (see run_edits). cache: where they are kept, `vlm.prefix_cache` by default.
+    reads: how often a batch was read by the model.
     """
 
     def __init__(
@@ -181,11 +237,15 @@ class Prompts(Sequence[Prefix]):
         *,
         keep: bool = True,
         scoring: Scoring = "auto",
+        cache: PrefixCache | None = None,
     ):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
+        self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
+        self.reads = 0
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
-        self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if keep else 0
+        self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if self.cache in ("auto", "memory") else 0
+        self._spill = Spill() if self.cache in ("auto", "disk") else None
 
     @cached_property
     def batch_size(self) -> int:
@@ -194,6 +254,17 @@ class Prompts(Sequence[Prefix]):
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
         one = 2 * self.vlm.n_layers * self.vlm.n_kv_heads * self.vlm.head_dim * tokens * self.vlm.dtype.itemsize
         return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // one))
+
+    def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
+        """Raise EditError where these are the prompts of other questions, or were read for another scoring."""
+        if [q.id for q in self.questions] != [q.id for q in questions]:
+            raise EditError("the prompts are those of other questions: give the prompts of the questions that are asked, or none")
+        if self.scoring != scoring:
+            raise EditError(f"the prompts were read for scoring={self.scoring!r}, not {scoring!r}: give both the same scoring")
+
+    @property
+    def plan(self) -> Callable[[VLM], Prompts]:
+        return partial(prompts, tuple(self.questions), self.batch_size, self.scoring)
 
     @cached_property
     def slices(self) -> list[slice]:
@@ -204,15 +275,27 @@ class Prompts(Sequence[Prefix]):
         return len(self.slices)
 
     def __getitem__(self, index: int) -> Prefix:  # type: ignore[override]
-        if index in self._kept:
-            return self._kept[index]
+        index = range(len(self))[index]
+        if index not in self._kept:
+            return self._read(index)
+        prefix = self._kept[index]
+        if prefix.layers or self._spill is None:
+            return prefix
+        pairs = self._spill.get(index, self.vlm.device)
+        return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))
+
+    def _read(self, index: int) -> Prefix:
+        self.reads += 1
         rows = self.slices[index]
-        prefix = read_prefix(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
+        prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes
+        elif self._spill is not None and self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
+            self._kept[index] = replace(prefix, layers=())
         return prefix
 
-    def track(self, what: str) -> Iterator[Prefix]:
-        """The prefixes in order, behind a progress bar."""
-        return track((self[i] for i in range(len(self))), what, len(self))
+
+def prompts(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> Prompts:
+    """The same prompts, read by another process's model."""
+    return Prompts(vlm, questions, batch_size, keep=False, scoring=scoring)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -17,6 +18,9 @@ class HeadSweep:
     """Variant i edits heads[i] alone: z'[l,h] = scale * z[l,h] + source[l,h].
 
     source: [1 or Q, L, H, D] or None. A layer's values exist only while it runs, never [N, L, H, D].
+
+    >>> HeadSweep.all(6, 8, scale=0.0)
+    <HeadSweep of 48 heads, each alone times 0; scope last>
     """
 
     heads: tuple[Head, ...]
@@ -24,6 +28,10 @@ class HeadSweep:
     scale: float
     source: Tensor | None = None
     scope: Scope = "last"
+
+    def __repr__(self) -> str:
+        source = "" if self.source is None else f", plus a source {list(self.source.shape)}"
+        return f"<HeadSweep of {len(self.heads)} heads, each alone times {self.scale:g}{source}; scope {self.scope}>"
 
     @staticmethod
     def all(n_layers: int, n_heads: int, scale: float, source: Tensor | None = None) -> HeadSweep:
@@ -36,8 +44,17 @@ class HeadSweep:
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
         check_heads(self.heads, n_layers, n_heads)
-        if self.source is not None and self.source.shape[0] not in (1, n_questions):
-            raise EditError(f"source is for {self.source.shape[0]} questions, but {n_questions} are asked")
+        if not math.isfinite(self.scale):
+            raise EditError(f"scale={self.scale}: give a finite number")
+        if self.n_heads != n_heads:
+            raise EditError(f"the sweep is for {self.n_heads} heads a layer, the model has {n_heads}: build it with HeadSweep.all")
+        if self.source is None:
+            return
+        expected = (n_layers, n_heads, head_dim)
+        if tuple(self.source.shape[1:]) != expected or self.source.shape[0] not in (1, n_questions):
+            raise EditError(f"source has shape {tuple(self.source.shape)}: give [1 or {n_questions}, {', '.join(map(str, expected))}]")
+        if not torch.isfinite(self.source).all():
+            raise EditError("source holds values that are not finite: give finite numbers")
 
     def starts(self, n_layers: int) -> Tensor:
         """The layer of each variant's head, [N]."""

@@ -21,14 +21,16 @@ class Vision:
     def __init__(self, vlm: VLM, questions: Sequence[Question]):
         self.vlm = vlm
         self.left = Counter(_key(q) for q in questions if q.pictures) if takes_features(vlm) else Counter()
+        self.shared = {key for key, n in self.left.items() if n > 1}
         self.kept: dict[Hashable, Any] = {}
-        if not any(n > 1 for n in self.left.values()):
-            self.left.clear()
 
     def replace_pixels(self, inputs: BatchFeature, questions: Sequence[Question]) -> dict[str, Any]:
-        """The inputs with features in the pixels' place, where a picture of these questions is shared; else as they are."""
+        """The inputs with features in the pixels' place, where a picture of these questions is shared; else as they are.
+
+        Which of the two does not depend on what was read before, so that a batch has the same bits whenever it is read.
+        """
         keys = [_key(q) for q in questions]
-        if not any(self.left[key] > 1 or key in self.kept for key in keys):
+        if self.shared.isdisjoint(keys):
             return dict(inputs)
         outputs: dict[Hashable, Any] = {}
         for key, question in zip(keys, questions, strict=True):

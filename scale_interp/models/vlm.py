@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from nnsight import NNsight
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
+from ..card import Card
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -21,11 +23,30 @@ if TYPE_CHECKING:
     from ..interventions.check import Report
 
 
-class VLM:
+WHOLE, SAMPLED = 64 * 2**20, 4096
+OWN_HOOKS = ("transformers", "accelerate")
+"""Libraries whose hooks are part of what the model is."""
+PrefixCache = Literal["auto", "memory", "disk", "recompute"]
+"""Where prompts that were read are kept: in memory as far as it goes, then on disk ("auto"); in one of the two; or nowhere."""
+
+
+def check_cache(name: str) -> PrefixCache:
+    """The name, or ModelError."""
+    if name not in get_args(PrefixCache):
+        raise ModelError(f"prefix_cache={name!r}: choose {', '.join(map(repr, get_args(PrefixCache)))}")
+    return name  # type: ignore[return-value]
+
+
+class VLM(Card):
     """A transformers model and its processor, with its heads' places and one nnsight view of it.
 
     Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
     `self_attn.o_proj`: the heads' outputs side by side, before W_O mixes them.
+
+    >>> import scale_interp as si
+    >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
+    >>> len(vlm.encode(q)["input_ids"]), len(vlm.choice_ids(q)) == len(q.choices)
+    (1, True)
     """
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
@@ -48,9 +69,24 @@ class VLM:
         """How the paths agree on one question, once that was measured: on load with check=True, else on first use."""
         self.memory: int | None = None
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
+        self.prefix_cache: PrefixCache = "auto"
+        """Where prompts that were read are kept while they are asked for again."""
+        self.source: dict[str, Any] | None = None
+        """The arguments of `load` with which another process opens the same model; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
+        told = {
+            "class": type(self.hf_model).__name__,
+            "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
+            "width": f"{self.d_model}, {self.head_dim} a head",
+            "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
+            "path": "measured on first use" if self.report is None else f"{self.report.path}: {self.report.why}",
+        }
+        return ({"": name, self.name: value} for name, value in told.items())
 
     @property
     def device(self) -> torch.device:
@@ -64,6 +100,24 @@ class VLM:
     def n_bytes(self) -> int:
         """Size of the weights."""
         return sum(weight.nbytes for weight in self.hf_model.parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights as they are now: of every value up to 64 MiB of weights, else of 4,096 values of each tensor."""
+        state = hashlib.blake2b(self.family.encode(), digest_size=16)
+        most = SAMPLED if self.n_bytes > WHOLE else None
+        for name, weight in self.hf_model.named_parameters():
+            values = weight.detach().flatten()
+            values = values if most is None else values[:: max(1, len(values) // most)]
+            state.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
+            state.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
+        hooks = (hook for m in self.hf_model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+        return any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
 
     @property
     def revision(self) -> str | None:
@@ -175,7 +229,13 @@ class VLM:
 
     @torch.no_grad()
     def generate(self, question: Question | Sequence[Question], max_new_tokens: int = 8, **kwargs: Any) -> str | list[str]:
-        """Greedy answer text by transformers' own generate: a string for one question, a list for several."""
+        """Greedy answer text by transformers' own generate: a string for one question, a list for several.
+
+        >>> import scale_interp as si
+        >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
+        >>> len(vlm.generate(qs)), type(vlm.generate(qs[0]))
+        (2, <class 'str'>)
+        """
         inputs = self.encode(question)
         ids = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

@@ -1,4 +1,9 @@
-"""Figures (plotly), question cards and the HTML report; every figure function takes `dark`."""
+"""Figures (plotly), question cards and the HTML report; every figure function takes `dark`.
+
+>>> import scale_interp as si
+>>> m = si.attribute(si.load("demo"), si.load_questions("scenes/relation", n=4))
+>>> figure = si.viz.head_heatmap(m, dark=True)
+"""
 
 from .attention_map import attention_over_picture
 from .attention_scaling import scaling_curves, tuning_grid
@@ -8,11 +13,15 @@ from .calibration import calibration
 from .coefficients import coefficients_vs_attribution
 from .comparison import comparison, head_marks, head_overlap
 from .curves import rescaling, training_curve
+from .emphasis import emphasis_curves
+from .explorer import explore
 from .functional import function_heatmap, layer_histogram, removal_curves
 from .heatmap import head_heatmap, head_heatmaps, scalar_heatmap
 from .localisation import faithfulness_curves, localisation
 from .page import question_card
 from .report import Section, write_report
+from .runs import gains_of_runs, maps_of_runs
+from .save import save_figure
 from .speed import speed
 from .tradeoff import baselines, retention_curve, sparsity_path
 from .transfer import transfer_heatmap
@@ -27,19 +36,24 @@ __all__ = [
     "coefficients_vs_attribution",
     "comparison",
     "controls",
+    "emphasis_curves",
+    "explore",
     "faithfulness_curves",
     "function_heatmap",
+    "gains_of_runs",
     "head_heatmap",
     "head_heatmaps",
     "head_marks",
     "head_overlap",
     "layer_histogram",
     "localisation",
+    "maps_of_runs",
     "question_card",
     "removal_curves",
     "rescaling",
     "retention",
     "retention_curve",
+    "save_figure",
     "scalar_heatmap",
     "scaling_curves",
     "sparsity_path",

@@ -84,6 +84,10 @@ def tuning_grid(tuned: Tuned, *, dark: bool = False) -> go.Figure:
     """Accuracy on the validation questions at every setting that was tried, the chosen one ringed.
 
     Of AdaptVis a line a pair of weights over the threshold; of ScalingVis one line over the weight.
+
+    >>> import scale_interp as si
+    >>> grid = ({"weight": 0.5, "accuracy": 0.6}, {"weight": 1.5, "accuracy": 0.75})
+    >>> figure = tuning_grid(si.Tuned(si.AttentionScale(1.5), grid, base=0.7, passes=16, groups=("scene 1",)))
     """
     colours, table, fig = look(dark), tuned.to_frame(), go.Figure()
     adaptive = "threshold" in table

@@ -9,6 +9,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from ..errors import DataError
+from .colour import fill
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
@@ -22,7 +23,12 @@ TOLERANCE = 0.03
 
 
 def controls(falsification: Falsification, *, dark: bool = False) -> go.Figure:
-    """Gain over the base model of ScAle (first, highlighted) and of every control, with 95% intervals and the verdict."""
+    """Gain over the base model of ScAle (first, highlighted) and of every control, with 95% intervals and the verdict.
+
+    >>> import scale_interp as si
+    >>> row = {"control": "ScAle", "accuracy": 0.8, "gain": 0.3, "low": -0.1, "high": 0.6, "p_corrected": 0.2}
+    >>> figure = controls(si.Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}))
+    """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
     from ..evaluation.falsification import FULL
 
@@ -73,6 +79,10 @@ def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool =
     """Accuracy for each value of a question's field ("relation", "task", ...), a bar an evaluation, with 95% intervals.
 
     evaluations: name -> Evaluation. Raises DataError without evaluations, or where no question has the field.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> figure = accuracy_by({"base": si.evaluate(vlm, qs)}, "relation")
     """
     if not evaluations:
         raise DataError("no evaluations: give at least one, name -> Evaluation")
@@ -80,6 +90,7 @@ def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool =
     fig = go.Figure()
     tables = {name: evaluation.by(key) for name, evaluation in evaluations.items()}
     for i, (name, table) in enumerate(tables.items()):
+        colour = colours.series[i % len(colours.series)]
         fig.add_trace(
             go.Bar(
                 x=table[key],
@@ -87,7 +98,8 @@ def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool =
                 error_y=_bars(table["accuracy"], table["low"], table["high"], colours.ink),
                 customdata=table[["low", "high", "n"]],
                 hovertemplate="%{x}<br>accuracy %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>%{customdata[2]} questions",
-                marker_color=colours.series[i % len(colours.series)],
+                # Seen through, so that the whiskers stand out from the bars.
+                marker={"color": fill(colour, 0.55), "line": {"color": colour, "width": 1.5}},
                 name=name,
             )
         )
@@ -108,6 +120,8 @@ def retention(rows: Sequence[Mapping[str, Any]], *, dark: bool = False) -> go.Fi
     """Change of accuracy on other tasks, a dot a fit; the band of ±0.03 counts as no change.
 
     rows: mappings with "task", "fit", "change", "low" and "high". Raises DataError for rows without these.
+
+    >>> figure = retention([{"task": "count", "fit": "ScAle", "change": -0.01, "low": -0.02, "high": 0.0}])
     """
     wanted = {"task", "fit", "change", "low", "high"}
     if not rows:

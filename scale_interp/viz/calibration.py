@@ -20,6 +20,10 @@ def calibration(found: Found, *, dark: bool = False) -> go.Figure:
     """Share of suites whose p-value (ScAle against base, uncorrected) is at most x, without signal and on planted shortfalls.
 
     The band holds 95% of the shares of so many uniform p-values, at each x for itself. Raises DataError without null suites.
+
+    >>> from scale_interp.evaluation.calibration import Calibration
+    >>> suite = {"kind": "no signal", "p": 0.4, "p_corrected": 0.8, "low": -0.1, "high": 0.1, "gains": False, "survives": False}
+    >>> figure = calibration(Calibration((suite,), {}))
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch and scipy.
     from scipy import stats

@@ -10,17 +10,23 @@ from plotly.subplots import make_subplots
 from scipy import stats
 
 from ..errors import DataError
-from .heatmap import coloraxis, ground, layer_head_axes, limit, scalar_trace, score_trace
+from .heatmap import LAYER, coloraxis, ground, layer_head_axes, limit, scalar_trace, score_trace
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
     from ..adapters import ScAle
     from ..attribution import HeadMap
 
-WIDTH, HEIGHT = 1060, 560
-SCATTER = (520, 480)
-"""Width and height of the scatter in pixels, near enough to keep labels apart."""
+WIDTH, RIGHT = 1060, 100
+SCATTER = (WIDTH - 80 - RIGHT, 380)
+"""Width and height of the scatter in pixels."""
+MAP, GAP = 240, 96
+"""Height of the maps of a small model, and the room between them and the scatter."""
+BETWEEN = 0.22
+"""The share of the width between the maps, for the first one's colour bar."""
 LABELS = 8
+MANY = 300
+"""More points than this are drawn small."""
 
 
 def coefficients_vs_attribution(scale: ScAle, head_map: HeadMap, *, dark: bool = False) -> go.Figure:
@@ -39,27 +45,35 @@ def coefficients_vs_attribution(scale: ScAle, head_map: HeadMap, *, dark: bool =
         raise DataError(f"scalars for {tuple(scale.scalars.shape)} heads, scores for {(L, H)}: take both from one model")
     x = np.array([float(head_map.scores[h]) for h in scale.heads])
     y = np.array([float(scale.scalars[h]) - 1 for h in scale.heads])
-    titles = [head_map.method, "", "scalar − 1"]
-    specs = [[{}, {"rowspan": 2}], [{}, None]]
-    fig = make_subplots(2, 2, specs=specs, subplot_titles=titles, column_widths=[0.36, 0.64], horizontal_spacing=0.2, vertical_spacing=0.2)
+    high = max(MAP, LAYER * L)
+    tall, wide = high + GAP + SCATTER[1], SCATTER[0] * (1 - BETWEEN) / 2
+    fig = make_subplots(
+        2,
+        2,
+        specs=[[{}, {}], [{"colspan": 2}, None]],
+        subplot_titles=[head_map.method, "scalar − 1"],
+        row_heights=[high, SCATTER[1]],
+        horizontal_spacing=BETWEEN,
+        vertical_spacing=GAP / tall,
+    )
     fig.add_trace(score_trace(head_map, coloraxis="coloraxis"), row=1, col=1)
-    fig.add_trace(_moved_trace(scale), row=2, col=1)
-    for row in (1, 2):
-        layer_head_axes(fig, L, H, 290, 190, row=row, col=1)
-    ground(fig, -0.5, H - 0.5, L, dark, row=2, col=1)
+    fig.add_trace(_moved_trace(scale), row=1, col=2)
+    for column in (1, 2):
+        layer_head_axes(fig, L, H, wide, high, row=1, col=column)
+    ground(fig, -0.5, H - 0.5, L, dark, row=1, col=2)
     _scatter(fig, scale, x, y, head_map.unit, dark)
     for name, title, values, place in (
-        ("coloraxis", head_map.unit, head_map.scores.numpy(), 0.8),
-        ("coloraxis2", "scalar − 1", y, 0.2),
+        ("coloraxis", head_map.unit, head_map.scores.numpy(), (1 - BETWEEN) / 2),
+        ("coloraxis2", "scalar − 1", y, 1.0),
     ):
         axis = coloraxis(dark, limit(values), title)
-        axis["colorbar"] |= {"x": 0.3, "y": place, "len": 0.42, "thickness": 12}
+        axis["colorbar"] |= {"x": place + 0.01, "y": 1 - high / tall / 2, "len": high / tall * 1.04, "thickness": 12}
         fig.update_layout({name: axis})
     notes = f"{len(x)} learned heads; above 0 a head is amplified, below 0 damped."
     if len(x) < L * H:
         notes += " Grey: not learned."
-    frame(fig, f"Learned scalars against {head_map.method}: {_agreement(x, y)}", notes, width=WIDTH, height=HEIGHT, dark=dark)
-    return fig.update_layout(margin_t=fig.layout.margin.t + 24, height=fig.layout.height + 24)
+    frame(fig, f"Learned scalars against {head_map.method}: {_agreement(x, y)}", notes, width=WIDTH, height=tall + 60, dark=dark)
+    return fig.update_layout(margin={"t": fig.layout.margin.t + 24, "r": RIGHT}, height=fig.layout.height + 24)
 
 
 def _moved_trace(scale: ScAle) -> go.Heatmap:
@@ -76,9 +90,9 @@ def _agreement(x: np.ndarray, y: np.ndarray) -> str:
 
 
 def _scatter(fig: go.Figure, scale: ScAle, x: np.ndarray, y: np.ndarray, unit: str, dark: bool) -> None:
-    colours, at = look(dark), {"row": 1, "col": 2}
+    colours, at = look(dark), {"row": 2, "col": 1}
     names = [f"L{layer}H{head}" for layer, head in scale.heads]
-    reach = _reach(x), _reach(y)
+    reach, size = (_reach(x), _reach(y)), 9 if len(x) <= MANY else 6
     texts, places = _labels(names, x, y, reach)
     fig.add_trace(
         go.Scatter(
@@ -90,7 +104,7 @@ def _scatter(fig: go.Figure, scale: ScAle, x: np.ndarray, y: np.ndarray, unit: s
             textfont={"size": 12, "color": colours.ink},
             hovertext=names,
             hovertemplate="%{hovertext}<br>score %{x:+.4f}<br>scalar − 1: %{y:+.4f}<extra></extra>",
-            marker={"size": 9, "color": colours.series[0], "opacity": 0.85, "line": {"width": 1, "color": colours.paper}},
+            marker={"size": size, "color": colours.series[0], "opacity": 0.85, "line": {"width": 1, "color": colours.paper}},
             name="heads",
         ),
         **at,
@@ -118,7 +132,7 @@ def _labels(names: list[str], x: np.ndarray, y: np.ndarray, reach: tuple[tuple[f
         sides = _sides(points[i], len(names[i]) * LETTER * 1.15)
         covered = {side: _covered(box, points) for side, box in sides.items() if not any(_overlap(box, other) for other in taken)}
         # In a crowd a name would hide the points, and nobody could say whose it is; hover names every head.
-        if covered and min(covered.values()) <= 1:
+        if covered and min(covered.values()) == 0:
             texts[i], places[i] = names[i], min(covered, key=covered.__getitem__)
             taken.append(sides[places[i]])
     return texts, places

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ..errors import DataError
 from .bars import ROW, TOLERANCE, _bars, _room
-from .heatmap import cell_size, layer_head_axes
+from .heatmap import LAYER, PANEL, cell_size, layer_head_axes
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from ..evaluation.head_sets import HeadSets
 
 WIDTH = 980
+WIDEST = 1000
+"""No side of a map of marks is longer, in pixels."""
+LEAST = 7.0
+"""Marks of fewer pixels beside each other cannot be told apart."""
 ALPHA = 0.05
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross")
 
@@ -27,6 +31,12 @@ def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
     """Each method's paired difference from the base model with its 95% interval: on the data, and on other tasks where there are any.
 
     A full marker differs from 0 after Holm's correction over the methods. Raises DataError where there is the base model alone.
+
+    >>> import torch, scale_interp as si
+    >>> right = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
+    >>> about = {"ScAle": {"setting": {"strength": 1.0}, "parameters": 54, "passes": 1.0, "grid": []}}
+    >>> numbers, sets = torch.arange(4), si.HeadSets(6, 8, {})
+    >>> figure = comparison(si.Comparison(("base", "ScAle"), right, numbers, right, numbers, ("count",) * 4, about, sets))
     """
     frame_ = found.to_frame().iloc[1:]
     if frame_.empty:
@@ -73,7 +83,12 @@ def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
 
 
 def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
-    """Jaccard overlap of every two head sets; `*`: two random sets of these sizes share as many with corrected p < 0.05."""
+    """Jaccard overlap of every two head sets; `*`: two random sets of these sizes share as many with corrected p < 0.05.
+
+    >>> import scale_interp as si
+    >>> sets = si.HeadSets(6, 8, {"patching": ((3, 1), (2, 0)), "gradient": ((3, 1), (4, 2))})
+    >>> figure = head_overlap(sets)
+    """
     names = list(sets.sets)
     if len(names) < 2:
         raise DataError(f"{len(names)} head set(s): give at least two to lay over each other")
@@ -103,7 +118,7 @@ def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
     for i in range(1, n):
         for j in range(i):
             star = "*" if frozenset((names[i], names[j])) in sure else ""
-            ink = colours.over(1.0 if z[i, j] > 0.6 else 0.0)
+            ink = colours.over(z[i, j])
             fig.add_annotation(x=ticks[j], y=ticks[i], text=f"{z[i, j]:.2f}{star}", showarrow=False, font={"color": ink, "size": 12})
     fig.update_xaxes(showgrid=False, tickangle=-40)
     fig.update_yaxes(showgrid=False, autorange="reversed")
@@ -114,40 +129,32 @@ def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
 
 
 def head_marks(sets: HeadSets, *, dark: bool = False) -> go.Figure:
-    """The heads of the model, layer by head: a mark in the cell for every set that a head is in, grey by how many sets."""
+    """The heads of the model, layer by head: a mark in the cell for every set that a head is in, grey by how many sets.
+
+    Of models with many heads a panel a set. Raises DataError without sets.
+
+    >>> import scale_interp as si
+    >>> sets = si.HeadSets(6, 8, {"patching": ((3, 1), (2, 0)), "gradient": ((3, 1), (4, 2))})
+    >>> figure = head_marks(sets)
+    """
     names = list(sets.sets)
     if not names:
         raise DataError("no head sets: give at least one")
     colours, (L, H) = look(dark), (sets.n_layers, sets.n_heads)
-    wide, high = max(520, min(1400, 92 * H)), max(360, min(1400, 70 * L))
-    counts = sets.counts()
-    greys = [[0.0, colours.paper], [1.0, colours.empty if not dark else colours.grid]]
-    gap = 1 if max(L, H) <= 40 else 0
-    hover = [[", ".join(n for n in names if (layer, head) in sets.sets[n]) or "none" for head in range(H)] for layer in range(L)]
-    fig = go.Figure(
-        go.Heatmap(
-            z=counts,
-            zmin=0,
-            zmax=max(1, int(counts.max())),
-            colorscale=greys,
-            showscale=False,
-            xgap=gap,
-            ygap=gap,
-            customdata=hover,
-            hovertemplate="layer %{y}, head %{x}<br>%{z} sets: %{customdata}<extra></extra>",
-            name="sets",
-            showlegend=False,
-        )
-    )
+    wide, high = max(520, min(WIDEST, 92 * H)), max(360, min(WIDEST, 70 * L))
     columns = ceil(sqrt(len(names)))
     rows = ceil(len(names) / columns)
-    size = max(3.0, min(13.0, 0.62 * cell_size(L, H, wide, high) / max(columns, rows)))
+    size = 0.62 * cell_size(L, H, wide, high) / max(columns, rows)
+    if size < LEAST:
+        return _panels(sets, dark)
+    fig = go.Figure(_counts(sets, dark))
     for i, name in enumerate(names):
         aside, up = ((i % columns) + 0.5) / columns - 0.5, 0.5 - ((i // columns) + 0.5) / rows
         heads = sets.sets[name]
-        marker: dict[str, Any] = {"size": size, "color": colours.series[i % len(colours.series)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
+        marker: dict[str, Any] = {"size": min(13.0, size), "color": colours.series[i % len(colours.series)]}
+        marker["symbol"] = SYMBOLS[i % len(SYMBOLS)]
         if i >= len(colours.series):
-            marker = marker | {"symbol": f"{SYMBOLS[i % len(SYMBOLS)]}-open", "line": {"width": 2}}
+            marker |= {"symbol": f"{SYMBOLS[i % len(SYMBOLS)]}-open", "line": {"width": 2}}
         x, y = [head + aside * 0.86 for _, head in heads], [layer + up * 0.86 for layer, _ in heads]
         fig.add_trace(go.Scatter(x=x, y=y, mode="markers", marker=marker, hoverinfo="skip", name=f"{name} ({len(heads)})"))
     layer_head_axes(fig, L, H, wide, high)
@@ -156,6 +163,55 @@ def head_marks(sets: HeadSets, *, dark: bool = False) -> go.Figure:
         fig.add_shape(type="line", x0=line - 0.5, x1=line - 0.5, y0=-0.5, y1=L - 0.5, line=edge, opacity=0.35, layer="below")
     for line in range(L + 1):
         fig.add_shape(type="line", y0=line - 0.5, y1=line - 0.5, x0=-0.5, x1=H - 0.5, line=edge, opacity=0.35, layer="below")
-    notes = f"Each set has its place in a cell. Grey: in more sets, up to {int(counts.max())} of {len(names)}."
     width = max(wide + 104, int(LETTER * 90))
+    notes = f"Each set has its place in a cell. {_grey(sets)}"
     return frame(fig, "Heads that the methods name", notes, width=width, height=high + 60, dark=dark, legend=True)
+
+
+def _panels(sets: HeadSets, dark: bool) -> go.Figure:
+    """A panel a set: for models whose cells are too small to hold marks beside each other."""
+    colours, (L, H), names = look(dark), (sets.n_layers, sets.n_heads), list(sets.sets)
+    columns = min(3 if H <= 48 else 2, len(names))
+    rows, high, gap, aside = ceil(len(names) / columns), max(PANEL, LAYER * L), 90, 56
+    plot = 1060 - 104
+    wide, tall = (plot - aside * (columns - 1)) / columns, rows * high + (rows - 1) * gap
+    titles = [f"{name} ({len(heads)})" for name, heads in sets.sets.items()]
+    fig = make_subplots(
+        rows, columns, subplot_titles=titles, horizontal_spacing=aside / plot, vertical_spacing=gap / tall if rows > 1 else 0
+    )
+    for i, name in enumerate(names):
+        at = {"row": i // columns + 1, "col": i % columns + 1}
+        fig.add_trace(_counts(sets, dark), **at)
+        marker = {"size": 6, "color": colours.series[i % len(colours.series)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
+        layers, heads = zip(*sets.sets[name], strict=True) if sets.sets[name] else ((), ())
+        fig.add_trace(go.Scatter(x=heads, y=layers, mode="markers", marker=marker, hoverinfo="skip", name=name, showlegend=False), **at)
+        layer_head_axes(fig, L, H, wide, high, **at)
+    fig.update_xaxes(showline=True, mirror=True).update_yaxes(showline=True, mirror=True)
+    frame(fig, "Heads that the methods name", _grey(sets), width=1060, height=tall + 60, dark=dark)
+    return fig.update_layout(margin_t=fig.layout.margin.t + 24, height=fig.layout.height + 24)
+
+
+def _counts(sets: HeadSets, dark: bool) -> go.Heatmap:
+    """The cells, grey by the number of sets that a head is in."""
+    colours, (L, H), counts = look(dark), (sets.n_layers, sets.n_heads), sets.counts()
+    gap = 1 if max(L, H) <= 40 else 0
+    hover = [
+        [", ".join(n for n, heads in sets.sets.items() if (layer, head) in heads) or "none" for head in range(H)] for layer in range(L)
+    ]
+    return go.Heatmap(
+        z=counts,
+        zmin=0,
+        zmax=max(1, int(counts.max())),
+        colorscale=[[0.0, colours.paper], [1.0, colours.grid if dark else colours.empty]],
+        showscale=False,
+        xgap=gap,
+        ygap=gap,
+        customdata=hover,
+        hovertemplate="layer %{y}, head %{x}<br>%{z} sets: %{customdata}<extra></extra>",
+        name="sets",
+        showlegend=False,
+    )
+
+
+def _grey(sets: HeadSets) -> str:
+    return f"Grey: in more sets, up to {int(sets.counts().max())} of {len(sets.sets)}."

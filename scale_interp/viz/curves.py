@@ -26,6 +26,10 @@ def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
     """Training and validation loss by epoch, the kept epoch marked; the divergence on retained questions below, if any.
 
     Raises DataError for scalars that no fit has made.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> figure = training_curve(si.fit_scale(vlm, train, epochs=1))
     """
     if not scale.history:
         raise DataError("this ScAle has no history: take one from fit_scale")
@@ -60,7 +64,12 @@ def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
 
 
 def rescaling(study: Rescaling, *, dark: bool = False) -> go.Figure:
-    """Change of the metric by factor, a line a unit; the eight units that move it most in colour, with 95% intervals."""
+    """Change of the metric by factor, a line a unit; the eight units that move it most in colour, with 95% intervals.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> figure = rescaling(si.rescale(vlm, qs, factors=(0.0, 2.0)))
+    """
     colours = look(dark)
     table = study.to_frame()
     order = table.assign(size=table["change"].abs()).groupby("unit")["size"].max().reindex(list(study.units))

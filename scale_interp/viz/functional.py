@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import plotly.graph_objects as go
-from plotly.colors import hex_to_rgb
 from plotly.subplots import make_subplots
 
 from ..errors import DataError
+from .colour import fill
 from .heatmap import coloraxis, limit, outline
 from .theme import LETTER, frame, look
 
@@ -25,12 +25,23 @@ NAMES = {"top": "the first k", "random": "k random others", "low": "the last k",
 """What is removed."""
 DASHES = {"top": "solid", "random": "dash", "low": "dot", "keep": "dashdot"}
 COLUMNS = 3
+LINEAR = 24
+"""Beyond so many heads the axis of k is logarithmic: the first few heads are what such curves are drawn for."""
+ASIDE = 0.04
+"""Marks of a single k stand apart by this much."""
+CROWDED = 40
+"""Bars of more layers than this have thin whiskers without ends."""
 
 
 def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: str | None = None, dark: bool = False) -> go.Figure:
     """The metric against the number of removed heads with 95% bands; a panel a curve, where several are given by name.
 
     Filled marks: the first k differ from k random others after Holm's correction over k. Raises DataError for no curves.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> order = [(layer, head) for layer in range(6) for head in range(8)]
+    >>> figure = removal_curves(si.remove_heads_curve(vlm, qs, order, ks=(1, 4), draws=2))
     """
     panels = curves if isinstance(curves, Mapping) else {"": curves}
     if not panels:
@@ -49,15 +60,15 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
     for i, curve in enumerate(panels.values()):
         at = {"row": i // columns + 1, "col": i % columns + 1}
         found = (curve.differences()["p"] < ALPHA).to_numpy()
-        for colour, (kind, table) in zip(colours.series, curve.to_frame().groupby("heads", sort=False), strict=False):
-            x, y = table["k"].to_numpy(), table[curve.metric].to_numpy()
+        for number, (kind, table) in enumerate(curve.to_frame().groupby("heads", sort=False)):
+            colour, x, y = colours.series[number], table["k"].to_numpy(), table[curve.metric].to_numpy()
+            if len(x) == 1:
+                x = x + (number - 1.5) * ASIDE
             band = np.concatenate([table["high"], table["low"][::-1]])
-            red, green, blue = hex_to_rgb(colour)
-            fill = f"rgba({red}, {green}, {blue}, 0.13)"
             fig.add_trace(
-                go.Scatter(x=np.concatenate([x, x[::-1]]), y=band, fill="toself", fillcolor=fill, line_width=0, mode="lines").update(
-                    hoverinfo="skip", showlegend=False, name=f"{kind} band"
-                ),
+                go.Scatter(
+                    x=np.concatenate([x, x[::-1]]), y=band, fill="toself", fillcolor=fill(colour, 0.13), line_width=0, mode="lines"
+                ).update(hoverinfo="skip", showlegend=False, name=f"{kind} band"),
                 **at,
             )
             symbols = ["circle" if kind == "top" and f else "circle-open" for f in found]
@@ -66,10 +77,12 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
                     x=x,
                     y=y,
                     customdata=table[["low", "high"]],
-                    hovertemplate="k = %{x}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
+                    hovertemplate="k = %{x:.0f}: %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]",
                     mode="lines+markers",
-                    marker={"size": 8, "symbol": symbols},
+                    marker={"size": 8, "symbol": symbols, "color": colour},
                     line={"color": colour, "width": 2, "dash": DASHES[str(kind)]},
+                    # A single k has no band.
+                    error_y=_whiskers(y, table["low"], table["high"]) | {"visible": len(x) == 1},
                     name=NAMES[str(kind)],
                     legendgroup=str(kind),
                     showlegend=i == 0,
@@ -77,7 +90,11 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
                 **at,
             )
         fig.add_hline(y=float(curve.base.mean()), line={"color": colours.muted, "width": 1.5, "dash": "dot"}, **at)
-        fig.update_xaxes(title_text="k, heads", tickvals=list(curve.ks), **at)
+        wide = curve.ks[-1] > LINEAR
+        fig.update_xaxes(title_text="k, heads" + " (log scale)" * wide, type="log" if wide else "linear", **at)
+        fig.update_xaxes(tickvals=_apart(curve.ks) if wide else list(curve.ks), **at)
+        if len(curve.ks) == 1:
+            fig.update_xaxes(range=[curve.ks[0] - 0.5, curve.ks[0] + 0.5], **at)
         fig.update_yaxes(title_text=curve.metric.replace("_", " "), **at)
     fig.update_annotations(font={"size": 14, "color": colours.ink})
     notes = "Bands: 95% over pictures. Dotted line: nothing removed. ● the first k differ from k random others (Holm, 0.05)."
@@ -86,10 +103,28 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
     return _lower(fig, 22) if any(panels) else fig
 
 
+def _apart(ks: Sequence[int]) -> list[int]:
+    """Those of ks whose labels have room on a logarithmic axis."""
+    kept: list[int] = []
+    for k in ks:
+        if not kept or k >= 1.6 * kept[-1]:
+            kept.append(k)
+    return kept
+
+
+def _whiskers(middle: Any, low: Any, high: Any) -> dict[str, Any]:
+    return {"type": "data", "symmetric": False, "array": (high - middle).clip(lower=0), "arrayminus": (middle - low).clip(lower=0)}
+
+
 def function_heatmap(found: Interventions, *, title: str | None = None, dark: bool = False) -> go.Figure:
     """Change of the metric [N, F], edits downwards and functions to the right, values written in; an edit's own function is framed.
 
     `*`: differs from 0 after Holm's correction over all cells.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> silent = si.Edit.scaling([(3, 1)], 0.0, vlm.n_layers, vlm.n_heads)
+    >>> figure = function_heatmap(si.intervene(vlm, qs, {"silent": silent}, by="relation"))
     """
     table = found.to_frame()
     change, p, low, high = (
@@ -120,7 +155,7 @@ def function_heatmap(found: Interventions, *, title: str | None = None, dark: bo
         )
     )
     own = [(i, found.functions.index(name)) for i, name in enumerate(found.names) if name in found.functions]
-    outline(fig, own, dark)
+    outline(fig, own, dark, (88, 44))
     fig.update_layout(coloraxis=coloraxis(dark, reach, f"change of {found.metric.replace('_', ' ')}"))
     fig.update_xaxes(title_text="asked", tickvals=list(range(len(found.functions))), ticktext=_broken(found.functions), showgrid=False)
     fig.update_yaxes(
@@ -133,7 +168,14 @@ def function_heatmap(found: Interventions, *, title: str | None = None, dark: bo
 
 
 def layer_histogram(found: FunctionalHeads, *, title: str | None = None, dark: bool = False) -> go.Figure:
-    """Heads above the elbow by layer, a panel a function, with 95% intervals; dotted: their mean under permuted labels."""
+    """Heads above the elbow by layer, a panel a function, with 95% intervals; dotted: their mean under permuted labels.
+
+    >>> import torch, scale_interp as si
+    >>> importance, null, codes = torch.rand(4, 6, 8), torch.rand(3, 2, 6, 8), torch.tensor([0, 1, 0, 1])
+    >>> names, pictures = ("counting", "visual reception"), ("scene 1", "scene 2", "scene 3", "scene 4")
+    >>> found = si.FunctionalHeads(names, importance, codes, codes, torch.arange(4), null, torch.rand(3), pictures)
+    >>> figure = layer_histogram(found)
+    """
     colours = look(dark)
     sums, table = found.to_frame().set_index("function"), found.layers()
     columns = min(COLUMNS, len(found.functions))
@@ -146,14 +188,14 @@ def layer_histogram(found: FunctionalHeads, *, title: str | None = None, dark: b
     for i, function in enumerate(found.functions):
         at = {"row": i // columns + 1, "col": i % columns + 1}
         own = table[table["function"] == function]
-        whiskers = {"type": "data", "symmetric": False, "color": colours.ink, "thickness": 1.4, "width": 4}
-        whiskers |= {"array": (own["high"] - own["heads"]).clip(lower=0), "arrayminus": (own["heads"] - own["low"]).clip(lower=0)}
+        crowded = found.mean.shape[1] > CROWDED
+        whiskers = {"color": colours.ink, "thickness": 0.8 if crowded else 1.4, "width": 0 if crowded else 4}
         fig.add_trace(
             go.Bar(
                 x=own["layer"],
                 y=own["heads"],
-                error_y=whiskers,
-                marker_color=colours.series[0],
+                error_y=_whiskers(own["heads"], own["low"], own["high"]) | whiskers,
+                marker={"color": fill(colours.series[0], 0.55), "line": {"color": colours.series[0], "width": 0 if crowded else 1.5}},
                 customdata=own[["low", "high"]],
                 hovertemplate="layer %{x}: %{y} [%{customdata[0]:.0f}, %{customdata[1]:.0f}]<extra></extra>",
                 name="heads above the elbow",

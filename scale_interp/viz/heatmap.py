@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 720, 520
 ALPHA = 0.05
+PANEL = 208
+"""Height of one of several maps in pixels, where the model has so few layers that they can be told apart in it."""
+LAYER = 6
+"""The least height of a cell in pixels."""
 COLUMNS = 3
+SMALL = 14
+"""A frame around a cell with a shorter side than this would hide it, and stands a little outside."""
 
 
 def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | None = None, dark: bool = False) -> go.Figure:
@@ -39,10 +45,11 @@ def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | 
     fig = go.Figure(score_trace(head_map, coloraxis="coloraxis"))
     L, H = head_map.scores.shape
     width, height = _size(L, H)
-    _dots(fig, head_map, dark, cell=cell_size(L, H, width - 190, height - 60))
-    outline(fig, outlined, dark)
+    cells = width - 190, height - 60
+    _dots(fig, head_map, dark, cell=cell_size(L, H, *cells))
     fig.update_layout(coloraxis=coloraxis(dark, limit(head_map.scores.numpy()), head_map.unit))
-    layer_head_axes(fig, L, H, width - 190, height - 60)
+    layer_head_axes(fig, L, H, *cells)
+    outline(fig, outlined, dark, (cells[0] / H, cells[1] / L))
     Q = len(head_map.per_question)
     notes = f"{Q} question{'s' * (Q != 1)}.{_key([head_map], outlined)}"
     return frame(fig, title or head_map.method, notes, width=width, height=height, dark=dark)
@@ -52,29 +59,53 @@ def head_heatmaps(maps: Sequence[HeadMap], *, marks: Iterable[Head] = (), dark: 
     """Several maps side by side, each divided by its own largest |score| so that one colour scale serves.
 
     Hover gives the scores as measured. Raises DataError without maps, EditError for a mark that a map does not have.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> figure = head_heatmaps([si.ablate(vlm, qs), si.amplify(vlm, qs)], marks=[(3, 1)])
     """
+    shares, marked = [limit(m.scores.numpy()) for m in maps], [list(marks)] * len(maps)
+    axis = coloraxis(dark, 1.0, "score / largest |score| of its map")
+    return panels(maps, [_subtitle(m) for m in maps], shares, axis, "Head scores by method", marks=marked, dark=dark)
+
+
+def panels(
+    maps: Sequence[HeadMap],
+    names: Sequence[str],
+    divide: Sequence[float],
+    axis: dict[str, Any],
+    title: str,
+    *,
+    marks: Sequence[Sequence[Head]],
+    dark: bool,
+    columns: int = COLUMNS,
+) -> go.Figure:
+    """Maps side by side on one colour axis, each divided by a number of its own, with marks of its own; at most so many columns."""
     if not maps:
         raise DataError("no maps: give at least one HeadMap")
-    marks = list(marks)
-    columns = min(COLUMNS, len(maps))
+    L, H = (max(m.scores.shape[axis] for m in maps) for axis in (0, 1))
+    columns = min(columns if H <= 48 else 2, len(maps))
     rows = ceil(len(maps) / columns)
-    names = [_subtitle(m) for m in maps]
     lines = max(name.count("<br>") + 1 for name in names)
-    high = 208 + 18 * lines + 74
-    gap = (18 * lines + 66) / (rows * high) if rows > 1 else 0
-    fig = make_subplots(rows, columns, subplot_titles=names, horizontal_spacing=0.09, vertical_spacing=gap)
-    width = {1: 560, 2: 840, 3: 1100}[columns]
-    cells = (width - 190) / columns * 0.88, 208
-    for i, head_map in enumerate(maps):
+    high, gap, aside = max(PANEL, round(LAYER * L)), 18 * lines + 78, 64
+    width = 1100 if columns == 3 or H > 48 else {1: 560, 2: 840}[columns]
+    wide = (width - 190 - aside * (columns - 1)) / columns
+    tall = rows * high + (rows - 1) * gap
+    fig = make_subplots(
+        rows, columns, subplot_titles=names, horizontal_spacing=aside / (width - 190), vertical_spacing=gap / tall if rows > 1 else 0
+    )
+    for i, (head_map, part, marked) in enumerate(zip(maps, divide, marks, strict=True)):
         at = {"row": i // columns + 1, "col": i % columns + 1}
-        fig.add_trace(score_trace(head_map, coloraxis="coloraxis", divide=limit(head_map.scores.numpy())), **at)
         L, H = head_map.scores.shape
-        _dots(fig, head_map, dark, cell=cell_size(L, H, *cells), **at)
-        outline(fig, _checked(marks, head_map), dark, **at)
-        layer_head_axes(fig, L, H, *cells, **at)
-    fig.update_layout(coloraxis=coloraxis(dark, 1.0, "score / largest |score| of its map"))
-    frame(fig, "Head scores by method", _key(maps, marks).strip(), width=width, height=high * rows, dark=dark)
-    return fig.update_layout(margin_t=fig.layout.margin.t + 18 * lines)
+        gap = int(cell_size(L, H, wide, high) >= SMALL)
+        fig.add_trace(score_trace(head_map, coloraxis="coloraxis", divide=part, xgap=gap, ygap=gap), **at)
+        _dots(fig, head_map, dark, cell=cell_size(L, H, wide, high), reach=part * axis["cmax"], **at)
+        layer_head_axes(fig, L, H, wide, high, **at)
+        outline(fig, _checked(marked, head_map), dark, (wide / H, high / L), **at)
+    fig.update_layout(coloraxis=axis)
+    notes = _key(maps, [mark for marked in marks for mark in marked]).strip()
+    frame(fig, title, notes, width=width, height=tall + 60, dark=dark)
+    return fig.update_layout(margin={"t": fig.layout.margin.t + 18 * lines + 6, "r": 110}, height=fig.layout.height + 18 * lines + 6)
 
 
 def _subtitle(head_map: HeadMap) -> str:
@@ -83,7 +114,11 @@ def _subtitle(head_map: HeadMap) -> str:
 
 
 def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
-    """Scalars [L, H] as a heatmap centred on 1, the MLPs' scalars in a column of their own; grey where nothing was learned."""
+    """Scalars [L, H] as a heatmap centred on 1, the MLPs' scalars in a column of their own; grey where nothing was learned.
+
+    >>> import scale_interp as si
+    >>> figure = scalar_heatmap(si.ScAle.neutral(si.load("demo")))
+    """
     fig = go.Figure(scalar_trace(scale, coloraxis="coloraxis"))
     L, H = scale.scalars.shape
     # A column as wide as one of 64 heads could not be seen.
@@ -129,7 +164,8 @@ def score_trace(head_map: HeadMap, *, divide: float = 1.0, **options: Any) -> go
     lines.append(f"rank %{{customdata[4]:d}} of {scores.size}")
     gap = 1 if max(scores.shape) <= 40 else 0
     template = "<br>".join(lines) + "<extra></extra>"
-    return go.Heatmap(z=scores / divide, customdata=hover, hovertemplate=template, xgap=gap, ygap=gap, name=head_map.method, **options)
+    gaps = {"xgap": gap, "ygap": gap}
+    return go.Heatmap(z=scores / divide, customdata=hover, hovertemplate=template, name=head_map.method, **gaps | options)
 
 
 def scalar_trace(scale: ScAle, **options: Any) -> go.Heatmap:
@@ -157,8 +193,10 @@ def coloraxis(dark: bool, reach: float, title: str, *, centre: float = 0.0) -> d
 
 def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, **at: int) -> None:
     """Axes with whole-numbered ticks, as many as there is room for in wide x high pixels."""
-    fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5, H - 0.5], showgrid=False, **at)
-    fig.update_yaxes(title_text="layer", tickvals=_ticks(L, high, 18), range=[-0.5, L - 0.5], showgrid=False, **at)
+    # Frames of small cells at the edge stand a little outside.
+    x, y = (3 / (pixels / count) if min(wide / H, high / L) < SMALL else 0.0 for pixels, count in ((wide, H), (high, L)))
+    fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5 - x, H - 0.5 + x], showgrid=False, **at)
+    fig.update_yaxes(title_text="layer", tickvals=_ticks(L, high, 18), range=[-0.5 - y, L - 0.5 + y], showgrid=False, **at)
 
 
 def _ticks(count: int, pixels: float, room: float) -> list[int]:
@@ -168,7 +206,7 @@ def _ticks(count: int, pixels: float, room: float) -> list[int]:
 
 def _size(L: int, H: int) -> tuple[int, int]:
     """Width and height of a figure of one map: the same for all but the smallest models, whose cells would be too large."""
-    return min(WIDTH, 190 + max(200, 100 * H)), min(HEIGHT, 60 + max(140, 100 * L))
+    return min(WIDTH, 190 + max(260, 100 * H)), min(max(HEIGHT, 60 + LAYER * L), 60 + max(140, 100 * L))
 
 
 def ground(fig: go.Figure, left: float, right: float, L: int, dark: bool, **at: int) -> None:
@@ -181,17 +219,19 @@ def cell_size(L: int, H: int, wide: float, high: float) -> float:
     return min(wide / H, high / L)
 
 
-def outline(fig: go.Figure, marks: Iterable[Head], dark: bool, **at: int) -> None:
-    """A frame around each marked cell."""
+def outline(fig: go.Figure, marks: Iterable[Head], dark: bool, cell: tuple[float, float], **at: int) -> None:
+    """A frame around each marked cell; cell: its width and height in pixels."""
+    edge = {"color": look(dark).ink, "width": 2}
+    x, y = ((2 / side if min(cell) < SMALL else 0.0) for side in cell)
     for layer, head in marks:
-        edge = {"color": look(dark).ink, "width": 2}
-        fig.add_shape(type="rect", x0=head - 0.5, x1=head + 0.5, y0=layer - 0.5, y1=layer + 0.5, line=edge, **at)
+        box = {"x0": head - 0.5 - x, "x1": head + 0.5 + x, "y0": layer - 0.5 - y, "y1": layer + 0.5 + y}
+        fig.add_shape(type="rect", **box, line=edge, **at)
 
 
-def _dots(fig: go.Figure, head_map: HeadMap, dark: bool, cell: float, **at: int) -> None:
+def _dots(fig: go.Figure, head_map: HeadMap, dark: bool, cell: float, reach: float | None = None, **at: int) -> None:
     scores, found = head_map.scores.numpy(), head_map.significant(ALPHA).numpy()
     layers, heads = found.nonzero()
-    colours = [look(dark).over(s) for s in scores[found] / limit(scores)]
+    colours = [look(dark).over(s) for s in scores[found] / (reach or limit(scores))]
     marker = {"size": min(7.0, max(2.0, cell * 0.3)), "color": colours}
     fig.add_trace(go.Scatter(x=heads, y=layers, mode="markers", marker=marker, hoverinfo="skip", name="significant"), **at)
 

@@ -10,6 +10,7 @@ import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from ..errors import DataError
+from .colour import fill
 from .theme import frame, look
 
 if TYPE_CHECKING:
@@ -23,6 +24,10 @@ def localisation(found: Mapping[str, Localisation], *, dark: bool = False) -> go
     """AUROC and precision at k of every method, a panel a model, with 95% intervals over draws.
 
     Raises DataError where the models were scored by different methods.
+
+    >>> import torch, scale_interp as si
+    >>> scores, nothing = torch.rand(1, 2, 6, 8), torch.full((1, 2), float("nan"))
+    >>> figure = localisation({"demo": si.Localisation(("mine",), ((3, 1),), scores, nothing, nothing)})
     """
     if not found or len({f.methods for f in found.values()}) > 1:
         raise DataError("give at least one Localisation, all of the same methods")
@@ -56,19 +61,25 @@ def localisation(found: Mapping[str, Localisation], *, dark: bool = False) -> go
                 row=1,
                 col=column,
             )
-        fig.add_vline(x=0.5, line={"color": colours.muted, "width": 1, "dash": "dot"}, layer="below", row=1, col=column)  # type: ignore[arg-type]
+        fig.add_vline(x=0.5, line={"color": colours.muted, "width": 1, "dash": "dot"}, layer="below", row=1, col=column)
     fig.update_xaxes(range=[-0.04, 1.04], tickvals=[0, 0.25, 0.5, 0.75, 1])
     fig.update_yaxes(range=[len(methods) - 0.5, -0.5], tickvals=list(range(len(methods))))
     fig.update_yaxes(ticktext=list(methods), col=1)
     draws = next(iter(found.values())).scores.shape[1]
     notes = f"Whiskers: 95% interval over {draws} draws of questions. Dotted: an AUROC of chance. k: the number of known heads."
-    width, height = 190 + PANEL * len(found), 70 + ROW * len(methods)
+    width, height = max(640, 190 + PANEL * len(found)), 70 + ROW * len(methods)
     frame(fig, "Do methods find the heads that are known to matter?", notes, width=width, height=height, dark=dark, legend=True, left=170)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24, legend={"y": 1 + 34 / height})
 
 
 def faithfulness_curves(found: Mapping[str, Faithfulness], *, dark: bool = False) -> go.Figure:
-    """Faithfulness of rankings when only their first k heads are kept (solid) and when these are removed (dashed), with 95% bands."""
+    """Faithfulness of rankings when only their first k heads are kept (solid) and when these are removed (dashed), with 95% bands.
+
+    >>> import torch, scale_interp as si
+    >>> keep, remove = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[1.0, 0.5, 0.0]])
+    >>> found = si.Faithfulness((0, 24, 48), "logit_diff", keep, remove, torch.tensor([0]))
+    >>> figure = faithfulness_curves({"patching": found})
+    """
     if not found:
         raise DataError("no curves: give at least one Faithfulness")
     colours = look(dark)
@@ -83,8 +94,8 @@ def faithfulness_curves(found: Mapping[str, Faithfulness], *, dark: bool = False
                     y=edge,
                     fill="toself",
                     line={"width": 0},
-                    fillcolor=colour,
-                    opacity=0.14,
+                    mode="lines",
+                    fillcolor=fill(colour, 0.14),
                     hoverinfo="skip",
                     showlegend=False,
                 )

@@ -22,8 +22,8 @@ CARD = (
 )
 
 
-def question_card(question: Question) -> str:
-    """A question as HTML without outside parts: picture, text, choices with the right one marked.
+def question_card(question: Question, note: str = "") -> str:
+    """A question as HTML without outside parts: picture, text, choices with the right one marked, and a note of what was answered.
 
     Text is escaped. A picture that cannot be opened is replaced by the reason, so that showing a question never fails.
 
@@ -37,10 +37,11 @@ def question_card(question: Question) -> str:
         picture = f"<p style='flex:1 1 160px;margin:0'>{escape(str(error))}</p>"
     choices = "".join(_choice(choice, i == question.answer) for i, choice in enumerate(question.choices))
     facts = " · ".join(escape(str(part)) for part in (question.task, question.relation) if part)
+    said = f"<p style='margin:0 0 8px'>{escape(note)}</p>" if note else ""
     return (
         f"<article style='{CARD}'>{picture}<div style='flex:1 1 150px;min-width:0;overflow-wrap:anywhere'>"
         f"<p style='margin:0 0 8px;font-weight:600'>{escape(question.text)}</p>"
-        f"<ul style='list-style:none;margin:0 0 8px;padding:0'>{choices}</ul>"
+        f"<ul style='list-style:none;margin:0 0 8px;padding:0'>{choices}</ul>{said}"
         f"<p style='margin:0;font-size:12px;opacity:.75'>{facts}</p></div></article>"
     )
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from itertools import count
@@ -18,7 +18,7 @@ from ..data.question import Question
 from ..errors import DataError
 from .page import question_card
 
-Item: TypeAlias = str | go.Figure | pd.DataFrame | Question
+Item: TypeAlias = str | go.Figure | Callable[..., go.Figure] | pd.DataFrame | Question | tuple[Question, str]
 
 # The policy makes the promise that nothing is fetched a matter of the browser's, not of our care.
 POLICY = "default-src 'none'; img-src data: blob:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
@@ -36,7 +36,9 @@ p { max-width: 75ch; margin: 0 0 14px; white-space: pre-line }
 a { color: var(--link) }
 nav ol { margin: 0; padding-left: 1.5em }
 .panel { overflow-x: auto; margin: 0 0 18px; border: 1px solid var(--line); border-radius: 8px; background: var(--panel) }
-.figure { background: #fff; color-scheme: only light }
+.figure.light { background: #fff; color-scheme: only light }
+.figure.both { background: #fff }
+@media (prefers-color-scheme: dark) { .figure.both { background: #15181e } }
 .figure > div { width: max-content; margin: 0 auto }
 .cards { display: grid; grid-template-columns: repeat(auto-fill, minmax(min(100%, 340px), 1fr)); gap: 14px; margin: 0 0 18px }
 .cards article { background: var(--panel) }
@@ -52,11 +54,29 @@ thead th { color: var(--muted); font-weight: 600; white-space: nowrap }
 """
 # Plotly's full row of buttons would cover the titles.
 CONFIG = {"displaylogo": False, "modeBarButtons": [["toImage", "zoom2d", "pan2d", "resetScale2d"]]}
+SWITCH = """
+const figures = [], dark = matchMedia("(prefers-color-scheme: dark)"), finger = matchMedia("(pointer: coarse)").matches;
+function draw({id, light, dark: night}) {
+  const f = dark.matches && night || light;
+  Plotly.newPlot(id, f.data, finger ? {...f.layout, dragmode: false} : f.layout, CONFIG);
+}
+dark.addEventListener("change", () => figures.forEach(draw));
+""".replace("CONFIG", json.dumps(CONFIG))
+"""Draws the figures, and those that there are two of anew where the reader turns the light on or off.
+
+A finger on a figure moves the page, as otherwise nobody could scroll past it on a phone.
+"""
 
 
 @dataclass(frozen=True)
 class Section:
-    """A heading and what stands below it: paragraphs of plain text, figures, tables, questions."""
+    """A heading and what stands below it: paragraphs of plain text, figures, tables, questions (alone, or with a note).
+
+    A function that takes `dark` and draws a figure is shown as the reader's screen is, dark or light; a figure stays as it is drawn.
+
+    >>> Section("Result", ["No head stands out."]).heading
+    'Result'
+    """
 
     heading: str
     body: Sequence[Item]
@@ -85,7 +105,7 @@ def write_report(path: str | Path, *, title: str, sections: Sequence[Section], m
         '<!DOCTYPE html><html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{POLICY}">'
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        f"<title>{escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script></head>"
+        f"<title>{escape(title)}</title><style>{STYLE}</style><script>{get_plotlyjs()}</script><script>{SWITCH}</script></head>"
         f'<body><main><h1>{escape(title)}</h1><nav aria-label="Contents"><ol>{contents}</ol></nav>{articles}</main></body></html>\n'
     )
     write_bytes(Path(path), page.encode())
@@ -95,8 +115,8 @@ def _body(items: Sequence[Item], numbers: count[int]) -> str:
     out: list[str] = []
     cards: list[str] = []
     for item in [*items, None]:
-        if isinstance(item, Question):
-            cards.append(question_card(item))
+        if isinstance(item, Question | tuple):
+            cards.append(question_card(*item) if isinstance(item, tuple) else question_card(item))
             continue
         if cards:
             out.append(f'<div class="cards">{"".join(cards)}</div>')
@@ -111,12 +131,26 @@ def _item(item: Any, numbers: count[int]) -> str:
         return f"<p>{escape(item)}</p>"
     if isinstance(item, pd.DataFrame):
         return _table(item)
+    if callable(item):
+        return _figure(item(dark=False), item(dark=True), f"figure-{next(numbers)}")
     if isinstance(item, go.Figure):
-        # Without an id of ours plotly draws a random one, and the same report would differ from run to run.
-        div = item.to_html(full_html=False, include_plotlyjs=False, div_id=f"figure-{next(numbers)}", config=CONFIG)
-        name = escape(str(item.layout.title.text or "figure").replace("<br>", " "))
-        return f'<div class="panel figure" role="figure" aria-label="{name}" tabindex="0">{div}</div>'
+        return _figure(item, None, f"figure-{next(numbers)}")
     raise DataError(f"a section holds a {type(item).__name__}: give str, plotly Figure, pandas DataFrame or Question")
+
+
+def _figure(light: go.Figure, dark: go.Figure | None, anchor: str) -> str:
+    # In a script only "<" could end it.
+    modes = [str(figure.to_json()).replace("<", "\\u003c") if figure is not None else "null" for figure in (light, dark)]
+    size = f"width:{light.layout.width}px;height:{light.layout.height}px" if light.layout.width and light.layout.height else ""
+    return (
+        f'<div class="panel figure {"light" if dark is None else "both"}" role="figure" aria-label="{_name(light)}" tabindex="0">'
+        f'<div id="{anchor}" style="{size}"></div></div>'
+        f'<script>figures.push({{id: "{anchor}", light: {modes[0]}, dark: {modes[1]}}}); draw(figures.at(-1))</script>'
+    )
+
+
+def _name(figure: go.Figure) -> str:
+    return escape(str(figure.layout.title.text or "figure").replace("<br>", " "))
 
 
 def _table(frame: pd.DataFrame) -> str:

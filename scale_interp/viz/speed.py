@@ -21,7 +21,14 @@ GROUP = 70
 
 
 def speed(found: Sequence[Benchmark], *, dark: bool = False) -> go.Figure:
-    """Time of every way as a multiple of ours, bars on a log scale, a group a model. Raises DataError without benchmarks."""
+    """Time of every way as a multiple of ours, bars on a log scale, a group a model. Raises DataError without benchmarks.
+
+    >>> from scale_interp.bench import LIMIT, OURS
+    >>> from scale_interp.bench.result import Benchmark, Row
+    >>> rows = (Row(OURS, 0.1, 1.0, 48, 3, 0.0), Row(LIMIT, 0.05, 0.5, 48, 3, None))
+    >>> about = {"model": "demo", "n_layers": 6, "n_heads": 8, "variants": 48, "questions": 4, "tokens": 70}
+    >>> figure = speed([Benchmark(rows, about | {"repeats": 3, "device": "cpu", "threads": 1}, {})])
+    """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
     from ..bench import LIMIT, OURS
 

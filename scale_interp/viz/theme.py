@@ -8,6 +8,8 @@ from math import ceil
 
 import plotly.graph_objects as go
 
+from .colour import between, readable
+
 FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif"
 FONT_SIZE = 14
 NOTE_SIZE = 13
@@ -17,7 +19,11 @@ LETTER = 6.6
 
 @dataclass(frozen=True)
 class Look:
-    """The colours of one mode: `series` is colour-blind safe (Okabe and Ito), `diverging` has its neutral colour in the middle."""
+    """The colours of one mode; `diverging` has its neutral colour in the middle.
+
+    `series` began as Okabe and Ito's colours and was moved until each has a contrast of 3 to the paper, and every two are 12 apart
+    (CIEDE2000), also as seen without red, green or blue cones (Machado et al. 2009, doi 10.1109/TVCG.2009.113).
+    """
 
     ink: str
     muted: str
@@ -31,8 +37,8 @@ class Look:
     """The stretch of the sequential scale that stands out from the paper."""
 
     def over(self, share: float) -> str:
-        """The dot colour that can be read on a cell of this share (-1 to 1) of the colour range."""
-        return self.paper if abs(share) > 0.55 else self.ink
+        """The colour of text and dots on a cell of this share (-1 to 1) of the diverging colour range."""
+        return readable(between(self.diverging, (share + 1) / 2))
 
 
 LIGHT = Look(
@@ -42,9 +48,9 @@ LIGHT = Look(
     paper="#ffffff",
     empty="#dfe2e7",
     band="rgba(86, 93, 107, 0.14)",
-    series=("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#565d6b"),
+    series=("#1a6caf", "#ab4d00", "#16976b", "#ae84a9", "#bb8000", "#2496ff", "#585d6a"),
     diverging=((0.0, "#08478c"), (0.25, "#63a5d8"), (0.5, "#f8f8f8"), (0.75, "#f2994a"), (1.0, "#983a05")),
-    depth=(0.0, 0.85),
+    depth=(0.0, 0.55),
 )
 DARK = Look(
     ink="#e8eaee",
@@ -53,9 +59,9 @@ DARK = Look(
     paper="#15181e",
     empty="#3a404b",
     band="rgba(168, 176, 189, 0.16)",
-    series=("#56b4e9", "#ff9a4d", "#2fc79a", "#e79cc4", "#f0e442", "#7f9cf5", "#a8b0bd"),
+    series=("#65a2cc", "#fb9a51", "#29d6a5", "#ffbcde", "#f8eb2f", "#8970ff", "#94a0a5"),
     diverging=((0.0, "#a6d0ff"), (0.25, "#2f78c4"), (0.5, "#1f242c"), (0.75, "#c96d1c"), (1.0, "#ffc993")),
-    depth=(0.25, 1.0),
+    depth=(0.4, 1.0),
 )
 
 
@@ -73,7 +79,9 @@ def frame(
     """
     colours = look(dark)
     heading = textwrap.wrap(title, int((width - 40) / (LETTER * 1.35)), break_on_hyphens=False) or [""]
-    lines = textwrap.wrap(notes, int((width - 40) / LETTER), break_on_hyphens=False)
+    # A mark stays on the line of the words that explain it.
+    kept = notes.replace("● ", "●\u00a0").replace("□ ", "□\u00a0")
+    lines = textwrap.wrap(kept, int((width - 40) / LETTER), break_on_hyphens=False)
     top = 26 + 23 * len(heading) + 18 * len(lines) + (12 + 22 * _legend_rows(fig, width - left - 24) if legend else 12)
     fig.update_layout(
         template=_template(colours),
@@ -87,7 +95,8 @@ def frame(
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            "pad": {"l": 20, "t": 18},
+            # plotly puts the last line of a title of several where it would put a single one.
+            "pad": {"l": 20, "t": 18 + 23 * (len(heading) - 1)},
             "font": {"size": 18, "color": colours.ink},
         },
         showlegend=legend,

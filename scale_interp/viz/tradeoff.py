@@ -21,7 +21,13 @@ SYMBOLS = ("circle", "diamond", "square")
 
 
 def baselines(found: Baselines, *, dark: bool = False) -> go.Figure:
-    """Gain over the base model, and change on other tasks where it was measured: a row a method with its number of parameters."""
+    """Gain over the base model, and change on other tasks where it was measured: a row a method with its number of parameters.
+
+    >>> import scale_interp as si
+    >>> row = {"gain": 0.25, "low": 0.1, "high": 0.4, "p_corrected": 0.01, "seconds": 2.0}
+    >>> rows = (row | {"method": "ScAle", "parameters": 54}, row | {"method": "LoRA r=1", "parameters": 13056})
+    >>> figure = baselines(si.Baselines(rows, {"base": {"accuracy": 0.5}}))
+    """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
     from ..evaluation.baselines import SCALE
 
@@ -73,7 +79,13 @@ def _about(row: Mapping[str, Any], value: str, start: str) -> str:
 
 
 def retention_curve(curve: RetentionCurve, *, dark: bool = False) -> go.Figure:
-    """Gain on the task against the change elsewhere, a point a weight of the penalty, both with 95% intervals."""
+    """Gain on the task against the change elsewhere, a point a weight of the penalty, both with 95% intervals.
+
+    >>> import scale_interp as si
+    >>> gain = {"gain": 0.25, "low": 0.1, "high": 0.4, "accuracy": 0.75}
+    >>> elsewhere = {"others_change": -0.02, "others_change_low": -0.05, "others_change_high": 0.01, "others_accuracy": 0.9}
+    >>> figure = retention_curve(si.RetentionCurve(tuple({"weight": w} | gain | elsewhere for w in (0.0, 3.0))))
+    """
     colours, rows = look(dark), curve.rows
     shades = sample_colorscale("Viridis", np.linspace(*colours.depth, max(2, len(rows))).tolist())
     fig = go.Figure()
@@ -102,7 +114,13 @@ def retention_curve(curve: RetentionCurve, *, dark: bool = False) -> go.Figure:
 
 
 def sparsity_path(path: SparsityPath, *, dark: bool = False) -> go.Figure:
-    """Gain by number of scalars that differ from 1: fits under an L1 penalty, cuts of the full fit, and fits of few heads."""
+    """Gain by number of scalars that differ from 1: fits under an L1 penalty, cuts of the full fit, and fits of few heads.
+
+    >>> import scale_interp as si
+    >>> gain = {"gain": 0.25, "low": 0.1, "high": 0.4, "accuracy": 0.75}
+    >>> rows = tuple({"path": path, "value": float(k), "moved": k} | gain for path in ("cut", "refit") for k in (1, 4))
+    >>> figure = sparsity_path(si.SparsityPath(rows, {"heads": 48, "threshold": 0.05, "base": 0.5}))
+    """
     colours = look(dark)
     fig = go.Figure()
     named = (("refit", "k heads fitted alone"), ("cut", "the k furthest from 1, cut from the full fit"), ("l1", "left by an L1 penalty"))

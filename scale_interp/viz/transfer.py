@@ -17,7 +17,12 @@ ALPHA = 0.05
 
 
 def transfer_heatmap(found: Transfer, *, dark: bool = False) -> go.Figure:
-    """Gain in accuracy, a row a task that was fitted on, a column a task that was tested; bold where it differs from 0 (Holm)."""
+    """Gain in accuracy, a row a task that was fitted on, a column a task that was tested; bold where it differs from 0 (Holm).
+
+    >>> import scale_interp as si
+    >>> cell = {"base": 0.5, "accuracy": 0.75, "gain": 0.25, "low": 0.1, "high": 0.4, "p": 0.001, "p_corrected": 0.002}
+    >>> figure = transfer_heatmap(si.Transfer(tuple(cell | {"fitted_on": "relation", "tested_on": task} for task in ("relation", "count"))))
+    """
     colours, fitted, tested = look(dark), found.fitted, found.tested
     cells = {(row["fitted_on"], row["tested_on"]): row for row in found.rows}
     z = found.matrix().to_numpy()
@@ -35,15 +40,18 @@ def transfer_heatmap(found: Transfer, *, dark: bool = False) -> go.Figure:
             ygap=1,
         )
     )
+    edge = {"color": colours.ink, "width": 2}
+    values, own = [], []
     for i, a in enumerate(fitted):
         for j, b in enumerate(tested):
             row = cells[a, b]
             value = f"{row['gain']:+.2f}"
             text = f"<b>{value}</b>" if row["p_corrected"] < ALPHA else value
-            fig.add_annotation(x=j, y=i, text=text, showarrow=False, font={"size": 13, "color": colours.over(row["gain"] / reach)})
+            font = {"size": 13, "color": colours.over(row["gain"] / reach)}
+            values.append({"x": j, "y": i, "text": text, "showarrow": False, "font": font})
             if a == b:
-                edge = {"color": colours.ink, "width": 2}
-                fig.add_shape(type="rect", x0=j - 0.5, x1=j + 0.5, y0=i - 0.5, y1=i + 0.5, line=edge)
+                own.append({"type": "rect", "x0": j - 0.5, "x1": j + 0.5, "y0": i - 0.5, "y1": i + 0.5, "line": edge})
+    fig.update_layout(annotations=values, shapes=own)
     bases = [next(cells[a, b]["base"] for a in fitted) for b in tested]
     titles = [f"{name}<br><span style='font-size:12px'>base {base:.2f}</span>" for name, base in zip(tested, bases, strict=True)]
     fig.update_layout(coloraxis=coloraxis(dark, reach, "gain in accuracy"))

@@ -275,7 +275,16 @@ def answer_loss(model: LlavaForConditionalGeneration, pixels: Tensor, prefix: li
     return F.cross_entropy(logits, torch.tensor(targets))
 
 
-def _questions_attention(module, query, key, value, attention_mask, scaling, prompt_length: int, **_: object):  # noqa: ANN001, ANN202
+def _questions_attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float,
+    prompt_length: int,
+    **_: object,
+) -> tuple[Tensor, None]:
     """Causal attention in the prompt; each question attends to the prompt and, causally, to itself.
 
     query, key, value [B, H, P + QUESTIONS * T, D]: half the cost of one mask over the whole row, and no flash

@@ -1,7 +1,13 @@
-"""Test instruments whose truth is known: models with known circuits, and planted shortfalls."""
+"""Test instruments whose truth is known: models with known circuits, and planted shortfalls.
+
+>>> import scale_interp as si
+>>> si.testbeds.NAMES, si.load("testbed/one-head").n_layers
+(('one-head', 'three-heads', 'relay'), 2)
+"""
 
 from pathlib import Path
 
+from ...arguments import near
 from ...errors import ModelError
 from .circuits import CIRCUITS, Circuit
 from .planting import PLANTINGS, PlantedVLM, Planting, plant, planted
@@ -20,10 +26,14 @@ def circuit(name: str) -> Circuit:
     """
     short = name.removeprefix(PREFIX)
     if short not in CIRCUITS:
-        raise ModelError(f"no known-circuit model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}")
+        raise ModelError(f"no known-circuit model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(short, NAMES)}")
     return CIRCUITS[short]
 
 
 def folder(name: str) -> Path:
-    """Where the weights, tokenizer, processor and card of a known-circuit model lie."""
+    """Where the weights, tokenizer, processor and card of a known-circuit model lie.
+
+    >>> (folder("testbed/one-head") / "config.json").is_file()
+    True
+    """
     return Path(__file__).parent / "weights" / circuit(name).name

@@ -22,6 +22,9 @@ class Circuit:
     heads are parked: at the last token they see the first token and nothing else. relay: the last token sees no picture; listed
     heads read the token before it, which sees all. silenced: the chance at which training silences each other head at
     the last token, so that listed heads do not rely on it. steps: of training; questions: in a step.
+
+    >>> CIRCUITS["three-heads"].heads, CIRCUITS["three-heads"].relay
+    (((2, 1), (3, 4), (3, 6)), False)
     """
 
     name: str

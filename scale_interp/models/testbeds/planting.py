@@ -19,6 +19,11 @@ class PlantedVLM(VLM):
     """A VLM with a planted shortfall: its name, repr and every result's provenance say so.
 
     planted: the damaged heads; factor: what their output weights were multiplied by; origin: the name of the intact model.
+
+    >>> import scale_interp as si
+    >>> damaged = si.testbeds.plant(si.load("demo-healthy"), [(3, 0)], factor=0.25)
+    >>> damaged.origin, damaged.planted
+    ('demo-healthy', ((3, 0),))
     """
 
     planted: Heads
@@ -74,7 +79,11 @@ def _copy(vlm: VLM) -> Any:
 
 @dataclass(frozen=True)
 class Planting:
-    """A named shortfall: model, the data that it costs accuracy on, damaged heads, and the factor on their output weights."""
+    """A named shortfall: model, the data that it costs accuracy on, damaged heads, and the factor on their output weights.
+
+    >>> PLANTINGS["loud"].heads, PLANTINGS["loud"].factor
+    (((2, 4), (4, 3)), 4.0)
+    """
 
     model: str
     data: str
@@ -95,7 +104,11 @@ a scalar that is not negative can silence at best (0.905). The last damages one 
 
 
 def planted(name: str) -> PlantedVLM:
-    """The damaged model of a named planting."""
+    """The damaged model of a named planting.
+
+    >>> planted("inverted").name
+    'demo-healthy [planted shortfall: (2, 4) x -1]'
+    """
     from ..load import load
 
     if name not in PLANTINGS:

@@ -18,6 +18,7 @@ import torch
 import transformers
 from torch import nn
 
+from ...arguments import near
 from ...errors import ModelError
 
 PREFIX = "tiny-random/"
@@ -31,7 +32,7 @@ def folder(name: str) -> Path:
     """The model's folder in the user's cache, built on first use: `tiny-random/llava` and so on."""
     family = name.removeprefix(PREFIX)
     if family not in NAMES:
-        raise ModelError(f"no tiny model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}")
+        raise ModelError(f"no tiny model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(family, NAMES)}")
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scale_interp" / "tiny-random"
     recipe = b"".join(path.read_bytes() for path in sorted(Path(__file__).parent.glob("*.py")))
     made_with = f"{torch.__version__} {transformers.__version__} {tokenizers.__version__}".encode()

@@ -1,0 +1,10 @@
+"""The command line, a file a kind of work. Heavy imports wait until a command runs."""
+
+# In the order of the help.
+# isort: off
+from . import run, runs, compare, ask, explore, check, bench, train
+
+# isort: on
+from .app import app, main
+
+__all__ = ["app", "ask", "bench", "check", "compare", "explore", "main", "run", "runs", "train"]

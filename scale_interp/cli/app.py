@@ -1,0 +1,79 @@
+"""The application that the commands belong to, the arguments that several of them take, and how a command ends."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from .printed import console
+
+STOPPED, FAILED, REFUSED = 130, 1, 2
+"""Exit codes: Ctrl-C; an error that nobody foresaw; an error with a mend (and, from typer, wrong usage)."""
+
+
+class Commands(TyperGroup):
+    """All commands; Ctrl-C ends one with a line, not with a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt as error:
+            console(stderr=True).print("; ".join(["stopped", *getattr(error, "__notes__", [])]))
+            raise typer.Exit(STOPPED) from error
+
+
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    help="Which heads carry spatial reasoning, can scalars repair it, and is that gain real?",
+)
+
+Model = Annotated[str, typer.Argument(help="demo, demo-healthy, demo-prior, a folder, or a hub id")]
+Data = Annotated[str, typer.Option(help="a data set, such as scenes/relation")]
+Out = Annotated[Path | None, typer.Option(help="the run's folder [default: runs/MODEL-DATA]")]
+Folder = Annotated[Path, typer.Argument(help="the run's folder")]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer questions and one seed: a look, no result")]
+
+
+def main() -> None:
+    """Run the command line; a library error is printed in one line, exit code 2, any other with the place of its traceback."""
+    import warnings
+
+    from ..errors import ScaleInterpError
+
+    warnings.showwarning = _show_warning
+    try:
+        app()
+    except ScaleInterpError as error:
+        _print_error(str(error))
+        sys.exit(REFUSED)
+    except Exception as error:
+        notes = getattr(error, "__notes__", None) or [f"the traceback is in {_written_traceback(error)}"]
+        _print_error(f"unexpected {type(error).__name__}: {error}; {'; '.join(notes)}")
+        sys.exit(FAILED)
+
+
+def _print_error(text: str) -> None:
+    from rich.markup import escape
+
+    console(stderr=True).print("[bold red]error:[/]", escape(text), highlight=False, soft_wrap=True)
+
+
+def _show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+    from rich.markup import escape
+
+    console(stderr=True).print("[yellow]warning:[/]", escape(str(message)), highlight=False, soft_wrap=True)
+
+
+def _written_traceback(error: Exception) -> str:
+    import tempfile
+    import traceback
+
+    with tempfile.NamedTemporaryFile("w", prefix="scale-interp-", suffix=".log", delete=False) as file:
+        file.write("".join(traceback.format_exception(error)))
+    return file.name

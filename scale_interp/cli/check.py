@@ -1,0 +1,114 @@
+"""Commands that test the toolkit itself: check, calibrate, testbed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from .app import Model, app
+from .printed import console, frame_table, say
+from .train import training_bars
+
+if TYPE_CHECKING:
+    from ..interventions.check import Report
+
+
+@app.command()
+def check(
+    model: Model,
+    dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads the model over the devices there are")] = None,
+) -> None:
+    """Does MODEL work here, and how exactly? One question by every path and by plain nnsight, in each dtype."""
+    from ..errors import ModelError
+    from ..interventions.check import TOLERANCE
+    from ..interventions.check import check as compare
+    from ..models.load import load
+
+    known = {str(t).removeprefix("torch."): t for t in TOLERANCE}
+    reports = []
+    for name in dtype or known:
+        if name not in known:
+            raise ModelError(f"dtype {name!r}: choose from {', '.join(known)}")
+        reports.append(compare(load(model, dtype=known[name], device_map=device_map, check=False)))
+    _check_tables(reports)
+    for r in reports:
+        if not r.known and not r.agrees:
+            raise ModelError(f"{r.model} in {r.dtype}: {r.why}")
+
+
+@app.command()
+def calibrate(
+    suites: Annotated[int, typer.Option(help="suites on answers without signal")] = 200,
+    power: Annotated[int, typer.Option(help="suites on planted shortfalls")] = 40,
+    out: Annotated[Path, typer.Option(help="the folder; a stopped calibration goes on there")] = Path("runs/calibration"),
+) -> None:
+    """How often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
+    from ..calibrate_run import run_calibration
+
+    found = run_calibration(suites, power, out, say())
+    frame_table(found.table(), f"{suites} suites without signal, {power} on planted shortfalls")
+    console().print(f"numbers: {out / 'calibration.json'}", soft_wrap=True)
+
+
+@app.command("testbed")
+def score_testbeds(
+    name: Annotated[
+        str | None, typer.Argument(help="a known-circuit model or a planted shortfall, as in docs/testbeds.md (default: all)")
+    ] = None,
+    draws: Annotated[int, typer.Option(help="draws of questions that each method is scored on")] = 5,
+    out: Annotated[Path | None, typer.Option(help="write testbeds.json, testbeds.md and pictures/ into this folder")] = None,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="train the model NAME anew instead")] = False,
+    training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
+) -> None:
+    """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
+    from .. import testbed as bed
+
+    if rebuild:
+        training_bars(lambda show: bed.rebuild(name, training, show))
+        console().print(f"model and card in {training / (name or '')}")
+        return
+    show = lambda title, table: frame_table(table, title)  # noqa: E731
+    if out is None:
+        bed.show_tables(*bed.measure(name, draws), show)
+        return
+    for line in bed.run_testbeds(name, draws, out, say(), show):
+        console().print(line, highlight=False)
+    console().print(f"page: {out / 'testbeds.md'}", soft_wrap=True)
+
+
+def _check_tables(reports: list[Report]) -> None:
+    from rich.table import Table
+
+    first = reports[0]
+    facts, differences = Table(title=first.model, show_header=False), Table(title=f"one question of {first.tokens} tokens, in logits")
+    for name, fact in (
+        ("family", first.family + ("" if first.known else ", not a known one: taken only if all paths agree")),
+        ("model", first.model_class),
+        ("processor", first.processor_class),
+        ("attention", first.attention),
+        ("layers x heads x head dimension", f"{first.layers} x {first.heads} x {first.head_dim}"),
+        ("query heads per key-value head", str(first.groups)),
+    ):
+        facts.add_row(name, fact)
+    for name in (
+        "dtype",
+        "path",
+        "packed / reference",
+        "clean runs",
+        "reference / nnsight",
+        "within a call",
+        "allowed",
+        "sweep of all heads",
+    ):
+        differences.add_column(name, justify="left" if name in ("dtype", "path") else "right")
+    for r in reports:
+        measured = (f"{x:.1e}" for x in (r.packed_reference, r.clean, r.nnsight, r.rounding, r.allowed))
+        differences.add_row(r.dtype, r.path, *measured, f"{r.sweep_bytes / 2**20:.1f} MiB beside {r.weight_bytes / 2**20:.1f} of weights")
+    out = console()
+    out.print(facts)
+    out.print(differences)
+    for why in dict.fromkeys(f"reference path: {r.why}" for r in reports if r.path == "reference"):
+        out.print(why, highlight=False, soft_wrap=True)

@@ -1,0 +1,35 @@
+"""The command that serves the explorer: explore."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .app import Data, Model, app
+
+
+@app.command()
+def explore(
+    model: Model,
+    data: Data = "scenes/relation",
+    n: Annotated[int, typer.Option(help="how many questions")] = 20,
+    scale: Annotated[Path | None, typer.Option(help="the folder of a fitted ScAle, to fade in")] = None,
+    port: Annotated[int | None, typer.Option(help="of 127.0.0.1 [default: a free one]")] = None,
+) -> None:
+    """Heads and scalars by hand, in the browser: a page for this machine alone, behind a token (needs voila)."""
+    from ..errors import ModelError
+
+    try:
+        from ..viz.explorer.serve import serve
+    except ModuleNotFoundError as error:
+        raise ModelError(f"the page is served with {error.name}: pip install 'scale-interp[explore]'") from error
+    from ..adapters.scale import ScAle
+    from ..data.load import load_questions
+
+    # What can be wrong with these is said here, not in the page.
+    load_questions(data, n=n)
+    if scale is not None:
+        ScAle.from_pretrained(scale)
+    serve(model, data, n, scale, port, lambda address: typer.echo(f"explorer: {address}\nstop it with Ctrl-C"))

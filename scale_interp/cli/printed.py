@@ -1,0 +1,36 @@
+"""What the commands print: lines about the work, and tables."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def say() -> Callable[[str], None]:
+    import time
+
+    from rich.markup import escape
+
+    started, out = time.perf_counter(), console(stderr=True)
+    return lambda text: out.print(f"[dim]{time.perf_counter() - started:5.0f} s[/]  {escape(text)}", highlight=False, soft_wrap=True)
+
+
+def console(stderr: bool = False) -> Any:
+    from rich.console import Console
+
+    return Console(stderr=stderr)
+
+
+def frame_table(frame: pd.DataFrame, title: str) -> None:
+    from pandas.api.types import is_numeric_dtype
+    from rich.table import Table
+
+    table = Table(title=title)
+    for name in frame.columns:
+        table.add_column(str(name), justify="right" if is_numeric_dtype(frame[name]) else "left")
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
+    console().print(table)

@@ -1,0 +1,119 @@
+"""Commands of the main job: run, locate, fit, evaluate, falsify, report."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .app import Data, Folder, Model, Out, Quick, app
+from .machines import on_machines
+from .printed import console, say
+
+if TYPE_CHECKING:
+    from ..run import Run
+    from ..run_settings import Settings
+
+
+@app.command()
+@on_machines
+def run(
+    model: Model = "demo",
+    data: Data = "scenes/relation",
+    out: Out = None,
+    quick: Quick = False,
+    n_train: Annotated[int, typer.Option(help="training questions")] = 500,
+    n_locate: Annotated[int, typer.Option(help="training questions that heads are located on")] = 120,
+    n_test: Annotated[int, typer.Option(help="test questions")] = 400,
+    n_retain: Annotated[int, typer.Option(help="non-spatial questions a task")] = 200,
+    top: Annotated[int, typer.Option(help="how many heads to fit on")] = 8,
+    seeds: Annotated[int, typer.Option(help="fits of each kind in the falsification")] = 3,
+    seed: int = 0,
+) -> None:
+    """The whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
+    from ..run_settings import Settings
+
+    settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed)
+    if quick:
+        settings = replace(Settings.quick(model, data), top=top, seed=seed)
+    job = _open(settings, out)
+    summary = job.everything()
+    _closing_table(summary, job.folder)
+
+
+@app.command()
+@on_machines
+def locate(model: Model = "demo", data: Data = "scenes/relation", out: Out = None, quick: Quick = False) -> None:
+    """Head maps by patching, ablation, amplification and gradients: OUT/head_maps/*.safetensors."""
+    from ..run_settings import Settings
+
+    job = _open(Settings.quick(model, data) if quick else Settings(model, data), out)
+    for name, found in job.locate().items():
+        console().print(f"{name:22}", *(f"({i},{h}) {float(found.scores[i, h]):+.3f}" for i, h in found.top(4)))
+    console().print(f"head maps in {job.folder / 'head_maps'}")
+
+
+@app.command()
+def fit(folder: Folder) -> None:
+    """Fit ScAle in a run folder that has head maps: FOLDER/scale/."""
+    for name, scale in _existing(folder).fit().items():
+        console().print(f"{name:10}", scale)
+
+
+@app.command()
+@on_machines
+def evaluate(folder: Folder) -> None:
+    """Answer the test questions in a run folder that has scalars."""
+    for task, fits in _existing(folder).evaluate().items():
+        console().print(f"{task:10}", *(f"{name} {found.accuracy:.3f}" for name, found in fits.items()))
+
+
+@app.command()
+@on_machines
+def falsify(folder: Folder) -> None:
+    """Run the falsification suites in a run folder that has head maps."""
+    for name, found in _existing(folder).falsify().items():
+        console().print(f"[bold]{name}[/]: {found.verdict}")
+
+
+@app.command()
+@on_machines
+def report(folder: Folder) -> None:
+    """Finish whatever a run folder lacks, and write its summary.json and report.html anew."""
+    job = _existing(folder)
+    _closing_table(job.everything(anew=True), folder)
+
+
+def _open(settings: Settings, out: Path | None) -> Run:
+    from ..run import Run
+    from ..run_settings import default_folder
+
+    return Run(out or default_folder(settings), settings, say())
+
+
+def _existing(folder: Path) -> Run:
+    from ..run import Run
+
+    return Run.existing(folder, say())
+
+
+def _closing_table(summary: dict[str, Any], folder: Path) -> None:
+    from rich.panel import Panel
+    from rich.table import Table
+
+    from ..run_report import FITS, sentences
+
+    table = Table(title=f"{summary['model']['model']} on {summary['settings']['data']}, {summary['settings']['n_test']} test questions")
+    for name in ("", "accuracy", "gain", "95% interval", "non-spatial change", "parameters"):
+        table.add_column(name, justify="left" if not name else "right")
+    table.add_row("base", f"{summary['base']['accuracy']:.3f}", "", "", "", "")
+    for name, row in summary["fits"].items():
+        interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
+        elsewhere = f"{row['non_spatial_change']:+.3f}"
+        table.add_row(FITS[name], f"{row['accuracy']:.3f}", f"{row['gain']:+.3f}", interval, elsewhere, str(row["parameters"]))
+    out = console()
+    out.print(table)
+    out.print(Panel("\n".join(f"• {s}" for s in sentences(summary)), title="in plain words"), highlight=False)
+    out.print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'summary.json'}", sep="\n", soft_wrap=True)

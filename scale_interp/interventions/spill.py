@@ -1,0 +1,70 @@
+"""Keys and values of prompts on disk, where the memory for them is spent; checked when they are read back."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import tempfile
+import warnings
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from ..errors import MemoryWarning
+
+LEAST_FREE = 2**30
+"""Bytes of disk that stay free."""
+Pairs = Sequence[tuple[Tensor, Tensor]]
+
+
+class Spill:
+    """A folder of its own under the system's temporary one (TMPDIR), deleted with this object."""
+
+    def __init__(self) -> None:
+        self._sums: dict[int, bytes] = {}
+
+    @cached_property
+    def folder(self) -> Path:
+        folder = Path(tempfile.mkdtemp(prefix="scale-interp-prompts-"))
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        return folder
+
+    def put(self, index: int, layers: Pairs) -> bool:
+        """Write one batch's keys and values; False, with a warning, where the disk is too full for it."""
+        size = sum(k.nbytes + v.nbytes for k, v in layers)
+        free = shutil.disk_usage(self.folder).free
+        if free - size < LEAST_FREE:
+            self._full(f"{free:,} bytes are free, {size:,} are needed and {LEAST_FREE:,} stay free")
+            return False
+        content = save({f"{i}.{part}": t.cpu().contiguous() for i, pair in enumerate(layers) for part, t in zip("kv", pair, strict=True)})
+        try:
+            (self.folder / f"{index}.safetensors").write_bytes(content)
+        except OSError as error:
+            self._full(str(error))
+            return False
+        self._sums[index] = hashlib.blake2b(content).digest()
+        return True
+
+    def _full(self, why: str) -> None:
+        message = f"no room on disk for prompts in {self.folder} ({why}): the rest is read again when needed; set TMPDIR to a larger disk"
+        warnings.warn(message, MemoryWarning, stacklevel=5)
+
+    def get(self, index: int, like: torch.device) -> Pairs | None:
+        """What was put, on a device; None, with a warning, where the file is gone or its checksum differs."""
+        path, sum_then = self.folder / f"{index}.safetensors", self._sums.pop(index)
+        try:
+            content = path.read_bytes()
+            if hashlib.blake2b(content).digest() != sum_then:
+                raise ValueError("its checksum differs")
+            named = {name: t.to(like) for name, t in load(content).items()}
+        except (OSError, ValueError, SafetensorError) as error:
+            warnings.warn(f"{path}: {error}; its prompts are read again", MemoryWarning, stacklevel=5)
+            return None
+        self._sums[index] = sum_then
+        return [(named[f"{i}.k"], named[f"{i}.v"]) for i in range(len(named) // 2)]

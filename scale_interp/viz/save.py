@@ -1,0 +1,58 @@
+"""A figure as a file: a page that stands alone, or a picture."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import plotly.graph_objects as go
+
+from ..errors import FileError
+
+PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp")
+
+
+def require_suffix(path: str | Path) -> Path:
+    """The path, or FileError where its ending names no kind of figure: to be asked before a long computation."""
+    path = Path(path)
+    if path.suffix.lower() not in (".html", *PICTURES):
+        raise FileError(f"figure {path}: name a file that ends in .html, {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
+    return path
+
+
+def require_page(path: str | Path) -> Path:
+    """The path, or FileError where it does not end in .html."""
+    path = Path(path)
+    if path.suffix.lower() != ".html":
+        raise FileError(f"page {path}: name a file that ends in .html")
+    return path
+
+
+def save_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> None:
+    """Write a figure as its ending says: .html with plotly inside, which needs no network, or a picture of scale x its size in pixels.
+
+    Pictures need kaleido and Chrome or Chromium. Raises FileError for another ending, and, with the mend, where one of these is missing.
+
+    >>> import tempfile
+    >>> save_figure(go.Figure(), f"{tempfile.mkdtemp()}/empty.html")
+    """
+    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    from ..record import write_bytes
+
+    path = require_suffix(path)
+    if path.suffix.lower() == ".html":
+        write_bytes(path, figure.to_html(include_plotlyjs=True, div_id="figure").encode())
+        return
+    try:
+        content = figure.to_image(path.suffix.lower().removeprefix("."), scale=scale)
+    except (RuntimeError, ValueError) as error:
+        raise FileError(_mend(path, error)) from error
+    write_bytes(path, content)
+
+
+def _mend(path: Path, error: Exception) -> str:
+    said, other = str(error), f"or write {path.with_suffix('.html').name}, which needs neither"
+    if "Chrome" in said:
+        return f"figure {path}: drawing a picture needs Chrome or Chromium, and none was found: install one, run plotly_get_chrome, {other}"
+    if "aleido" in said:
+        return f'figure {path}: drawing a picture needs kaleido: pip install "scale-interp[notebook]", {other}'
+    return f"figure {path}: plotly cannot draw it ({said.strip().splitlines()[0]})"

@@ -1,0 +1,160 @@
+"""Bad input of every kind ends in an error of the library that says which value, why, and what to do instead."""
+
+from __future__ import annotations
+
+import json
+import re
+import warnings
+from pathlib import Path
+
+import pytest
+from bad_input import KINDS, results, saved
+from bad_input.room import Room, offline
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import scale_interp as si
+from scale_interp.errors import FileError, ScaleInterpError
+
+MEND = re.compile(
+    r"\b(ask|attach|build|call|check|choose|convert|correct|cut|did you mean|end|fetch|give|has|have|install|lay|learn|leave|load|make"
+    r"|measure|must|name|needs|pass|pick|put|rebuild|return|run|save|say|scale it|set|show|take|takes|use|word|write"
+    r"|no .layer, head. pair|is given twice|are not finite|expected an Edit|are asked|cannot compose)\b",
+    re.IGNORECASE,
+)
+"""What to do instead; the last line is of messages of edits, in which it is the opposite of what is wrong."""
+
+
+@pytest.fixture(scope="module")
+def rooms(tmp_path_factory, vlm):
+    with offline(tmp_path_factory.mktemp("cache")):
+        yield Room(tmp_path_factory.mktemp("bad"), vlm)
+
+
+@pytest.fixture
+def room(rooms, tmp_path):
+    rooms.folder = tmp_path
+    return rooms
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.id)
+def test_refused_with_a_mend(kind, room):
+    with pytest.raises(ScaleInterpError) as caught:
+        kind.call(room)
+    said = str(caught.value)
+    assert isinstance(caught.value, kind.error), repr(caught.value)
+    assert re.search(kind.says, said, re.DOTALL), said
+    assert MEND.search(said), said
+
+
+def test_kinds_are_many_and_distinct():
+    pairs = {(kind.target, kind.mistake) for kind in KINDS}
+    assert len(pairs) == len(KINDS) >= 300
+
+
+@pytest.mark.parametrize("name", saved.SAVERS)
+def test_what_is_not_spoiled_is_read(room, name):
+    """So that the kinds above fail by their mistake alone."""
+    path = room.copied(name)
+    found = next(s for s in (*results.TENSORS, *results.JSONS) if s.name == name)
+    assert found.load(path) is not None
+    if found in results.TENSORS:
+        results.rewrite(path / found.file if found.file else path, lambda tensors, header: None)
+    elif name != "benchmarks":
+        results.edited(lambda content: None)(path / found.file if found.file else path)
+    assert found.load(path) is not None
+
+
+def test_no_pickle_was_read():
+    assert not results.LOADED
+
+
+def test_the_page_names_every_target():
+    page = (Path(__file__).parents[1] / "docs/bad_input.md").read_text()
+    missing = sorted({kind.target for kind in KINDS if f"`{kind.target}`" not in page})
+    assert not missing, f"{missing}: run `PYTHONPATH=tests python -m bad_input.page`"
+
+
+# Random values within a kind.
+
+few = settings(max_examples=60, deadline=None, derandomize=True)
+values = st.recursive(
+    st.none() | st.booleans() | st.integers(-(10**20), 10**20) | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=4),
+    max_leaves=6,
+)
+RECORD = {"image": "a.png", "question": "Where?", "choices": ["left", "right"], "answer": "left"}
+
+
+def refused_or_read(read, *args):
+    """The library's own error, or a result; anything else fails the test."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            return read(*args)
+        except ScaleInterpError:
+            return None
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory):
+    return tmp_path_factory.mktemp("fuzz")
+
+
+@few
+@given(content=st.binary(max_size=300))
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda path: list(si.load_questions(f"jsonl:{path}")),
+        lambda path: si.load_questions(f"boxes:{path}"),
+        si.read_cog,
+        si.HeadMap.load,
+        si.Falsification.load,
+        si.HeadSets.load,
+        lambda path: si.Question("Where?", ("a", "b"), 0, picture=path).image,
+    ],
+    ids=["jsonl", "boxes", "cog", "HeadMap", "Falsification", "HeadSets", "picture"],
+)
+def test_random_bytes_are_refused(place, read, content):
+    (place / "bytes").write_bytes(content)
+    assert refused_or_read(read, place / "bytes") is None
+
+
+@few
+@given(field=st.sampled_from([*RECORD, "id", "group", "task", "relation", "about", "boxes", "meta"]), value=values)
+def test_a_random_value_in_a_record_is_refused_or_asked(place, field, value):
+    (place / "mine.jsonl").write_text(json.dumps(RECORD | {field: value}))
+    found = refused_or_read(si.load_questions, f"jsonl:{place}/mine.jsonl")
+    assert found is None or (len(found) == 1 and found[0].answer_text in found[0].choices)
+
+
+@few
+@given(field=st.sampled_from(["text", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta"]), value=values)
+def test_a_random_value_in_a_question_is_refused_or_taken(field, value):
+    fields = {"text": "Where?", "choices": ("left", "right"), "answer": 0} | {field: value}
+    found = refused_or_read(lambda: si.Question(**fields))
+    assert found is None or found.choices[found.answer] == found.answer_text
+
+
+@few
+@given(at=st.floats(0, 1), name=st.sampled_from(["HeadMap", "Comparison", "ScAle's scalars", "Steering's directions", "Chosen"]))
+def test_no_changed_bit_of_a_result_becomes_another_number(rooms, place, at, name):
+    rooms.folder = place / str(len(list(place.iterdir())))
+    rooms.folder.mkdir()
+    found = next(s for s in results.TENSORS if s.name == name)
+    path = found.path(rooms)
+    results.flip(path, at)
+    with pytest.raises(FileError):
+        found.opened(path)
+
+
+@few
+@given(argument=st.sampled_from(["n", "seed", "split", "template", "root"]), value=values)
+def test_a_random_argument_is_refused_or_taken(argument, value):
+    options = {"n": 2} | {argument: value}
+    if argument == "n" and isinstance(value, int) and not isinstance(value, bool):
+        options["n"] = min(value, 3)  # a million scenes are no mistake
+    found = refused_or_read(lambda: si.load_questions("scenes/relation", **options))
+    assert found is None or len(found) == 200 or len(found) == options["n"]

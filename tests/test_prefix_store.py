@@ -1,0 +1,136 @@
+"""Prompts that were read are kept in memory, on disk or not at all: the numbers are the same."""
+
+import gc
+import shutil
+from collections import namedtuple
+
+import pytest
+import torch
+
+import scale_interp as si
+from scale_interp.errors import MemoryWarning, ModelError
+from scale_interp.interventions import prefix, spill
+from scale_interp.interventions.prefix import Prompts
+
+MODES = ("auto", "memory", "disk", "recompute")
+
+
+@pytest.fixture(scope="module")
+def train():
+    return si.load_questions("scenes/relation", n=32)
+
+
+def layers(batch):
+    return [t for layer in batch.layers for t in (layer.keys, layer.values)]
+
+
+@pytest.mark.parametrize("family", ["demo", "tiny-random/gemma3", "tiny-random/qwen2_5_vl", "tiny-random/idefics3"])
+def test_every_mode_gives_the_same_bits(train, family):
+    vlm = si.load(family)
+    whole = [layers(batch) for batch in Prompts(vlm, train[:6], 4, cache="recompute")]
+    for mode in MODES:
+        prompts = Prompts(vlm, train[:6], 4, cache=mode)
+        for _ in range(2):
+            for kept, batch in zip(whole, prompts, strict=True):
+                assert all(torch.equal(a, b) for a, b in zip(kept, layers(batch), strict=True))
+        assert prompts.reads == (4 if mode == "recompute" else 2)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_a_fit_reads_each_prompt_once(vlm, train, mode):
+    """Whatever the number of epochs; beyond the memory too."""
+    prompts = Prompts(vlm, train, 8, cache=mode)
+    scale = si.fit_scale(vlm, train, prompts=prompts, epochs=3)
+    assert torch.equal(scale.scalars, si.fit_scale(vlm, train, epochs=3, batch_size=8).scalars)
+    assert prompts.reads == (4 * (1 + 2 * 3) if mode == "recompute" else 4)
+
+
+def test_what_exceeds_the_memory_goes_to_disk(vlm, train, monkeypatch):
+    one = Prompts(vlm, train, 8)[0].nbytes
+    monkeypatch.setattr(prefix, "free_memory", lambda device: int(2.5 * one / prefix.KEPT_SHARE))
+    prompts = Prompts(vlm, train, 8)
+    assert [sum(t.nbytes for t in layers(batch)) for batch in prompts] == [one] * 4
+    files = list(prompts._spill.folder.iterdir())
+    assert len(files) == 2 and sum(p.nbytes for p in prompts._kept.values()) == 2 * one
+    assert list(prompts) and prompts.reads == 4
+    folder = prompts._spill.folder
+    del prompts
+    gc.collect()
+    assert not folder.exists()
+
+
+@pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
+def test_a_damaged_file_is_read_again(vlm, train, damage):
+    prompts = Prompts(vlm, train[:16], 8, cache="disk")
+    whole = [layers(batch) for batch in prompts]
+    path = prompts._spill.folder / "1.safetensors"
+    content = path.read_bytes()
+    path.unlink()
+    if damage != "gone":
+        path.write_bytes(content[:-5] if damage == "short" else content[:-1] + bytes([content[-1] ^ 1]))
+    with pytest.warns(MemoryWarning, match="1.safetensors: .*; its prompts are read again"):
+        again = layers(prompts[1])
+    assert all(torch.equal(a, b) for a, b in zip(whole[1], again, strict=True))
+    assert prompts.reads == 3
+    assert layers(prompts[1]) and prompts.reads == 3
+
+
+@pytest.mark.parametrize("why", ["full", "unwritable"])
+def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, why):
+    if why == "full":
+        usage = namedtuple("usage", "total used free")
+        monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
+    else:
+        monkeypatch.setattr(spill.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
+    prompts = Prompts(vlm, train[:16], 8, cache="disk")
+    with pytest.warns(MemoryWarning, match="no room on disk for prompts"):
+        first = layers(prompts[0])
+    with pytest.warns(MemoryWarning):
+        assert all(torch.equal(a, b) for a, b in zip(first, layers(prompts[0]), strict=True))
+    assert prompts.reads == 2
+
+
+def test_the_mode_is_the_models(train):
+    vlm = si.load("demo", prefix_cache="recompute")
+    assert Prompts(vlm, train).cache == "recompute"
+    vlm.prefix_cache = "disk"
+    assert Prompts(vlm, train).cache == "disk"
+    for wrong in (lambda: si.load("demo", prefix_cache="disc"), lambda: Prompts(vlm, train, cache="ram")):
+        with pytest.raises(ModelError, match="choose 'auto', 'memory', 'disk', 'recompute'"):
+            wrong()
+
+
+def test_shared_pictures_have_one_reading_whatever_was_read_before():
+    """Features in the pixels' place, or pixels: which of the two may not hang on the order of reading."""
+    vlm = si.load("tiny-random/qwen2_5_vl")
+    base = si.load_questions("scenes/relation", n=4)
+    picture = base[0].image
+    asked = [si.Question(q.text, q.choices, q.answer, picture, id=str(i)) for i, q in enumerate(base)]
+    in_order = [layers(batch) for batch in Prompts(vlm, asked, 2)]
+    prompts = Prompts(vlm, asked, 2, cache="recompute")
+    for index in (1, 1, 0, 1):
+        assert all(torch.equal(a, b) for a, b in zip(in_order[index], layers(prompts[index]), strict=True))
+
+
+@pytest.mark.parametrize("family", ["demo", "tiny-random/gemma3", "tiny-random/qwen2_5_vl", "tiny-random/internvl"])
+def test_prompts_are_read_in_halves_where_memory_runs_out(train, monkeypatch, family):
+    vlm, read = si.load(family), prefix.read_prefix
+    long = [si.Question(f"Well then, after all of this: {q.text}", q.choices, q.answer, q.picture, id=f"long {q.id}") for q in train[:2]]
+    asked, edit = [*long, *train[:4]], si.Edit.scaling([(1, 0)], 0.0, vlm.n_layers, vlm.n_heads)
+    whole = si.run_edits(vlm, asked, edit)
+
+    def scarce(vlm, questions, *others):
+        if len(questions) > 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return read(vlm, questions, *others)
+
+    monkeypatch.setattr(prefix, "read_prefix", scarce)
+    with pytest.warns(MemoryWarning, match="no memory to read 6 prompts at once; reading 3"):
+        halved = si.run_edits(vlm, asked, edit)
+    assert (halved - whole).nan_to_num(0, 0, 0).abs().max() <= 1e-5
+
+
+def test_no_memory_for_one_prompt(vlm, train, monkeypatch):
+    monkeypatch.setattr(prefix, "read_prefix", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
+    with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory to read question .*: give a smaller picture"):
+        si.evaluate(vlm, train[:4])
