@@ -240,8 +240,8 @@ with si.cluster("ray://head:10001"):  # or "auto", or nothing: a Ray of this mac
 of your `si.load`, so a model that takes several GPUs does there too, with the `device_map` you gave. Batches are shared out, answers merged
 in order, and the numbers are those of one process, bit for bit on one type of device: batches and chunks are cut the same way everywhere.
 A worker or a machine that dies costs the batches it was at, which others do again. Fits run in your own process, as their steps hang on
-each other; a live model is refused, as no worker could load it. `scale-interp ... --ray [--ray-address ADDRESS]` does the same for the
-commands. Both blocks may be nested: what workers send is kept in the folder as it arrives.
+each other; a live model is refused, as no worker could load it. The commands do the same with `--ray`, or `--ray-address ADDRESS`. Both
+blocks may be nested: what workers send is kept in the folder as it arrives.
 
 Pictures that are paths, and the model's folder, must be readable on every machine. That two machines (two raylets on loopback) survive a
 killed worker and then a killed machine, with equal numbers, is a test: `pytest -m cluster`. Several real machines, and GPUs, have not

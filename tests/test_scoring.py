@@ -120,7 +120,7 @@ def test_wrong_scorings_are_refused(vlm, asked, long_choices):
     for path in ("packed", "reference"):
         with pytest.raises(DataError, match=r"question shared: choices 'above left' and 'above right' begin with the same token"):
             si.run_edits(vlm, long_choices[1], path=path, scoring="first")
-        with pytest.raises(DataError, match=r"scoring 'sum': choose from 'auto', 'first', 'whole', 'mean'"):
+        with pytest.raises(DataError, match=r"scoring 'sum': choose 'auto', 'first', 'whole' or 'mean'"):
             si.run_edits(vlm, asked, path=path, scoring="sum")
     with pytest.raises(EditError, match="read for scoring='mean', not 'auto'"):
         si.evaluate(vlm, asked, prompts=Prompts(vlm, asked, scoring="mean"))
