@@ -211,8 +211,6 @@ is refused (403). The page can move its own widgets and nothing else: voila take
 cell, and model, data and folder reach it as JSON. A content security policy keeps the browser from fetching anything elsewhere. The
 model is loaded once for every tab that is open; five minutes after a tab is closed, its copy is let go. `&theme=dark` behind the
 address gives dark colours.
-
-Known: where several pages of one server are open on a slow machine, a figure of a page may stay as it was when the page opened. Reload it.
 """
 
 

@@ -472,6 +472,10 @@ def test_on_its_own_page(browse, vlm, questions, scale, folder, tmp_path):
         strength = _drag(page, ".si-strength", -200)
         assert 0 < strength < 1
         _bars_reach(page, answers(vlm, questions[0], scale.edit(strength)))
+        page.get_by_role("combobox", name="Layer").select_option("2")
+        page.get_by_role("combobox", name="Head", exact=True).select_option("3")
+        marked = "g => g.layout.shapes?.some(s => s.x0 === 2.5 && s.y0 === 1.5)"
+        page.wait_for_function(f"[...document.querySelectorAll('.si-explorer .js-plotly-plot')].some({marked})")
         page.get_by_role("textbox", name="Folder").fill("nowhere")
         page.get_by_role("button", name="Load", exact=True).click()
         page.wait_for_function("document.querySelector('.si-message [class=si-error]')?.innerText.includes('no folder nowhere')")

@@ -6,6 +6,9 @@ import json
 import os
 from html import escape
 
+import anywidget
+import ipywidgets as widgets
+import traitlets
 from IPython.display import HTML, display
 
 from ...data.load import load_questions
@@ -18,6 +21,13 @@ SETTINGS = "SCALE_INTERP_EXPLORE"
 CELL = "from scale_interp.viz.explorer.served import page\n\npage()"
 
 
+class Arrival(anywidget.AnyWidget):
+    """Says when the page has come up."""
+
+    _esm = "export default { render({ model }) { model.set('there', true); model.save_changes(); } };"
+    there = traitlets.Bool(False).tag(sync=True)
+
+
 def page() -> None:
     """Show the explorer that the environment asks for, or in words why it cannot be shown."""
     asked = json.loads(os.environ[SETTINGS])
@@ -27,4 +37,8 @@ def page() -> None:
     except ScaleInterpError as error:
         display(HTML(f"<p role='alert'><b>error:</b> {escape(str(error))}</p>"))
     else:
-        display(explorer)
+        # A page takes over the widgets that are there when it comes up, and of large ones, as figures are, some never hear of a change:
+        # the explorer's are made when the page is there.
+        arrival, place = Arrival(), widgets.VBox()
+        arrival.observe(lambda _: setattr(place, "children", [explorer.panel.root]), "there")
+        display(widgets.VBox([arrival, place]))
