@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, fields, is_dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import FunctionType, MethodType
 from typing import Any
@@ -40,14 +40,17 @@ class Journal:
         name = "".join(c if c.isalnum() else "-" for c in what)[:40]
         return Part(self.folder / f"{name}-{digest(*asked)[:16]}")
 
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        path = self.folder / FACTS
+        return read_json(path) if path.exists() else {}
+
     def fact(self, name: str, compute: Callable[[], int]) -> int:
         """A number that depends on the machine's state, such as a batch size: computed once, then the same after every resume."""
-        path = self.folder / FACTS
-        facts = read_json(path) if path.exists() else {}
-        if name not in facts:
-            facts[name] = compute()
-            write_json(path, facts)
-        return int(facts[name])
+        if name not in self._facts:
+            self._facts[name] = compute()
+            write_json(self.folder / FACTS, self._facts)
+        return int(self._facts[name])
 
 
 @dataclass(frozen=True)

@@ -22,13 +22,13 @@ from ..attribution.sweep import provenance
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, PathWarning
+from ..interventions.batches import kept_part
 from ..interventions.edit import Edit, Head, Scope, check_heads
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
 from ..interventions.paths import check_finite
 from ..interventions.prefix import Prefix, Prompts
 from ..journal import Part
-from ..journal import current as journal
 from ..models.families import norms_after
 from ..models.vlm import VLM
 from ..progress import track
@@ -176,7 +176,7 @@ def fit_scales(
         prompts = Prompts(vlm, train, options.batch_size)
     prompts.require(train)
     kept = _Retained(vlm, retain, options) if retain is not None else None
-    part = _part(vlm, learner, prompts, retain)
+    part = kept_part(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
     order = np.random.default_rng(0)
     what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
     done = learner.resume(part)
@@ -190,13 +190,6 @@ def fit_scales(
         learner.keep(part)
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
-
-
-def _part(vlm: VLM, learner: _Learner, prompts: Prompts, retain: Sequence[Question] | None) -> Part | None:
-    """Where the journal keeps this suite of fits, if there is one: named by all that its numbers hang on."""
-    kept = None if vlm.hooked else journal()
-    asked = (vlm.fingerprint, prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
-    return None if kept is None else kept.part("fit", *asked)
 
 
 class _Learner:

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..data.question import Question
+from ..journal import Part
 from ..journal import current as journal
 from ..models.vlm import VLM
 from ..progress import track
@@ -36,8 +37,8 @@ def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
     Within `si.resumable` a batch that was done before is taken from disk and its prompts are not even read; within `si.cluster` the
     others are done by its workers. A model with hooks of its own is asked here and now: nobody else has them.
     """
-    kept, team = (None, None) if vlm.hooked else (journal(), machines())
-    part = None if kept is None else kept.part(what, vlm.fingerprint, batches.plan, work)
+    part, team = kept_part(vlm, what, batches.plan, work), machines()
+    team = None if team is None or vlm.hooked else team
     steps = [f"{i:06}" for i in range(len(batches))]
     done = {i for i, step in enumerate(steps) if part is not None and step in part}
 
@@ -56,6 +57,15 @@ def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
             yield before[0]
         else:
             yield keep(i, work(vlm, batches[i])) if i in done else next(computed)
+
+
+def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
+    """Where the journal keeps a piece of work, named by the weights and all else that its numbers hang on.
+
+    None outside `si.resumable`, and for a model with hooks of its own.
+    """
+    kept = journal()
+    return None if kept is None or vlm.hooked else kept.part(what, vlm.fingerprint, *asked)
 
 
 @dataclass(frozen=True)
