@@ -14,7 +14,7 @@ from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, Found, Singles, each
-from ...interventions.attention.rows import attention
+from ...interventions.attention.rows import attention, sink_logits
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
 from ...interventions.reference import run_reference
@@ -35,7 +35,7 @@ def attention_with_weights(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_: object,
+    **given: object,
 ) -> tuple[Tensor, Tensor]:
     """Attention of R rows over a cached prompt of K tokens and each other, and its weights [B, H, R, K + R] in float32.
 
@@ -47,7 +47,10 @@ def attention_with_weights(
     scores = (query.reshape(B, Hkv, H // Hkv * R, D) @ key.mT).float().view(B, H, R, S) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    weights = scores.masked_fill(~attention_mask[..., -S:], float("-inf")).softmax(-1)
+    scores = scores.masked_fill(~attention_mask[..., -S:], float("-inf"))
+    if (sinks := sink_logits(module, given)) is not None:
+        scores = torch.cat([scores, sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)], -1)
+    weights = scores.softmax(-1)[..., :S]
     out = weights.to(value.dtype).view(B, Hkv, H // Hkv * R, S) @ value
     return out.view(B, H, R, D).transpose(1, 2), weights
 
