@@ -4,12 +4,23 @@ The oracle is a whole pass without a cache for each token, one prompt at a time,
 """
 
 import copy
+import sys
 import warnings
+from contextlib import contextmanager
 
 import pytest
 import torch
 from oracle import hooked_logits, plain_inputs
-from transformers import DynamicCache
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    DynamicCache,
+    GptOssConfig,
+    LlavaConfig,
+    LlavaForConditionalGeneration,
+)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.models.granite_swa.configuration_granite_swa import GraniteSWAConfig
 from zoo_models import three_questions
 
 import scale_interp as si
@@ -17,7 +28,9 @@ from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
 from scale_interp.adapters.attention_scaling.pasta import PASTA
 from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
 from scale_interp.adapters.steering.steering import Steering
-from scale_interp.errors import EditError, RunWarning
+from scale_interp.attribution.attention.last_token import read_attention
+from scale_interp.errors import EditError, ModelError, RunWarning
+from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled
 
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3")
 PER_TOKEN = ("attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -369,3 +382,113 @@ def test_a_model_that_never_ran_is_said(models, questions):
         warnings.simplefilter("error")
         with scalars(vlm).attached(vlm), torch.no_grad():
             vlm.hf_model(**inputs)
+
+
+# --- attention sinks
+
+
+def with_sinks(text):
+    """A tiny LLaVA whose text decoder has a learned logit for each head in its softmax."""
+    base = si.load("tiny-random/llava")
+    old = base.hf_model.config
+    shape = {n: getattr(old.text_config, n) for n in ("vocab_size", "hidden_size", "num_attention_heads", "num_key_value_heads")}
+    shape |= {"intermediate_size": 48, "num_hidden_layers": 3, "head_dim": 16, "sliding_window": 8, "pad_token_id": 0}
+    more = {"num_local_experts": 2, "num_experts_per_tok": 1} if text is GptOssConfig else {"attention_multiplier": 0.25}
+    images = {"image_token_index": old.image_token_id, "image_seq_length": old.image_seq_length}
+    config = LlavaConfig(vision_config=old.vision_config, text_config=text(**shape, **more), **images)
+    torch.manual_seed(0)
+    model = LlavaForConditionalGeneration(config).eval()
+    for layer in model.get_decoder().layers:
+        torch.nn.init.normal_(layer.self_attn.sinks, 1.0, 1.0)
+        for weight in (layer.self_attn.q_proj.weight, layer.self_attn.k_proj.weight, layer.self_attn.v_proj.weight):
+            torch.nn.init.normal_(weight, std=0.3)
+    return si.load(model.requires_grad_(False), base.processor)
+
+
+@contextmanager
+def written_out(vlm, weight, image, T):
+    """Attention written out with sinks, in the place of the modelling file's own; the last row's image logits times weight."""
+    modules = [layer.self_attn for layer in vlm.decoder.layers]
+    place = sys.modules[type(modules[0]).__module__]
+    original = place.eager_attention_forward
+
+    def attend(module, query, key, value, mask, scaling, **kwargs):
+        H, K = query.shape[1], key.shape[2]
+        groups = H // key.shape[1]
+        logits = query @ key.repeat_interleave(groups, 1).mT * scaling
+        logits[:, :, T - 1, :T] = torch.where(image, logits[:, :, T - 1, :T] * weight, logits[:, :, T - 1, :T])
+        sunk = torch.cat([logits + mask[..., :K], module.sinks.view(1, H, 1, 1).expand(*logits.shape[:3], 1)], -1)
+        return (sunk.softmax(-1)[..., :-1] @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
+
+    place.eager_attention_forward = attend
+    try:
+        yield
+    finally:
+        place.eager_attention_forward = original
+
+
+@pytest.mark.parametrize("text", [GptOssConfig, GraniteSWAConfig])
+def test_attention_sinks_take_their_share_where_logits_are_rewritten(questions, text):
+    vlm = with_sinks(text)
+    inputs = plain_inputs(vlm, questions[0])
+    T, image = inputs["input_ids"].shape[1], inputs["input_ids"][0] == vlm.image_token_id
+    with torch.no_grad():
+        plain = vlm.hf_model(**inputs).logits[0, -1]
+        with written_out(vlm, 1.0, image, T):
+            assert (vlm.hf_model(**inputs).logits[0, -1] - plain).abs().max() <= 1e-5
+        for method in (
+            AttentionScale(1.0001),
+            AttentionScale(1.0001, "all"),
+            PASTA([(0, 1), (2, 0)], 0.9999),
+            AdaptVis(1.0001, 1.0001, 0.5),
+        ):
+            with method.attached(vlm):
+                assert (vlm.hf_model(**inputs).logits[0, -1] - plain).abs().max() <= 1e-3
+        with written_out(vlm, 2.5, image, T):
+            wanted = vlm.hf_model(**inputs).logits[0, -1]
+        with AttentionScale(2.5).attached(vlm):
+            found = vlm.hf_model(**inputs).logits[0, -1]
+    assert (found - wanted).abs().max() <= 1e-5 and (wanted - plain).abs().max() > 1e-2
+
+
+def test_every_attention_function_knows_sinks(questions):
+    vlm = with_sinks(GraniteSWAConfig)
+    edit = si.Edit(scale=2 * torch.rand(4, vlm.n_layers, vlm.n_heads, generator=torch.Generator().manual_seed(0)))
+    packed, whole = (si.run_edits(vlm, questions, edit, path=path) for path in ("packed", "reference"))
+    assert (packed - whole).nan_to_num(0, 0, 0).abs().max() <= 1e-5
+    packed, whole = (evaluate_scaled(vlm, questions, [AttentionScale(2.5)], path=path)[0].scores for path in ("packed", "reference"))
+    assert (packed - whole).nan_to_num(0, 0, 0).abs().max() <= 1e-5
+    for path in ("packed", "reference"):
+        with pytest.raises(ModelError, match="has attention sinks"):
+            read_attention(vlm, questions[:1], path=path)
+
+
+def test_attention_that_is_more_than_a_softmax_is_refused(questions):
+    """A gate on each head's output, a bias of the logits, another function of the user's own."""
+    vlm = si.load("tiny-random/llava", dtype=torch.float32)
+    inputs = plain_inputs(vlm, questions[0])
+    vlm.hf_model.set_attn_implementation("eager")
+    place = sys.modules[type(vlm.decoder.layers[0].self_attn).__module__]
+    own = place.eager_attention_forward
+
+    def gated(module, *args, **kwargs):
+        out, weights = own(module, *args, **kwargs)
+        return out * torch.linspace(0.9, 1.1, out.shape[2])[:, None], weights
+
+    def biased(module, query, key, value, mask, **kwargs):
+        K = key.shape[2]
+        return own(module, query, key, value, mask - 0.1 * (torch.arange(K - 1, -1, -1)), **kwargs)
+
+    try:
+        for other in (gated, biased):
+            place.eager_attention_forward = other
+            for method in (AttentionScale(1.0001), AttentionScale(1.0001, "all", layers=[1])):
+                with pytest.raises(EditError, match="cannot be rewritten"), torch.no_grad(), method.attached(vlm):
+                    vlm.hf_model(**inputs)
+    finally:
+        place.eager_attention_forward = own
+    AttentionInterface.register("of_my_own", gated)
+    AttentionMaskInterface.register("of_my_own", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    vlm.decoder.set_attn_implementation("of_my_own")
+    with pytest.raises(EditError, match="'of_my_own' may do more"), AttentionScale(1.0001).attached(vlm):
+        pass

@@ -35,7 +35,7 @@ def attention_with_weights(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **given: object,
+    **_: object,
 ) -> tuple[Tensor, Tensor]:
     """Attention of R rows over a cached prompt of K tokens and each other, and its weights [B, H, R, K + R] in float32.
 
@@ -47,10 +47,7 @@ def attention_with_weights(
     scores = (query.reshape(B, Hkv, H // Hkv * R, D) @ key.mT).float().view(B, H, R, S) * scaling
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
-    scores = scores.masked_fill(~attention_mask[..., -S:], float("-inf"))
-    if (sinks := sink_logits(module, given)) is not None:
-        scores = torch.cat([scores, sinks.float().view(1, H, 1, 1).expand(B, H, R, 1)], -1)
-    weights = scores.softmax(-1)[..., :S]
+    weights = scores.masked_fill(~attention_mask[..., -S:], float("-inf")).softmax(-1)
     out = weights.to(value.dtype).view(B, Hkv, H // Hkv * R, S) @ value
     return out.view(B, H, R, D).transpose(1, 2), weights
 
@@ -74,6 +71,11 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
+    if any(sink_logits(layer.self_attn, {}) is not None for layer in vlm.decoder.layers):
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights do "
+            "not sum to 1; use a model without sinks, or edits of heads"
+        )
     packed = path == "packed"
     batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
     for found in each(vlm, batches, prefix_work if packed else single_work, "reading attention"):
