@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from ..errors import EditError, ModelError, RunWarning
 from ..interventions.edit import Edit, affine
 from ..interventions.prompt_end import prompt_end
+from ..vlm.mode import require_ready
 
 
 @contextmanager
@@ -26,6 +27,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
         raise EditError(f"only one edit can be attached, not {edit.n_variants}: pick one with edit[i]")
     require_model(model)
     model = getattr(model, "_orig_mod", model)  # type: ignore[assignment]
+    require_ready(model)
     decoder = model.get_decoder()  # type: ignore[operator]
     H = model.config.get_text_config().num_attention_heads  # type: ignore[operator, union-attr]
     edit.check(1, len(decoder.layers), H, decoder.layers[0].self_attn.o_proj.in_features // H)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .check import check
 from .choices import Scoring
@@ -72,6 +73,8 @@ def run_with_clean(
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
+    if grad:
+        require_ready(vlm, "grad=True")
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
@@ -100,6 +103,7 @@ def _an_edit(edit: Any) -> Edit:
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:
     """The path to take; "auto" compares the two on the first question that this model sees, and warns if it leaves packed."""
+    require_ready(vlm)
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
     if path != "auto":
@@ -113,6 +117,7 @@ def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") ->
 
 def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: str) -> None:
     """Raise EditError where this model's edits run by the reference path, which carries no gradients."""
+    require_ready(vlm, what)
     if choose_path(vlm, questions, path) != "packed":
         why = vlm.report.why if vlm.report is not None and path == "auto" else "path='reference' was asked for"
         raise EditError(f"{what} needs gradients, which only the packed path has, but {vlm.name} runs by the reference path: {why}")

@@ -252,7 +252,8 @@ class Prompts(Sequence[Prefix]):
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
-        prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
+        with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
+            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes

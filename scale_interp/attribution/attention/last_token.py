@@ -73,8 +73,8 @@ def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Ite
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
     if any(sink_logits(layer.self_attn, {}) is not None for layer in vlm.decoder.layers):
         raise ModelError(
-            f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights do "
-            "not sum to 1; use a model without sinks, or edits of heads"
+            f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights "
+            "do not sum to 1; use a model without sinks, or edits of heads"
         )
     packed = path == "packed"
     batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)

@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
+from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
 from .rows import NAME as PACKED
 from .rows import attention, packed_attention, sink_logits
@@ -253,6 +254,7 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
     image_token_id: int = model.config.image_token_id  # type: ignore[assignment, union-attr]
     if edit is not None:
         edit.check(len(decoder.layers), model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
+    require_ready(model)
     running, n_layers = Pass(), len(decoder.layers)
     decided: WeakKeyDictionary[Prompt, LogitEdit] = WeakKeyDictionary()
 
