@@ -275,6 +275,8 @@ def test_what_cannot_be_known_is_refused(models, questions):
             vlm.hf_model(**rest, past_key_values=prefix_cache_outside(vlm, inputs, T - 1))
         with pytest.raises(EditError, match="continuous batching"):
             vlm.hf_model.generate_batch([inputs["input_ids"][0].tolist()])
+        with pytest.raises(EditError, match="guidance_scale runs a second prompt"):
+            vlm.hf_model.generate(**inputs, guidance_scale=2.0)
         with pytest.raises(EditError, match="token_healing"):
             vlm.hf_model.generate(**inputs, token_healing=True)
         with pytest.raises(EditError, match="positions that start again"):
@@ -293,6 +295,20 @@ def test_what_cannot_be_known_is_refused(models, questions):
         vlm.hf_model(**inputs, use_cache=False)
         with pytest.raises(EditError, match="use_cache=True"):
             vlm.hf_model(**longer, use_cache=False)
+
+
+def test_a_cache_that_was_cropped_or_read_on_elsewhere_is_unknown(models, questions):
+    vlm = models["llava"]
+    inputs, token = plain_inputs(vlm, questions[0]), {"input_ids": torch.tensor([[7]])}
+    edit = scalars(vlm, "last")
+    for change in (lambda cache: cache.crop(-3), lambda cache: vlm.hf_model(**token, past_key_values=cache)):
+        with edit.attached(vlm), torch.no_grad():
+            cache = vlm.hf_model(**inputs, use_cache=True).past_key_values
+            vlm.hf_model(**token, past_key_values=cache)
+        with torch.no_grad():
+            change(cache)
+        with pytest.raises(EditError, match="may be the prompt's last or a new one"), edit.attached(vlm), torch.no_grad():
+            vlm.hf_model(**token, past_key_values=cache)
 
 
 def test_whole_passes_of_the_engine_know_the_end_of_a_prompt(models, questions):

@@ -189,9 +189,9 @@ class PromptEnd:
         if past == 0:
             return Place(0, new, self._read(given, tokens, ids, cache))
         prompt, read, began = getattr(cache, MARK, (None, 0, 0))
-        if prompt is not None and past < prompt.length:
-            if past == read:
-                return Place(past, new, prompt, began)
+        if prompt is not None and past < prompt.length and past == read:
+            return Place(past, new, prompt, began)
+        if past < getattr(prompt, "length", 0) or past > read:  # cropped into the prompt, or read on while nothing was attached
             prompt = None
         if new > 1:
             raise EditError(
@@ -298,6 +298,8 @@ def prompt_of_generate(model: Any, args: tuple, kwargs: dict[str, Any]) -> Promp
         raise EditError(USE_CACHE)
     if setting("token_healing"):
         raise EditError("token_healing takes tokens from the prompt's end: call generate without it")
+    if setting("guidance_scale") not in (None, 1):
+        raise EditError("guidance_scale runs a second prompt beside this one, which would not be edited: call generate without it")
     if setting("cache_implementation") == "paged":
         raise EditError("a paged cache packs many prompts into one row, where an edit cannot find their ends: use a dynamic cache")
     ids, embeds = given.get("input_ids"), given.get("inputs_embeds")
