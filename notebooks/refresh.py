@@ -87,7 +87,7 @@ def refresh(names: Iterable[str]) -> None:
             notebook = with_pictures(executed(path))
             nbformat.validate(notebook)
             nbformat.write(notebook, path)
-            (FOLDER.parent / "docs" / "pictures" / f"notebook_{path.name[:2]}.png").write_bytes(shown(notebook))
+            (FOLDER.parent / "docs" / "images" / f"notebook_{path.name[:2]}.png").write_bytes(shown(notebook))
             print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 
 

@@ -1,4 +1,4 @@
-"""A bare import, the help and tab completion wait for nothing heavy. The causes are tested; docs/cold_start.py measures the times."""
+"""A bare import, the help and tab completion wait for nothing heavy. The causes are tested here; docs/studies/cold_start.py times them."""
 
 import json
 import os

@@ -148,6 +148,8 @@ def test_commands_parse(page):
                 assert set(extra.split(",")) <= known.keys(), f"{named(page)}: {command}"
         elif words[:1] == ["python"] and words[1:2] and words[1].endswith(".py"):
             assert (ROOT / words[1]).is_file(), f"{named(page)}: {command}"
+        elif words[:2] == ["python", "-m"] and words[2].startswith("docs."):
+            assert (ROOT / words[2].replace(".", "/")).with_suffix(".py").is_file(), f"{named(page)}: {command}"
 
 
 def parse(words, where):
@@ -198,10 +200,9 @@ def test_figures_of_a_paper_s_page_stand_on_the_pages_that_it_links(page):
         assert not missing, f"{named(page)}: {missing} of {row}"
 
 
-def test_the_reference_lists_every_public_name_and_command(monkeypatch):
+def test_the_reference_lists_every_public_name_and_command():
     pytest.importorskip("mkdocs")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import hooks
+    from docs.mkdocs import hooks
 
     pages = hooks.reference()
     listed = set(re.findall(r"^      heading: (\S+)$", "\n".join(pages.values()), re.MULTILINE))
@@ -215,10 +216,9 @@ def test_the_reference_lists_every_public_name_and_command(monkeypatch):
             assert re.search(rf"^## {name}$.*?`{option}", pages["reference/command_line.md"], re.MULTILINE | re.DOTALL)
 
 
-def test_docstrings_become_markdown(monkeypatch):
+def test_docstrings_become_markdown():
     pytest.importorskip("griffe")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
-    import docstrings
+    from docs.mkdocs import docstrings
 
     assert doctest.testmod(docstrings).failed == 0
     assert doctest.testmod(docstrings).attempted > 0

@@ -351,7 +351,7 @@ def test_decoys_loss_reads_their_own_heads():
 def test_docs_hold_the_promises():
     from pathlib import Path
 
-    record = read_json(Path(__file__).parents[1] / "docs" / "testbeds.json")
+    record = read_json(Path(__file__).parents[1] / "docs" / "studies" / "testbeds.json")
     for name, found in record["circuits"].items():
         rows = {r["method"]: r for r in found["methods"]}
         assert set(rows) == set(localisation.METHODS), name

@@ -1,11 +1,10 @@
-"""docs/attention_scaling.md and .json, measured anew on the embedded model: python docs/attention_scaling.py"""
+"""docs/attention_scaling.md and .json, measured anew on the embedded model: python -m docs.studies.attention_scaling"""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tables import p_value, span, table
 
 import scale_interp as si
 from scale_interp import viz
@@ -19,7 +18,10 @@ from scale_interp.interventions.prefix import Prompts
 from scale_interp.record import write_bytes, write_json
 from scale_interp.statistics import holm
 
+from .tables import p_value, span, table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 SETS = ("relation", "position", "exists")
 N = {"train": 300, "validation": 200, "test": 400}
 WHOLE = 200
@@ -56,8 +58,8 @@ def main() -> None:
     }
     write_json(HERE / "attention_scaling.json", content)
     curves = {"relation, last row": curve, "relation, every row": every, "existence, last row": other}
-    viz.scaling_curves(curves).write_image(HERE / "pictures" / "scaling_curve.png", scale=2)
-    write_bytes(HERE / "attention_scaling.md", (GUIDE + page(content)).encode())
+    viz.scaling_curves(curves).write_image(DOCS / "images" / "scaling_curve.png", scale=2)
+    write_bytes(DOCS / "attention_scaling.md", (GUIDE + page(content)).encode())
 
 
 def by_layer(vlm: si.VLM, relation: dict[str, si.Questions], method: AttentionScale) -> list[dict[str, Any]]:
@@ -218,18 +220,18 @@ def page(c: dict[str, Any]) -> str:
     }
     return f"""## Measured on `demo`
 
-    python docs/attention_scaling.py
+    python -m docs.studies.attention_scaling
 
 Tuned on {N["validation"]} validation questions, tested on {N["test"]} test questions of scenes/relation ({WHOLE} where a method takes
 whole forward passes). Differences from the unedited model are paired, with 95% intervals over pictures; p is Holm-corrected within each
-table. The paper's weights end at 2.0; ours go on to {HIGH[-1]:g}. All numbers are in [attention_scaling.json](attention_scaling.json),
-what they say of the paper's claims in [claims](claims.md).
+table. The paper's weights end at 2.0; ours go on to {HIGH[-1]:g}. All numbers are in
+[attention_scaling.json](studies/attention_scaling.json), what they say of the paper's claims in [claims](claims.md).
 
 **Weight by weight** ({N["test"]} test questions; nothing was picked from them):
 
 {table(shown(c["curve"], "weight"))}
 
-![change of accuracy by weight](pictures/scaling_curve.png)
+![change of accuracy by weight](images/scaling_curve.png)
 
 **Does the best weight hang on confidence, as AdaptVis supposes?** The same questions in four parts, the least confident first:
 

@@ -1,4 +1,4 @@
-"""The pictures of README and docs, from a run folder: python docs/pictures.py runs/demo-scenes-relation"""
+"""The images of README and docs, from a run folder: python -m docs.studies.images runs/demo-scenes-relation"""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,7 @@ from scale_interp import viz
 from scale_interp.run import Run
 from scale_interp.run_report import FITS
 
-HERE = Path(__file__).parent / "pictures"
+IMAGES = Path(__file__).parents[1] / "images"
 
 
 def main(folder: Path) -> None:
@@ -24,7 +24,7 @@ def main(folder: Path) -> None:
         "retention": viz.retention([row | {"fit": FITS[row["fit"]]} for row in run.retention()]),
     }
     for name, figure in figures.items():
-        figure.write_image(HERE / f"{name}.png", scale=2)
+        figure.write_image(IMAGES / f"{name}.png", scale=2)
 
 
 if __name__ == "__main__":

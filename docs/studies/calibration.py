@@ -1,4 +1,7 @@
-"""docs/calibration.md and its picture from a calibration's folder and docs/bench-fits.json: python docs/calibration.py runs/calibration"""
+"""docs/calibration.md and its image, from a calibration's folder and this folder's bench-fits.json.
+
+python -m docs.studies.calibration runs/calibration
+"""
 
 import json
 import shutil
@@ -12,6 +15,7 @@ from scale_interp.evaluation.verdict import ALPHA
 from scale_interp.record import write_bytes
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 
 
 def main(folder: Path | None) -> None:
@@ -21,8 +25,8 @@ def main(folder: Path | None) -> None:
     found, fits = Calibration.load(HERE / "calibration.json"), read_fits(HERE / "bench-fits.json")
     log = (json.loads(line) for line in (HERE / "calibration.jsonl").read_text().splitlines()[1:])
     seconds = sum(row["seconds"] for row in log)
-    write_bytes(HERE / "calibration.md", "\n".join([errors(found, seconds), side_by_side(fits)]).encode())
-    viz.calibration(found).write_image(HERE / "pictures" / "calibration.png", scale=2)
+    write_bytes(DOCS / "calibration.md", "\n".join([errors(found, seconds), side_by_side(fits)]).encode())
+    viz.calibration(found).write_image(DOCS / "images" / "calibration.png", scale=2)
 
 
 def errors(found: Calibration, seconds: float) -> str:
@@ -39,11 +43,12 @@ def errors(found: Calibration, seconds: float) -> str:
     return f"""# How often the falsification suite is wrong
 
     scale-interp calibrate --suites {len(null)} --power {len(planted)} --out runs/calibration
-    python docs/calibration.py runs/calibration
+    python -m docs.studies.calibration runs/calibration
 
 The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and goes on where it stopped
-(a line a suite in `suites.jsonl`, here `docs/calibration.jsonl`); the second writes this page from what the first has written. Every
-suite is `falsify` as users call it, all heads and MLPs, {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
+(a line a suite in `suites.jsonl`, here `docs/studies/calibration.jsonl`); the second writes this page from what the first has written.
+Every suite is `falsify` as users call it, all heads and MLPs,
+{about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
 {about["n_test"]} test questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions,
 sizes on other seeds.
 The machine's two cores were shared with other work, so the time is longer than on a machine of one's own.
@@ -57,7 +62,7 @@ The machine's two cores were shared with other work, so the time is longer than 
 |---|---|---|---|
 {rows}
 
-![p-values](pictures/calibration.png)
+![p-values](images/calibration.png)
 
 The primary test, ScAle against the base model, uncorrected, rejects in {found.false_rejections} of the null suites: {_compatible(found)}
 The share of questions whose outcome ScAle changes is {null["changed"].mean():.1%} on average; in {int((null["p"] == 1).sum())} of
@@ -90,7 +95,7 @@ def side_by_side(found: FitsBenchmark) -> str:
     return f"""# Fits side by side
 
     scale-interp bench --fits --repeats {about["repeats"]} --out runs/bench-fits
-    cp runs/bench-fits/fits.json docs/bench-fits.json
+    cp runs/bench-fits/fits.json docs/studies/bench-fits.json
 
 `{about["model"]}` ({about["n_layers"]} layers x {about["n_heads"]} heads, random weights), {about["questions"]} questions of
 {about["tokens"]} tokens in batches of {about["batch"]}, {about["epochs"]} epochs without early stopping, all {about["parameters"]}

@@ -1,4 +1,4 @@
-"""The last section of docs/runs.md, measured in fresh processes on this machine: python docs/cold_start.py"""
+"""The last section of docs/runs.md, measured in fresh processes on this machine: python -m docs.studies.cold_start"""
 
 import platform
 import statistics
@@ -10,7 +10,7 @@ from pathlib import Path
 from scale_interp.record import write_bytes
 from scale_interp.run_info import SETTINGS
 
-PAGE = Path(__file__).parent / "runs.md"
+PAGE = Path(__file__).parents[1] / "runs.md"
 HEADING = "## Cold start\n"
 ROUNDS = 11
 SHELL = str(Path(sys.executable).parent / "scale-interp")
@@ -51,7 +51,7 @@ def section(taken: dict[str, list[float]]) -> str:
     bare, full = (middle["`import scale_interp`"] / middle["`import torch`"], middle["`import scale_interp; scale_interp.load`"])
     heavy = middle["torch, nnsight, and the two classes of transformers that open a model"]
     return f"""{HEADING}
-    python docs/cold_start.py
+    python -m docs.studies.cold_start
 
 Seconds of whole fresh processes, {ROUNDS} of each by turns, Python {platform.python_version()}, files in the disk's cache:
 

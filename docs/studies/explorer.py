@@ -1,6 +1,6 @@
 """docs/explorer.md, .json and pictures: the explorer timed and photographed in headless Chromium.
 
-python docs/explorer.py runs/demo-scenes-relation/scale
+python -m docs.studies.explorer runs/demo-scenes-relation/scale
 """
 
 import os
@@ -19,6 +19,7 @@ import scale_interp as si
 from scale_interp.record import versions, write_bytes, write_json
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 N, MOVES, BURST = 20, 60, 60
 HEAD, FACTOR, STRENGTH = (5, 4), 1.8, 0.8
 CHROMIUM = "/usr/bin/chromium"
@@ -39,7 +40,7 @@ WATCH = """() => {
 
 
 def main(scale: str) -> None:
-    pictures, index = HERE / "pictures", mended(scale)
+    pictures, index = DOCS / "images", mended(scale)
     with served(scale) as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         times = measured(opened(browser, address, 1240))
@@ -49,7 +50,7 @@ def main(scale: str) -> None:
         browser.close()
     about = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions()}
     write_json(HERE / "explorer.json", times | about)
-    write_bytes(HERE / "explorer.md", page_text(times, about).encode())
+    write_bytes(DOCS / "explorer.md", page_text(times, about).encode())
 
 
 def mended(scale: str) -> int:
@@ -153,7 +154,7 @@ in a notebook (`pip install -e ".[notebook]"`), or without one (`pip install -e 
 
     scale-interp explore demo --data scenes/relation --n {N} --scale runs/demo-scenes-relation/scale
 
-![the explorer](pictures/explorer.png)
+![the explorer](images/explorer.png)
 
 *A question that `demo` gets wrong: with head {HEAD[0]}.{HEAD[1]} scaled by {FACTOR}, and a ScAle from `scale-interp run` faded in to
 {STRENGTH}, the right answer leads.*
@@ -188,7 +189,7 @@ explorer.reset()
 
 ## How fast
 
-    python docs/explorer.py runs/demo-scenes-relation/scale
+    python -m docs.studies.explorer runs/demo-scenes-relation/scale
 
 On `demo`, kernel and headless Chromium together on a machine of {about["machine"]}: from a move of the slider to the bars that
 follow it, by the browser's clock, median **{c["median_ms"]:.0f} ms**, 95 % below {c["p95_ms"]:.0f} ms ({c["moves"]} moves, the longest

@@ -1,17 +1,19 @@
-"""docs/claims.md, what two abstracts say and what the embedded models show, from the JSON files beside it: python docs/claims.py"""
+"""docs/claims.md, what two abstracts say and what the embedded models show, from this folder's JSON files: python -m docs.studies.claims"""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tables import span, table
 
 from scale_interp.record import read_json, write_bytes
 
+from .tables import span, table
+
 HERE = Path(__file__).parent
-FUNCTIONAL, SCALING = "python docs/functional_heads.py", "python docs/attention_scaling.py"
-IMAGE, COMPARE = "python docs/image_attention.py", "scale-interp compare"
+DOCS = HERE.parent
+FUNCTIONAL, SCALING = "python -m docs.studies.functional_heads", "python -m docs.studies.attention_scaling"
+IMAGE, COMPARE = "python -m docs.studies.image_attention", "scale-interp compare"
 AS, NOT, CONTRARY = "as claimed", "not found", "**the contrary**"
 Found = Mapping[str, Any]
 Row = tuple[str, str, str, str, str]
@@ -36,14 +38,14 @@ def main() -> None:
             "",
         ]
     )
-    write_bytes(HERE / "claims.md", text.encode())
+    write_bytes(DOCS / "claims.md", text.encode())
 
 
 HEAD = f"""# The claims of two abstracts, on the embedded models
 
     {FUNCTIONAL} && {SCALING} && {IMAGE}
-    {COMPARE} && python docs/comparison.py runs/compare-demo-scenes-relation
-    python docs/claims.py
+    {COMPARE} && python -m docs.studies.comparison runs/compare-demo-scenes-relation
+    python -m docs.studies.claims
 
 The last writes this page from the numbers that the others leave beside it. The embedded models are small, were trained on rendered
 scenes, and (`demo`) have a shortfall that was taught: what they show is neither proof nor refutation for large models. What they can

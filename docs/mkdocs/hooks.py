@@ -20,7 +20,7 @@ import scale_interp as si
 from scale_interp.cli import app
 
 log = get_plugin_logger("hooks")
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scale_interp"
 BESIDE = {
     "data": (

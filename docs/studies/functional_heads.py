@@ -1,4 +1,4 @@
-"""docs/functional_heads.json, its page and its pictures, measured anew on the embedded models: python docs/functional_heads.py"""
+"""functional_heads.json, its page and its images, measured again on the embedded models: python -m docs.studies.functional_heads"""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,7 +16,8 @@ from scale_interp.interventions.edit import Head
 from scale_interp.record import read_json, write_bytes, write_json
 
 HERE = Path(__file__).parent
-COMMAND = "python docs/functional_heads.py"
+DOCS = HERE.parent
+COMMAND = "python -m docs.studies.functional_heads"
 MODELS = ("demo", "demo-healthy")
 SPATIAL = ("relational reasoning", "spatial perception")
 WITHOUT_CONTEXT = {kind: function for kind, function in TAXONOMY.items() if kind != "inverse"}
@@ -44,12 +45,12 @@ def main() -> None:
             draw("sparsity", objects["heads"].plot(title="demo: heads above the elbow of the joint probe's importance"))
     content = {"command": COMMAND, "chains": N, "models": models, "claims": claims(models)}
     write_json(HERE / "functional_heads.json", content)
-    write_bytes(HERE / "functional_heads.md", page(read_json(HERE / "functional_heads.json")).encode())
+    write_bytes(DOCS / "functional_heads.md", page(read_json(HERE / "functional_heads.json")).encode())
 
 
 def draw(name: str, figure: Any) -> None:
     """Needs kaleido and Chrome: pip install "scale-interp[notebook]"."""
-    figure.write_image(HERE / "pictures" / f"functional_{name}.png", scale=2)
+    figure.write_image(DOCS / "images" / f"functional_{name}.png", scale=2)
 
 
 def of(questions: Questions, function: str) -> list[si.Question]:
@@ -318,7 +319,7 @@ def sparsity(name: str, found: Found) -> str:
     header = ["function", "heads", "share", "as few by chance, p", "Gini", "as sparse by chance, p", "recall"]
     header += ["by ablation: significant, to half, Gini", "Spearman"]
     first = found["sparsity"][0]
-    picture = "![layers](pictures/functional_sparsity.png)\n" if name == "demo" else ""
+    picture = "![layers](images/functional_sparsity.png)\n" if name == "demo" else ""
     return f"""### Sparsity
 
 The joint probe names the function of {probe["accuracy"]:.3f} of {probe["held_out"]} held-out questions (p = {probe["p"]:.2g}; on permuted
@@ -355,7 +356,7 @@ def overlap(found: Found) -> str:
 def removal(name: str, found: Found) -> str:
     parts = [REMOVAL]
     if name == "demo":
-        parts.append("![removal](pictures/functional_removal.png)\n")
+        parts.append("![removal](images/functional_removal.png)\n")
     for part in found["removal"]:
         at = {(r["k"], r["heads"]): f"{r['accuracy']:.3f}" for r in part["curve"]}
         lines = [
@@ -388,7 +389,7 @@ def matrix(name: str, found: Found) -> str:
     }
     parts = ["### Function by function\n"]
     if name == "demo":
-        parts.append("![matrix](pictures/functional_matrix.png)\n")
+        parts.append("![matrix](images/functional_matrix.png)\n")
     for how, title in titles.items():
         if how not in found:
             continue

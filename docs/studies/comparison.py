@@ -1,4 +1,4 @@
-"""docs/comparison.md and its pictures from a comparison's folder: python docs/comparison.py runs/compare-demo-scenes-relation"""
+"""docs/comparison.md and its pictures from a comparison's folder: python -m docs.studies.comparison runs/compare-demo-scenes-relation"""
 
 import shutil
 import sys
@@ -6,13 +6,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from tables import span, table
 
 from scale_interp.compare_run import figures
 from scale_interp.evaluation import Comparison, tuning
 from scale_interp.record import read_json, write_bytes
 
+from .tables import span, table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 
 
 def main(folder: Path) -> None:
@@ -20,8 +22,8 @@ def main(folder: Path) -> None:
     found, told = Comparison.load(folder / "comparison.safetensors"), read_json(folder / "comparison.json")
     shutil.copyfile(folder / "comparison.json", HERE / "comparison.json")
     for name, figure in figures(found).items():
-        figure.write_image(HERE / "pictures" / f"comparison_{name}.png", scale=2)
-    write_bytes(HERE / "comparison.md", page(found, told).encode())
+        figure.write_image(DOCS / "images" / f"comparison_{name}.png", scale=2)
+    write_bytes(DOCS / "comparison.md", page(found, told).encode())
 
 
 def page(found: Comparison, told: dict[str, Any]) -> str:
@@ -30,7 +32,7 @@ def page(found: Comparison, told: dict[str, Any]) -> str:
     return f"""# All methods on the same splits
 
     {told["command"]}
-    python docs/comparison.py runs/compare-demo-scenes-relation
+    python -m docs.studies.comparison runs/compare-demo-scenes-relation
 
 `scale-interp compare` learns every method on {s["n_train"]} training questions, tunes it on {s["n_validation"]} validation questions, and
 answers {s["n_test"]} test questions once; no two of these share a set of things. "Elsewhere" are {s["n_others"]} test questions of each
@@ -38,7 +40,7 @@ of {", ".join(s["others"])}. In Python it is `si.compare(vlm, train, validation,
 Differences are paired, with 95% intervals; p is Holm-corrected over the methods. Every grid holds doing nothing, and of equal settings
 the gentlest is taken.
 
-![methods](pictures/comparison_methods.png)
+![methods](images/comparison_methods.png)
 
 {table(found.shown())}
 
@@ -75,11 +77,11 @@ and cut at the elbow. Both are choices of ours.
 
 ## Heads that the methods name
 
-![heads](pictures/comparison_heads.png)
+![heads](images/comparison_heads.png)
 
 {sets(found)}
 
-![overlap](pictures/comparison_overlap.png)
+![overlap](images/comparison_overlap.png)
 
 Jaccard overlap: shared heads by heads in either. p: two random sets of these sizes share as many heads (hypergeometric, one-sided),
 Holm-corrected over the {len(found.heads.overlap())} pairs. Pairs below 0.05:

@@ -1,4 +1,4 @@
-"""docs/long_runs.md, its numbers and pictures: python docs/long_runs.py [kills memory spill speed]; without a name, the page alone.
+"""docs/long_runs.md, its numbers and pictures: python -m docs.studies.long_runs [kills memory spill speed]; without a name, the page alone.
 
 kills: kill -9 at random moments of a sweep and of a fit, each resumed and compared with one that was left alone.
 memory: the resident memory of one sweep over 2,000 questions. spill: 500 prompts from disk against reading them again.
@@ -23,7 +23,6 @@ import psutil
 import torch
 from plotly.subplots import make_subplots
 from scipy import stats
-from tables import table
 
 import scale_interp as si
 from scale_interp.bench.realistic import open_model
@@ -33,7 +32,10 @@ from scale_interp.interventions.prefix import Prefix, Prompts
 from scale_interp.record import read_json, versions, write_bytes, write_json
 from scale_interp.viz.theme import frame, look
 
+from .tables import table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 NUMBERS = HERE / "long_runs.json"
 KILLS, DRAW = 50, 20261120
 
@@ -191,9 +193,9 @@ WIDE, REPEATS = "realistic/8x64x512", 5
 def page() -> None:
     found = read_json(NUMBERS)
     parts = [HEAD, _kills(found), _memory(found["memory"]), _spill(found["spill"]), _speed(found["speed"]), _estimate(), TAIL]
-    write_bytes(HERE / "long_runs.md", "\n".join(parts).encode())
-    _memory_figure(found["memory"]).write_image(HERE / "pictures" / "long_runs_memory.png", scale=2)
-    _speed_figure(found["speed"]).write_image(HERE / "pictures" / "long_runs_speed.png", scale=2)
+    write_bytes(DOCS / "long_runs.md", "\n".join(parts).encode())
+    _memory_figure(found["memory"]).write_image(DOCS / "images" / "long_runs_memory.png", scale=2)
+    _speed_figure(found["speed"]).write_image(DOCS / "images" / "long_runs_speed.png", scale=2)
 
 
 HEAD = """# Long runs
@@ -201,7 +203,7 @@ HEAD = """# Long runs
 Real sweeps take hours and are stopped on the way: by a queue's time limit, by memory, by a hand. What is done here about it, and what was
 measured. The numbers on this page are written by
 
-    python docs/long_runs.py kills memory spill speed
+    python -m docs.studies.long_runs kills memory spill speed
 
 ## A run that goes on
 
@@ -285,7 +287,7 @@ def _memory(found: dict) -> str:
 
 Zero ablation of all heads of `demo` on {found["questions"][-1]:,} questions, resident memory after every batch:
 
-![memory](pictures/long_runs_memory.png)
+![memory](images/long_runs_memory.png)
 
 Peak {found["peak_mib"]:.0f} MiB, torch and transformers included. From question {WARM} on the slope is {slope:.2f} KiB a question
 [{low:.2f}, {high:.2f}] (95%), beside a scatter of {found["noise_mib"]:.1f} MiB. The scores that the sweep is for take {scores:.2f} KiB a
@@ -327,7 +329,7 @@ def _speed(found: dict) -> str:
     by_question, by_head = _line(found["questions"]), _line(found["heads"])
     return f"""## Linear in questions and heads
 
-![speed](pictures/long_runs_speed.png)
+![speed](images/long_runs_speed.png)
 
 Medians of {REPEATS} rounds, {found["threads"]} threads. Left: zero ablation of all 48 heads of `demo`,
 {by_question.slope * 1000:.1f} ms a question (r² of the line {by_question.rvalue**2:.4f}). Right: two questions of `{WIDE}`,
@@ -388,7 +390,7 @@ def _estimate() -> str:
 
 A sweep of all {layers * heads:,} heads of a 72B model ({layers} layers x {heads} heads) over {questions:,} questions of {TOKENS:,} tokens.
 The unit cost is measured: for {numbers} heads our sweep takes {ratios} times one plain forward pass over as many tokens as prompt and heads
-together (`docs/bench-realistic.json`); the larger is used. A forward pass is 2 operations a parameter and token. A GPU does
+together (`docs/studies/bench-realistic.json`); the larger is used. A forward pass is 2 operations a parameter and token. A GPU does
 {PEAK / 1e12:.0f} TFLOP/s in bfloat16 by its maker, of which {SHARES[0]:.0%} to {SHARES[1]:.0%} are reckoned with. The weights are
 {2 * parameters / 1e9:.0f} GB, so a worker takes {A_WORKER} GPUs of 141 GB (`device_map="auto"`), of which one is busy at a time. Nothing of
 this was run on a GPU.

@@ -1,4 +1,4 @@
-"""docs/intervals.md and .json: how often the intervals that we print hold the truth. python docs/intervals.py, about a minute"""
+"""docs/intervals.md and .json: how often the intervals that we print hold the truth. python -m docs.studies.intervals, about a minute"""
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 from scipy import stats
-from tables import table
 
 from scale_interp.record import write_bytes, write_json
 from scale_interp.statistics import (
@@ -19,7 +18,10 @@ from scale_interp.statistics import (
     wilson_interval,
 )
 
+from .tables import table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 REPEATS = 4000
 HELD = 0.93, 0.97
 """What counts as holding a nominal 95%."""
@@ -37,7 +39,7 @@ def main() -> None:
     }
     found = {name: list(part()) for name, part in parts.items()}
     write_json(HERE / "intervals.json", {"repeats": REPEATS, "level": 0.95, "coverage": found})
-    write_bytes(HERE / "intervals.md", page(found).encode())
+    write_bytes(DOCS / "intervals.md", page(found).encode())
 
 
 def page(found: dict[str, list[dict[str, Any]]]) -> str:
@@ -51,7 +53,7 @@ def page(found: dict[str, list[dict[str, Any]]]) -> str:
 
 PAGE = """# Do the intervals hold what they say?
 
-    python docs/intervals.py
+    python -m docs.studies.intervals
 
 Nominal 95%. "coverage" is the share of data sets whose interval holds the true value. Where answers are counted it is exact: summed
 over all outcomes. Elsewhere it is the share of {repeats} simulated data sets, with a standard error of 0.004. `tests/test_statistics.py`

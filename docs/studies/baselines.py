@@ -1,4 +1,4 @@
-"""docs/baselines.md and .json, measured anew on the embedded models: python docs/baselines.py [PART ...], all parts by default"""
+"""docs/baselines.md and .json, measured anew on the embedded models: python -m docs.studies.baselines [PART ...], all parts by default"""
 
 import sys
 from collections.abc import Callable
@@ -7,7 +7,6 @@ from time import perf_counter
 from typing import Any
 
 import pandas as pd
-from tables import p_value, span, table
 
 import scale_interp as si
 from scale_interp.data.items import Questions
@@ -15,7 +14,10 @@ from scale_interp.data.task import NON_SPATIAL, TASKS
 from scale_interp.evaluation.table import Table
 from scale_interp.record import read_json, write_bytes, write_json
 
+from .tables import p_value, span, table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 RESULTS = HERE / "baselines.json"
 N = {"train": 240, "test": 400, "retain": 60, "others": 100, "transfer": 160, "transfer test": 200}
 EPOCHS = 16
@@ -33,8 +35,8 @@ def main(parts: list[str]) -> None:
     for name, (kind, picture) in PICTURES.items():
         if name in found:
             result = kind(tuple(found[name]["rows"]), found[name]["about"], found[name]["provenance"])
-            result.plot().write_image(HERE / "pictures" / f"{picture}.png", scale=2)
-    write_bytes(HERE / "baselines.md", page(found).encode())
+            result.plot().write_image(DOCS / "images" / f"{picture}.png", scale=2)
+    write_bytes(DOCS / "baselines.md", page(found).encode())
 
 
 def measured() -> dict[str, Any]:
@@ -90,7 +92,7 @@ PICTURES: dict[str, Any] = {
 def page(found: dict[str, Any]) -> str:
     took = ", ".join(f"{name} {found[name]['seconds']:.0f}" for name in PARTS if name in found)
     writers = {
-        "baselines": lambda part: compared("demo", part, "![gain and change elsewhere](pictures/baselines.png)\n"),
+        "baselines": lambda part: compared("demo", part, "![gain and change elsewhere](images/baselines.png)\n"),
         "baselines-prior": lambda part: compared("demo-prior", part, PRIOR),
         "retention": retained,
         "sparsity": sparse,
@@ -101,7 +103,7 @@ def page(found: dict[str, Any]) -> str:
 
 HEAD = f"""# Baselines, retention, sparsity, transfer
 
-    python docs/baselines.py
+    python -m docs.studies.baselines
 
 writes this page, `baselines.json` and the pictures; with names of parts it measures those anew and keeps the rest. The comparison by
 itself, for any model and data set: `scale-interp baselines demo --data scenes/relation`. Scenes of the train and test splits share no
@@ -177,7 +179,7 @@ non-spatial tasks. {capital(part["verdict"])} Base accuracy elsewhere {part["abo
 
 {table(shown)}
 
-![gain against change elsewhere](pictures/retention-curve.png)
+![gain against change elsewhere](images/retention-curve.png)
 """
 
 
@@ -203,7 +205,7 @@ with the largest |s - 1| of the unpenalised fit ({top}, ...). {part["verdict"]}
 
 {table(shown)}
 
-![gain by number of scalars](pictures/sparsity.png)
+![gain by number of scalars](images/sparsity.png)
 """
 
 
@@ -225,7 +227,7 @@ of each (a column): gain in accuracy. `*`: p < 0.05 after Holm's correction over
 
 {table(shown)}
 
-![transfer](pictures/transfer.png)
+![transfer](images/transfer.png)
 """
 
 

@@ -1,4 +1,4 @@
-"""The pictures of docs/figures.md: python docs/figures.py. Every figure at four sizes, light and dark: python docs/figures.py FOLDER"""
+"""The images of docs/figures.md: python -m docs.studies.figures. With a FOLDER: every figure at four sizes, light and dark."""
 
 import sys
 from collections.abc import Callable
@@ -6,13 +6,14 @@ from pathlib import Path
 
 import plotly.graph_objects as go
 import plotly.io as pio
-import synthetic as made
 from PIL import Image
 
 import scale_interp as si
 from scale_interp import viz
 
-HERE = Path(__file__).parent / "pictures"
+from . import synthetic as made
+
+IMAGES = Path(__file__).parents[1] / "images"
 SIZES = ((1, 1), (12, 8), (32, 32), (80, 64))
 Draw = Callable[[bool], go.Figure]
 
@@ -102,12 +103,12 @@ def pictures() -> None:
     """Needs kaleido and Chrome: pip install "scale-interp[notebook]"."""
     small, middle, large = (sized(*size) for size in SIZES[1:])
     both = (False, True)
-    sheet(HERE / "figures_sizes.png", [[one["head_heatmap"](dark) for dark in both] for one in (small, middle, large)])
-    sheet(HERE / "figures_methods.png", [[small["head_heatmaps"](False)]])
-    sheet(HERE / "figures_coefficients.png", [[middle["coefficients_vs_attribution"](False)]])
+    sheet(IMAGES / "figures_sizes.png", [[one["head_heatmap"](dark) for dark in both] for one in (small, middle, large)])
+    sheet(IMAGES / "figures_methods.png", [[small["head_heatmaps"](False)]])
+    sheet(IMAGES / "figures_coefficients.png", [[middle["coefficients_vs_attribution"](False)]])
     curves = [FIXED["emphasis_curves"], small["removal_curves-two"]]
-    sheet(HERE / "figures_curves.png", [[draw(False)] for draw in curves])
-    sheet(HERE / "figures_dark.png", [[FIXED["accuracy_by"](True), FIXED["attention_over_picture"](True)]], viz.theme.DARK.paper)
+    sheet(IMAGES / "figures_curves.png", [[draw(False)] for draw in curves])
+    sheet(IMAGES / "figures_dark.png", [[FIXED["accuracy_by"](True), FIXED["attention_over_picture"](True)]], viz.theme.DARK.paper)
 
 
 def main(folder: Path | None) -> None:

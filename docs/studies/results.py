@@ -1,4 +1,4 @@
-"""docs/results.md from the run folders of the three embedded models and a benchmark: python docs/results.py"""
+"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results"""
 
 from pathlib import Path
 from typing import Any
@@ -8,6 +8,7 @@ from scale_interp.record import read_json, write_bytes
 from scale_interp.run_report import FITS, change
 
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 MODELS = ("demo", "demo-healthy", "demo-prior")
 
 
@@ -15,14 +16,14 @@ def main() -> None:
     summaries = {name: read_json(Path("runs") / f"{name}-scenes-relation" / "summary.json") for name in MODELS}
     measured = [found for name in ("realistic", "demo") for found in read_benchmarks(HERE / f"bench-{name}.json")]
     parts = [HEAD, *(model(name, found) for name, found in summaries.items()), SPEED, *map(speed, measured)]
-    write_bytes(HERE / "results.md", "\n".join(parts).encode())
+    write_bytes(DOCS / "results.md", "\n".join(parts).encode())
 
 
 HEAD = """# What was measured
 
-On two CPU cores. `python docs/results.py` writes this page from the runs and the benchmark that it names; `python docs/pictures.py
-runs/demo-scenes-relation` draws the pictures. Base and gains are on 400 balanced test questions of scenes whose set of things is in no
-training scene; intervals are 95%, paired, over pictures; p is Holm-corrected over the whole suite.
+On two CPU cores. `python -m docs.studies.results` writes this page from the runs and the benchmark that it names; `python -m
+docs.studies.images runs/demo-scenes-relation` draws the pictures. Base and gains are on 400 balanced test questions of scenes whose set
+of things is in no training scene; intervals are 95%, paired, over pictures; p is Holm-corrected over the whole suite.
 """
 
 
@@ -76,16 +77,16 @@ def suite(title: str, found: dict[str, Any]) -> str:
 
 SPEED = """## Speed
 
-    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/pictures/speed.png
+    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/images/speed.png
     scale-interp bench demo --out runs/bench-demo
-    for name in realistic demo; do cp runs/bench-$name/bench.json docs/bench-$name.json; done
+    for name in realistic demo; do cp runs/bench-$name/bench.json docs/studies/bench-$name.json; done
 
 All heads zero-ablated one by one, in every way on the same questions in one run, reading the prompts counted; medians over the repeats,
 ratios within a repeat. Where one run a head would take more than a minute, the heads that were timed are spread over layers and repeats
 and stand for all; another way that takes more than a minute is timed once. `realistic/...` is a LLaVA with random weights, 576 image
 tokens, and layers x heads x width as named. Peak memory is of fresh processes. No GPU was at hand.
 
-![ratios](pictures/speed.png)
+![ratios](images/speed.png)
 """
 
 

@@ -1,4 +1,4 @@
-"""docs/image_attention.md and .json, measured anew on the embedded model: python docs/image_attention.py"""
+"""docs/image_attention.md and .json, measured anew on the embedded model: python -m docs.studies.image_attention"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from tables import p_value, span, table
 
 import scale_interp as si
 from scale_interp import viz
@@ -18,7 +17,10 @@ from scale_interp.attribution.localization import localization_heads
 from scale_interp.record import write_bytes, write_json
 from scale_interp.statistics import bootstrap_interval
 
+from .tables import p_value, span, table
+
 HERE = Path(__file__).parent
+DOCS = HERE.parent
 TRAIN, TEST = 200, 600
 SHOWN = 6
 
@@ -38,9 +40,9 @@ def main() -> None:
     write_json(HERE / "image_attention.json", content)
     (weights,) = read_attention(vlm, test[0])
     figure = viz.attention_over_picture(test[0], weights, patch_grid(vlm, test[0]), *chosen)
-    figure.write_image(HERE / "pictures" / "attention_over_picture.png", scale=1)
-    viz.auroc_heatmap(found.auroc()).write_image(HERE / "pictures" / "attention_auroc.png", scale=2)
-    write_bytes(HERE / "image_attention.md", (GUIDE + page(content)).encode())
+    figure.write_image(DOCS / "images" / "attention_over_picture.png", scale=1)
+    viz.auroc_heatmap(found.auroc()).write_image(DOCS / "images" / "attention_auroc.png", scale=2)
+    write_bytes(DOCS / "image_attention.md", (GUIDE + page(content)).encode())
 
 
 def measured(found: ObjectAttention, second: ObjectAttention) -> dict[str, Any]:
@@ -152,10 +154,10 @@ def page(c: dict[str, Any]) -> str:
     chosen = ", ".join(str(tuple(head)) for head in c["localization"]["heads"])
     return f"""## Measured on `demo`
 
-    python docs/image_attention.py
+    python -m docs.studies.image_attention
 
 {c["questions"]} test questions of scenes/relation, accuracy {c["accuracy"]:.3f}; the asked boxes are {c["box_share_of_image_tokens"]:.1%}
-of the image tokens. All numbers are in [image_attention.json](image_attention.json), what they say
+of the image tokens. All numbers are in [image_attention.json](studies/image_attention.json), what they say
 of the paper's claims in [claims](claims.md).
 
 **How much.** Image tokens are {c["image_share_of_tokens"]:.1%} of the prompt and draw {span(share["mean"], share["low"], share["high"])}
@@ -170,7 +172,7 @@ Means over each layer's heads:
 
 {table(pd.DataFrame(top))}
 
-![a head's attention over a picture](pictures/attention_over_picture.png)
+![a head's attention over a picture](images/attention_over_picture.png)
 
 *The head with most attention on the boxes of training questions, {tuple(c["picture"]["head"])}, on the first test question.*
 
@@ -183,7 +185,7 @@ By head, {c["auroc_by_head_above"]} of {len(heads)} look more at the boxes when 
 
 {table(pd.DataFrame(far | {"p, Holm": [p_value(p) for p in best["p"]]}))}
 
-![AUROC by layer and head](pictures/attention_auroc.png)
+![AUROC by layer and head](images/attention_auroc.png)
 
 **Confidence.** It tells right from wrong with an AUROC of {span(sure["auroc"], sure["low"], sure["high"])}, p {p_value(sure["p"])}.
 
