@@ -22,8 +22,8 @@ def main() -> None:
 HEAD = """# What was measured
 
 On two CPU cores. `python -m docs.studies.results` writes this page from the runs and the benchmark that it names; `python -m
-docs.studies.images runs/demo-scenes-relation` draws the pictures. Base and gains are on 400 balanced test questions of scenes whose set
-of things is in no training scene; intervals are 95%, paired, over pictures; p is Holm-corrected over the whole suite.
+docs.studies.images runs/demo-scenes-relation` draws the images. Base and gains are on 400 balanced test questions of scenes whose set
+of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite.
 """
 
 
@@ -48,7 +48,7 @@ Base accuracy {base["accuracy"]:.3f} [{base["low"]:.3f}, {base["high"]:.3f}], ch
 |---|---|---|---|---|
 {fits}
 
-Half of the recovered logit difference sits in {spread["heads_to_half"]} of {spread["heads"]} heads. Each method's map, and its rank
+Half of the recovered logit difference is in {spread["heads_to_half"]} of {spread["heads"]} heads. Each method's map, and its rank
 correlation with the learned scalars:
 
 | method | heads to half | share of top 4 | significant heads | Spearman with the scalars |
@@ -81,10 +81,10 @@ SPEED = """## Speed
     scale-interp bench demo --out runs/bench-demo
     for name in realistic demo; do cp runs/bench-$name/bench.json docs/studies/bench-$name.json; done
 
-All heads zero-ablated one by one, in every way on the same questions in one run, reading the prompts counted; medians over the repeats,
-ratios within a repeat. Where one run a head would take more than a minute, the heads that were timed are spread over layers and repeats
-and stand for all; another way that takes more than a minute is timed once. `realistic/...` is a LLaVA with random weights, 576 image
-tokens, and layers x heads x width as named. Peak memory is of fresh processes. No GPU was at hand.
+All heads zero-ablated one by one, in every way on the same questions in one run, including reading the prompts; medians over the repeats,
+ratios within a repeat. Where one run per head would take more than a minute, the heads that were timed are spread over layers and repeats
+and represent all; any other way that takes more than a minute is timed once. `realistic/...` is a LLaVA with random weights, 576 image
+tokens, and layers x heads x width as named. Peak memory is that of fresh processes. No GPU was available.
 
 ![ratios](images/speed.png)
 """
