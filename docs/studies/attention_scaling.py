@@ -1,4 +1,4 @@
-"""docs/attention_scaling.md and .json, measured anew on the embedded model: python -m docs.studies.attention_scaling"""
+"""docs/attention_scaling.md and .json, measured again on the embedded model: python -m docs.studies.attention_scaling"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -149,16 +149,16 @@ ScalingVis and AdaptVis (arXiv 2503.01773), with PASTA (arXiv 2311.02262) and IT
 
     logits'[h, row, column] = weight[h] * logits[h, row, column] + shift[h]        after q.k / sqrt(d), before mask and softmax
 
-| method | rows | columns | weight, shift | passes an answer |
+| method | rows | columns | weight, shift | passes per answer |
 |---|---|---|---|---|
 | `AttentionScale(w)`, ScalingVis | the prompt's last | image tokens | w, 0 | 1 |
 | `AdaptVis(low, high, threshold)` | the prompt's last | image tokens | low or high, by confidence; 0 | 2 |
 | `PASTA(heads, alpha)` | all, and those of new tokens | all but the selected | 1, log(alpha) on the given heads | 1 |
 | `fit_steering(...)`, ITI | last and new tokens | | an edit of z: `+ alpha * sigma * direction` | 1 |
 
-The function is registered with transformers' `AttentionInterface` and set on the text decoder only; model code, and the vision tower,
-stay as they are. Heads with weight 1 and shift 0 keep the base model's bits. A model on flash attention runs torch's own (or plain,
-where logits have a cap) while something is attached.
+The function is registered with transformers' `AttentionInterface` and set on the text decoder only; model code and the vision tower
+are unchanged. Heads with weight 1 and shift 0 keep the base model's bits. A model on flash attention runs torch's own attention (or plain
+attention, where logits have a cap) while something is attached.
 
 ```python
 import scale_interp as si
@@ -180,12 +180,12 @@ si.transfer_table(vlm, {"relation": tuned}, {"relation": test, "exists": other})
 ## What it costs
 
 With `rows="last"` only the last token's row changes, so the prompt is read once and the last token run once for each weight: a grid of
-5 weights takes 6 passes of the last token a question, and AdaptVis' thresholds and pairs of weights nothing more. `rows="all"`, PASTA
-and given tokens (`selected=`) change the prompt's keys and values, and models whose prompts attend in both directions (PaliGemma)
-have no frozen prompt: there every answer is a whole forward pass, one for each choice where choices are longer than a token.
+5 weights takes 6 passes of the last token per question, and AdaptVis' thresholds and pairs of weights cost nothing more. `rows="all"`,
+PASTA and given tokens (`selected=`) change the prompt's keys and values, and models whose prompts attend in both directions (PaliGemma)
+have no frozen prompt: there every answer is a whole forward pass, one for each choice where choices are longer than one token.
 
-Attached to a plain model, a prompt has to come whole and from an empty cache, and its answer token by token: what would hide which
-token is the prompt's last (no cache, a static one, a prompt in chunks, several tokens at once) is an error, not another number.
+With a method attached to a plain model, the prompt must come whole and with an empty cache, and its answer token by token: whatever would
+hide which token is the prompt's last (no cache, a static one, a prompt in chunks, several tokens at once) is an error, not another number.
 
 ## Paper and ours
 
@@ -196,13 +196,13 @@ token is the prompt's last (no cache, a static one, a prompt in chunks, several 
 | weights to tune | 0.5, 0.8 and 1.2, 1.5, 2.0 | the same |
 | thresholds to tune | 0.3 to 0.4 | 0.3, 0.35, 0.4 and the deciles of the confidences on the validation questions |
 | equal settings | not stated | weights nearest to 1, then the lowest threshold |
-| soft caps (Gemma 2) | not met | the capped logits are multiplied; a cap afterwards would take a large weight out again |
+| soft caps (Gemma 2) | not covered | the capped logits are multiplied; a cap afterwards would undo a large weight |
 | `legacy=True` | | the release's gate: rounded to two decimals; on VSR questions the largest logit, not its probability |
 | PASTA's selection | given by the user | the image tokens, or those given: `box_tokens` selects what shows a part of the asked boxes |
 | ITI's classes | given true and false answers | the model's own right and wrong answers, z of the prompt's last token |
-| ITI's heads | the best K by probe accuracy | held-out balanced accuracy of one probe a head, on training pictures |
+| ITI's heads | the best K by probe accuracy | held-out balanced accuracy of one probe per head, on training images |
 
-The release's other quirks are the data sets': its substring scoring is `score_answers(..., scorer="legacy")`, its "F1" of VSR
+The release's other quirks concern the data sets: its substring scoring is `score_answers(..., scorer="legacy")`, its "F1" of VSR
 `benchmark(..., legacy=True)`.
 
 """
@@ -223,7 +223,7 @@ def page(c: dict[str, Any]) -> str:
     python -m docs.studies.attention_scaling
 
 Tuned on {N["validation"]} validation questions, tested on {N["test"]} test questions of scenes/relation ({WHOLE} where a method takes
-whole forward passes). Differences from the unedited model are paired, with 95% intervals over pictures; p is Holm-corrected within each
+whole forward passes). Differences from the unedited model are paired, with 95% intervals over images; p is Holm-corrected within each
 table. The paper's weights end at 2.0; ours go on to {HIGH[-1]:g}. All numbers are in
 [attention_scaling.json](studies/attention_scaling.json), what they say of the paper's claims in [claims](claims.md).
 
@@ -233,7 +233,7 @@ table. The paper's weights end at 2.0; ours go on to {HIGH[-1]:g}. All numbers a
 
 ![change of accuracy by weight](images/scaling_curve.png)
 
-**Does the best weight hang on confidence, as AdaptVis supposes?** The same questions in four parts, the least confident first:
+**Does the best weight depend on confidence, as AdaptVis assumes?** The same questions in four parts, the least confident first:
 
 {table(parts(c["by_confidence"]))}
 
@@ -242,14 +242,14 @@ table. The paper's weights end at 2.0; ours go on to {HIGH[-1]:g}. All numbers a
 {table(shown(c["by_layer"], "layer"))}
 
 **The methods**, each with the setting that was best on validation questions, on the same {WHOLE} test questions (base
-{found["base"]:.3f}). The asked boxes are the right ones, which nobody has outside of a study.
+{found["base"]:.3f}). The asked boxes are the true ones, which nobody has outside a study.
 
 {table(shown(found["rows"], "method", "setting", "passes", "parameters"))}
 
 AdaptVis minus ScalingVis on all {gap["n"]} test questions: {span(gap["difference"], gap["low"], gap["high"], "+")}, p {p_value(gap["p"])};
-{gap["below_threshold"]} of them lie below the threshold, {gap["answers_that_differ"]} answers differ.
+{gap["below_threshold"]} of them are below the threshold, {gap["answers_that_differ"]} answers differ.
 
-**The gate the other way round** (ours: sharpened where unsure, less or not where sure; {other["setting"]}, tuned on the same validation
+**The reversed gate** (ours: sharpened where unsure, less or not where sure; {other["setting"]}, tuned on the same validation
 questions). The table by confidence suggested it, so it is tested on {other["n"]} test questions of other scenes: base {other["base"]:.3f},
 ScalingVis {other["scalingvis"]:.3f}; minus base {gained}, p {p_value(other["minus_base"]["p"])}; minus ScalingVis {beyond},
 p {p_value(other["minus_scalingvis"]["p"])}.

@@ -1,4 +1,4 @@
-"""docs/baselines.md and .json, measured anew on the embedded models: python -m docs.studies.baselines [PART ...], all parts by default"""
+"""docs/baselines.md and .json, measured again on the embedded models: python -m docs.studies.baselines [PART ...], all parts by default"""
 
 import sys
 from collections.abc import Callable
@@ -24,7 +24,7 @@ EPOCHS = 16
 
 
 def main(parts: list[str]) -> None:
-    """Measure the parts, keep the others as they were measured before, and write the pictures and the page."""
+    """Measure the parts, keep the others as they were measured before, and write the images and the page."""
     for name in parts or list(PARTS):
         started = perf_counter()
         result: Table = PARTS[name]()
@@ -32,10 +32,10 @@ def main(parts: list[str]) -> None:
         rows |= {"verdict": result.verdict, "seconds": perf_counter() - started}
         write_json(RESULTS, measured() | {name: rows})
     found = measured()
-    for name, (kind, picture) in PICTURES.items():
+    for name, (kind, image) in IMAGES.items():
         if name in found:
             result = kind(tuple(found[name]["rows"]), found[name]["about"], found[name]["provenance"])
-            result.plot().write_image(DOCS / "images" / f"{picture}.png", scale=2)
+            result.plot().write_image(DOCS / "images" / f"{image}.png", scale=2)
     write_bytes(DOCS / "baselines.md", page(found).encode())
 
 
@@ -81,7 +81,7 @@ PARTS: dict[str, Callable[[], Any]] = {
     "sparsity": sparsity,
     "transfer": transfer,
 }
-PICTURES: dict[str, Any] = {
+IMAGES: dict[str, Any] = {
     "baselines": (si.Baselines, "baselines"),
     "retention": (si.RetentionCurve, "retention-curve"),
     "sparsity": (si.SparsityPath, "sparsity"),
@@ -105,14 +105,16 @@ HEAD = f"""# Baselines, retention, sparsity, transfer
 
     python -m docs.studies.baselines
 
-writes this page, `baselines.json` and the pictures; with names of parts it measures those anew and keeps the rest. The comparison by
+writes this page, `baselines.json` and the images; with names of parts it measures only those again and keeps the rest. The comparison by
 itself, for any model and data set: `scale-interp baselines demo --data scenes/relation`. Scenes of the train and test splits share no
-set of things. Fits see {N["train"]} training questions of `scenes/relation` (a fifth of the pictures held out for early stopping), at most
+set of things. Fits see {N["train"]} training questions of `scenes/relation` (a fifth of the images held out for early stopping), at most
 {EPOCHS} epochs, batches of 64, patience 4; {N["test"]} test questions are answered once. "Elsewhere": {N["others"]} test questions each of
-{", ".join(NON_SPATIAL)}. Intervals are 95% ([what they hold](intervals.md)), differences paired, p Holm-corrected within a table. Seconds
+{", ".join(NON_SPATIAL)}. Intervals are 95% ([what they hold](intervals.md)), differences paired, p Holm-corrected within a table. Seconds,
 on one thread of a machine that was not idle: {{took}}.
 """
-PRIOR = "A text-only correction gains more than ScAle on this model ([results](results.md)): it shows un-biasing, not spatial reasoning.\n"
+PRIOR = """A text-only correction gains more than ScAle on this model ([results](results.md)): it shows the removal of a bias, not spatial
+reasoning.
+"""
 
 
 def compared(model: str, part: dict[str, Any], after: str) -> str:
@@ -143,9 +145,9 @@ def compared(model: str, part: dict[str, Any], after: str) -> str:
 
 {table(shown)}
 
-Every method tries two learning rates, of which the loss on the held-out training pictures decides; seconds are of the kept fit. LoRA and
-IA3 adapt every layer of the text decoder at every position (never the vision tower), so each step runs the whole prompt; ScAle and the
-last-token bias (a free shift of every head's output) run the last token behind prompts that are read once.{budget_note(part)}
+Every method tries two learning rates, between which the loss on the held-out training images decides; seconds are those of the kept fit.
+LoRA and IA3 adapt every layer of the text decoder at every position (never the vision tower), so each step runs the whole prompt; ScAle
+and the last-token bias (a free shift of every head's output) run the last token behind prompts that are read once.{budget_note(part)}
 
 {after}"""
 
@@ -153,7 +155,7 @@ last-token bias (a free shift of every head's output) run the last token behind 
 def budget_note(part: dict[str, Any]) -> str:
     """Which methods still improved when the budget ended."""
     late = [r["method"] for r in part["rows"] if r["epochs"] == part["about"]["budget"]["epochs"]]
-    return f" Still improving on held-out pictures when the epochs ended: {', '.join(late)}." if late else ""
+    return f" Still improving on held-out images when the epochs ended: {', '.join(late)}." if late else ""
 
 
 def columns(row: dict[str, Any], name: str, start: str = "") -> str:

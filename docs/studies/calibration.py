@@ -45,16 +45,16 @@ def errors(found: Calibration, seconds: float) -> str:
     scale-interp calibrate --suites {len(null)} --power {len(planted)} --out runs/calibration
     python -m docs.studies.calibration runs/calibration
 
-The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and goes on where it stopped
-(a line a suite in `suites.jsonl`, here `docs/studies/calibration.jsonl`); the second writes this page from what the first has written.
-Every suite is `falsify` as users call it, all heads and MLPs,
+The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and resumes where it was stopped
+(one line per suite in `suites.jsonl`, here `docs/studies/calibration.jsonl`); the second writes this page from what the first has written.
+Every suite is `falsify` as users call it, on all heads and MLPs, with
 {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
-{about["n_test"]} test questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions,
+{about["n_test"]} test questions of `{about["data"]}`, with its own questions and seeds. Shortfalls were chosen on validation questions,
 sizes on other seeds.
-The machine's two cores were shared with other work, so the time is longer than on a machine of one's own.
+The machine's two cores were shared with other work, so the time is longer than on an idle machine.
 
-- **{NULL}**: `{about["null_model"]}` is asked questions whose right answers are drawn evenly among the options, independent of picture
-  and words, for training and test alike. Whatever is found is an error.
+- **{NULL}**: `{about["null_model"]}` is asked questions whose right answers are drawn evenly among the options, independent of image
+  and words, for training and test alike. Any gain that is found is an error.
 - **{PLANTED}**: heads of `{about["planted_model"]}` are damaged (their output weights multiplied by a factor, `si.testbeds.plant`), and the
   questions have their true answers. A gain that is not found is a miss.
 
@@ -68,7 +68,7 @@ The primary test, ScAle against the base model, uncorrected, rejects in {found.f
 The share of questions whose outcome ScAle changes is {null["changed"].mean():.1%} on average; in {int((null["p"] == 1).sum())} of
 {len(null)} suites p is 1. Tests used: {tests}. The exact McNemar test (one seed) and the sign-flip test (several seeds) are of sums that
 take few values, and count ties in full, which makes both conservative: the curve tends to lie below the diagonal. The sign-flip test
-takes a question's difference for as likely up as down, which a mean over seeds need not be.
+assumes that a question's difference is as likely up as down, which need not hold for a mean over seeds.
 A suite says *survives* only where the corrected p-value is small and every control is beaten.
 
 Frozen at 1, in all {len(frame)} suites together: {int(frame["frozen_changed"].sum())} answers and
@@ -86,8 +86,8 @@ test questions, are missed more often.
 def _compatible(found: Calibration) -> str:
     share = found.false_rejections
     if found.calibrated:
-        return f"{ALPHA:.0%} lies in the interval."
-    return f"{ALPHA:.0%} lies outside the interval; the test is {'conservative' if share.share < ALPHA else 'too liberal'} here."
+        return f"{ALPHA:.0%} is in the interval."
+    return f"{ALPHA:.0%} is outside the interval; the test is {'conservative' if share.share < ALPHA else 'too liberal'} here."
 
 
 def side_by_side(found: FitsBenchmark) -> str:

@@ -47,9 +47,9 @@ HEAD = f"""# The claims of two abstracts, on the embedded models
     {COMPARE} && python -m docs.studies.comparison runs/compare-demo-scenes-relation
     python -m docs.studies.claims
 
-The last writes this page from the numbers that the others leave beside it. The embedded models are small, were trained on rendered
-scenes, and (`demo`) have a shortfall that was taught: what they show is neither proof nor refutation for large models. What they can
-do is try every claim by one procedure, with a test split that chose nothing. "{AS}" and "the contrary": the 95% interval
+The last command writes this page from the numbers that the others write. The embedded models are small, were trained on rendered
+scenes, and (`demo`) have a shortfall that was taught: what they show neither proves nor refutes anything about large models. But every
+claim can be tested on them by one procedure, with a test split on which nothing was chosen. "{AS}" and "the contrary": the 95% interval
 excludes 0 (0.5 of an AUROC) and p < 0.05, corrected within its family where its page says so; "{NOT}": neither. Differences of
 accuracy are paired. Every figure is explained on the page that its command writes.
 """
@@ -70,7 +70,7 @@ LATENT = "latent spatial heads can be activated: change of accuracy, value tuned
 SILENT: tuple[tuple[str, ...], ...] = (
     (
         "AdaptVis: up to 50 points on What'sUp and VSR",
-        "the size is that of LLaVA on photographs; neither weights nor pictures are here. Where they are, `scale-interp compare",
+        "the size is that of LLaVA on photographs; neither weights nor images are available here. Where they are, `scale-interp compare",
         "--model llava-hf/llava-1.5-7b-hf --data whatsup/controlled_a --others pope/random` measures it",
     ),
     (

@@ -1,4 +1,4 @@
-"""docs/comparison.md and its pictures from a comparison's folder: python -m docs.studies.comparison runs/compare-demo-scenes-relation"""
+"""docs/comparison.md and its images from a comparison's folder: python -m docs.studies.comparison runs/compare-demo-scenes-relation"""
 
 import shutil
 import sys
@@ -37,8 +37,8 @@ def page(found: Comparison, told: dict[str, Any]) -> str:
 `scale-interp compare` learns every method on {s["n_train"]} training questions, tunes it on {s["n_validation"]} validation questions, and
 answers {s["n_test"]} test questions once; no two of these share a set of things. "Elsewhere" are {s["n_others"]} test questions of each
 of {", ".join(s["others"])}. In Python it is `si.compare(vlm, train, validation, test, others=...)`.
-Differences are paired, with 95% intervals; p is Holm-corrected over the methods. Every grid holds doing nothing, and of equal settings
-the gentlest is taken.
+Differences are paired, with 95% intervals; p is Holm-corrected over the methods. Every grid contains doing nothing, and among equal
+settings the gentlest is taken.
 
 ![methods](images/comparison_methods.png)
 
@@ -48,8 +48,8 @@ the gentlest is taken.
 
 {gate(found)}
 
-Passes: forward passes for one answer. All but PASTA change the prompt's last token alone, so that any number of settings and questions
-on a picture share one reading of the prompt; PASTA changes the prompt's keys and values. Parameters: numbers learned or tuned.
+Passes: forward passes per answer. All but PASTA change only the prompt's last token, so that any number of settings and questions
+on an image share one reading of the prompt; PASTA changes the prompt's keys and values. Parameters: numbers learned or tuned.
 
 ## Elsewhere
 
@@ -72,8 +72,8 @@ number of heads: {listed(tuning.PASTA_HEADS)}; alpha: {listed(tuning.PASTA_ALPHA
 {listed(tuning.STRENGTHS)} |
 
 Functional heads are those of the question's own function ("relational reasoning" here), found by the joint probe on decomposed scenes of
-the train split. Data that are no scenes have no tagged steps: there the heads are ranked by a logistic probe of the right answer on each,
-and cut at the elbow. Both are choices of ours.
+the train split. Data other than scenes have no tagged steps: there the heads are ranked by a logistic probe of the right answer on each,
+and cut at the elbow. Both are our choices.
 
 ## Heads that the methods name
 
@@ -83,7 +83,7 @@ and cut at the elbow. Both are choices of ours.
 
 ![overlap](images/comparison_overlap.png)
 
-Jaccard overlap: shared heads by heads in either. p: two random sets of these sizes share as many heads (hypergeometric, one-sided),
+Jaccard overlap: shared heads divided by heads in either. p: two random sets of these sizes share as many heads (hypergeometric, one-sided),
 Holm-corrected over the {len(found.heads.overlap())} pairs. Pairs below 0.05:
 
 {overlaps(found)}

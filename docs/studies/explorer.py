@@ -1,4 +1,4 @@
-"""docs/explorer.md, .json and pictures: the explorer timed and photographed in headless Chromium.
+"""docs/explorer.md, .json and images: the explorer timed and photographed in headless Chromium.
 
 python -m docs.studies.explorer runs/demo-scenes-relation/scale
 """
@@ -40,13 +40,13 @@ WATCH = """() => {
 
 
 def main(scale: str) -> None:
-    pictures, index = DOCS / "images", mended(scale)
+    images, index = DOCS / "images", mended(scale)
     with served(scale) as address, sync_playwright() as play:
         browser = play.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         times = measured(opened(browser, address, 1240))
         page = opened(browser, address, 1060)
         shown(page, index)
-        page.locator(".si-explorer").screenshot(path=pictures / "explorer.png")
+        page.locator(".si-explorer").screenshot(path=images / "explorer.png")
         browser.close()
     about = {"machine": f"{os.cpu_count()} cores, {platform.machine()}", "versions": versions()}
     write_json(HERE / "explorer.json", times | about)
@@ -54,7 +54,7 @@ def main(scale: str) -> None:
 
 
 def mended(scale: str) -> int:
-    """The first question that the base model gets wrong and the edit of the pictures gets right."""
+    """The first question that the base model gets wrong and the edit of the images gets right."""
     explorer = si.viz.explore(si.load("demo"), si.load_questions("scenes/relation", n=N), scale=scale)
     explorer.strength = STRENGTH
     explorer.set(HEAD, FACTOR)
@@ -159,21 +159,22 @@ in a notebook (`pip install -e ".[notebook]"`), or without one (`pip install -e 
 *A question that `demo` gets wrong: with head {HEAD[0]}.{HEAD[1]} scaled by {FACTOR}, and a ScAle from `scale-interp run` faded in to
 {STRENGTH}, the right answer leads.*
 
-- **Question**: the list, Previous, Next. The picture has the boxes of what is asked about, where they are known.
-- **Heads**: by `head_map=` (any HeadMap), else by one gradient pass over the questions. A click on a cell, or Layer and Head, chooses: the
-  picture shows where that head of the unedited model looks, and the slider is its scale, 0 to 4. The column MLP scales a layer's MLP.
+- **Question**: the list, Previous, Next. The image shows the boxes of what is asked about, where they are known.
+- **Heads**: by `head_map=` (any HeadMap), else by one gradient pass over the questions. A click on a cell, or Layer and Head, chooses a
+  head: the image shows where that head of the unedited model looks, and the slider is its scale, 0 to 4. The column MLP scales a layer's
+  MLP.
 - **Answers**: the probability of each choice (softmax over the choices' scores), base and edited; ✓ is right.
-- **Edited heads and MLPs**: all that differ from 1; several act together. Remove takes the chosen one back, Reset all takes all.
+- **Edited heads and MLPs**: all that differ from 1; several act together. Remove resets the chosen one, Reset all resets all.
 - **ScAle**: a folder, or `scale=`; the slider fades it in, s(t) = 1 + t (s - 1). Scales of heads multiply it. Scalars of another model are
-  refused where their shape differs, and taken with a word where only the name does.
+  refused where their shape differs, and accepted with a notice where only the name differs.
 - **Copy as code**: Python that gives the same numbers, bit for bit on the same machine.
 
-What goes wrong is said in the page. Every control has a name for screen readers and works by keyboard; the figures follow the page's
+The page reports whatever goes wrong. Every control has a name for screen readers and works by keyboard; the figures follow the page's
 dark or light theme (`dark=` fixes it).
 
 ## The object
 
-All that the page does can be done, and read, without it:
+Everything that the page does can be done, and read, without it:
 
 ```python
 explorer.select((5, 4))
@@ -198,11 +199,11 @@ follow it, by the browser's clock, median **{c["median_ms"]:.0f} ms**, 95 % belo
 last value is always drawn.
 
 The question's prompt is read once; a move runs its last token alone ([how](methods.md)), one variant beside the clean one. A model whose
-edits run by whole passes (PaliGemma) works too, slower, and without a map of gradients.
+edits run by whole passes (PaliGemma) works too, more slowly, and without a map of gradients.
 
 ## Beside a running cell
 
-JupyterLab hands widget messages to a thread of their own. The explorer queues them behind the running cell instead, so that no two edits
+JupyterLab handles widget messages in a separate thread. The explorer queues them behind the running cell instead, so that no two edits
 are in the model at once: while a long cell runs, the page waits.
 
 ## Who can reach the page
@@ -210,7 +211,7 @@ are in the model at once: while a long cell runs, the page waits.
 `scale-interp explore` listens on 127.0.0.1 and prints an address with a random token; without the token every page and every kernel channel
 is refused (403). The page can move its own widgets and nothing else: voila takes no code from it, the notebook behind it is one fixed
 cell, and model, data and folder reach it as JSON. A content security policy keeps the browser from fetching anything elsewhere. The
-model is loaded once for every tab that is open; five minutes after a tab is closed, its copy is let go. `&theme=dark` behind the
+model is loaded once for every tab that is open; five minutes after a tab is closed, its copy is released. `&theme=dark` at the end of the
 address gives dark colours.
 """
 

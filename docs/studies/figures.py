@@ -81,7 +81,7 @@ def write(figures: dict[Path, go.Figure], scale: int = 1) -> None:
 
 
 def sheet(path: Path, rows: list[list[go.Figure]], ground: str = "#ffffff") -> None:
-    """Figures beside and below each other in one picture."""
+    """Figures beside and below each other in one image."""
     parts = {path.with_name(f".{path.stem}-{i}-{j}.png"): figure for i, row in enumerate(rows) for j, figure in enumerate(row)}
     write(parts)
     images = iter([Image.open(part).convert("RGB") for part in parts])
@@ -99,7 +99,7 @@ def sheet(path: Path, rows: list[list[go.Figure]], ground: str = "#ffffff") -> N
         part.unlink()
 
 
-def pictures() -> None:
+def images() -> None:
     """Needs kaleido and Chrome: pip install "scale-interp[notebook]"."""
     small, middle, large = (sized(*size) for size in SIZES[1:])
     both = (False, True)
@@ -113,7 +113,7 @@ def pictures() -> None:
 
 def main(folder: Path | None) -> None:
     if folder is None:
-        pictures()
+        images()
         return
     folder.mkdir(parents=True, exist_ok=True)
     modes = {"light": False, "dark": True}

@@ -227,18 +227,18 @@ HEAD = f"""# Functional heads of the embedded models
 
     {COMMAND}
 
-writes this page, `functional_heads.json` (every figure here, and more) and the pictures.
+writes this page, `functional_heads.json` (every figure here, and more) and the images.
 
-Attention in Space (arXiv 2603.20662) says: heads specialise by cognitive function, they are sparse, spatial ones are the fewest, removing
+Attention in Space (arXiv 2603.20662) claims: heads specialise by cognitive function, they are sparse, spatial ones are the fewest, removing
 them degrades, emphasising them improves, and latent ones can be activated. This page is what the embedded models show, as found. Chains
 are rendered (`cog_questions`): {N["train"]} train, {N["validation"]} validation and {N["test"]} test scenes, each with one step for each
-of six functions, asked without context. The tags are ours. The models' words allow all seven default functions; "inference" asks for the
-relation the other way round, which without context has the same form as "relational reasoning", so it is left out here.
+of six functions, asked without context. The tags are ours. The models' vocabulary allows all seven default functions; "inference" asks for
+the inverse relation, which without context has the same form as "relational reasoning", so it is left out here.
 
-A warning that holds for the method, not only for these models: a function is asked in words of its own, so a probe may tell functions by
-the words. Importance for the probe is no proof that a head serves the function; removal is. Intervals are 95%, over pictures; p is
-Holm-corrected within its table unless a line says otherwise. Heads, directions and rankings come from training scenes, tuned values from
-validation scenes, every accuracy from test scenes. Intervals of head counts are over held-out pictures, for one trained probe.
+A warning that applies to the method, not only to these models: each function is asked in its own words, so a probe may tell functions
+apart by the words. Importance for the probe does not prove that a head serves the function; removal does. Intervals are 95%, over images;
+p is Holm-corrected within its table unless a line says otherwise. Heads, directions and rankings come from training scenes, tuned values
+from validation scenes, every accuracy from test scenes. Intervals of head counts are over held-out images, for one trained probe.
 """
 
 
@@ -259,10 +259,11 @@ si.emphasise(vlm, own, heads.heads("counting"), chosen_on=heads.pictures).to_fra
 si.function_matrix(vlm, test, heads, "remove").plot()  # "gain"; "direction" with directions=si.answer_directions(vlm, train)
 ```
 
-`read_cog` reads a JSON object a line, or one list: `{"question", "answer", "image", "subquestions": [{"question", "answer", "function"}]}`,
-with "choices" beside any answer; or CogQA's `"generated": [{"subquestion", "answer", "cognitive_skill"}]`. Functions are the file's own
-words. `cog_questions(taxonomy=...)` takes another map from kinds of steps to functions. `subquestions(context=True)` puts the steps before,
-with their right answers, in front; `balanced=True` (the default) asks every function as often as the rarest.
+`read_cog` reads one JSON object per line, or one list:
+`{"question", "answer", "image", "subquestions": [{"question", "answer", "function"}]}`, with "choices" beside any answer; or CogQA's
+`"generated": [{"subquestion", "answer", "cognitive_skill"}]`. Functions are the file's own words. `cog_questions(taxonomy=...)` takes
+another map from kinds of steps to functions. `subquestions(context=True)` prepends the earlier steps with their right answers;
+`balanced=True` (the default) asks every function as often as the rarest.
 """
 
 OURS = f"""## Release and ours
@@ -271,7 +272,7 @@ The release is that of Cognitive Mirrors (github.com/sihuo-design/CognitiveMirro
 
 | what | CogQA's release | ours |
 |---|---|---|
-| scored on | its test split | training pictures that the probe did not learn from |
+| scored on | its test split | training images that the probe did not learn from |
 | directions | of training and test questions | of training questions only; none where (nearly) all answers are right |
 | probe | 100 epochs, question by question | 20 epochs in batches of 64; activations divided by their standard deviation |
 | removed | multiplied by 1e-4 | by 0; `factor=1e-4` for the release's |
@@ -319,7 +320,7 @@ def sparsity(name: str, found: Found) -> str:
     header = ["function", "heads", "share", "as few by chance, p", "Gini", "as sparse by chance, p", "recall"]
     header += ["by ablation: significant, to half, Gini", "Spearman"]
     first = found["sparsity"][0]
-    picture = "![layers](images/functional_sparsity.png)\n" if name == "demo" else ""
+    image = "![layers](images/functional_sparsity.png)\n" if name == "demo" else ""
     return f"""### Sparsity
 
 The joint probe names the function of {probe["accuracy"]:.3f} of {probe["held_out"]} held-out questions (p = {probe["p"]:.2g}; on permuted
@@ -336,7 +337,7 @@ best head ({alone["best"][0]}, {alone["best"][1]}), on {alone["worst_accuracy"]:
 {alone["significant"]} of {every} heads are above it. Rank correlation with the joint probe's mean |importance|:
 {alone["agreement"]["spearman"]:+.2f} (p = {alone["agreement"]["p"]:.2g}).
 
-{picture}"""
+{image}"""
 
 
 def layers(found: Found) -> str:
@@ -401,7 +402,7 @@ def matrix(name: str, found: Found) -> str:
         lines.append(["no edit: accuracy", *(f"{at[edits[0], f]['base']:.3f}" for f in names)])
         own = [[r["function"], f"{r['own']:+.3f}", f"{r['others']:+.3f}", span(r), f"{r['p']:.2g}"] for r in found[how]["specificity"]]
         missing = found[how].get("without_direction")
-        no = f" Without one, as (nearly) all training answers are right: {', '.join(missing)}." if missing else ""
+        no = f" Without a direction, as (nearly) all training answers are right: {', '.join(missing)}." if missing else ""
         parts.append(f"""{title}: change of accuracy on every function's test questions. `*`: p < 0.05 over the whole matrix.{no}
 
 {table(["heads of", *names], lines)}
@@ -415,7 +416,7 @@ EMPHASIS = f"""### Emphasis and latent heads
 
 A gain, or alpha * sigma along the direction of right answers (training questions of the function), on the heads above the elbow, on as
 many just below it ("latent"), on as many that zero ablation ranks first, and on as many others ("random": the mean of {RANDOM_SETS} sets,
-each tuned by itself). The value is the best on validation questions; the change is on test questions.
+each tuned separately). The value is the best on validation questions; the change is on test questions.
 """
 
 

@@ -1,4 +1,4 @@
-"""docs/image_attention.md and .json, measured anew on the embedded model: python -m docs.studies.image_attention"""
+"""docs/image_attention.md and .json, measured again on the embedded model: python -m docs.studies.image_attention"""
 
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +34,7 @@ def main() -> None:
     second = object_attention(vlm, [replace(q, about=q.about[1:]) for q in test])
     content = measured(found, second) | {
         "localization": {"heads": located.heads, "above_elbow": len(located.above), "questions": len(train), "split": "train"},
-        "picture": {"head": chosen, "chosen_on": "train, most attention on the boxes", "question": test[0].id},
+        "image": {"head": chosen, "chosen_on": "train, most attention on the boxes", "question": test[0].id},
         "provenance": found.provenance,
     }
     write_json(HERE / "image_attention.json", content)
@@ -78,8 +78,8 @@ def measured(found: ObjectAttention, second: ObjectAttention) -> dict[str, Any]:
 
 GUIDE = """# Attention to the image
 
-Which heads of the prompt's last token look at the picture, which at the thing that is asked about, and whether looking goes with right
-answers (arXiv 2503.01773, section 4).
+Which heads of the prompt's last token look at the image, which at the object that is asked about, and whether looking is associated with
+right answers (arXiv 2503.01773, section 4).
 
 ```python
 import scale_interp as si
@@ -96,39 +96,40 @@ si.localization_heads(vlm, train).heads
 si.viz.attention_over_picture(questions[0], weights, si.patch_grid(vlm, questions[0]), layer=3, head=4)
 ```
 
-`scale-interp attention MODEL --data SET` does it at once and writes a page.
+`scale-interp attention MODEL --data SET` does all of this and writes a page.
 
 ## What is read
 
-The weights of the last token over the prompt, its own included; each head's sum to 1. By the packed path (the prompt read once), equal
-to transformers' eager attention to 1e-6 on every family, in windows, with soft caps and left padding; PaliGemma by whole passes.
+The weights of the last token over the prompt, itself included; each head's weights sum to 1. They are read by the packed path
+(the prompt read once) and equal transformers' eager attention to 1e-6 on every family, in windows, with soft caps and left padding;
+PaliGemma is read by whole passes.
 
 | family | patch grid |
 |---|---|
 | LLaVA-1.5 | shorter edge resized, middle cropped (or padded to a square first): the margins are not seen |
-| LLaVA-NeXT, LLaVA-OneVision | the whole picture squeezed, then tiles without padding; the new line after each row shows nothing |
-| LLaVA-OneVision, several pictures | each padded to a square, seen once |
-| Qwen2-VL, Qwen2.5-VL, Qwen3-VL | merged patches, the grid of the picture's own shape |
-| InternVL | tiles, and the whole picture after them |
-| Idefics3, SmolVLM | tiles in rows and columns, and the whole picture; markers show nothing |
-| Gemma 3 | the whole picture squeezed to a square; with pan and scan, crops along its longer side |
-| PaliGemma | the whole picture squeezed to a square |
-| any other | ModelError: attention can be read, but not placed |
+| LLaVA-NeXT, LLaVA-OneVision | the whole image squeezed, then tiles without padding; the new line after each row shows nothing |
+| LLaVA-OneVision, several images | each padded to a square, seen once |
+| Qwen2-VL, Qwen2.5-VL, Qwen3-VL | merged patches, the grid of the image's own shape |
+| InternVL | tiles, and the whole image after them |
+| Idefics3, SmolVLM | tiles in rows and columns, and the whole image; markers show nothing |
+| Gemma 3 | the whole image squeezed to a square; with pan and scan, crops along its longer side |
+| PaliGemma | the whole image squeezed to a square |
+| any other | ModelError: attention can be read, but not located in the image |
 
 Tested by paint: in a copy of the model whose vision blocks add nothing, a spot in the middle of a token's box must change that token's
-features and none of those that lie elsewhere. A trained vision tower mixes its patches, so a box says where a token's patch lies,
-not all that the token knows.
+features and none of those elsewhere. A trained vision tower mixes its patches, so a box says where a token's patch is,
+not everything that the token contains.
 
 ## Definitions
 
-- **image**: attention on tokens that show a part of a picture (new lines between patches are not among them: ours).
-- **box**: attention on the union of the asked objects' boxes; a token counts by the share of its part that lies inside (ours).
+- **image**: attention on tokens that show a part of an image (new lines between patches are not among them: ours).
+- **box**: attention on the union of the asked objects' boxes; a token counts by the share of its patch that is inside (ours).
 - **focus** = box / image. **lift** = focus minus the focus of attention that is even over the image tokens; 0 if a head ignores the box.
 - **entropy**: of the connected parts that exceed twice the map's mean, weighted by their excess (arXiv 2503.06287; the factor 2 and the
-  weights as in its release). A map in which nothing stands out has log of its number of patches (ours). Taken on each picture's finest
-  view.
-- **AUROC** of a measure against correctness, per head, or of a layer's mean over its heads. Interval: bootstrap over pictures. p:
-  Mann-Whitney's test where each question has its own picture, else the bootstrap's standard error; Holm over all rows of its table.
+  weights as in its release). A map in which nothing stands out has the logarithm of its number of patches (ours). Taken on each image's
+  finest view.
+- **AUROC** of a measure against correctness, per head, or of a layer's mean over its heads. Interval: bootstrap over images. p:
+  Mann-Whitney's test where each question has its own image, else the bootstrap's standard error; Holm over all rows of its table.
 - **confidence**: the probability of the choice that is given, among the choices.
 - **localization heads**: image attention above the elbow, then the least entropy, both means over training questions; three of them (ours).
 - **elbow**: the point farthest from the chord of the sorted values. A bend below the chord is not counted among the high values, one above
@@ -172,11 +173,11 @@ Means over each layer's heads:
 
 {table(pd.DataFrame(top))}
 
-![a head's attention over a picture](images/attention_over_picture.png)
+![a head's attention over an image](images/attention_over_picture.png)
 
-*The head with most attention on the boxes of training questions, {tuple(c["picture"]["head"])}, on the first test question.*
+*The head with most attention on the boxes of training questions, {tuple(c["image"]["head"])}, on the first test question.*
 
-**Does looking go with right answers?** AUROC of a layer's mean attention against correctness, with interval and corrected p:
+**Is looking associated with right answers?** AUROC of a layer's mean attention against correctness, with interval and corrected p:
 
 {table(pd.DataFrame(against))}
 
@@ -196,7 +197,7 @@ p {p_value(told["p"])} (0.5: no difference). Its training scenes were drawn alik
 construction.
 
 **Localization heads** ({c["localization"]["questions"]} training questions): {chosen};
-{c["localization"]["above_elbow"]} of {len(heads)} heads lie above the elbow of image attention.
+{c["localization"]["above_elbow"]} of {len(heads)} heads are above the elbow of image attention.
 """
 
 

@@ -45,35 +45,35 @@ def main() -> None:
 def page(found: dict[str, list[dict[str, Any]]]) -> str:
     shown = {name: table(pd.DataFrame(rows).map(lambda v: f"{v:.3f}" if isinstance(v, float) else v)) for name, rows in found.items()}
     values = dict.fromkeys(row["values"] for row in found["bootstrap"])
-    least = {v: min(r["pictures"] for r in found["bootstrap"] if r["values"] == v and HELD[0] <= r["coverage"] <= HELD[1]) for v in values}
+    least = {v: min(r["images"] for r in found["bootstrap"] if r["values"] == v and HELD[0] <= r["coverage"] <= HELD[1]) for v in values}
     always = min(r["questions"] for r in found["accuracy"] if HELD[0] <= r["lowest"] and r["highest"] <= HELD[1])
     told = ", ".join(f"{n} ({v})" for v, n in least.items())
     return PAGE.format(repeats=f"{REPEATS:,}", least=told, always=always, **shown)
 
 
-PAGE = """# Do the intervals hold what they say?
+PAGE = """# Do the intervals cover what they promise?
 
     python -m docs.studies.intervals
 
-Nominal 95%. "coverage" is the share of data sets whose interval holds the true value. Where answers are counted it is exact: summed
+Nominal 95%. "coverage" is the share of data sets whose interval contains the true value. Where answers are counted it is exact: summed
 over all outcomes. Elsewhere it is the share of {repeats} simulated data sets, with a standard error of 0.004. `tests/test_statistics.py`
 holds the intervals to 93 to 97% with fewer repeats.
 
-## Accuracy, a picture each: Wilson
+## Accuracy, one question per image: Wilson
 
-For true accuracies from 0.3 to 0.98. Counts are whole numbers, so coverage swings about 95% from one accuracy to the next: mean, lowest and
-highest. It stays within 93 to 97% at every one of them from {always} questions on.
+For true accuracies from 0.3 to 0.98. Counts are whole numbers, so coverage oscillates around 95% from one accuracy to the next; the table
+gives mean, lowest and highest. It stays within 93 to 97% at every one of them from {always} questions on.
 
 {accuracy}
 
-## Accuracy, several questions a picture: Wilson with as many answers as they are worth
+## Accuracy, several questions per image: Wilson with as many answers as they are worth
 
-Pictures differ in how hard they are: their shares are drawn from a beta distribution; one to seven questions each. "bootstrap" is the
-plain percentile bootstrap over pictures, which was used before and is too narrow.
+Images differ in how hard they are: their shares are drawn from a beta distribution; one to seven questions each. "bootstrap" is the
+plain percentile bootstrap over images, which was used before and is too narrow.
 
 {shared}
 
-## Paired difference of right/wrong answers, a picture each: Tango
+## Paired difference of right/wrong answers, one question per image: Tango
 
 The two models differ in the given shares of questions (wins, losses). "bootstrap" is the plain percentile interval of the same
 outcomes, simulated, which was used before. With two answers in 50 that differ there are few outcomes to choose from: Tango's interval is
@@ -81,16 +81,16 @@ then too wide, the bootstrap far too narrow.
 
 {paired}
 
-## Paired difference of right/wrong answers, two to six questions a picture: Tango with as many answers as they are worth
+## Paired difference of right/wrong answers, two to six questions per image: Tango with as many answers as they are worth
 
-Pictures differ in how often the one model wins. "bootstrap" is the expanded one over pictures: too narrow where few answers differ.
+Images differ in how often the one model wins. "bootstrap" is the expanded one over images: too narrow where few answers differ.
 
 {paired_shared}
 
-## Means over questions or pictures: expanded percentile bootstrap
+## Means over questions or images: expanded percentile bootstrap
 
-Differences on shared pictures, means over three seeds, and effects in logits (normal, and as skewed as an exponential distribution).
-"plain" is the percentile bootstrap without Hesterberg's expansion, which was used before. The fewest pictures of those tried at which
+Differences on shared images, means over three seeds, and effects in logits (normal, and as skewed as an exponential distribution).
+"plain" is the percentile bootstrap without Hesterberg's expansion, which was used before. The fewest images of those tried at which
 coverage is within 93 to 97%: {least}.
 
 {bootstrap}
@@ -112,15 +112,15 @@ def accuracy() -> Rows:
 
 
 def accuracy_shared() -> Rows:
-    for pictures in (15, 20, 30, 60, 120):
+    for images in (15, 20, 30, 60, 120):
         for shape in ((4, 2), (8, 1), (20, 1)):
-            rng = np.random.default_rng([pictures, shape[0]])
-            groups = np.repeat(np.arange(pictures), rng.integers(1, 8, pictures))
-            right = (rng.random((REPEATS, len(groups))) < rng.beta(*shape, (REPEATS, pictures))[:, groups]).astype(float)
+            rng = np.random.default_rng([images, shape[0]])
+            groups = np.repeat(np.arange(images), rng.integers(1, 8, images))
+            right = (rng.random((REPEATS, len(groups))) < rng.beta(*shape, (REPEATS, images))[:, groups]).astype(float)
             truth = shape[0] / sum(shape)
             ends = np.array([accuracy_interval(row, groups) for row in right]).T
             yield {
-                "pictures": pictures,
+                "images": images,
                 "true accuracy": truth,
                 "coverage": float(_holds(*ends, truth).mean()),
                 "mean width": float((ends[1] - ends[0]).mean()),
@@ -147,16 +147,16 @@ def paired() -> Rows:
 
 
 def paired_shared() -> Rows:
-    for pictures in (20, 30, 60, 120):
+    for images in (20, 30, 60, 120):
         for wins, losses in ((0.2, 0.05), (0.05, 0.03), (0.02, 0.005)):
-            rng = np.random.default_rng([pictures, int(1000 * wins)])
-            groups = np.repeat(np.arange(pictures), rng.integers(2, 7, pictures))
-            gains = rng.beta(2, 2 * (1 - wins) / wins, (pictures, REPEATS))[groups]
+            rng = np.random.default_rng([images, int(1000 * wins)])
+            groups = np.repeat(np.arange(images), rng.integers(2, 7, images))
+            gains = rng.beta(2, 2 * (1 - wins) / wins, (images, REPEATS))[groups]
             chance = rng.random((len(groups), REPEATS))
             delta = (chance < gains) - (chance > 1 - losses).astype(float)
             ends = np.array([difference_interval(column, groups) for column in delta.T]).T
             yield {
-                "pictures": pictures,
+                "images": images,
                 "wins": wins,
                 "losses": losses,
                 "coverage": float(_holds(*ends, wins - losses).mean()),
@@ -172,7 +172,7 @@ def bootstrap() -> Rows:
         chance = rng.random((len(groups), REPEATS))
         wins = rng.binomial(3, rng.beta(2, 6, (n, REPEATS))) / 3
         kinds = {
-            "differences, 2 to 6 a picture": ((chance < gains) - (chance > 0.95).astype(float), groups, 0.2),
+            "differences, 2 to 6 per image": ((chance < gains) - (chance > 0.95).astype(float), groups, 0.2),
             "differences, mean of three seeds": (wins - (rng.random((n, REPEATS)) < 0.05), np.arange(n), 0.2),
             "normal": (rng.normal(0.3, 1, (n, REPEATS)), np.arange(n), 0.3),
             "exponential": (rng.exponential(1, (n, REPEATS)), np.arange(n), 1.0),
@@ -181,7 +181,7 @@ def bootstrap() -> Rows:
             new = bootstrap_interval(values, members)
             yield {
                 "values": name,
-                "pictures": n,
+                "images": n,
                 "coverage": float(_holds(*new, truth).mean()),
                 "plain": float(_holds(*_plain(values, members), truth).mean()),
             }

@@ -1,4 +1,4 @@
-"""docs/long_runs.md, its numbers and pictures: python -m docs.studies.long_runs [kills memory spill speed]; without a name, the page alone.
+"""docs/long_runs.md, its numbers and images: python -m docs.studies.long_runs [kills memory spill speed]; without a name, the page alone.
 
 kills: kill -9 at random moments of a sweep and of a fit, each resumed and compared with one that was left alone.
 memory: the resident memory of one sweep over 2,000 questions. spill: 500 prompts from disk against reading them again.
@@ -200,12 +200,12 @@ def page() -> None:
 
 HEAD = """# Long runs
 
-Real sweeps take hours and are stopped on the way: by a queue's time limit, by memory, by a hand. What is done here about it, and what was
-measured. The numbers on this page are written by
+Real sweeps take hours and are interrupted: by a queue's time limit, by memory, by hand. This page says what is done about it and what was
+measured. Its numbers are written by
 
     python -m docs.studies.long_runs kills memory spill speed
 
-## A run that goes on
+## A run that resumes
 
 ```python
 import scale_interp as si
@@ -219,15 +219,15 @@ with si.resumable("runs/my-sweep"):
 ```
 
 Inside the block every batch of questions is on disk as soon as it is computed, and a fit after each epoch. Run the same lines again
-after a crash and they go on where they were: **the numbers are the same to the last bit**. What is kept is named by a hash of the
-weights, the questions with their pictures, the edit and the scoring, so other work never mixes in; each file is written whole, carries a
-checksum, and is computed anew, with a warning, where it is damaged. A second process on the same folder is told who holds it. Delete the
-folder when you are done.
+after a crash and they resume where they were: **the numbers are the same to the last bit**. What is stored is named by a hash of the
+weights, the questions with their images, the edit and the scoring, so other work never mixes in; each file is written whole, carries a
+checksum, and is computed again, with a warning, if it is damaged. A second process on the same folder is refused, with the name of the
+first. Delete the folder when you are done.
 
 All commands of `scale-interp` work in such a block already; see [run folders](runs.md).
 
-Not kept: work on a model that carries hooks of yours (its weights alone do not say what it does). Joint probes, LoRA and IA3 baselines
-start anew.
+Not stored: work on a model that carries your own hooks (its weights alone do not determine what it computes). Joint probes, LoRA and IA3
+baselines start again.
 """
 TAIL = """## Many machines
 
@@ -238,24 +238,24 @@ with si.cluster("ray://head:10001"):  # or "auto", or nothing: a Ray of this mac
     fr = si.falsify(vlm, train, test)
 ```
 
-`pip install "scale-interp[ray]"`. One worker a GPU (or one for as many cores as torch has threads here) loads the model by the arguments
-of your `si.load`, so a model that takes several GPUs does there too, with the `device_map` you gave. Batches are shared out, answers merged
-in order, and the numbers are those of one process, bit for bit on one type of device: batches and chunks are cut the same way everywhere.
-A worker or a machine that dies costs the batches it was at, which others do again. Fits run in your own process, as their steps hang on
-each other; a live model is refused, as no worker could load it. The commands do the same with `--ray`, or `--ray-address ADDRESS`. Both
-blocks may be nested: what workers send is kept in the folder as it arrives.
+`pip install "scale-interp[ray]"`. One worker per GPU (or one for as many cores as torch has threads here) loads the model with the
+arguments of your `si.load`, so a model that takes several GPUs does so there too, with the `device_map` you gave. Batches are distributed,
+answers merged in order, and the numbers are those of one process, bit for bit on one type of device: batches and chunks are cut the same
+way everywhere. A worker or a machine that dies costs the batches it was working on, which others repeat. Fits run in your own process, as
+their steps depend on each other; a model in memory is refused, as no worker could load it. The commands do the same with `--ray`, or
+`--ray-address ADDRESS`. Both blocks may be nested: what workers send is stored in the folder as it arrives.
 
-Pictures that are paths, and the model's folder, must be readable on every machine. That two machines (two raylets on loopback) survive a
+Images that are paths, and the model's folder, must be readable on every machine. That two machines (two raylets on loopback) survive a
 killed worker and then a killed machine, with equal numbers, is a test: `pytest -m cluster`. Several real machines, and GPUs, have not
 been tried.
 
 ## When memory is short
 
-- **Variants**: as many heads run side by side as fit; where memory runs out all the same, the chunk is halved, with a warning.
-- **Prompts**: `si.load(..., prefix_cache=...)` or `vlm.prefix_cache` says where prompts that were read are kept while they are asked for
-  again, as a fit does every epoch: `"auto"` (a quarter of the free memory, then disk), `"memory"`, `"disk"` (checksummed files under
-  `TMPDIR`), `"recompute"`. The numbers are the same in all of them. `vlm.memory` bounds one packed call in bytes.
-- A full disk is said, and prompts beyond it are read again.
+- **Variants**: as many heads run side by side as fit; if memory still runs out, the chunk is halved, with a warning.
+- **Prompts**: `si.load(..., prefix_cache=...)` or `vlm.prefix_cache` says where the keys and values of prompts are kept while they are
+  needed again, as by a fit in every epoch: `"auto"` (a quarter of the free memory, then disk), `"memory"`, `"disk"`
+  (checksummed files under `TMPDIR`), `"recompute"`. The numbers are the same in all of them. `vlm.memory` bounds one packed call in bytes.
+- A full disk gives a message, and prompts that do not fit are read again.
 """
 
 
@@ -272,8 +272,8 @@ def _kills(found: dict) -> str:
         )
     return f"""## Killed fifty times
 
-`kill -9` at random moments, drawn evenly over the time that the work takes alone, on `demo`; then the same lines again in a new
-process, and all files that they write compared byte for byte with those of a process that nobody stopped.
+`kill -9` at random moments, drawn evenly over the time that the work takes undisturbed, on `demo`; then the same lines again in a new
+process, and all files that they write compared byte for byte with those of a process that was not stopped.
 
 {table(pd.DataFrame(rows, columns=["work", "equal after resuming", "parts on disk when killed"]))}
 """
@@ -391,7 +391,7 @@ def _estimate() -> str:
 A sweep of all {layers * heads:,} heads of a 72B model ({layers} layers x {heads} heads) over {questions:,} questions of {TOKENS:,} tokens.
 The unit cost is measured: for {numbers} heads our sweep takes {ratios} times one plain forward pass over as many tokens as prompt and heads
 together (`docs/studies/bench-realistic.json`); the larger is used. A forward pass is 2 operations a parameter and token. A GPU does
-{PEAK / 1e12:.0f} TFLOP/s in bfloat16 by its maker, of which {SHARES[0]:.0%} to {SHARES[1]:.0%} are reckoned with. The weights are
+{PEAK / 1e12:.0f} TFLOP/s in bfloat16 by its maker, of which {SHARES[0]:.0%} to {SHARES[1]:.0%} are assumed. The weights are
 {2 * parameters / 1e9:.0f} GB, so a worker takes {A_WORKER} GPUs of 141 GB (`device_map="auto"`), of which one is busy at a time. Nothing of
 this was run on a GPU.
 
