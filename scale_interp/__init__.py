@@ -110,7 +110,7 @@ _WHERE = {
         "tune_scaling",
     ),
     "interventions": ("Activations", "Edit", "HeadSweep", "capture", "cluster", "run_edits"),
-    "journal": ("resumable",),
+    "execution": ("resumable",),
     "models": ("VLM", "load"),
 }
 _ROOM = {name: room for room, names in _WHERE.items() for name in names}
@@ -215,13 +215,13 @@ if TYPE_CHECKING:  # `as`: without it a strict checker takes no name from here
     from .evaluation import transfer_table as transfer_table
     from .evaluation import tune_adaptvis as tune_adaptvis
     from .evaluation import tune_scaling as tune_scaling
+    from .execution.journal import resumable as resumable
     from .interventions import Activations as Activations
     from .interventions import Edit as Edit
     from .interventions import HeadSweep as HeadSweep
     from .interventions import cluster as cluster
     from .interventions import run_edits as run_edits
     from .interventions.capture import capture as capture
-    from .journal import resumable as resumable
     from .models import VLM as VLM
     from .models import testbeds as testbeds
     from .models.load import load as load
@@ -249,7 +249,7 @@ def _opened(name: str) -> Any:
     if name == "testbeds":
         return import_module(".models.testbeds", __name__)
     found = getattr(import_module(f".{_ROOM[name]}", __name__), name)
-    return import_module(".arguments", __name__).checked(found) if isinstance(found, FunctionType) else found
+    return import_module(".core.arguments", __name__).checked(found) if isinstance(found, FunctionType) else found
 
 
 sys.modules[__name__].__class__ = type("_Package", (ModuleType,), {name: _Name(name) for name in __all__})

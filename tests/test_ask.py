@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.ask import ask, notes, write_asked
+from scale_interp.jobs.ask import ask, notes, write_asked
 
 SAMPLES = Path(os.environ.get("SCALE_INTERP_DATA") or Path(__file__).parents[2] / "shared/data")
 needs_samples = pytest.mark.skipif(not (SAMPLES / "whatsup").is_dir(), reason=f"no genuine samples in {SAMPLES}: set SCALE_INTERP_DATA")

@@ -10,8 +10,8 @@ from PIL import Image
 
 import scale_interp as si
 from scale_interp.data.article import with_article
-from scale_interp.data.boxes import KINDS, box_questions, place_questions, pope_questions, relation_questions
-from scale_interp.data.detection import read_boxes
+from scale_interp.data.boxes.detection import read_boxes
+from scale_interp.data.boxes.questions import KINDS, box_questions, place_questions, pope_questions, relation_questions
 from scale_interp.errors import DataError, DataWarning
 
 SAMPLE = Path(os.environ.get("SCALE_INTERP_DATA", Path(__file__).parents[2] / "shared/data")) / "photos_with_boxes/instances.json"

@@ -11,10 +11,10 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, FileError, ModelError
-from scale_interp.journal import digest
-from scale_interp.run import Run
-from scale_interp.run_info import read_run
-from scale_interp.run_settings import STEPS, Settings
+from scale_interp.execution.journal import digest
+from scale_interp.jobs.info import read_run
+from scale_interp.jobs.run.run import Run
+from scale_interp.jobs.run.settings import STEPS, Settings
 
 SMALL = Settings(n_train=40, n_locate=12, n_test=40, n_retain=10, seeds=1)
 
@@ -169,14 +169,14 @@ def test_an_unforeseen_error_names_its_traceback(tmp_path, monkeypatch, capsys):
 
     command = ["ask", "demo", "scenes/count", "--n", 4, "--sweep", 2, "--out", tmp_path / "a"]
     with monkeypatch.context() as patched:
-        patched.setattr("scale_interp.ask.ask", fail)
+        patched.setattr("scale_interp.jobs.ask.ask", fail)
         code, error = end(monkeypatch, capsys, command)
     assert (
         code == 1 and error.splitlines()[-1] == f"error: unexpected ZeroDivisionError: by nothing; the traceback is in {tmp_path}/a/log.txt"
     )
     assert "Traceback" in (tmp_path / "a" / "log.txt").read_text() and read_run(tmp_path / "a").status == "failed"
     with monkeypatch.context() as patched:
-        patched.setattr("scale_interp.run_info.runs_in", fail)
+        patched.setattr("scale_interp.jobs.info.runs_in", fail)
         patched.setattr(tempfile, "tempdir", str(tmp_path))
         code, error = end(monkeypatch, capsys, ["runs"])
     (log,) = tmp_path.glob("scale-interp-*.log")
@@ -189,7 +189,7 @@ def test_ctrl_c_ends_with_a_line_and_the_same_command_goes_on(tmp_path, monkeypa
 
     command = ["ask", "demo", "scenes/count", "--n", 4, "--sweep", 2, "--out", tmp_path / "a"]
     with monkeypatch.context() as patched:
-        patched.setattr("scale_interp.ask.evaluate", stop)
+        patched.setattr("scale_interp.jobs.ask.evaluate", stop)
         code, error = end(monkeypatch, capsys, command)
     assert code == 130 and error.splitlines()[-1] == "stopped; the same command goes on from here"
     assert read_run(tmp_path / "a").status == "stopped"

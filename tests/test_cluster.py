@@ -12,7 +12,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import ClusterWarning, EditError, ModelError
-from scale_interp.interventions import machines
+from scale_interp.execution import ray_cluster as machines
 
 pytestmark = pytest.mark.cluster
 ray = pytest.importorskip("ray")

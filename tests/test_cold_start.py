@@ -21,7 +21,7 @@ def loaded(code):
 
 
 def test_a_bare_import_and_the_command_line_load_nothing_heavy():
-    names, _ = loaded("import scale_interp, scale_interp.cli, scale_interp.run_info")
+    names, _ = loaded("import scale_interp, scale_interp.cli, scale_interp.jobs.info")
     assert names == []
 
 

@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli, viz
 from scale_interp.adapters import PASTA, AdaptVis, AttentionScale
+from scale_interp.core.statistics import holm
 from scale_interp.data.items import shuffled_answers
 from scale_interp.errors import DataError, EditError, FileError, LeakError
-from scale_interp.evaluation import located, tuning
-from scale_interp.evaluation.comparison import Comparison, compare
-from scale_interp.evaluation.head_sets import HeadSets
-from scale_interp.evaluation.tuning import LEARN, Chosen, Option, Tuner, told
-from scale_interp.statistics import holm
+from scale_interp.evaluation.comparison import located, tuning
+from scale_interp.evaluation.comparison.comparison import Comparison, compare
+from scale_interp.evaluation.comparison.head_sets import HeadSets
+from scale_interp.evaluation.comparison.tuning import LEARN, Chosen, Option, Tuner, told
 
 N = {"train": 48, "validation": 32, "test": 32}
 COLUMNS = {

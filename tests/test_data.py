@@ -7,8 +7,8 @@ from PIL import Image
 
 import scale_interp as si
 from scale_interp.data.items import describe, groups, shuffled_answers
-from scale_interp.data.scene import COLOURS, SIZE, Scene, Thing, scenes
-from scale_interp.data.task import TASKS, direction, place
+from scale_interp.data.scenes.scene import COLOURS, SIZE, Scene, Thing, scenes
+from scale_interp.data.scenes.task import TASKS, direction, place
 from scale_interp.errors import DataError
 
 CHOICES = ("left", "right")

@@ -9,8 +9,8 @@ import torch
 from safetensors.torch import load_file
 
 import scale_interp as si
-from scale_interp.data.scene import SIZE, scenes
-from scale_interp.data.task import NON_SPATIAL, TASKS
+from scale_interp.data.scenes.scene import SIZE, scenes
+from scale_interp.data.scenes.task import NON_SPATIAL, TASKS
 from scale_interp.errors import FileError
 from scale_interp.models import demo
 from scale_interp.models.demo import recipe

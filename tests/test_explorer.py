@@ -18,9 +18,9 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, EditError, FileError, ModelError
+from scale_interp.explorer import explorer as explorer_module
+from scale_interp.explorer.event_queue import Turn
 from scale_interp.interventions import prefix
-from scale_interp.viz.explorer import explorer as explorer_module
-from scale_interp.viz.explorer.turn import Turn
 
 HEAD, OTHER, MLP = (5, 4), (2, 4), (3, None)
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
@@ -330,7 +330,7 @@ class TestCommand:
 
     def test_without_voila(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "voila.app", None)
-        monkeypatch.delitem(sys.modules, "scale_interp.viz.explorer.serve", raising=False)
+        monkeypatch.delitem(sys.modules, "scale_interp.explorer.server", raising=False)
         result = CliRunner().invoke(cli.app, ["explore", "demo"])
         assert isinstance(result.exception, ModelError) and "pip install 'scale-interp[explore]'" in str(result.exception)
 

@@ -5,16 +5,16 @@ from oracle import plain_inputs
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.adapters.direction import AnswerDirection, answer_direction, answer_directions
-from scale_interp.adapters.emphasis import Interventions, emphasise, function_matrix, intervene
+from scale_interp.adapters.steering.direction import AnswerDirection, answer_direction, answer_directions
+from scale_interp.adapters.steering.emphasis import Interventions, emphasise, function_matrix, intervene
 from scale_interp.attribution.answer_tokens import answer_activations
 from scale_interp.attribution.functional import FunctionalHeads, functional_heads, joint_importance
 from scale_interp.attribution.head_probe import ProbeMap, held_out_guesses, permutation_p, permuted, probe
 from scale_interp.attribution.metric import measure
 from scale_interp.attribution.removal import RemovalCurve, remove_heads_curve
-from scale_interp.data.cog_scenes import cog_questions
-from scale_interp.data.cogvsr import subquestions
 from scale_interp.data.items import require_disjoint
+from scale_interp.data.readers.cogvsr import subquestions
+from scale_interp.data.scenes.decomposed import cog_questions
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 
 L, H, D, F = 4, 6, 8, 3

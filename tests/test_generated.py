@@ -11,12 +11,12 @@ from scipy import ndimage
 from spatial_solver import Undecided, grid_cells, maze_rows, positions, right_options
 
 import scale_interp as si
-from scale_interp.data.controls import with_noise, with_other_picture, without_picture
-from scale_interp.data.generated import FORMS, KINDS, generated_questions
-from scale_interp.data.generated.kind import SIDE
-from scale_interp.data.generated.map import BLOCK, COMPASS, DOT
-from scale_interp.data.generated.maze import EXIT, FLOOR, PATH, START, WALL
-from scale_interp.data.generated.symbol import SYMBOLS
+from scale_interp.data.image_controls import with_noise, with_other_picture, without_picture
+from scale_interp.data.synthetic import FORMS, KINDS, generated_questions
+from scale_interp.data.synthetic.kind import SIDE
+from scale_interp.data.synthetic.map import BLOCK, COMPASS, DOT
+from scale_interp.data.synthetic.maze import EXIT, FLOOR, PATH, START, WALL
+from scale_interp.data.synthetic.symbol import SYMBOLS
 from scale_interp.errors import DataError
 
 SCENES = {"map": 1800, "maze": 3000, "grid": 2400}

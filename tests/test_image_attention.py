@@ -20,18 +20,18 @@ from zoo_models import BIDIRECTIONAL, noise
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.attention import attend, notes
-from scale_interp.attribution.auroc import auroc
-from scale_interp.attribution.box_attention import ObjectAttention, object_attention
-from scale_interp.attribution.cut import elbow
-from scale_interp.attribution.grid import PatchGrid, Raster, patch_grid
-from scale_interp.attribution.image_attention import image_mass, read_attention, spatial_entropy
-from scale_interp.attribution.localization import choose_localization, localization_heads
-from scale_interp.attribution.patch_layout import LAYOUTS
+from scale_interp.attribution.attention.auroc import auroc
+from scale_interp.attribution.attention.grid import PatchGrid, Raster, patch_grid
+from scale_interp.attribution.attention.last_token import image_mass, read_attention, spatial_entropy
+from scale_interp.attribution.attention.localization import choose_localization, localization_heads
+from scale_interp.attribution.attention.objects import ObjectAttention, object_attention
+from scale_interp.attribution.elbow_rule import elbow
 from scale_interp.errors import DataError, DataWarning, FileError, ModelError, PathWarning
+from scale_interp.jobs.attention import attend, notes
 from scale_interp.models import zoo
 from scale_interp.models.zoo.families import SIDE
 from scale_interp.viz.attention_map import attention_over_picture
+from scale_interp.vlm.patch_layout import LAYOUTS
 
 SIZES = ((64, 90), (150, 50))
 

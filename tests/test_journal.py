@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import scale_interp as si
-from scale_interp import journal
 from scale_interp.errors import DataWarning, EditError, FileError
+from scale_interp.execution import journal
 from scale_interp.interventions.prefix import Prompts
 
 

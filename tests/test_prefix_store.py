@@ -9,7 +9,8 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import MemoryWarning, ModelError
-from scale_interp.interventions import prefix, spill
+from scale_interp.interventions import prefix
+from scale_interp.interventions import prefix_disk as spill
 from scale_interp.interventions.prefix import Prompts
 
 MODES = ("auto", "memory", "disk", "recompute")

@@ -21,10 +21,10 @@ from IPython.utils.capture import capture_output
 from traitlets.config import Config
 
 import scale_interp as si
-from scale_interp import statistics
-from scale_interp.attribution.grid import patch_grid
-from scale_interp.card import Card, card
-from scale_interp.evaluation.calibration import Calibration
+from scale_interp.attribution.attention.grid import patch_grid
+from scale_interp.core import statistics
+from scale_interp.core.card import Card, card
+from scale_interp.evaluation.falsification.calibration import Calibration
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = {"Edit", "Fit", "FitSettings", "HeadSweep", "Sub"}
@@ -227,7 +227,7 @@ def test_a_notebook_shows_the_line_that_failed_and_the_message_only(shell):
     assert len(lines) == 4 and lines[0].startswith("Cell In[") and lines[0].endswith(", line 3")
     assert lines[1] == "----> 3 return si.load_questions(name, n=2)" and lines[3].startswith("DataError: unknown scene task 'realtion'")
     whole = said(shell, "%tb")
-    assert "scene_questions.py" in whole and "mine('scenes/realtion')" in whole and whole.strip().endswith(lines[3])
+    assert "questions.py" in whole and "mine('scenes/realtion')" in whole and whole.strip().endswith(lines[3])
 
 
 def test_a_wrong_argument_and_an_error_of_the_users_own_making_are_short_too(shell):

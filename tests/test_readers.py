@@ -27,13 +27,13 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp.cli import app
 from scale_interp.data import question as question_module
-from scale_interp.data.captions import read_place, read_relation
-from scale_interp.data.catalog import CATALOG
-from scale_interp.data.pictures import coco_names
 from scale_interp.data.prompts import TEMPLATES
-from scale_interp.data.spatialeval import read_options
+from scale_interp.data.readers.captions import read_place, read_relation
+from scale_interp.data.readers.catalog import CATALOG
+from scale_interp.data.readers.image_files import coco_names
+from scale_interp.data.readers.spatialeval import read_options
+from scale_interp.data.readers.vsr import CATEGORY
 from scale_interp.data.splits import split_of
-from scale_interp.data.vsr import CATEGORY
 from scale_interp.errors import DataError, DataWarning
 
 SAMPLES = Path(os.environ.get("SCALE_INTERP_DATA") or Path(__file__).parents[2] / "shared/data")

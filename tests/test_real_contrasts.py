@@ -8,8 +8,8 @@ from PIL import Image, ImageOps
 
 import scale_interp as si
 from scale_interp import Question, contrasts
-from scale_interp.data.controls import with_noise
-from scale_interp.data.real_contrast import exchange, side
+from scale_interp.data.image_controls import with_noise
+from scale_interp.data.partners import exchange, side
 from scale_interp.errors import DataError
 
 PLACES = ("left", "right", "on", "under")

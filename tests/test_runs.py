@@ -16,17 +16,18 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scale_interp as si
-from scale_interp import compare_run, run_info
-from scale_interp.ask import AskSettings, run_ask
-from scale_interp.attention import AttentionSettings, run_attention
-from scale_interp.compare_run import CompareSettings, run_comparison
+from scale_interp.core.record import read_json, write_json
 from scale_interp.errors import FileError, RunWarning
-from scale_interp.job import Job, command, not_repeatable
-from scale_interp.journal import current
+from scale_interp.execution.journal import current
+from scale_interp.jobs import compare as compare_run
+from scale_interp.jobs import info as run_info
+from scale_interp.jobs.ask import AskSettings, run_ask
+from scale_interp.jobs.attention import AttentionSettings, run_attention
+from scale_interp.jobs.compare import CompareSettings, run_comparison
+from scale_interp.jobs.folder import RunFolder
+from scale_interp.jobs.info import read_run, runs_in
+from scale_interp.jobs.job import Job, command, not_repeatable
 from scale_interp.models import demo
-from scale_interp.record import read_json, write_json
-from scale_interp.run_folder import RunFolder
-from scale_interp.run_info import read_run, runs_in
 
 STEPS = {"one": ("one.json",), "two": ("two.json", "more/two.json")}
 ASK = AskSettings("demo", "scenes/relation", n=6, sweep=4)

@@ -12,14 +12,14 @@ from oracle import hooked_logits, plain_inputs
 from PIL import Image
 
 import scale_interp as si
-from scale_interp.data.task import TASKS
+from scale_interp.core.statistics import accuracy_interval as interval
+from scale_interp.core.statistics import wilson_interval
+from scale_interp.data.scenes.task import TASKS
 from scale_interp.errors import DataError, DataWarning, EditError
 from scale_interp.evaluation import pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
 from scale_interp.evaluation.scoring import score_text
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.prefix import Prompts
-from scale_interp.statistics import accuracy_interval as interval
-from scale_interp.statistics import wilson_interval
 
 WHERE_A = ("left", "right", "on", "under")
 WHERE_B = ("left", "right", "front", "behind")

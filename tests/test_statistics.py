@@ -9,7 +9,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_confint
 
-from scale_interp import statistics
+from scale_interp.core import statistics
 
 REPEATS = 1500
 """Simulated data sets an interval; the share that covers then has a standard error of 0.006."""

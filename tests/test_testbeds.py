@@ -7,11 +7,11 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scale_interp as si
-from scale_interp.evaluation import localisation
+from scale_interp.core.record import read_json
+from scale_interp.evaluation.ground_truth import localisation
 from scale_interp.models import testbeds
 from scale_interp.models.testbeds import build, training
 from scale_interp.models.testbeds.build import HEAD_DIM, WIDTH, Construction
-from scale_interp.record import read_json
 
 
 @pytest.fixture(scope="module", params=testbeds.NAMES)

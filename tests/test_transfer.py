@@ -6,10 +6,10 @@ import torch
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.adapters.fit import fit_scale
+from scale_interp.adapters.scale.fit import fit_scale
+from scale_interp.core.statistics import holm, paired_difference
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.retention import TOLERANCE
-from scale_interp.statistics import holm, paired_difference
 
 TASKS = ("relation", "position", "exists")
 

@@ -24,13 +24,13 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "scale_interp"
 BESIDE = {
     "data": (
-        "data.generated.generated_questions",
-        "data.boxes.box_questions",
-        "data.controls.without_picture",
-        "data.controls.with_other_picture",
-        "data.controls.with_noise",
+        "data.synthetic.generated_questions",
+        "data.boxes.questions.box_questions",
+        "data.image_controls.without_picture",
+        "data.image_controls.with_other_picture",
+        "data.image_controls.with_noise",
     ),
-    "evaluation": ("evaluation.calibration.calibrate",),
+    "evaluation": ("evaluation.falsification.calibration.calibrate",),
 }
 """Public names that are imported from their own module."""
 NOT_RUN = "not run when these pages are tested: it needs weights from the hub, your own files, or a GPU"

@@ -8,15 +8,15 @@ import pandas as pd
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.adapters.adaptvis import AdaptVis
-from scale_interp.adapters.attention_scale import AttentionScale
-from scale_interp.adapters.pasta import PASTA
-from scale_interp.adapters.steering import Steering, fit_steering
-from scale_interp.evaluation.attention_scaling import evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
-from scale_interp.evaluation.weight_curve import scaling_curve
+from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
+from scale_interp.adapters.attention_scaling.pasta import PASTA
+from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
+from scale_interp.adapters.steering.steering import Steering, fit_steering
+from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.statistics import holm
+from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
+from scale_interp.evaluation.attention_scaling.weight_curve import scaling_curve
 from scale_interp.interventions.prefix import Prompts
-from scale_interp.record import write_bytes, write_json
-from scale_interp.statistics import holm
 
 from .tables import p_value, span, table
 

@@ -7,8 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from scale_interp.record import write_bytes
-from scale_interp.run_info import SETTINGS
+from scale_interp.core.record import write_bytes
+from scale_interp.jobs.info import SETTINGS
 
 PAGE = Path(__file__).parents[1] / "runs.md"
 HEADING = "## Cold start\n"

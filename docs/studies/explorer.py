@@ -16,7 +16,7 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import scale_interp as si
-from scale_interp.record import versions, write_bytes, write_json
+from scale_interp.core.record import versions, write_bytes, write_json
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

@@ -8,12 +8,13 @@ import numpy as np
 import pandas as pd
 
 import scale_interp as si
-from scale_interp import statistics, viz
-from scale_interp.adapters.emphasis import ALPHAS, GAINS
-from scale_interp.data.cog_scenes import TAXONOMY
+from scale_interp import viz
+from scale_interp.adapters.steering.emphasis import ALPHAS, GAINS
+from scale_interp.core import statistics
+from scale_interp.core.record import read_json, write_bytes, write_json
 from scale_interp.data.items import Questions, require_disjoint
+from scale_interp.data.scenes.decomposed import TAXONOMY
 from scale_interp.interventions.edit import Head
-from scale_interp.record import read_json, write_bytes, write_json
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

@@ -9,13 +9,13 @@ import pandas as pd
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.attribution.auroc import auroc
-from scale_interp.attribution.box_attention import ObjectAttention, object_attention
-from scale_interp.attribution.grid import patch_grid
-from scale_interp.attribution.image_attention import read_attention
-from scale_interp.attribution.localization import localization_heads
-from scale_interp.record import write_bytes, write_json
-from scale_interp.statistics import bootstrap_interval
+from scale_interp.attribution.attention.auroc import auroc
+from scale_interp.attribution.attention.grid import patch_grid
+from scale_interp.attribution.attention.last_token import read_attention
+from scale_interp.attribution.attention.localization import localization_heads
+from scale_interp.attribution.attention.objects import ObjectAttention, object_attention
+from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.statistics import bootstrap_interval
 
 from .tables import p_value, span, table
 

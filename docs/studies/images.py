@@ -4,8 +4,8 @@ import sys
 from pathlib import Path
 
 from scale_interp import viz
-from scale_interp.run import Run
-from scale_interp.run_report import FITS
+from scale_interp.jobs.run.page import FITS
+from scale_interp.jobs.run.run import Run
 
 IMAGES = Path(__file__).parents[1] / "images"
 

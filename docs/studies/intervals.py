@@ -8,8 +8,8 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scale_interp.record import write_bytes, write_json
-from scale_interp.statistics import (
+from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.statistics import (
     accuracy_interval,
     bootstrap_interval,
     difference_interval,

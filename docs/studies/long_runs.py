@@ -26,10 +26,10 @@ from scipy import stats
 
 import scale_interp as si
 from scale_interp.bench.realistic import open_model
+from scale_interp.core.record import read_json, versions, write_bytes, write_json
+from scale_interp.execution.batches import Found
 from scale_interp.interventions import paths
-from scale_interp.interventions.batches import Found
 from scale_interp.interventions.prefix import Prefix, Prompts
-from scale_interp.record import read_json, versions, write_bytes, write_json
 from scale_interp.viz.theme import frame, look
 
 from .tables import table

@@ -11,12 +11,12 @@ from torch import Tensor
 
 import scale_interp as si
 from scale_interp.attribution import HeadMap, Rescaling
-from scale_interp.attribution.grid import Raster
+from scale_interp.attribution.attention.grid import Raster
 from scale_interp.bench.result import Benchmark, read_benchmarks
 from scale_interp.evaluation import Evaluation
-from scale_interp.evaluation.calibration import Calibration
-from scale_interp.evaluation.faithfulness_curves import Faithfulness
-from scale_interp.evaluation.localisation import Localisation
+from scale_interp.evaluation.falsification.calibration import Calibration
+from scale_interp.evaluation.ground_truth.faithfulness import Faithfulness
+from scale_interp.evaluation.ground_truth.localisation import Localisation
 from scale_interp.interventions.edit import Head
 
 HERE = Path(__file__).parent

@@ -1,23 +1,23 @@
 """Which heads matter: ablation, amplification, patching, paths, gradients, logits, probes, attention, and the map they all give."""
 
+from .ablation import ablate, amplify
 from .answer_tokens import answer_activations
-from .box_attention import ObjectAttention, object_attention
-from .boxed import box_tokens
-from .cut import elbow
-from .direct import logit_attribution
+from .attention.box_tokens import box_tokens
+from .attention.grid import PatchGrid, patch_grid
+from .attention.last_token import read_attention
+from .attention.localization import LocalizationHeads, localization_heads
+from .attention.objects import ObjectAttention, object_attention
+from .elbow_rule import elbow
 from .functional import FunctionalHeads, functional_heads
 from .gradient import attribute
-from .grid import PatchGrid, patch_grid
 from .head_probe import ProbeMap, probe
 from .headmap import HeadMap
-from .image_attention import read_attention
 from .integrated import integrated_gradients
-from .localization import LocalizationHeads, localization_heads
+from .logits import logit_attribution
 from .patching import patch
 from .path_patching import path_patch
 from .removal import RemovalCurve, remove_heads_curve
 from .rescaling import Rescaling, rescale
-from .sweep import ablate, amplify
 
 __all__ = [
     "FunctionalHeads",

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
-from ..interventions.batches import Found, Rows, each
+from ..execution.batches import Found, Rows, each
 from ..interventions.capture import capture
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 
 Positions = Literal["first", "last", "all"]
 

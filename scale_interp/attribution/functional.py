@@ -18,21 +18,21 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import statistics
-from ..card import Card
+from ..core import statistics
+from ..core.card import Card
+from ..core.progress import track
+from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
 from ..interventions.edit import Head
-from ..models.vlm import VLM
-from ..progress import track
-from ..record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .answer_tokens import Positions, answer_activations
-from .cut import elbow
+from .elbow_rule import elbow
 from .head_probe import Label, label_name, permuted, read_labels, require_pictures
 from .headmap import HeadMap
 from .joint_probe import fit_joint_probe, importance
-from .sweep import provenance
 
 KIND = "FunctionalHeads"
 RESAMPLES = 500
@@ -239,8 +239,8 @@ def functional_heads(
     Raises DataError where a question has no function, or a function is on fewer than four pictures.
 
     >>> import scale_interp as si
-    >>> from scale_interp.data.cogvsr import subquestions
-    >>> from scale_interp.data.cog_scenes import cog_questions
+    >>> from scale_interp.data.readers.cogvsr import subquestions
+    >>> from scale_interp.data.scenes.decomposed import cog_questions
     >>> steps = subquestions(cog_questions("train", n=12))
     >>> functional_heads(si.load("demo"), steps, epochs=1, permutations=1).functions[0]
     'attribute recognition'

@@ -13,15 +13,15 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..interventions.batches import Found, Pairs, each
+from ..execution.batches import Found, each
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
-from ..interventions.prefix import Prefix, Prompts
-from ..models.vlm import VLM
+from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
-from .sweep import provenance
 
 
 def attribute(

@@ -16,15 +16,15 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ..core.progress import track
+from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
-from ..models.vlm import VLM
-from ..progress import track
-from ..record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .answer_tokens import Positions, answer_activations
 from .headmap import HeadMap
-from .sweep import provenance
 
 KIND = "ProbeMap"
 Label = str | Callable[[Question], Any]

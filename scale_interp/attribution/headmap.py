@@ -14,11 +14,11 @@ import torch
 from scipy import stats
 from torch import Tensor
 
-from .. import statistics
-from ..card import MOST, Card, bundle
+from ..core import statistics
+from ..core.card import MOST, Card, bundle
+from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..errors import DataError
 from ..interventions.edit import Head
-from ..record import entry, expect, numbered, read_tensors, together, write_tensors
 
 KIND = "HeadMap"
 

@@ -11,15 +11,15 @@ import torch
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..interventions.batches import Found, each
+from ..execution.batches import Found, each
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
 from ..interventions.prefix import Prefix, Prompts
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, measure
-from .sweep import provenance
 
 
 def integrated_gradients(

@@ -12,10 +12,10 @@ from ..errors import DataError
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
 from ..interventions.sweep import HeadSweep
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
+from .ablation import provenance, read_clean
 from .headmap import HeadMap
 from .metric import contrast_diff
-from .sweep import provenance, read_clean
 
 
 def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:

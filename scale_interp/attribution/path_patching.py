@@ -16,18 +16,18 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
-from ..interventions.attention import attention
-from ..interventions.batches import Found, Pairs, each
+from ..execution.batches import Found, each
+from ..interventions.attention.rows import attention
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
-from ..interventions.prefix import Prefix, Prompts
+from ..interventions.prefix import Pairs, Prefix, Prompts
 from ..interventions.sweep import one_head_each
-from ..models.vlm import VLM
-from .direct import heads_out, read_stream
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .headmap import HeadMap
+from .logits import heads_out, read_stream
 from .metric import contrast_diff
-from .sweep import provenance
 
 Into = Literal["q", "k", "v"]
 

@@ -12,17 +12,17 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import statistics
-from ..card import Card
+from ..core import statistics
+from ..core.card import Card
+from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Edit, Head, check_heads
 from ..interventions.engine import Path, choose_path, run_with_clean
-from ..models.vlm import VLM
-from ..record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .metric import Metric, measure
-from .sweep import provenance
 
 KIND = "RemovalCurve"
 KINDS = ("top", "random", "low", "keep")

@@ -13,8 +13,8 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from .. import statistics
-from ..card import Card
+from ..core import statistics
+from ..core.card import Card
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
@@ -22,9 +22,9 @@ from ..interventions.edit import Edit
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
 from ..interventions.sweep import HeadSweep
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
+from .ablation import provenance
 from .metric import Metric, measure
-from .sweep import provenance
 
 Unit = Literal["head", "layer", "mlp"]
 FACTORS = (0.0, 0.5, 1.5, 2.0, 4.0)

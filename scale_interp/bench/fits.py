@@ -11,14 +11,14 @@ from typing import Any
 
 import torch
 
-from ..adapters.fit import Fit, fit_scales
-from ..adapters.scale import ScAle
+from ..adapters.scale.fit import Fit, fit_scales
+from ..adapters.scale.scale import ScAle
+from ..core.progress import track
+from ..core.record import read_json, versions, write_json
 from ..data.question import Question
 from ..errors import EditError, FileError
 from ..interventions.prefix import Prompts
-from ..models.vlm import VLM
-from ..progress import track
-from ..record import read_json, versions, write_json
+from ..vlm.vlm import VLM
 
 BATCH = 8
 """Questions a step."""

@@ -15,7 +15,7 @@ from ..errors import ModelError
 from ..interventions.paths import packed_batch
 from ..interventions.prefix import read_prefix
 from ..interventions.sweep import HeadSweep
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .realistic import open_model
 from .result import Memory
 

@@ -10,8 +10,8 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, L
 
 from ..errors import ModelError
 from ..models.load import load
-from ..models.vlm import VLM
 from ..models.zoo import draw, families
+from ..vlm.vlm import VLM
 
 PREFIX = "realistic/"
 SHAPES = (PREFIX + "8x8x512", PREFIX + "32x32x1024")

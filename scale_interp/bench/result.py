@@ -7,8 +7,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ..core.record import read_json, write_json
 from ..errors import FileError
-from ..record import read_json, write_json
 
 PER_HEAD = "one nnsight trace a head"
 BRIDGE = "TransformerLens bridge, one run a head"

@@ -11,13 +11,13 @@ from importlib.metadata import version
 import torch
 from torch import Tensor
 
+from ..core.progress import track
+from ..core.record import versions
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..interventions.choices import choice_sequences
 from ..interventions.sweep import HeadSweep
-from ..models.vlm import VLM
-from ..progress import track
-from ..record import versions
+from ..vlm.vlm import VLM
 from .result import BRIDGE, OURS, Benchmark, Memory, Row
 from .ways import Way, ways
 

@@ -13,14 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from ..data.question import Question
-from ..interventions.attention import attention
+from ..execution.memory import free_memory
+from ..interventions.attention.rows import attention
 from ..interventions.choices import Choices, read_choices
 from ..interventions.edit import Head
 from ..interventions.packed import edit_heads, with_copies
 from ..interventions.paths import packed_batch, variants_at_once
-from ..interventions.prefix import PER_TOKEN, Prefix, free_memory, read_prefix
+from ..interventions.prefix import PER_TOKEN, Prefix, read_prefix
 from ..interventions.sweep import HeadSweep
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
 
 COPIES = 64

@@ -27,8 +27,8 @@ def ask(
     out: Annotated[Path | None, typer.Option(help="the folder to write [default: runs/ask-MODEL-DATA]")] = None,
 ) -> None:
     """Ask MODEL the questions of DATA: the set's own metrics, contrast pairs, head maps, and a page that shows them."""
-    from ..ask import AskSettings, run_ask
-    from ..job import folder_name
+    from ..jobs.ask import AskSettings, run_ask
+    from ..jobs.job import folder_name
 
     settings = AskSettings(model, data, None if root is None else str(root), split, n, seed, change, sweep, text)  # type: ignore[arg-type]
     folder = out or Path("runs") / f"ask-{folder_name(model, data)}"
@@ -52,8 +52,8 @@ def attention(
     pictures: Annotated[int, typer.Option(help="questions whose map is drawn")] = 4,
 ) -> None:
     """Attention to the picture and to the asked boxes, by layer and head: tables, heatmaps and maps over pictures."""
-    from ..attention import SHOWN, AttentionSettings, run_attention
-    from ..job import folder_name
+    from ..jobs.attention import SHOWN, AttentionSettings, run_attention
+    from ..jobs.job import folder_name
 
     settings = AttentionSettings(model, data, None if root is None else str(root), split, n, seed, pictures)
     folder = out or Path("runs") / f"attention-{folder_name(model, data)}"
@@ -72,8 +72,8 @@ def data_sets(
     from rich.markup import escape
     from rich.table import Table
 
-    from ..data.catalog import RENDERED
-    from ..data.source import Source, inventory
+    from ..data.readers.catalog import RENDERED
+    from ..data.readers.source import Source, inventory
 
     table = Table(title=f"data sets in {escape(str(Source(root).root))}")
     for name in ("name", "asks", "questions", "on disk", "licence"):

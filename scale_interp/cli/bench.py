@@ -34,8 +34,8 @@ def bench(
     figure: Annotated[Path | None, typer.Option(help="draw the times here, .html, .png, .svg or .pdf")] = None,
 ) -> None:
     """What a packed sweep of all heads saves against the ways in use, and how near it is to the limit, in one run."""
-    from ..bench_run import BenchSettings, run_fits, run_sweeps, time_fits, time_sweeps
     from ..errors import FileError
+    from ..jobs.bench import BenchSettings, run_fits, run_sweeps, time_fits, time_sweeps
 
     if figure is not None and figure.suffix not in (".html", ".png"):
         raise FileError(f"figure {figure}: name a file that ends in .html or .png")

@@ -46,7 +46,7 @@ def calibrate(
     out: Annotated[Path, typer.Option(help="the folder; a stopped calibration goes on there")] = Path("runs/calibration"),
 ) -> None:
     """How often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
-    from ..calibrate_run import run_calibration
+    from ..jobs.calibrate import run_calibration
 
     found = run_calibration(suites, power, out, say())
     frame_table(found.table(), f"{suites} suites without signal, {power} on planted shortfalls")
@@ -64,7 +64,7 @@ def score_testbeds(
     training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
 ) -> None:
     """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
-    from .. import testbed as bed
+    from ..jobs import testbed as bed
 
     if rebuild:
         training_bars(lambda show: bed.rebuild(name, training, show))

@@ -29,8 +29,8 @@ def compare(
     seed: int = 0,
 ) -> None:
     """Base, ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, and their heads."""
-    from ..compare_run import CompareSettings, run_comparison
-    from ..job import folder_name
+    from ..jobs.compare import CompareSettings, run_comparison
+    from ..jobs.job import folder_name
 
     given = {"others": tuple(others)} if others else {}
     settings = CompareSettings(
@@ -62,8 +62,8 @@ def baselines(
     seed: int = 0,
 ) -> None:
     """ScAle beside LoRA, IA3 and a last-token bias on one budget: gain, cost elsewhere, parameters, time (needs peft)."""
-    from ..baselines_run import BaselineSettings, run_baselines, shown
-    from ..job import folder_name
+    from ..jobs.baselines import BaselineSettings, run_baselines, shown
+    from ..jobs.job import folder_name
 
     ranks, elsewhere = tuple(rank or (1, 4, 16)), tuple(others) if others else None
     settings = BaselineSettings(model, data, elsewhere, ranks, rates, epochs, n_train, n_test, n_others, seed)

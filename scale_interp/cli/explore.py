@@ -22,10 +22,10 @@ def explore(
     from ..errors import ModelError
 
     try:
-        from ..viz.explorer.serve import serve
+        from ..explorer.server import serve
     except ModuleNotFoundError as error:
         raise ModelError(f"the page is served with {error.name}: pip install 'scale-interp[explore]'") from error
-    from ..adapters.scale import ScAle
+    from ..adapters.scale.scale import ScAle
     from ..data.load import load_questions
 
     # What can be wrong with these is said here, not in the page.

@@ -13,8 +13,8 @@ from .machines import on_machines
 from .printed import console, say
 
 if TYPE_CHECKING:
-    from ..run import Run
-    from ..run_settings import Settings
+    from ..jobs.run.run import Run
+    from ..jobs.run.settings import Settings
 
 
 @app.command()
@@ -33,7 +33,7 @@ def run(
     seed: int = 0,
 ) -> None:
     """The whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
-    from ..run_settings import Settings
+    from ..jobs.run.settings import Settings
 
     settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed)
     if quick:
@@ -47,7 +47,7 @@ def run(
 @on_machines
 def locate(model: Model = "demo", data: Data = "scenes/relation", out: Out = None, quick: Quick = False) -> None:
     """Head maps by patching, ablation, amplification and gradients: OUT/head_maps/*.safetensors."""
-    from ..run_settings import Settings
+    from ..jobs.run.settings import Settings
 
     job = _open(Settings.quick(model, data) if quick else Settings(model, data), out)
     for name, found in job.locate().items():
@@ -87,14 +87,14 @@ def report(folder: Folder) -> None:
 
 
 def _open(settings: Settings, out: Path | None) -> Run:
-    from ..run import Run
-    from ..run_settings import default_folder
+    from ..jobs.run.run import Run
+    from ..jobs.run.settings import default_folder
 
     return Run(out or default_folder(settings), settings, say())
 
 
 def _existing(folder: Path) -> Run:
-    from ..run import Run
+    from ..jobs.run.run import Run
 
     return Run.existing(folder, say())
 
@@ -103,7 +103,7 @@ def _closing_table(summary: dict[str, Any], folder: Path) -> None:
     from rich.panel import Panel
     from rich.table import Table
 
-    from ..run_report import FITS, sentences
+    from ..jobs.run.page import FITS, sentences
 
     table = Table(title=f"{summary['model']['model']} on {summary['settings']['data']}, {summary['settings']['n_test']} test questions")
     for name in ("", "accuracy", "gain", "95% interval", "non-spatial change", "parameters"):

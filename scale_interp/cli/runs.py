@@ -19,7 +19,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="the folder that holds the 
     from rich.markup import escape
     from rich.table import Table
 
-    from ..run_info import runs_in
+    from ..jobs.info import runs_in
 
     found, broken = runs_in(folder)
     table = Table(title=f"runs in {escape(str(folder))}")
@@ -43,7 +43,7 @@ def show(folder: Folder) -> None:
     from rich.markup import escape
     from rich.table import Table
 
-    from ..run_info import read_run
+    from ..jobs.info import read_run
 
     run, out = read_run(folder), console()
     facts = Table(title=escape(f"{run.kind} in {run.folder}"), show_header=False)
@@ -76,7 +76,7 @@ def compare_two_runs(
     out: Annotated[Path | None, typer.Option(help="write a page here, .html")] = None,
 ) -> None:
     """Two finished runs side by side: settings, answers, verdicts, head maps, scalars; what cannot be compared is named."""
-    from ..compare_runs import compare_runs, shown, shown_agreement, write_compared
+    from ..jobs.show import compare_runs, shown, shown_agreement, write_compared
     from ..viz.save import require_page
 
     if out is not None:

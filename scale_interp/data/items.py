@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..card import Card
+from ..core.card import Card
 from ..errors import DataError, LeakError
 from .question import Question
 

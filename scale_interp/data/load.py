@@ -12,21 +12,21 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import DataError, DataWarning
-from .captions import Captions
-from .catalog import find_entry
-from .cocoqa import CocoQA
 from .items import Questions
-from .jsonl import JsonL
-from .pope import POPE
 from .prompts import TEMPLATES, Ask, Template, check_template, digest
 from .question import Question
-from .records import Key, Reader
-from .scene_questions import scene_questions
-from .source import Source
-from .spatialeval import SpatialEval
+from .readers.captions import Captions
+from .readers.catalog import find_entry
+from .readers.cocoqa import CocoQA
+from .readers.jsonl import JsonL
+from .readers.pope import POPE
+from .readers.records import Key, Reader
+from .readers.source import Source
+from .readers.spatialeval import SpatialEval
+from .readers.vsr import VSR
+from .readers.whatsup import WhatsUp
+from .scenes.questions import scene_questions
 from .splits import SHARES, split_of
-from .vsr import VSR
-from .whatsup import WhatsUp
 
 READERS: dict[str, Callable[..., Reader]] = {
     "whatsup": WhatsUp,
@@ -111,14 +111,14 @@ def _rendered(room: str, task: str, split: str, n: int, seed: int) -> Questions:
         raise DataError(f"n={n:,}: rendered sets have at most {MOST_RENDERED:,} questions; ask for fewer")
     if room == "scenes":
         return scene_questions(task, split, n, seed)
-    from .generated import generated_questions
+    from .synthetic import generated_questions
 
     form, _, kind = task.partition("/")
     return generated_questions(form, kind, split, n, seed)
 
 
 def _of_boxes(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None) -> Questions:
-    from .boxes import box_questions
+    from .boxes.questions import box_questions
 
     asked, _, path = name.partition(":")
     if not path:

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from ..errors import DataError
 from .question import Question
-from .task import YES_NO
+from .scenes.task import YES_NO
 
 
 class Template(NamedTuple):

@@ -139,7 +139,7 @@ class Question:
         return open_picture(picture, f"question {self.id}")
 
     def _repr_html_(self) -> str:
-        from ..viz.page import question_card
+        from .question_card import question_card
 
         return question_card(self)
 

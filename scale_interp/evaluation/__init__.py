@@ -3,21 +3,21 @@
 from ..data.items import require_disjoint
 from .accuracy import Evaluation, evaluate, evaluate_many, relative_gain
 from .answers import TextEvaluation, answer_texts, evaluate_text, score_answers
-from .attention_scaling import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
+from .attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
+from .attention_scaling.weight_curve import ScalingCurve, scaling_curve
 from .baselines import Baselines, compare_baselines
 from .benchmarks import benchmark, pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
-from .calibration import Calibration, Suites, calibrate
-from .comparison import Comparison, compare
-from .faithfulness_curves import Faithfulness, faithfulness
-from .falsification import Falsification, falsify
-from .head_sets import HeadSets
-from .localisation import Localisation, localise
-from .recovery import Recovery, recover
+from .comparison.comparison import Comparison, compare
+from .comparison.head_sets import HeadSets
+from .falsification.calibration import Calibration, Suites, calibrate
+from .falsification.suite import Falsification, falsify
+from .falsification.text_only import TextCorrection, fit_text_correction
+from .ground_truth.faithfulness import Faithfulness, faithfulness
+from .ground_truth.localisation import Localisation, localise
+from .ground_truth.recovery import Recovery, recover
 from .retention import RetentionCurve, SparsityPath, retention_curve, sparsity_path
 from .scoring import score_text
-from .text_only import TextCorrection, fit_text_correction
 from .transfer_matrix import Transfer, transfer
-from .weight_curve import ScalingCurve, scaling_curve
 
 __all__ = [
     "Baselines",

@@ -12,10 +12,10 @@ import numpy as np
 import pandas as pd
 from torch import Tensor
 
-from .. import statistics
+from ..attribution.ablation import provenance
 from ..attribution.metric import measure
-from ..attribution.sweep import provenance
-from ..card import Card
+from ..core import statistics
+from ..core.card import Card
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
@@ -23,7 +23,7 @@ from ..interventions.choices import Scoring
 from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
 from ..interventions.prefix import Prompts
 from ..models import zoo
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 
 RANDOM_WEIGHTS = "random weights"
 RANDOM = (zoo.PREFIX, "realistic/")

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from ..adapters.attach import attach
-from ..adapters.scale import ScAle
+from ..adapters.scale.scale import ScAle
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
-from ..interventions.batches import Found, Rows, each
+from ..execution.batches import Found, Rows, each
 from ..interventions.edit import Edit
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
 from .scoring import Scorer, score_text
 

@@ -10,18 +10,18 @@ from typing import Any
 
 import numpy as np
 
-from .. import statistics
-from ..adapters.baselines import FREE_RATES, LORA_RATES, LastTokenBias, PeftAdapter, fit_bias, fit_ia3, fit_lora
-from ..adapters.fit import FitSettings, fit_scale
-from ..adapters.scale import ScAle
-from ..adapters.training import BUDGET
-from ..attribution.sweep import provenance
+from ..adapters.baselines.baselines import FREE_RATES, LORA_RATES, LastTokenBias, PeftAdapter, fit_bias, fit_ia3, fit_lora
+from ..adapters.baselines.training import BUDGET
+from ..adapters.scale.fit import FitSettings, fit_scale
+from ..adapters.scale.scale import ScAle
+from ..attribution.ablation import provenance
+from ..core import statistics
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..interventions.edit import Head
 from ..interventions.engine import Path
 from ..interventions.prefix import Prompts
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .accuracy import evaluate, relative_gain
 from .table import Table, difference_columns, known, span
 

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from .. import statistics
+from ..core import statistics
 from ..errors import DataError, DataWarning
 from .accuracy import Evaluation
 from .answers import TextEvaluation

@@ -9,17 +9,17 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from .. import statistics
-from ..adapters.fit import Fit, FitSettings, fit_scale, fit_scales
-from ..adapters.scale import ScAle
-from ..attribution.sweep import provenance
+from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales
+from ..adapters.scale.scale import ScAle
+from ..attribution.ablation import provenance
+from ..core import statistics
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Head
 from ..interventions.engine import Path
 from ..interventions.prefix import Prompts
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .accuracy import evaluate_many
 from .table import Table, difference_columns, span
 

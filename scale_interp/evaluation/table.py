@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Self
 
 import pandas as pd
 
-from .. import statistics
-from ..card import Card
+from ..core import statistics
+from ..core.card import Card
+from ..core.record import entry, read_json, write_json
 from ..errors import FileError
-from ..record import entry, read_json, write_json
 
 PARTS = ("about", "provenance")
 

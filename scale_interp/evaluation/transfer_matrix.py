@@ -9,16 +9,16 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from .. import statistics
-from ..adapters.fit import fit_scale
-from ..adapters.scale import ScAle
-from ..attribution.sweep import provenance
+from ..adapters.scale.fit import fit_scale
+from ..adapters.scale.scale import ScAle
+from ..attribution.ablation import provenance
+from ..core import statistics
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import DataError
 from ..interventions.edit import Head
 from ..interventions.engine import Path
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .accuracy import evaluate_many
 from .table import Table
 

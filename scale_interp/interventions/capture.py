@@ -9,11 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..card import Card
+from ..core.card import Card
 from ..data.items import require
 from ..data.question import Question
-from ..models.vlm import VLM
-from .batches import Found, Rows, each
+from ..execution.batches import Found, Rows, each
+from ..vlm.vlm import VLM
 from .choices import read_choices
 
 

@@ -10,10 +10,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..card import Card
+from ..core.card import Card
 from ..data.question import Question
-from ..models.families import KNOWN
-from ..models.vlm import VLM
+from ..vlm.families import KNOWN
+from ..vlm.vlm import VLM
 from .edit import Edit, LayerEdit
 from .paths import packed_batch, reference_work, row_bytes, variants_at_once
 from .prefix import read_prefix

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..data.question import Question
 from ..errors import DataError
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 
 Scoring = Literal["auto", "first", "whole", "mean"]
 """What a choice's score is.

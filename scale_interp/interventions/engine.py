@@ -11,7 +11,7 @@ from torch import Tensor
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .check import check
 from .choices import Scoring
 from .edit import Edit, Variants

@@ -12,8 +12,8 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
-from ..models.vlm import VLM
-from .attention import attention
+from ..vlm.vlm import VLM
+from .attention.rows import attention
 from .edit import LayerEdit, Variants, affine
 from .prefix import Prefix
 

@@ -10,15 +10,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.progress import track
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..models.vlm import VLM
-from ..progress import track
-from .batches import Found, Singles, each
+from ..execution.batches import Found, Singles, each
+from ..execution.memory import out_of_memory, release, working_bytes
+from ..vlm.vlm import VLM
 from .choices import Scoring
 from .edit import Variants
 from .packed import run_packed
-from .prefix import Prefix, Prompts, out_of_memory, release, working_bytes
+from .prefix import Prefix, Prompts
 from .reference import run_reference
 
 

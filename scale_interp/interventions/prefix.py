@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import gc
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
 
-import psutil
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,10 +15,10 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
-from ..journal import fact
-from ..models.vlm import VLM, PrefixCache, check_cache
+from ..execution.memory import free_memory, out_of_memory, release, working_bytes
+from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
-from .spill import Spill
+from .prefix_disk import Spill
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -147,42 +145,7 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
 
 KEPT_SHARE = 0.25
 """Share of the memory that is free at the start which kept prefixes may fill; the rest is read again when asked for."""
-WEIGHTS_SHARE = 1 / 16
-LEAST_BYTES = 64 * 2**20
 MOST_QUESTIONS = 16
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, or of the machine's memory."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return psutil.virtual_memory().available
-
-
-def working_bytes(vlm: VLM) -> int:
-    """Bytes that one packed call, or one batch of prefixes, may take: `vlm.memory`, else what is free on the device.
-
-    Of that a quarter at most, and no more than a sixteenth of the weights' size (or 64 MiB), so that a sweep needs
-    hardly more memory than a forward pass. A resumed run takes what the first one took: the last bits of a product of
-    matrices hang on their sizes.
-    """
-    if vlm.memory is not None:
-        return vlm.memory
-    share = max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
-    return fact(f"working bytes of {vlm.name}", lambda: min(free_memory(vlm.device) // 4, share))
-
-
-def out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's, or the machine's, way to say that its memory is full."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
-
-
-def release(device: torch.device) -> None:
-    """Give back what is held for nothing."""
-    gc.collect()
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
 
 
 def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: Vision | None, scoring: Scoring) -> Prefix:
@@ -299,3 +262,25 @@ class Prompts(Sequence[Prefix]):
 def prompts(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> Prompts:
     """The same prompts, read by another process's model."""
     return Prompts(vlm, questions, batch_size, keep=False, scoring=scoring)
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """The prefixes of two prompts with the same batches: (first, second)."""
+
+    first: Prompts
+    second: Prompts
+
+    @property
+    def plan(self) -> Callable[[VLM], Pairs]:
+        return partial(pairs, self.first.plan, self.second.plan)
+
+    def __len__(self) -> int:
+        return len(self.first)
+
+    def __getitem__(self, index: int) -> tuple[Prefix, Prefix]:
+        return self.first[index], self.second[index]
+
+
+def pairs(first: Callable[[VLM], Prompts], second: Callable[[VLM], Prompts], vlm: VLM) -> Pairs:
+    return Pairs(first(vlm), second(vlm))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..data.question import Question
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
 

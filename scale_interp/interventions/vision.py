@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import BatchFeature
 
 from ..data.question import Question
-from ..models.vlm import VLM
+from ..vlm.vlm import VLM
 
 
 class Vision:

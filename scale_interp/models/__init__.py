@@ -1,6 +1,6 @@
 """VLMs: loading them and addressing their heads."""
 
+from ..vlm.vlm import VLM
 from .load import load
-from .vlm import VLM
 
 __all__ = ["VLM", "load"]

@@ -20,13 +20,13 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available, logging
 
-from ..arguments import near
+from ..core.arguments import near
 from ..errors import ModelError
+from ..vlm.families import KNOWN
+from ..vlm.vlm import VLM, PrefixCache, check_cache
 from . import demo, testbeds, zoo
-from .families import KNOWN
+from .checkpoint_checks import require_fit, require_safe_folder, require_size
 from .image_only import image_only
-from .intact import require_fit, require_safe_folder, require_size
-from .vlm import VLM, PrefixCache, check_cache
 
 
 def load(

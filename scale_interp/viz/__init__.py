@@ -5,8 +5,9 @@
 >>> figure = si.viz.head_heatmap(m, dark=True)
 """
 
+from ..data.question_card import question_card
+from ..explorer import explore
 from .attention_map import attention_over_picture
-from .attention_scaling import scaling_curves, tuning_grid
 from .auroc import auroc_heatmap
 from .bars import accuracy_by, controls, retention
 from .calibration import calibration
@@ -14,17 +15,16 @@ from .coefficients import coefficients_vs_attribution
 from .comparison import comparison, head_marks, head_overlap
 from .curves import rescaling, training_curve
 from .emphasis import emphasis_curves
-from .explorer import explore
 from .functional import function_heatmap, layer_histogram, removal_curves
 from .heatmap import head_heatmap, head_heatmaps, scalar_heatmap
 from .localisation import faithfulness_curves, localisation
-from .page import question_card
 from .report import Section, write_report
 from .runs import gains_of_runs, maps_of_runs
 from .save import save_figure
 from .speed import speed
 from .tradeoff import baselines, retention_curve, sparsity_path
 from .transfer import transfer_heatmap
+from .weight_curves import scaling_curves, tuning_grid
 
 __all__ = [
     "Section",

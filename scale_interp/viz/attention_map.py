@@ -13,7 +13,7 @@ from .theme import frame, look
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from ..attribution.grid import PatchGrid
+    from ..attribution.attention.grid import PatchGrid
     from ..data import Question
 
 LONGEST = 560
@@ -31,8 +31,8 @@ def attention_over_picture(
     Boxes are those of `question.about`, which lie in the first picture. Raises DataError for a head, a picture or weights that do not fit.
 
     >>> import scale_interp as si
-    >>> from scale_interp.attribution.image_attention import read_attention
-    >>> from scale_interp.attribution.grid import patch_grid
+    >>> from scale_interp.attribution.attention.last_token import read_attention
+    >>> from scale_interp.attribution.attention.grid import patch_grid
     >>> vlm, question = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
     >>> figure = attention_over_picture(question, read_attention(vlm, question)[0], patch_grid(vlm, question), 3, 4)
     """

@@ -14,7 +14,7 @@ from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
     from ..evaluation.accuracy import Evaluation
-    from ..evaluation.falsification import Falsification
+    from ..evaluation.falsification.suite import Falsification
 
 WIDTH = 760
 ROW = 36
@@ -30,7 +30,7 @@ def controls(falsification: Falsification, *, dark: bool = False) -> go.Figure:
     >>> figure = controls(si.Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}))
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
-    from ..evaluation.falsification import FULL
+    from ..evaluation.falsification.suite import FULL
 
     colours = look(dark)
     rows = sorted(falsification.rows, key=lambda row: row["control"] != FULL)

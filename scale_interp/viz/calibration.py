@@ -11,7 +11,7 @@ from ..errors import DataError
 from .theme import frame, look
 
 if TYPE_CHECKING:
-    from ..evaluation.calibration import Calibration as Found
+    from ..evaluation.falsification.calibration import Calibration as Found
 
 WIDTH, HEIGHT = 760, 460
 
@@ -21,15 +21,15 @@ def calibration(found: Found, *, dark: bool = False) -> go.Figure:
 
     The band holds 95% of the shares of so many uniform p-values, at each x for itself. Raises DataError without null suites.
 
-    >>> from scale_interp.evaluation.calibration import Calibration
+    >>> from scale_interp.evaluation.falsification.calibration import Calibration
     >>> suite = {"kind": "no signal", "p": 0.4, "p_corrected": 0.8, "low": -0.1, "high": 0.1, "gains": False, "survives": False}
     >>> figure = calibration(Calibration((suite,), {}))
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch and scipy.
     from scipy import stats
 
-    from ..evaluation.calibration import NULL, PLANTED
-    from ..evaluation.verdict import ALPHA
+    from ..evaluation.falsification.calibration import NULL, PLANTED
+    from ..evaluation.falsification.verdict import ALPHA
 
     if not found.of(NULL):
         raise DataError("no suites without signal: there is nothing to hold against the uniform distribution")

@@ -15,8 +15,8 @@ from .heatmap import LAYER, PANEL, cell_size, layer_head_axes
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
-    from ..evaluation.comparison import Comparison
-    from ..evaluation.head_sets import HeadSets
+    from ..evaluation.comparison.comparison import Comparison
+    from ..evaluation.comparison.head_sets import HeadSets
 
 WIDTH = 980
 WIDEST = 1000

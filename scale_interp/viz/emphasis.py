@@ -15,7 +15,7 @@ from .colour import fill
 from .theme import frame, look
 
 if TYPE_CHECKING:
-    from ..adapters.emphasis import Interventions
+    from ..adapters.steering.emphasis import Interventions
 
 AXES = {"gain": "heads multiplied by", "alpha": "standard deviations added along the direction"}
 NOTHING = {"gain": 1.0, "alpha": 0.0}

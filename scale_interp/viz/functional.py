@@ -16,7 +16,7 @@ from .heatmap import coloraxis, limit, outline
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
-    from ..adapters.emphasis import Interventions
+    from ..adapters.steering.emphasis import Interventions
     from ..attribution.functional import FunctionalHeads
     from ..attribution.removal import RemovalCurve
 

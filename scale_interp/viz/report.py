@@ -15,8 +15,8 @@ import plotly.graph_objects as go
 from plotly.offline import get_plotlyjs
 
 from ..data.question import Question
+from ..data.question_card import question_card
 from ..errors import DataError
-from .page import question_card
 
 Item: TypeAlias = str | go.Figure | Callable[..., go.Figure] | pd.DataFrame | Question | tuple[Question, str]
 
@@ -92,7 +92,7 @@ def write_report(path: str | Path, *, title: str, sections: Sequence[Section], m
     >>> write_report(f"{tempfile.mkdtemp()}/report.html", title="Heads", sections=[Section("Result", ["None."])], meta={"seed": 0})
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
-    from ..record import write_bytes
+    from ..core.record import write_bytes
 
     numbers = count(1)
     parts = [(f"section-{i}", section.heading, _body(section.body, numbers)) for i, section in enumerate(sections, 1)]

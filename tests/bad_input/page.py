@@ -12,10 +12,10 @@ import scale_interp as si
 from bad_input import KINDS
 from bad_input.kind import Kind
 from bad_input.room import Room, offline
-from scale_interp import strict_json
+from scale_interp.core import strict_json
+from scale_interp.core.record import write_bytes
 from scale_interp.data import question
 from scale_interp.errors import ScaleInterpError
-from scale_interp.record import write_bytes
 
 ROOT = Path(__file__).parents[2]
 LONGEST = 230
@@ -98,8 +98,8 @@ LIMITS = """## Limits
 | what | limit | raised by |
 |---|---|---|
 | pixels of a picture | {pixels:,} | `scale_interp.data.question.LARGEST = ...`; above 178,956,970 also `PIL.Image.MAX_IMAGE_PIXELS` |
-| bytes of a JSON file that is read at once | {file:,} | `scale_interp.strict_json.LARGEST_FILE = ...` |
-| bytes of a line of a file of records | {line:,} | `scale_interp.strict_json.LARGEST_LINE = ...` |
+| bytes of a JSON file that is read at once | {file:,} | `scale_interp.core.strict_json.LARGEST_FILE = ...` |
+| bytes of a line of a file of records | {line:,} | `scale_interp.core.strict_json.LARGEST_LINE = ...` |
 | questions of a rendered set | 1,000,000 | scenes that differ run out |
 
 Files of records are read line by line, and pictures are opened one by one when they are asked for. A configuration that describes a far

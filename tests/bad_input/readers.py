@@ -16,7 +16,7 @@ import pytest
 import scale_interp as si
 from bad_input.kind import Kind
 from bad_input.results import Boom
-from scale_interp import strict_json
+from scale_interp.core import strict_json
 from scale_interp.errors import DataError
 
 CAPTIONS = ["A mug on a table", "A mug under a table", "A mug to the left of a table", "A mug to the right of a table"]

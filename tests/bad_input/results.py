@@ -17,8 +17,8 @@ import scale_interp as si
 from bad_input.kind import Kind
 from scale_interp.bench.result import read_benchmarks
 from scale_interp.errors import FileError
-from scale_interp.evaluation.calibration import Calibration
-from scale_interp.evaluation.tuning import Chosen
+from scale_interp.evaluation.comparison.tuning import Chosen
+from scale_interp.evaluation.falsification.calibration import Calibration
 
 LOADED: list[str] = []
 """What a pickle that was read would have written here."""

@@ -10,8 +10,8 @@ import torch
 
 import scale_interp as si
 from scale_interp.attribution.removal import KINDS
-from scale_interp.evaluation.calibration import NULL, Calibration
-from scale_interp.evaluation.tuning import Chosen
+from scale_interp.evaluation.comparison.tuning import Chosen
+from scale_interp.evaluation.falsification.calibration import NULL, Calibration
 
 ABOUT = {"model": "demo", "data": "scenes/relation", "n": 6}
 FIVE, SIX = torch.arange(5), torch.arange(6)

@@ -15,8 +15,8 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
-from ...data.scene import COLOURS, SHAPES, SIZE
-from ...data.task import NUMBERS, ORDINALS, POSITIONS, RELATIONS, YES_NO
+from ...data.scenes.scene import COLOURS, SHAPES, SIZE
+from ...data.scenes.task import NUMBERS, ORDINALS, POSITIONS, RELATIONS, YES_NO
 
 PATCH = 8
 IMAGE_TOKENS = (SIZE // PATCH) ** 2

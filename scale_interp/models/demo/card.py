@@ -8,9 +8,9 @@ import torch
 
 from ...data.load import load_questions
 from ...data.question import Question
-from ...data.task import TASKS
+from ...data.scenes.task import TASKS
+from ...vlm.vlm import VLM
 from ..load import load
-from ..vlm import VLM
 from . import NAMES
 
 N = 400

@@ -18,8 +18,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration
 
-from ...data.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
-from ...data.task import RELATIONS, TASKS, Asked, place
+from ...data.scenes.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
+from ...data.scenes.task import RELATIONS, TASKS, Asked, place
 from ...errors import FileError
 from .build import IMAGE_TOKENS, PATCH, processor, untrained
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration, LlavaProcessor
 
-from ...data.scene import GRID, SIZE
+from ...data.scenes.scene import GRID, SIZE
 from ..demo import build as demo
 from .circuits import Circuit, Kind
 

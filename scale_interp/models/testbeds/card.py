@@ -5,9 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from ...data.load import load_questions
+from ...vlm.vlm import VLM
 from ..demo.card import accuracy
 from ..load import load
-from ..vlm import VLM
 from .circuits import CIRCUITS, TASK, Circuit
 
 N = 400

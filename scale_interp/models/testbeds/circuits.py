@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from ...data.task import POSITIONS
+from ...data.scenes.task import POSITIONS
 
 TASK = "position"
 Head = tuple[int, int]

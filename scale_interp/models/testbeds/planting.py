@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ...errors import EditError, ModelError
-from ..vlm import VLM
+from ...vlm.vlm import VLM
 
 Heads = tuple[tuple[int, int], ...]
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
-from ...data.scene import COLOURS, GRID, SHAPES, SIZE, Scene, scenes
-from ...data.task import TASKS
+from ...data.scenes.scene import COLOURS, GRID, SHAPES, SIZE, Scene, scenes
+from ...data.scenes.task import TASKS
 from ..demo import recipe
 from ..demo.recipe import Stage, pixel_values
 from .build import HEAD_DIM, IMAGE_TOKENS, WIDTH, Construction, processor, untrained

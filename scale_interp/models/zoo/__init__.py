@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from ...arguments import near
+from ...core.arguments import near
 from ...errors import ModelError
 
 PREFIX = "tiny-random/"

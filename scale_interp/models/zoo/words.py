@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 from transformers import PreTrainedTokenizerFast
 
-from ...data.scene import COLOURS, SHAPES
-from ...data.task import NUMBERS, ORDINALS, POSITIONS, RELATIONS, YES_NO
+from ...data.scenes.scene import COLOURS, SHAPES
+from ...data.scenes.task import NUMBERS, ORDINALS, POSITIONS, RELATIONS, YES_NO
 
 WORDS = "where is the relative to of in picture which column row what shape colour thing things how many are there"
 CHAT = "a user assistant helpful model answer en you USER ASSISTANT INST system User Assistant cat dog under near on behind"

@@ -1,0 +1,1 @@
+"""ScalingVis, AdaptVis and PASTA: attention to the image, sharpened or smoothed."""

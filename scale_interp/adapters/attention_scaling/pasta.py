@@ -1,0 +1,58 @@
+"""PASTA: chosen heads look away from everything but the selected tokens (arXiv 2311.02262), a baseline of AdaptVis."""
+
+from __future__ import annotations
+
+import math
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ...core.arguments import checked_settings, fits
+from ...errors import EditError
+from ...interventions.attention.logits import LogitEdit, attach_logits
+from ...interventions.attention.run import Answers
+from ...interventions.edit import Head
+from ...vlm.vlm import VLM
+from .scalingvis import SavedSettings, as_pairs, places, shape
+
+
+@checked_settings
+@dataclass(frozen=True)
+class PASTA(SavedSettings):
+    """log(alpha) added to the attention logits of chosen heads at unselected prompt tokens, in all rows (arXiv 2311.02262, section 3).
+
+    After the softmax, attention to unselected tokens is alpha times what it was, against the selected. Selected are the image
+    tokens, or those given as `selected` to evaluate_scaled (an asked box's, for example). alpha 1 changes nothing; 0.01 is the
+    paper's. Tokens after the prompt count as selected. It changes the prompt's keys, so every answer is a whole forward pass.
+
+    >>> PASTA([(3, 1)])
+    PASTA(heads=((3, 1),), alpha=0.01)
+    """
+
+    heads: tuple[Head, ...]
+    alpha: float = 0.01
+    whole: ClassVar[bool] = True
+    passes: ClassVar[int] = 1
+    n_parameters: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "heads", as_pairs(self.heads))
+        if not (fits(self.alpha, float) and math.isfinite(self.alpha) and self.alpha > 0):
+            raise EditError(f"alpha={self.alpha}: give a finite number above 0 (1 changes nothing)")
+
+    def logits(self, n_layers: int, n_heads: int) -> LogitEdit:
+        """What happens to the attention logits of a model of this shape."""
+        on = places(None, self.heads, n_layers, n_heads)
+        return LogitEdit(torch.ones(on.shape), on * math.log(self.alpha), "all", "each_new_token", "other")
+
+    def scores(self, vlm: VLM, answers: Answers) -> Tensor:
+        """Choice scores [B, C]."""
+        return answers.scores(None if self.alpha == 1 else self.logits(vlm.n_layers, vlm.n_heads))
+
+    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
+        """The model with these heads looking at the image, for plain transformers forward and generate."""
+        model = vlm.hf_model if isinstance(vlm, VLM) else vlm
+        return attach_logits(model, self.logits(*shape(model)))

@@ -1,0 +1,174 @@
+"""ScalingVis: the last token's attention to the image, sharpened or smoothed by one weight (arXiv 2503.01773)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, Self
+
+import torch
+from torch import Tensor
+
+from ...core.arguments import checked_settings, fits
+from ...core.card import Card
+from ...core.record import made, read_json, write_json
+from ...errors import EditError, FileError
+from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_logits
+from ...interventions.attention.run import Answers
+from ...interventions.edit import Head, check_heads
+from ...vlm.vlm import VLM
+from ..attach import require_model
+
+CONFIG = "attention_config.json"
+
+
+class AttentionMethod(Protocol):
+    """What scaling, AdaptVis, PASTA and Steering share: they answer a batch, attach to a plain model, and are saved as settings.
+
+    whole: every answer takes whole forward passes; passes: forward passes an answer; n_parameters: numbers that were set.
+    """
+
+    @property
+    def whole(self) -> bool: ...
+    @property
+    def passes(self) -> int: ...
+    @property
+    def n_parameters(self) -> int: ...
+    def scores(self, vlm: VLM, answers: Answers) -> Tensor: ...
+    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]: ...
+    def config(self) -> dict[str, Any]: ...
+    def save_pretrained(self, folder: str | Path) -> None: ...
+
+
+@dataclass(frozen=True)
+class SavedSettings(Card):
+    """Settings that are written as a folder with one readable JSON file, and read back."""
+
+    most = 100
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": "all" if value is None else str(value)} for name, value in asdict(self).items())
+
+    def config(self) -> dict[str, Any]:
+        """The method's name and its settings."""
+        return {"method": type(self).__name__, "settings": asdict(self)}
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write attention_config.json."""
+        write_json(Path(folder) / CONFIG, self.config(), sealed=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read saved settings. Raises FileError for a damaged or foreign folder."""
+        path = Path(folder) / CONFIG
+        return cls.from_config(read_json(path), path)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any], path: Path) -> Self:
+        """What `save_pretrained` wrote; path: named in errors."""
+        if config.get("method") != cls.__name__:
+            raise FileError(f"{path} describes {config.get('method', 'no method')!r}, no {cls.__name__}; give the folder of one")
+        return made(path, lambda: cls(**config["settings"]))
+
+
+@checked_settings
+@dataclass(frozen=True)
+class AttentionScale(SavedSettings):
+    """Attention logits to the image tokens times one weight, before mask and softmax (arXiv 2503.01773, "ScalingVis").
+
+    Logits are signed, so this is no pure temperature; 1 changes nothing, below 1 smooths, above 1 sharpens. The paper's are the
+    defaults: the prompt's last row, every layer and head, no row of a generated token. Options of ours: rows "all" (every row of
+    the prompt; needs whole passes), layers, heads, steps "each_new_token" (also the rows of tokens after the prompt).
+
+    >>> import scale_interp as si
+    >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
+    >>> with AttentionScale(1.5).attached(vlm):
+    ...     answer = vlm.generate(q)
+    """
+
+    weight: float
+    rows: Rows = "last"
+    columns: Literal["image"] = "image"
+    layers: tuple[int, ...] | None = None
+    heads: tuple[Head, ...] | None = None
+    steps: Steps = "prefill"
+    passes: ClassVar[int] = 1
+    n_parameters: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        check_weight("weight", self.weight)
+        as_tuples(self)
+        if self.columns != "image":
+            raise EditError(f"columns={self.columns!r}: only the logits over 'image' tokens are scaled; leave it at that")
+        self.logits(1, 1, torch.ones(1, 1, dtype=torch.bool))
+
+    @property
+    def whole(self) -> bool:
+        return self.rows == "all"
+
+    def logits(self, n_layers: int, n_heads: int, on: Tensor | None = None) -> LogitEdit:
+        """What happens to the attention logits of a model of this shape."""
+        on = places(self.layers, self.heads, n_layers, n_heads) if on is None else on
+        return LogitEdit(torch.where(on, float(self.weight), 1.0), torch.zeros(on.shape), self.rows, self.steps)
+
+    def scores(self, vlm: VLM, answers: Answers) -> Tensor:
+        """Choice scores [B, C]; those of the unedited model, bit for bit, with weight 1."""
+        return answers.scores(None if self.weight == 1 else self.logits(vlm.n_layers, vlm.n_heads))
+
+    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
+        """The model with its attention scaled, for plain transformers forward and generate."""
+        model = vlm.hf_model if isinstance(vlm, VLM) else vlm
+        return attach_logits(model, self.logits(*shape(model)))
+
+
+def shape(model: Any) -> tuple[int, int]:
+    """Layers and heads of a transformers model's text decoder."""
+    require_model(model)
+    return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
+
+
+def places(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Tensor:
+    """True [L, H] at the given heads (None: all) in the given layers (None: all)."""
+    on = torch.zeros(n_layers, n_heads, dtype=torch.bool)
+    every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
+    for layer, head in every if heads is None else check_heads(heads, n_layers, n_heads):
+        on[layer, head] = True
+    if layers is not None:
+        wrong = [layer for layer in layers if not 0 <= layer < n_layers]
+        if wrong:
+            raise EditError(f"layers {list(layers)}: give numbers from 0 to {n_layers - 1}")
+        on[[layer for layer in range(n_layers) if layer not in list(layers)]] = False
+    if not on.any():
+        raise EditError("no head is left to change: give heads within the given layers, or None for all")
+    return on
+
+
+def check_weight(name: str, value: float) -> None:
+    """Raise EditError for a weight of logits that is negative or no number."""
+    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
+        raise EditError(f"{name}={value!r}: give a finite number from 0 (1 changes nothing)")
+
+
+def as_tuples(settings: Any) -> None:
+    """Layers and heads as tuples of integers, whatever they came as."""
+    if settings.layers is not None:
+        if not fits(settings.layers, Iterable[int]):
+            raise EditError(f"layers={settings.layers!r}: give whole numbers, or None for all")
+        object.__setattr__(settings, "layers", tuple(int(layer) for layer in settings.layers))
+    if settings.heads is not None:
+        object.__setattr__(settings, "heads", as_pairs(settings.heads))
+
+
+def as_pairs(heads: Iterable[Head]) -> tuple[Head, ...]:
+    """(layer, head) pairs as integers, whatever they came as. Raises EditError for what is no pair of whole numbers."""
+    found: tuple[Any, ...] = tuple(heads) if fits(heads, Iterable[Head]) else (heads,)
+    if wrong := [head for head in found if not fits(head, Head)]:
+        raise EditError(f"head {wrong[0]!r} is no (layer, head) pair")
+    return tuple((int(layer), int(head)) for layer, head in found)
+
+
+def all_scores(vlm: VLM, batch: Answers, methods: Sequence[AttentionMethod]) -> list[Tensor]:
+    return [method.scores(vlm, batch) for method in methods]

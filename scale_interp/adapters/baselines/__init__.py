@@ -1,0 +1,1 @@
+"""What ScAle is compared with: LoRA, IA3 and a free last-token bias."""

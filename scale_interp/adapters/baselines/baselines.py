@@ -1,0 +1,319 @@
+"""What ScAle is compared with: LoRA and IA3 through peft, and a free shift of the last token's heads, trained as ScAle is.
+
+The same training questions, batches, epochs, patience and pictures held out for early stopping as fit_scale; each method's
+learning rate is the one of a few with the lowest held-out loss.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...attribution.ablation import provenance
+from ...core.card import Card
+from ...core.record import write_json, write_tensors
+from ...data.question import Question
+from ...errors import EditError, ModelError
+from ...interventions.edit import Edit, Scope
+from ...interventions.engine import Path
+from ...interventions.packed import run_packed
+from ...interventions.prefix import prompt_inputs, run_prompts
+from ...interventions.vision import image_features, in_pixels_place, takes_features
+from ...vlm.vlm import VLM
+from ..attach import attach
+from .training import Batch, Fitted, best_rate, prepared, read_batches, train_parameters
+
+KEYS = ("k_proj", "v_proj")
+"""Where IA3 rescales a layer's outputs, beside the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
+FEED_FORWARD = "down_proj"
+LORA_RATES = (3e-3, 1e-3, 1e-2)
+FREE_RATES = (1e-2, 3e-3, 3e-2)
+"""Learning rates tried for IA3 and for the shift."""
+
+
+@dataclass(frozen=True, eq=False)
+class PeftAdapter(Card):
+    """A LoRA or IA3 adapter of a VLM's text decoder; config and weights are peft's.
+
+    history: a row an epoch of the fit. settings hold the learning rate that was kept, all that were tried, and the seconds.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> adapter = si.fit_lora(vlm, train, rank=1, epochs=1, learning_rates=[1e-3])
+    >>> with adapter.attached(vlm):
+    ...     found = si.evaluate(vlm, train[:4])
+    """
+
+    name: str
+    config: Mapping[str, Any]
+    weights: Mapping[str, Tensor]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, float], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<{self.name} of {self.n_parameters:,} parameters>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
+
+    @property
+    def n_parameters(self) -> int:
+        return sum(weight.numel() for weight in self.weights.values())
+
+    @contextmanager
+    def attached(self, vlm: VLM) -> Iterator[None]:
+        """The model with the adapter in place, for every analysis and for generate; its own modules are back at the end."""
+        with _injected(vlm, self.config, self.weights):
+            yield
+
+    def save_pretrained(self, folder: str | FilePath) -> None:
+        """Write adapter_config.json and adapter_model.safetensors, which peft's own PeftModel.from_pretrained reads."""
+        folder = FilePath(folder)
+        weights = {f"base_model.model.{name}": weight for name, weight in self.weights.items()}
+        write_tensors(folder / "adapter_model.safetensors", self.name, weights, {"settings": dict(self.settings)})
+        write_json(folder / "adapter_config.json", self.config)
+
+
+@dataclass(frozen=True, eq=False)
+class LastTokenBias(Card):
+    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
+
+    >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
+    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
+    """
+
+    shift: Tensor
+    scope: Scope = "each_new_token"
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    history: tuple[Mapping[str, float], ...] = ()
+
+    def __repr__(self) -> str:
+        return f"<LastTokenBias of {self.n_parameters:,} parameters>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
+
+    @property
+    def name(self) -> str:
+        return "last-token bias"
+
+    @property
+    def n_parameters(self) -> int:
+        return self.shift.numel()
+
+    def edit(self) -> Edit:
+        """The edit of one variant."""
+        return Edit(shift=self.shift[None], scope=self.scope)
+
+    def attached(self, vlm: VLM | nn.Module) -> AbstractContextManager[None]:
+        """The shifted model, for plain transformers forward and generate."""
+        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
+
+
+def fit_lora(
+    vlm: VLM,
+    train: Sequence[Question],
+    rank: int = 4,
+    *,
+    learning_rates: Sequence[float] = LORA_RATES,
+    seed: int = 0,
+    path: Path = "auto",
+    **settings: Any,
+) -> PeftAdapter:
+    """LoRA of one rank on every linear layer of the text decoder's layers (Hu et al. 2022), alpha = rank, no dropout.
+
+    settings: epochs, batch_size, validation and patience of FitSettings. Raises EditError where the model runs by the
+    reference path, ModelError without peft.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)
+    >>> fit_lora(vlm, train, rank=1, epochs=1, learning_rates=[1e-3])
+    <LoRA r=1 of 13,056 parameters>
+    """
+    if rank < 1:
+        raise EditError(f"rank={rank}: give 1 or more")
+    config = _peft().LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_pattern(vlm, _linear(vlm)), bias="none")
+    return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
+
+
+def fit_ia3(
+    vlm: VLM,
+    train: Sequence[Question],
+    *,
+    learning_rates: Sequence[float] = FREE_RATES,
+    seed: int = 0,
+    path: Path = "auto",
+    **settings: Any,
+) -> PeftAdapter:
+    """IA3 on keys, values and the feed-forward of the text decoder's layers (Liu et al. 2022, section 3.3); else as fit_lora.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> fit_ia3(vlm, train, epochs=1, learning_rates=[1e-2]).name
+    'IA3'
+    """
+    names = _linear(vlm)
+    ends = {*KEYS, FEED_FORWARD}
+    if missing := ends - {name.rpartition(".")[2] for name in names}:
+        raise ModelError(f"{vlm.name}: no {', '.join(sorted(missing))} in the text decoder's layers, which IA3 rescales; use fit_lora")
+    chosen = [name for name in names if name.rpartition(".")[2] in ends]
+    inner = [name for name in chosen if name.endswith(FEED_FORWARD)]
+    config = _peft().IA3Config(target_modules=_pattern(vlm, chosen), feedforward_modules=_pattern(vlm, inner))
+    return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
+
+
+def fit_bias(
+    vlm: VLM,
+    train: Sequence[Question],
+    *,
+    learning_rates: Sequence[float] = FREE_RATES,
+    seed: int = 0,
+    path: Path = "auto",
+    **settings: Any,
+) -> LastTokenBias:
+    """A shift of every number of the last token's head outputs; settings as fit_lora's.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)
+    >>> fit_bias(vlm, train, epochs=1, learning_rates=[1e-2])
+    <LastTokenBias of 768 parameters>
+    """
+    train, options = prepared(vlm, train, path, settings)
+    learn, held = read_batches(vlm, train, options, seed)
+
+    def trial(rate: float) -> Fitted:
+        shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
+        edit = Edit(shift=shift, scope=options.scope)
+        return train_parameters([shift], lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0], learn, held, options, rate)
+
+    best, info = best_rate(trial, learning_rates, options, seed)
+    made = provenance(vlm, train, path="packed")
+    return LastTokenBias(best.state[0][0], options.scope, info, made, best.history)
+
+
+def _fit_peft(
+    vlm: VLM,
+    train: Sequence[Question],
+    name: str,
+    config: Any,
+    rates: Sequence[float],
+    seed: int,
+    path: Path,
+    settings: Mapping[str, Any],
+) -> PeftAdapter:
+    train, options = prepared(vlm, train, path, settings)
+    learn, held = read_batches(vlm, train, options, seed)
+    given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
+    names: list[str] = []
+
+    def scores(batch: Batch) -> Tensor:
+        # The weights have changed, so the prompt is run anew.
+        layers, _ = run_prompts(vlm, given[id(batch)])
+        return run_packed(vlm, replace(batch.prefix, layers=layers), None)[0]
+
+    def trial(rate: float) -> Fitted:
+        with _injected(vlm, config.to_dict(), None, seed) as weights:
+            names[:] = weights
+            return train_parameters(list(weights.values()), scores, learn, held, options, rate)
+
+    best, info = best_rate(trial, rates, options, seed)
+    made = provenance(vlm, train, path="packed")
+    return PeftAdapter(name, _plain(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
+
+
+@torch.no_grad()
+def _inputs(vlm: VLM, questions: Sequence[Question]) -> dict[str, Any]:
+    """Encoded prompts; the frozen vision tower's features stand in the pictures' place where the model takes them."""
+    inputs = vlm.encode(questions)
+    if not takes_features(vlm) or not any(q.pictures for q in questions):
+        return prompt_inputs(vlm, inputs)
+    return prompt_inputs(vlm, inputs, in_pixels_place(vlm, inputs, image_features(vlm, inputs)))
+
+
+@contextmanager
+def _injected(
+    vlm: VLM, config: Mapping[str, Any], weights: Mapping[str, Tensor] | None, seed: int = 0
+) -> Iterator[dict[str, nn.Parameter]]:
+    """The model with peft's modules in its own modules' places: the adapter's parameters by name.
+
+    The model's own modules are put back at the end, and with them every bit of its answers.
+    """
+    if not isinstance(vlm, VLM):
+        raise ModelError(f"cannot attach to a {type(vlm).__name__}: give a VLM, as si.load returns it")
+    peft, model = _peft(), vlm.hf_model
+    if hasattr(model, "peft_config"):
+        raise ModelError(f"{vlm.name} has an adapter in place already: leave it before another one is attached")
+    try:
+        made = peft.get_peft_config(dict(config))
+    except (KeyError, TypeError, ValueError) as error:
+        raise EditError(f"the adapter's configuration is none of peft's ({error!r}): give the one that it was saved with") from error
+    needed = {name: p.requires_grad for name, p in model.named_parameters()}
+    owners = [(parent, child, module) for parent in model.modules() for child, module in parent.named_children()]
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            peft.inject_adapter_in_model(made, model)
+        model.eval()
+        own = {_peft_name(name): p for name, p in model.named_parameters() if p.requires_grad}
+        for parameter in own.values():
+            parameter.data = parameter.data.float()
+        if weights is not None:
+            if {k: w.shape for k, w in weights.items()} != {k: p.shape for k, p in own.items()}:
+                raise EditError(f"the adapter was trained on a model of other modules than {vlm.name}'s: attach it to that one")
+            for name, weight in weights.items():
+                own[name].data.copy_(weight)
+        yield own
+    finally:
+        for parent, child, module in owners:
+            if getattr(parent, child) is not module:
+                setattr(parent, child, module)
+        if hasattr(model, "peft_config"):
+            del model.peft_config
+        for name, p in model.named_parameters():
+            p.requires_grad_(needed[name])
+
+
+def _peft_name(name: str) -> str:
+    """A parameter's name in a file of peft's, which leaves out the name of the adapter."""
+    return name.removesuffix(".default") if name.endswith(".default") else name.replace(".default.", ".")
+
+
+def _linear(vlm: VLM) -> list[str]:
+    """Full names of the linear modules in the text decoder's layers, and of those alone: never the vision tower's."""
+    inside = {id(m) for layer in vlm.decoder.layers for m in layer.modules() if isinstance(m, nn.Linear)}
+    return [name for name, module in vlm.hf_model.named_modules() if id(module) in inside]
+
+
+def _pattern(vlm: VLM, names: Sequence[str]) -> str:
+    """A regular expression that matches these full names: a bare suffix would adapt the vision tower too."""
+    layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.decoder.layers)
+    inner = sorted({name[len(layers) :].split(".", 2)[2] for name in names})
+    return rf"{re.escape(layers)}\.\d+\.({'|'.join(map(re.escape, inner))})"
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A peft configuration as JSON holds it."""
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, set | frozenset):
+            out[key] = sorted(value)
+        elif value is None or isinstance(value, str | int | float | bool | list | tuple | dict):
+            out[key] = getattr(value, "value", value)
+    return out
+
+
+def _peft() -> Any:
+    try:
+        import peft
+    except ImportError as error:
+        raise ModelError("LoRA and IA3 are peft's: pip install 'scale-interp[peft]'") from error
+    return peft

@@ -1,0 +1,1 @@
+"""ScAle: learned scalars on the last token's heads and MLPs."""

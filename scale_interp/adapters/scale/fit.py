@@ -1,0 +1,375 @@
+"""Fitting ScAle: many fits side by side on one reading of the prompts.
+
+Fits are variants of one packed run: seeds, controls and head subsets cost little more than one fit. Each fit's loss
+touches its own scalars only and all share the order of batches, so fits side by side equal fits one by one.
+"""
+
+from __future__ import annotations
+
+import json
+import warnings
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ...attribution.ablation import provenance
+from ...core.arguments import checked_settings
+from ...core.progress import track
+from ...data.items import groups, require
+from ...data.question import Question
+from ...errors import DataError, EditError, PathWarning
+from ...execution.batches import kept_part
+from ...execution.journal import Part
+from ...interventions.edit import Edit, Head, Scope, check_heads
+from ...interventions.engine import Path, require_packed
+from ...interventions.packed import run_packed
+from ...interventions.paths import check_finite
+from ...interventions.prefix import Prefix, Prompts
+from ...vlm.families import norms_after
+from ...vlm.vlm import VLM
+from .scale import ScAle
+
+Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
+
+
+@checked_settings
+@dataclass(frozen=True)
+class FitSettings:
+    """How scalars are fitted; every default is ours, the paper states none (docs/methods).
+
+    bound: s = 1 + radius * tanh(theta) | 2 * sigmoid(theta) | clamp(1 + theta, 1 -+ radius) | exp(radius * tanh(theta))
+    | 1 + theta. granularity: a scalar a head, or one a layer. l1: penalty on mean |s - 1|. retain_weight: penalty on
+    the KL divergence from the base model on the questions to retain. validation: share of the training pictures held
+    out for early stopping, drawn with the fit's seed; patience: epochs without a better validation loss.
+
+    >>> FitSettings(bound="sigmoid", epochs=5).scalars(torch.zeros(2))
+    tensor([1., 1.])
+    """
+
+    bound: Bound = "tanh"
+    radius: float = 1.0
+    granularity: Literal["head", "layer"] = "head"
+    scope: Scope = "each_new_token"
+    epochs: int = 40
+    lr: float = 0.05
+    batch_size: int = 64
+    l1: float = 0.0
+    retain_weight: float = 3.0
+    validation: float = 0.2
+    patience: int = 4
+
+    def __post_init__(self) -> None:
+        if self.bound not in ("tanh", "sigmoid", "clamp", "exp", "none"):
+            raise EditError(f"bound {self.bound!r}: choose 'tanh', 'sigmoid', 'clamp', 'exp' or 'none'")
+        if self.granularity not in ("head", "layer"):
+            raise EditError(f"granularity {self.granularity!r}: choose 'head' or 'layer'")
+        if not 0 < self.validation < 1:
+            raise EditError(f"validation={self.validation}: give the share of pictures to hold out, between 0 and 1")
+        for name in ("radius", "lr", "epochs", "batch_size", "patience"):
+            if getattr(self, name) <= 0:
+                raise EditError(f"{name}={getattr(self, name)}: must be above 0")
+
+    def scalars(self, theta: Tensor) -> Tensor:
+        """The scalars of free parameters theta; 1 at theta = 0."""
+        if self.bound == "tanh":
+            return 1 + self.radius * torch.tanh(theta)
+        if self.bound == "sigmoid":
+            return 2 * torch.sigmoid(theta)
+        if self.bound == "clamp":
+            return (1 + theta).clamp(1 - self.radius, 1 + self.radius)
+        if self.bound == "exp":
+            return torch.exp(self.radius * torch.tanh(theta))
+        return 1 + theta
+
+
+@checked_settings
+@dataclass(frozen=True)
+class Fit:
+    """One fit of a suite: where scalars are learned, from which answers, with which seed.
+
+    heads: None for all. answers: indices of the taught answers, None for the true ones. frozen: nothing is learned.
+
+    >>> Fit("two heads", heads=((3, 1), (2, 0)), mlp=False).seed
+    0
+    """
+
+    name: str = "fit"
+    heads: tuple[Head, ...] | None = None
+    mlp: bool = True
+    answers: tuple[int, ...] | None = None
+    seed: int = 0
+    frozen: bool = False
+
+
+def fit_scale(
+    vlm: VLM,
+    train: Sequence[Question],
+    heads: Iterable[Head] | None = None,
+    mlp: bool = True,
+    *,
+    layers: Iterable[int] | None = None,
+    retain: Sequence[Question] | None = None,
+    seed: int = 0,
+    prompts: Prompts | None = None,
+    path: Path = "auto",
+    **settings: Any,
+) -> ScAle:
+    """Fit scalars on the last token's heads (all, or the given ones) and MLPs of the frozen model.
+
+    layers: only these layers' heads and MLPs. retain: questions whose answers should stay as the base model gives
+    them. path: fitting is packed; "packed" asks for it where the prompt would have to be frozen (see run_edits).
+    settings: fields of FitSettings. Only the choices' scores are trained on, by cross-entropy.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
+    >>> si.fit_scale(vlm, train, heads=[(2, 1), (3, 0)], mlp=False, epochs=2).n_parameters
+    2
+    """
+    every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
+    chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
+    only = None if layers is None else _check_layers(layers, vlm.n_layers)
+    if only is not None:
+        chosen = [h for h in chosen if h[0] in only]
+    fit = Fit("fit", tuple(chosen), mlp, seed=seed)
+    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
+
+
+def fit_scales(
+    vlm: VLM,
+    train: Sequence[Question],
+    fits: Sequence[Fit],
+    *,
+    retain: Sequence[Question] | None = None,
+    layers: Sequence[int] | None = None,
+    prompts: Prompts | None = None,
+    path: Path = "auto",
+    **settings: Any,
+) -> list[ScAle]:
+    """Run several fits side by side on one reading of the training prompts; the same numbers as one after another.
+
+    >>> import scale_interp as si
+    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
+    >>> fits = [si.Fit("one head", ((3, 1),), mlp=False), si.Fit("all heads", mlp=False)]
+    >>> [scale.n_parameters for scale in si.fit_scales(vlm, train, fits, epochs=1)]
+    [1, 48]
+    """
+    train = require(train)
+    options = FitSettings(**settings)
+    if not fits:
+        raise EditError("no fits: give at least one")
+    for fit in fits:
+        _check_fit(fit, train)
+    require_packed(vlm, train, path, "fitting")
+    if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
+        warnings.warn(
+            f"{vlm.name} norms the MLP's output, and the norm takes a factor out again: MLP scalars do next to nothing; use mlp=False",
+            PathWarning,
+            stacklevel=3,
+        )
+    learner = _Learner(vlm, train, fits, options, layers)
+    if prompts is None:
+        prompts = Prompts(vlm, train, options.batch_size)
+    prompts.require(train)
+    kept = _Retained(vlm, retain, options) if retain is not None else None
+    part = kept_part(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
+    order = np.random.default_rng(0)
+    what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
+    done = learner.resume(part)
+    for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
+        batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
+        if epoch <= done or not len(learner.running):
+            continue
+        for step, i in enumerate(batches):
+            learner.step(prompts[i], kept, step)
+        learner.validate(prompts, kept)
+        learner.keep(part)
+    made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
+    return learner.results(made)
+
+
+class _Learner:
+    """Free parameters of F fits, their optimiser, and the best state of each by validation loss."""
+
+    def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
+        self.vlm, self.fits, self.options = vlm, fits, options
+        F_, L, H = len(fits), vlm.n_layers, vlm.n_heads
+        self.heads = [self._heads(fit) for fit in fits]
+        self.on = torch.zeros(F_, L, H, dtype=torch.bool)
+        self.mlp_on = torch.zeros(F_, L, dtype=torch.bool)
+        for f, fit in enumerate(fits):
+            for head in self.heads[f]:
+                self.on[f][head] = True
+            self.mlp_on[f, list(layers) if layers is not None else slice(None)] = fit.mlp
+            if not (self.on[f].any() or self.mlp_on[f].any()):
+                raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
+        shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
+        self.theta = torch.zeros(shape, requires_grad=True)
+        self.phi = torch.zeros(F_, L, requires_grad=True)
+        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, weight_decay=0.0)
+        self.learning = torch.tensor([not f.frozen for f in fits])
+        self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
+        self.trains = torch.stack([self._split(train, f.seed) for f in fits])
+        self.best = [(float("inf"), 0)] * F_
+        self.best_scalars = [t.detach().clone() for t in self.scalars()]
+        self.stopped = ~self.learning
+        self.histories: list[list[dict[str, float]]] = [[] for _ in fits]
+        self.epoch = -1
+
+    def _heads(self, fit: Fit) -> tuple[Head, ...]:
+        L, H = self.vlm.n_layers, self.vlm.n_heads
+        return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
+
+    def _split(self, train: Sequence[Question], seed: int) -> Tensor:
+        """True on the questions that this fit learns from; whole pictures are held out."""
+        group = groups(train)
+        count = int(group.max()) + 1
+        held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
+        learns = ~np.isin(group, held)
+        if not learns.any():
+            raise DataError(f"{len(train)} training questions on {count} picture(s): none is left to learn from; give more pictures")
+        return torch.from_numpy(learns)
+
+    def scalars(self) -> tuple[Tensor, Tensor]:
+        """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
+        learned = self.learning[:, None] & self.mlp_on
+        scale = torch.where(self.on & self.learning[:, None, None], self.options.scalars(self.theta), 1.0)
+        return scale, torch.where(learned, self.options.scalars(self.phi), 1.0)
+
+    @property
+    def running(self) -> Tensor:
+        """The fits that have not stopped; the others no longer cost anything."""
+        return (~self.stopped).nonzero().flatten()
+
+    def _edit(self) -> Edit:
+        scale, mlp = (t[self.running] for t in self.scalars())
+        return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
+
+    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of each question for each running fit [B, R], and which of them it learns from."""
+        edit = self._edit()
+        _, scores = run_packed(self.vlm, prefix, edit)
+        check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
+        answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
+        losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
+        return losses, learns
+
+    def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
+        losses, learns = self._losses(prefix)
+        loss = ((losses * learns).sum(0) / learns.sum(0).clamp(min=1)).sum()
+        if kept is not None:
+            loss = loss + self.options.retain_weight * kept.divergence(self._edit(), step).sum()
+        if self.options.l1:
+            scale, mlp = self.scalars()
+            count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
+            loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
+        # Asked for these two alone: a live model's own weights gather no gradients.
+        self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+        self.optimiser.step()
+
+    @torch.no_grad()
+    def validate(self, prompts: Prompts, kept: _Retained | None) -> None:
+        """Keep each fit's scalars where its held-out loss is the lowest so far; stop it after `patience` worse epochs.
+
+        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1.
+        """
+        self.epoch += 1
+        losses, learns = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
+        validation = (losses * ~learns).sum(0) / (~learns).sum(0)
+        training = (losses * learns).sum(0) / learns.sum(0)
+        divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
+        now = self.scalars()
+        for i, f in enumerate(self.running.tolist()):
+            row = {"epoch": self.epoch, "train_loss": float(training[i]), "validation_loss": float(validation[i])}
+            self.histories[f].append(row | ({"retain_kl": float(divergence[i])} if kept is not None else {}))
+            loss = float(validation[i] + self.options.retain_weight * divergence[i])
+            if loss < self.best[f][0]:
+                self.best[f] = (loss, self.epoch)
+                for best, current in zip(self.best_scalars, now, strict=True):
+                    best[f] = current[f]
+            elif self.epoch - self.best[f][1] >= self.options.patience:
+                self.stopped[f] = True
+
+    def keep(self, part: Part | None) -> None:
+        """Everything that the next epoch needs, in place of what was kept of the last one."""
+        if part is None:
+            return
+        adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
+        best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
+        tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
+        # as text, for a loss may still be infinite
+        part.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
+
+    def resume(self, part: Part | None) -> int:
+        """Take up the epoch that was kept; its number, -1 where none was."""
+        found = None if part is None else part.get("epoch")
+        if found is None:
+            return -1
+        tensors, meta = found
+        for name, one in self._optimised():
+            one.data.copy_(tensors.pop(name))
+            adam = {key.removeprefix(f"{name} "): t for key, t in tensors.items() if key.startswith(f"{name} ")}
+            if adam:
+                self.optimiser.state[one] = adam
+        self.stopped, self.epoch = tensors["stopped"], meta["epoch"]
+        self.best_scalars = [tensors["best scale"], tensors["best mlp_scale"]]
+        self.best, self.histories = [tuple(best) for best in json.loads(meta["best"])], json.loads(meta["histories"])
+        return self.epoch
+
+    def _optimised(self) -> list[tuple[str, Tensor]]:
+        return [("theta", self.theta), ("phi", self.phi)]
+
+    def results(self, made: dict[str, Any]) -> list[ScAle]:
+        settings = asdict(self.options)
+        out = []
+        for f, fit in enumerate(self.fits):
+            on = self.on[f] if self.options.granularity == "head" else self.on[f].any(1)
+            count = 0 if fit.frozen else int(on.sum() + self.mlp_on[f].sum())
+            scale, mlp = (t[f].clone() for t in self.best_scalars)
+            info = settings | {"mlp": fit.mlp, "seed": fit.seed, "frozen": fit.frozen, "best_epoch": self.best[f][1]}
+            scope = self.options.scope
+            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, tuple(self.histories[f])))
+        return out
+
+
+class _Retained:
+    """Questions whose answers should not move: the base model's choice probabilities, and the divergence from them."""
+
+    def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
+        self.vlm, self.prompts = vlm, Prompts(vlm, require(questions), options.batch_size)
+        with torch.no_grad():
+            self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
+
+    def divergence(self, edit: Edit, step: int) -> Tensor:
+        """Mean KL(base || edited) over one batch, for each variant [N]."""
+        i = step % len(self.prompts)
+        edited = run_packed(self.vlm, self.prompts[i], edit)[1].log_softmax(-1)
+        base = self.base[i][:, None]
+        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum(-1).mean(0)
+
+    def total(self, edit: Edit) -> Tensor:
+        return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
+
+
+def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
+    out = list(layers)
+    wrong = [i for i in out if not 0 <= i < n_layers]
+    if wrong or len(set(out)) < len(out):
+        raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
+    return out
+
+
+def _check_fit(fit: Fit, train: Sequence[Question]) -> None:
+    if not isinstance(fit, Fit):
+        raise EditError(f"a fit is a {type(fit).__name__}: give si.Fit(...)")
+    if fit.answers is None:
+        return
+    if len(fit.answers) != len(train):
+        raise EditError(f"{fit.name}: {len(fit.answers)} taught answers to {len(train)} questions; give one a question")
+    wrong = [(q, a) for q, a in zip(train, fit.answers, strict=True) if not 0 <= a < len(q.choices)]
+    if wrong:
+        raise EditError(f"{fit.name}: {wrong[0][1]!r} is no answer to question {wrong[0][0].id}; give an index of its choices")

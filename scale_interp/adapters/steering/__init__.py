@@ -1,0 +1,1 @@
+"""Heads pushed along a direction: ITI, answer directions and emphasis."""

@@ -1,0 +1,133 @@
+"""Sweeps over all heads, one head a variant: ablation and amplification."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..core.record import versions
+from ..data.contrast import Contrast
+from ..data.items import describe, groups, require
+from ..data.question import Question
+from ..errors import EditError
+from ..execution.batches import Found, each
+from ..interventions.capture import capture
+from ..interventions.engine import Path, choose_path, run_with_clean
+from ..interventions.packed import last_token
+from ..interventions.paths import check_finite, join
+from ..interventions.prefix import Prefix, Prompts
+from ..interventions.sweep import HeadSweep
+from ..vlm.vlm import VLM
+from .headmap import HeadMap
+from .metric import Metric, measure
+
+Mode = Literal["zero", "mean", "resample"]
+
+
+def provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **settings: Any) -> dict[str, Any]:
+    """Model, data, settings and library versions, as every result records them."""
+    return vlm.describe() | describe(items) | settings | {"versions": versions()}
+
+
+def ablate(
+    vlm: VLM,
+    questions: Sequence[Question],
+    mode: Mode = "zero",
+    *,
+    metric: Metric = "logit_diff",
+    reference: Sequence[Question] | None = None,
+    seed: int = 0,
+    path: Path = "auto",
+) -> HeadMap:
+    """How much the metric falls when one head's last-token output is removed.
+
+    mode: "zero"; "mean": replaced by the head's mean over `reference` (default: the questions themselves);
+    "resample": replaced by its value on another question, drawn with `seed`. score = metric(clean) - metric(ablated),
+    so a head that helps has a positive score.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> ablate(vlm, qs, mode="mean").scores.shape
+    torch.Size([6, 8])
+    """
+    if mode not in ("zero", "mean", "resample"):
+        raise EditError(f"mode {mode!r}: choose 'zero', 'mean' or 'resample'")
+    questions = require(questions)
+    prompts = Prompts(vlm, questions, keep=mode != "zero")
+    source = None
+    if mode == "mean":
+        source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
+        source = source.mean(0, keepdim=True)
+    elif mode == "resample":
+        source = read_clean(vlm, questions, path, prompts)[0][_others(questions, seed)]
+    sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
+    return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
+
+
+def amplify(
+    vlm: VLM,
+    questions: Sequence[Question],
+    factor: float = 2.0,
+    *,
+    metric: Metric = "logit_diff",
+    path: Path = "auto",
+) -> HeadMap:
+    """How much the metric rises when one head's last-token output is multiplied by `factor`.
+
+    score = metric(amplified) - metric(clean).
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> amplify(vlm, qs, factor=4.0).method
+    'amplify x4'
+    """
+    questions = require(questions)
+    sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor))
+    return _sweep(vlm, questions, sweep, metric, path, Prompts(vlm, questions, keep=False), f"amplify x{factor:g}", 1.0, factor=factor)
+
+
+def _sweep(
+    vlm: VLM,
+    questions: Sequence[Question],
+    sweep: HeadSweep,
+    name: Metric,
+    path: Path,
+    prompts: Prompts,
+    method: str,
+    sign: float,
+    **settings: Any,
+) -> HeadMap:
+    path = choose_path(vlm, questions, path)
+    edited, clean = run_with_clean(vlm, questions, sweep, path, prompts=prompts, what=method)
+    effect = sign * (measure(name, edited, questions) - measure(name, clean, questions))
+    per_question = effect.cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))
+    made = provenance(vlm, questions, metric=name, path=path, **settings)
+    return HeadMap(method, name.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
+
+
+def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> tuple[Tensor, Tensor]:
+    """The clean last token's z [Q, L, H, D] and choice scores [Q, C]: from prefixes, or in whole forward passes."""
+    if choose_path(vlm, questions, path) == "reference":
+        scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
+        return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
+    found = [*each(vlm, prompts, clean_work, "clean runs")]
+    scores = join([part["scores"][:, None] for part in found])[:, 0]
+    return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
+
+
+def clean_work(vlm: VLM, prefix: Prefix) -> Found:
+    z, _, scores = last_token(vlm, prefix)
+    check_finite(vlm, prefix.questions, scores[:, None])
+    return {"z": z, "scores": scores}
+
+
+def _others(questions: Sequence[Question], seed: int) -> Tensor:
+    """For each question the index of another one."""
+    if len(questions) < 2:
+        raise EditError("resample ablation needs at least two questions")
+    Q = len(questions)
+    shift = torch.randint(1, Q, (Q,), generator=torch.Generator().manual_seed(seed))
+    return (torch.arange(Q) + shift) % Q

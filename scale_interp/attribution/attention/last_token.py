@@ -1,0 +1,158 @@
+"""What the prompt's last token attends to: its attention weights over the whole prompt, per layer and head."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from scipy import ndimage
+from torch import Tensor, nn
+from transformers import AttentionInterface
+
+from ...data.items import require
+from ...data.question import Question
+from ...errors import ModelError
+from ...execution.batches import Batches, Found, Singles, each
+from ...interventions.attention.rows import attention
+from ...interventions.engine import Path, choose_path
+from ...interventions.prefix import Prefix, Prompts
+from ...interventions.reference import run_reference
+from ...vlm.vlm import VLM
+from .grid import PatchGrid
+
+NAME = "scale_interp_weights"
+NEIGHBOURS = np.ones((3, 3), dtype=int)
+"""A patch's neighbours: beside, above, below, and at its corners."""
+
+
+def attention_with_weights(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor,
+    scaling: float,
+    dropout: float = 0.0,
+    softcap: float | None = None,
+    **_: object,
+) -> tuple[Tensor, Tensor]:
+    """Attention of R rows over a cached prompt of K tokens and each other, and its weights [B, H, R, K + R] in float32.
+
+    query [B, H, R, D]; key, value [B, Hkv, K + R, D]; attention_mask [B, 1, R, P + R], True where a row sees, P >= K
+    (a sliding layer keeps the last K of P).
+    """
+    B, H, R, D = query.shape
+    Hkv, S = key.shape[1:3]
+    scores = (query.reshape(B, Hkv, H // Hkv * R, D) @ key.mT).float().view(B, H, R, S) * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    weights = scores.masked_fill(~attention_mask[..., -S:], float("-inf")).softmax(-1)
+    out = weights.to(value.dtype).view(B, Hkv, H // Hkv * R, S) @ value
+    return out.view(B, H, R, D).transpose(1, 2), weights
+
+
+AttentionInterface.register(NAME, attention_with_weights)
+
+
+def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Tensor]:
+    """The last token's attention weights over its prompt, [L, H, T] for each question; each head's sum to 1.
+
+    By the packed path from prompts that are read once; by the reference path in whole forward passes.
+
+    >>> import scale_interp as si
+    >>> (weights,) = read_attention(si.load("demo"), si.load_questions("scenes/relation", n=1))
+    >>> weights.shape[:2], bool((weights.sum(-1) - 1).abs().max() < 1e-5)
+    (torch.Size([6, 8]), True)
+    """
+    questions = require(questions)
+    return [weights for weights, _ in stream_attention(vlm, questions, choose_path(vlm, questions, path))]
+
+
+def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
+    """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
+    packed = path == "packed"
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    for found in each(vlm, batches, prefix_work if packed else single_work, "reading attention"):
+        for i in range(len(found) // 2):
+            yield found[f"weights {i}"], found[f"scores {i}"]
+
+
+@torch.no_grad()
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+    """One question's weights and scores, from whole forward passes."""
+    _, question = batch
+    rows: list[Tensor] = []
+    with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
+        for layer in vlm.layers:
+            rows.append(layer.self_attn.output[1][:, :, -1].clone())
+    weights = torch.cat([row.cpu().float() for row in rows])
+    scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
+    return {"weights 0": _checked(vlm, weights, question), "scores 0": scores}
+
+
+@torch.no_grad()
+def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+    """A batch's weights and scores, a tensor a question: their prompts differ in length."""
+    rows: list[Tensor] = []
+    with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):
+        for layer in vlm.text.layers:
+            rows.append(layer.self_attn.output[1][:, :, 0].clone())
+        hidden = vlm.text.norm.output.save()
+    R, P = prefix.choices.tokens.shape[1], prefix.seen.shape[1]
+    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0]
+    # A sliding layer has no columns for what it forgot; the last token's own is the first after the prompt's.
+    kept = [row.shape[-1] - R for row in rows]
+    whole = [nn.functional.pad(row[..., : K + 1].cpu(), (P - K, 0)) for row, K in zip(rows, kept, strict=True)]
+    found = {}
+    for i, (question, row, seen, score) in enumerate(zip(prefix.questions, torch.stack(whole, 1), prefix.seen, scores, strict=True)):
+        found[f"weights {i}"] = _checked(vlm, row[..., int((~seen).sum()) :], question)
+        found[f"scores {i}"] = score[: len(question.choices)]
+    return found
+
+
+def _checked(vlm: VLM, weights: Tensor, question: Question) -> Tensor:
+    away = float((weights.sum(-1) - 1).abs().max())
+    # rounding of bfloat16 weights that a whole forward pass hands out
+    if not away <= 0.05:
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}), question {question.id}: attention weights sum to 1 only within {away:.2g}: "
+            "its layers hand out something else than weights"
+        )
+    return weights
+
+
+def image_mass(weights: Tensor, grid: PatchGrid) -> Tensor:
+    """The share of attention on tokens that show a part of a picture: weights [L, H, T] -> [L, H]."""
+    return weights[..., grid.shown].sum(-1)
+
+
+def spatial_entropy(weights: Tensor, grid: PatchGrid) -> Tensor:
+    """How scattered each head's map is, [L, H] in nats: 0 where all that stands out is one patch of ground.
+
+    What stands out is what exceeds twice the map's mean; its connected parts (corners connect) are the outcomes, their shares
+    of the excess the probabilities (arXiv 2503.06287; the factor 2 is its release's). A map in which nothing stands out has
+    the largest entropy, log of its number of patches. Taken on the finest raster of each picture, pictures together.
+    """
+    L, H, _ = weights.shape
+    n = sum(raster.tokens.numel() for raster in grid.finest)
+    mean = sum((weights[..., raster.tokens].sum((-2, -1)) for raster in grid.finest), torch.zeros(L, H)).double() / n
+    parts = [_parts((weights[..., raster.tokens].double() - 2 * mean[..., None, None]).clamp(min=0)) for raster in grid.finest]
+    excess = torch.cat([sums for sums, _ in parts])
+    owner = torch.cat([owners for _, owners in parts])
+    total = torch.zeros(L * H, dtype=torch.float64).index_add_(0, owner, excess)
+    share = excess / total[owner]
+    entropy = torch.zeros(L * H, dtype=torch.float64).index_add_(0, owner, torch.special.entr(share))
+    return torch.where(total > 0, entropy, float(np.log(n))).view(L, H).float()
+
+
+def _parts(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the connected parts of maps [L, H, R, C], and the number of the map that each belongs to."""
+    maps = excess.flatten(0, 1).numpy()
+    # Maps are labelled in one call: nothing connects one to the next.
+    structure = np.stack([np.zeros((3, 3), int), NEIGHBOURS, np.zeros((3, 3), int)])
+    labels, count = ndimage.label(maps > 0, structure)
+    index = np.arange(1, count + 1)
+    sums = ndimage.sum_labels(maps, labels, index)
+    owner = ndimage.minimum(np.broadcast_to(np.arange(len(maps))[:, None, None], maps.shape), labels, index)
+    return torch.as_tensor(np.asarray(sums, dtype=np.float64)), torch.as_tensor(np.asarray(owner, dtype=np.int64))

@@ -1,0 +1,93 @@
+"""Localization heads: much attention on the picture, gathered in one place of it (arXiv 2503.06287)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...core.card import Card, bundle
+from ...data.items import groups, require
+from ...data.question import Question
+from ...errors import DataError
+from ...interventions.edit import Head
+from ...interventions.engine import Path, choose_path
+from ...vlm.vlm import VLM
+from ..ablation import provenance
+from ..elbow_rule import elbow
+from ..headmap import HeadMap
+from .grid import patch_grid
+from .last_token import image_mass, spatial_entropy, stream_attention
+
+HEADS = 3
+"""How many heads are chosen by default."""
+
+
+@dataclass(frozen=True, eq=False)
+class LocalizationHeads(Card):
+    """The chosen heads, most gathered map first; those above the elbow, most attention first; and both maps of all heads.
+
+    >>> import scale_interp as si
+    >>> found = localization_heads(si.load("demo"), si.load_questions("scenes/relation", "train", n=4), n=1)
+    >>> len(found.heads), found.entropy.unit
+    (1, 'nats')
+    """
+
+    heads: tuple[Head, ...]
+    above: tuple[Head, ...]
+    image: HeadMap
+    entropy: HeadMap
+
+    def __repr__(self) -> str:
+        chosen = ", ".join(f"({layer}, {head})" for layer, head in self.heads)
+        return f"<LocalizationHeads {chosen} of {len(self.above)} above the elbow, {len(self.image.per_question)} questions>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        image, entropy = self.image.scores, self.entropy.scores
+        return ({"layer": h[0], "head": h[1], "on the picture": float(image[h]), "entropy (nats)": float(entropy[h])} for h in self.heads)
+
+    def plot(self, **options: Any) -> Any:
+        """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
+        from ...viz import head_heatmaps
+
+        return head_heatmaps([self.image, self.entropy], **({"marks": self.heads} | options))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return bundle(self, self.plot(), include, exclude)
+
+
+def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
+    """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
+
+    Both criteria are means over the questions. questions: training questions, without boxes or answers being read; no test question
+    should help to choose. Fewer than n heads where fewer lie above the elbow.
+    Raises DataError for n below 1 or a question without a picture, ModelError for a family whose patch grid is not known.
+
+    >>> import scale_interp as si
+    >>> found = localization_heads(si.load("demo"), si.load_questions("scenes/relation", "train", n=8))
+    >>> set(found.heads) <= set(found.above)
+    True
+    """
+    questions = require(questions)
+    if blind := next((q for q in questions if not q.pictures), None):
+        raise DataError(f"question {blind.id} has no picture to localize anything in; leave it out")
+    path = choose_path(vlm, questions, path)
+    masses, entropies = [], []
+    for question, (weights, _) in zip(questions, stream_attention(vlm, questions, path), strict=True):
+        grid = patch_grid(vlm, question)
+        masses.append(image_mass(weights, grid))
+        entropies.append(spatial_entropy(weights, grid))
+    made, pictures = provenance(vlm, questions, metric="attention", path=path), torch.from_numpy(groups(questions))
+    image = HeadMap("image attention", "share of attention", torch.stack(masses), pictures, made)
+    return choose_localization(image, HeadMap("spatial entropy", "nats", torch.stack(entropies), pictures, made), n)
+
+
+def choose_localization(image: HeadMap, entropy: HeadMap, n: int = HEADS) -> LocalizationHeads:
+    """The same from maps that were read already, such as `.image` and `.entropy` of an ObjectAttention of training questions."""
+    if n < 1:
+        raise DataError(f"n={n}: choose at least one head")
+    above = image.top(elbow(image.scores))
+    ranked = sorted(above, key=lambda head: float(entropy.scores[head]))
+    return LocalizationHeads(tuple(ranked[:n]), tuple(above), image, entropy)

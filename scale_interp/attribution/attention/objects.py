@@ -1,0 +1,283 @@
+"""Attention to the object that is asked about: its mass per head, and whether it goes with right answers (arXiv 2503.01773, section 4)."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...core import statistics
+from ...core.card import MOST, Card, bundle
+from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...data.items import groups, require
+from ...data.question import Question
+from ...errors import DataError, DataWarning
+from ...interventions.engine import Path, choose_path
+from ...vlm.vlm import VLM
+from ..ablation import provenance
+from ..headmap import HeadMap
+from ..metric import measure
+from .auroc import auroc
+from .box_tokens import OUTSIDE, asked_cover, without_box
+from .grid import PatchGrid, patch_grid
+from .last_token import image_mass, spatial_entropy, stream_attention
+
+KIND = "ObjectAttention"
+Measure = Literal["box", "image", "focus", "lift", "entropy"]
+UNITS: Mapping[Measure, str] = {
+    "box": "share of attention",
+    "image": "share of attention",
+    "focus": "share of image attention",
+    "lift": "share of image attention",
+    "entropy": "nats",
+}
+
+
+@dataclass(frozen=True, eq=False)
+class ObjectAttention(Card):
+    """The last token's attention to the picture and to the asked objects' boxes, for every head.
+
+    per_question [Q, L, H]: image_mass, on tokens that show a part of a picture; box_mass, on the union of the asked boxes, a token
+    counted by the share of its part that lies in it; entropy of the map. area [Q]: the box's share of an attention that is
+    even over the image tokens. image_share [Q]: of the prompt's tokens, those that show a part of a picture. correct, confidence
+    [Q]: the answer, and the probability of the choice that was given. skipped: id -> why a question has no number here.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> object_attention(vlm, qs).lift.unit
+    'share of image attention'
+    """
+
+    image_mass: Tensor
+    box_mass: Tensor
+    spatial_entropy: Tensor
+    area: Tensor
+    image_share: Tensor
+    correct: Tensor
+    confidence: Tensor
+    groups: Tensor
+    ids: tuple[str, ...]
+    relations: tuple[str | None, ...]
+    skipped: Mapping[str, str]
+    provenance: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        layer, head = self.box.top(1)[0]
+        Q, L, H = self.box_mass.shape
+        most = f"({layer}, {head}) with {float(self.box.scores[layer, head]):.3f}"
+        left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
+        return f"<ObjectAttention: {L} layers x {H} heads, {Q} questions{left_out}; most attention on the box: {most}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        box, image = self.box.scores, self.image.scores
+        heads = self.box.top(min(MOST, box.numel()))
+        return ({"layer": h[0], "head": h[1], "on the box": float(box[h]), "on the picture": float(image[h])} for h in heads)
+
+    @property
+    def box(self) -> HeadMap:
+        """Attention on the asked boxes."""
+        return self.map("box")
+
+    @property
+    def image(self) -> HeadMap:
+        """Attention on the pictures."""
+        return self.map("image")
+
+    @property
+    def focus(self) -> HeadMap:
+        """Box attention by image attention."""
+        return self.map("focus")
+
+    @property
+    def lift(self) -> HeadMap:
+        """Focus minus what an attention that is even over the image tokens would have: 0 where a head ignores the box."""
+        return self.map("lift")
+
+    @property
+    def entropy(self) -> HeadMap:
+        """How scattered a head's map is (see `image_attention.spatial_entropy`)."""
+        return self.map("entropy")
+
+    def map(self, of: Measure) -> HeadMap:
+        """One of the measures as a HeadMap."""
+        return HeadMap(
+            f"{of} attention" if of != "entropy" else "spatial entropy", UNITS[of], self._values(of), self.groups, self.provenance
+        )
+
+    def _values(self, of: Measure) -> Tensor:
+        if of not in UNITS:
+            raise DataError(f"of={of!r}: choose from {', '.join(map(repr, UNITS))}")
+        whole = {"box": self.box_mass, "image": self.image_mass, "entropy": self.spatial_entropy}
+        if of in whole:
+            return whole[of]
+        # a head with no attention on the picture has none on the box: 0 by 0 counts as 0
+        focus = self.box_mass / self.image_mass.clamp(min=torch.finfo(torch.float32).tiny)
+        return focus if of == "focus" else focus - self.area[:, None, None]
+
+    def auroc(self, answers: Any = None, of: Measure = "box", by: Literal["head", "layer"] = "head") -> pd.DataFrame:
+        """How well each head's attention tells right answers from wrong ones: layer, head, auroc, low, high, p (Holm over rows).
+
+        answers: an Evaluation of the same questions, or right (1) and wrong (0) [Q]; default: the model's own answers of this run.
+        by: a row a head, or a row a layer (the mean over its heads). Interval: bootstrap over pictures.
+        Raises DataError for other questions, and where all answers are right, or wrong.
+        """
+        if by not in ("head", "layer"):
+            raise DataError(f"by={by!r}: choose 'head' or 'layer'")
+        values = self._values(of).numpy()
+        L, H = values.shape[1:]
+        columns = {"layer": np.arange(L)} if by == "layer" else {"layer": np.repeat(np.arange(L), H), "head": np.tile(np.arange(H), L)}
+        values = values.mean(-1) if by == "layer" else values
+        found, low, high, p = auroc(values, self._correct(answers), self.groups.numpy())
+        rest = {"auroc": found, "low": low, "high": high, "p": statistics.holm(p)}
+        return pd.DataFrame(columns | {name: part.ravel() for name, part in rest.items()})
+
+    def confidence_auroc(self, answers: Any = None) -> dict[str, float]:
+        """How well the confidence tells right answers from wrong ones: auroc, low, high, p (one test, nothing to correct)."""
+        parts = auroc(self.confidence.numpy(), self._correct(answers), self.groups.numpy())
+        return dict(zip(("auroc", "low", "high", "p"), map(float, parts), strict=True))
+
+    def by_layer(self) -> pd.DataFrame:
+        """Means over each layer's heads: attention on the image, on the box, and lift, each with its interval."""
+        columns: dict[str, Any] = {"layer": np.arange(self.box_mass.shape[1])}
+        of: Measure
+        for of in ("image", "box", "lift"):
+            values = self._values(of).mean(-1).numpy()
+            low, high = statistics.bootstrap_interval(values, self.groups.numpy())
+            columns |= {of: values.mean(0, dtype=float), f"{of}_low": low, f"{of}_high": high}
+        return pd.DataFrame(columns)
+
+    def _correct(self, answers: Any) -> np.ndarray:
+        if answers is None:
+            return self.correct.numpy() > 0
+        if hasattr(answers, "per_question"):
+            known = {q.id: float(right) for q, right in zip(answers.questions, answers.per_question, strict=True)}
+            if missing := next((name for name in self.ids if name not in known), None):
+                raise DataError(f"the evaluation has no answer to question {missing}: evaluate the same questions")
+            return np.array([known[name] > 0 for name in self.ids])
+        right = np.asarray(answers)
+        if right.shape != (len(self.ids),) or not np.isin(right, (0, 1)).all():
+            raise DataError(
+                f"answers of shape {right.shape}: give {len(self.ids)} values, 1 for right and 0 for wrong, in the order of .ids"
+            )
+        return right > 0
+
+    def by_relation(self) -> pd.DataFrame:
+        """Confidence and accuracy for each relation, with intervals; the least familiar first (least confidence)."""
+        if not any(self.relations):
+            raise DataError("no question has a relation: ask about relations, or give Question(relation=...)")
+        rows = []
+        for relation in sorted({r for r in self.relations if r}):
+            members = np.array([r == relation for r in self.relations])
+            sure, right, pictures = (part.numpy()[members] for part in (self.confidence, self.correct, self.groups))
+            low, high = statistics.bootstrap_interval(sure, pictures)
+            right_low, right_high = statistics.accuracy_interval(right, pictures)
+            rows.append(
+                {
+                    "relation": relation,
+                    "n": int(members.sum()),
+                    "confidence": float(sure.mean()),
+                    "confidence_low": float(low),
+                    "confidence_high": float(high),
+                    "accuracy": float(right.mean()),
+                    "accuracy_low": right_low,
+                    "accuracy_high": right_high,
+                }
+            )
+        return pd.DataFrame(rows).sort_values("confidence", ignore_index=True)
+
+    def plot(self, **options: Any) -> Any:
+        """The measures as plotly heatmaps side by side, layer by head (see viz.head_heatmaps)."""
+        from ...viz import head_heatmaps
+
+        return head_heatmaps([self.map(of) for of in UNITS], **options)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return bundle(self, self.plot(), include, exclude)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        meta = {"ids": self.ids, "relations": self.relations, "skipped": dict(self.skipped), "provenance": dict(self.provenance)}
+        write_tensors(FilePath(path), KIND, {name: getattr(self, name) for name in TENSORS}, meta)
+
+    @staticmethod
+    def load(path: str | FilePath) -> ObjectAttention:
+        """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        tensors, meta = read_tensors(path, KIND)
+        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if name != "groups"}
+        parts["groups"] = numbered(path, tensors, "groups")
+        ids, relations = tuple(entry(path, meta, "ids", list[str])), tuple(entry(path, meta, "relations", list[str | None]))
+        together(path, {len(part) for part in (*parts.values(), relations)} == {len(ids)} and parts["box_mass"].numel() > 0)
+        together(path, len({parts[name].shape for name in ("image_mass", "box_mass", "spatial_entropy")}) == 1)
+        skipped, about = (entry(path, meta, name, dict[str, Any]) for name in ("skipped", "provenance"))
+        return ObjectAttention(**parts, ids=ids, relations=relations, skipped=skipped, provenance=about)
+
+
+TENSORS = {"image_mass": 3, "box_mass": 3, "spatial_entropy": 3, "area": 1, "image_share": 1, "correct": 1, "confidence": 1, "groups": 1}
+
+
+def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
+    """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
+
+    The asked objects are `question.about`, their boxes `question.boxes`, in pixels of the question's first picture; several boxes
+    count as one region. Questions without them, or whose boxes the model does not get to see, are skipped, with a DataWarning.
+
+    Raises DataError where no question is left, naming the first; ModelError for a family whose patch grid is not known.
+
+    >>> import scale_interp as si
+    >>> object_attention(si.load("demo"), si.load_questions("scenes/relation", n=4)).box.per_question.shape
+    torch.Size([4, 6, 8])
+    """
+    asked, grids, covers, skipped = _placed(vlm, require(questions))
+    path = choose_path(vlm, asked, path)
+    rows = []
+    for (weights, scores), question, grid, cover in zip(stream_attention(vlm, asked, path), asked, grids, covers, strict=True):
+        sure, right = scores.softmax(-1).max(), measure("accuracy", scores[None], [question])[0]
+        on_box = (weights.double() @ cover).float()
+        shares = cover[grid.shown].mean().float(), grid.shown.float().mean()
+        rows.append((image_mass(weights, grid), on_box, spatial_entropy(weights, grid), *shares, right, sure))
+    image, box, entropy, area, image_share, correct, confidence = (torch.stack(part) for part in zip(*rows, strict=True))
+    return ObjectAttention(
+        image_mass=image,
+        box_mass=box,
+        spatial_entropy=entropy,
+        area=area,
+        image_share=image_share,
+        correct=correct,
+        confidence=confidence,
+        groups=torch.from_numpy(groups(asked)),
+        ids=tuple(q.id for q in asked),
+        relations=tuple(q.relation for q in asked),
+        skipped=skipped,
+        provenance=provenance(vlm, require(questions), metric="attention", path=path, placed=len(asked)),
+    )
+
+
+def _placed(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], list[PatchGrid], list[Tensor], dict[str, str]]:
+    """The questions whose boxes lie on the grid, their grids, the boxes' shares of each token, and the others with the reason."""
+    asked, grids, covers, skipped = [], [], [], {}
+    for question in questions:
+        if why := without_box(question):
+            skipped[question.id] = why
+            continue
+        grid = patch_grid(vlm, question)
+        cover = asked_cover(question, grid)
+        if not cover.any():
+            skipped[question.id] = OUTSIDE
+            continue
+        asked.append(question)
+        grids.append(grid)
+        covers.append(cover)
+    if skipped:
+        name, why = next(iter(skipped.items()))
+        if not asked:
+            raise DataError(f"none of {len(skipped)} questions can be placed on its picture; question {name}: {why}")
+        warnings.warn(f"{len(skipped)} of {len(questions)} questions are skipped; question {name}: {why}", DataWarning, stacklevel=3)
+    return asked, grids, covers, skipped

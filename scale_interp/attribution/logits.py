@@ -1,0 +1,182 @@
+"""Direct logit attribution: what each head writes into the answer's logits by itself, past all later layers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..data.items import groups, require
+from ..data.question import Question
+from ..errors import DataError, ModelError
+from ..execution.batches import Batches, Found, Singles, each
+from ..interventions.attention.rows import attention
+from ..interventions.check import TOLERANCE
+from ..interventions.engine import Path, choose_path
+from ..interventions.prefix import Prefix, Prompts
+from ..vlm.families import norms_after
+from ..vlm.vlm import VLM
+from .ablation import provenance
+from .headmap import HeadMap
+
+FIT = 1e-4
+"""Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
+
+
+def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> HeadMap:
+    """How much of the logit difference each head of the last token writes directly (Elhage et al. 2021; nostalgebraist 2020).
+
+    score = W_O z of the head, through the norms with their scales frozen at this run's, onto the unembedding of the right
+    choice minus that of the largest other choice. Scores are logits before a final soft cap (Gemma 2); with the o_proj
+    biases, the MLPs and the embedding they sum to the logit difference. Longer choices are read at their first token.
+
+    Raises DataError for choices that begin with the same token, ModelError for a norm that is no gain times one number,
+    and for a family whose heads and MLPs do not add up to its residual stream.
+
+    >>> import scale_interp as si
+    >>> logit_attribution(si.load("demo"), si.load_questions("scenes/relation", n=4)).unit
+    'logit diff'
+    """
+    questions = require(questions)
+    for question in questions:
+        _first_tokens(vlm, question)
+    path = choose_path(vlm, questions, path)
+    packed = path == "packed"
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    parts = [part["shares"] for part in each(vlm, batches, prefix_work if packed else single_work, "reading activations")]
+    made = provenance(vlm, questions, metric="logit_diff", path=path)
+    return HeadMap("logit attribution", "logit diff", torch.cat(parts), torch.from_numpy(groups(questions)), made)
+
+
+@dataclass(frozen=True)
+class Stream:
+    """The last token's residual stream in parts: z [B, L, H, D], mlp [B, L, d], and the stream's start and end [B, d]."""
+
+    z: Tensor
+    mlp: Tensor
+    start: Tensor
+    end: Tensor
+
+    def check(self, vlm: VLM) -> None:
+        """ModelError where start, heads and MLPs do not add up to the end: a step of this family that nobody told us of."""
+        total = self.start.float()
+        for number, layer in enumerate(vlm.decoder.layers):
+            _, norm = norms_after(layer)
+            mlp = self.mlp[:, number] if norm is None else norm(self.mlp[:, number])
+            total = total + heads_out(layer, self.z[:, number]).to(total.device) + mlp.to(total.device)
+        away = float((total - self.end).norm() / self.end.float().norm())
+        if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
+            raise ModelError(
+                f"{vlm.name} ({vlm.family}): heads and MLPs miss the residual stream by {away:.1g} of its length, so a head's own "
+                "share in it is not known: use patch or ablate"
+            )
+
+
+@torch.no_grad()
+def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
+    """The clean last tokens of a batch of prompts, by the packed path."""
+    ends: list[Tensor] = []
+    heads: list[Tensor] = []
+    mlps: list[Tensor] = []
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+        _record(vlm.text.layers, 0, ends, heads, mlps)
+    return _stream(vlm, ends, heads, mlps)
+
+
+def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+    return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}
+
+
+@torch.no_grad()
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+    """One question's shares, from a whole forward pass."""
+    _, question = batch
+    ends: list[Tensor] = []
+    heads: list[Tensor] = []
+    mlps: list[Tensor] = []
+    with vlm.nn.trace(**vlm.encode(question), use_cache=False):
+        _record(vlm.layers, -1, ends, heads, mlps)
+    return {"shares": _contributions(vlm, _stream(vlm, ends, heads, mlps), [question])}
+
+
+def _record(layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
+    """Inside a trace: the stream's parts at one row."""
+    ends.append(layers[0].input[:, row].clone())
+    for layer in layers:
+        heads.append(layer.self_attn.o_proj.input[:, row].clone())
+        mlps.append(layer.mlp.output[:, row].clone())
+    ends.append(layers[-1].output[:, row].clone())
+
+
+def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> Stream:
+    start, end = ends
+    z, mlp = (torch.stack([part.to(end.device) for part in parts], 1) for parts in (heads, mlps))
+    stream = Stream(z.unflatten(-1, (vlm.n_heads, vlm.head_dim)), mlp, start.to(end.device), end)
+    stream.check(vlm)
+    return stream
+
+
+def heads_out(layer: nn.Module, z: Tensor) -> Tensor:
+    """What a layer's heads z [..., H, D] add to the residual stream [..., d], a norm between them included."""
+    attn: Any = layer.self_attn
+    norm, _ = norms_after(layer)
+    total = attn.o_proj(z.flatten(-2).to(attn.o_proj.weight.device))
+    return total if norm is None else norm(total)
+
+
+@torch.no_grad()
+def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> Tensor:
+    """Each head's share of the logit difference, [B, L, H]."""
+    firsts = [_first_tokens(vlm, q) for q in questions]
+    unembed = vlm.hf_model.get_output_embeddings()
+    logits = unembed(vlm.decoder.norm(stream.end)).float()
+    right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
+    other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
+    weight = unembed.weight
+    onto = (weight[right.to(weight.device)].float() - weight[other.to(weight.device)].float()).to(stream.end.device)
+    onto = onto * _frozen(vlm, vlm.decoder.norm, stream.end)
+    shares = []
+    for number, layer in enumerate(vlm.decoder.layers):
+        z, o_proj = stream.z[:, number], layer.self_attn.o_proj
+        if o_proj.weight.shape != (vlm.d_model, z[0].numel()) or not o_proj.weight.is_floating_point():
+            raise ModelError(f"{vlm.name}: o_proj of layer {number} is quantised: load the model without quantisation")
+        norm, _ = norms_after(layer)
+        here = onto if norm is None else onto * _frozen(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
+        read = here @ o_proj.weight.float().to(here.device)
+        shares.append((read.view(z.shape) * z.float()).sum(-1))
+    return torch.stack(shares, 1)
+
+
+def _largest_other(logits: Tensor, question: Question, tokens: list[int]) -> int:
+    wrong = [t for i, t in enumerate(tokens) if i != question.answer]
+    return wrong[int(logits[torch.tensor(wrong, device=logits.device)].argmax())]
+
+
+def _first_tokens(vlm: VLM, question: Question) -> list[int]:
+    """The first token of each choice, all different."""
+    tokens = [ids[0] for ids in vlm.choice_ids(question)]
+    for i, token in enumerate(tokens):
+        if token in tokens[:i]:
+            same = question.choices[tokens.index(token)]
+            raise DataError(
+                f"question {question.id}: choices {same!r} and {question.choices[i]!r} begin with the same token, "
+                "so no single logit tells them apart: use other words, or ablate"
+            )
+    return tokens
+
+
+def _frozen(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
+    """The factors m [B, d] with which norm(x) = m * x: the norm's gain times one number a row.
+
+    An RMS norm of ones is its gain, so nothing of its class needs to be known.
+    """
+    x = x.float()
+    y, gain = norm(x).float(), norm(torch.ones_like(x)).float()
+    fitted = (y * gain * x).sum(-1, keepdim=True) / (gain * x).square().sum(-1, keepdim=True)
+    if not (y - fitted * gain * x).norm() <= FIT * y.norm():
+        name = next(name for name, module in vlm.decoder.named_modules() if module is norm)
+        raise ModelError(f"{vlm.name}: {name} ({type(norm).__name__}) is no gain times one number, so heads are not additive behind it")
+    return fitted * gain

@@ -1,0 +1,269 @@
+"""Arguments against their annotations: checked where a user enters, before any work begins; inside, functions trust each other."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from difflib import get_close_matches
+from functools import cached_property, wraps
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from ..errors import ArgumentError, DataError, EditError, ScaleInterpError
+
+LEAST = {
+    "batch_size": 1,
+    "folds": 2,
+    "least": 1,
+    "max_new_tokens": 1,
+    "permutations": 1,
+    "rates": 1,
+    "seed": 0,
+    "seeds": 1,
+    "top": 1,
+}
+"""The least value of arguments that mean the same in every function."""
+READERS = "scale_interp.data."
+"""Where functions check these themselves, and say more of them."""
+OWN = ("Question", "Contrast", "CogQuestion")
+"""Items that `data.items.require` checks, with messages of its own."""
+WORDS: Mapping[str, type[ScaleInterpError]] = {
+    "metric": DataError,
+    "path": EditError,
+    "positions": DataError,
+    "scope": EditError,
+    "scoring": DataError,
+}
+"""Words that are looked at before any work, as functions come to them late, and the error of each."""
+LEFT = ("model",)
+"""Arguments that the function itself looks at first, and says more of."""
+F = TypeVar("F", bound=Callable[..., Any])
+C = TypeVar("C")
+
+
+def checked(function: F) -> F:
+    """The function, with every call's arguments checked against its annotations.
+
+    Raises ArgumentError for an argument that is unknown, missing, of another type, not finite, or below its least value; DataError
+    for questions that are none. Other values of `Literal`s than WORDS are left to the function, which knows more of them.
+
+    >>> @checked
+    ... def half(of: int) -> float:
+    ...     return of / 2
+    >>> half("3")
+    Traceback (most recent call last):
+    scale_interp.errors.ArgumentError: half(of='3'): a str; give a whole number
+    """
+    check = _Check(function, function.__name__, ArgumentError)
+
+    @wraps(function)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        check(args, kwargs)
+        return function(*args, **kwargs)
+
+    return call  # type: ignore[return-value]
+
+
+def checked_settings(kind: type[C]) -> type[C]:
+    """The dataclass, with what it is made of checked as `checked` does. Raises EditError, as settings do.
+
+    >>> from scale_interp import FitSettings
+    >>> FitSettings(epoch=3)
+    Traceback (most recent call last):
+    scale_interp.errors.EditError: FitSettings: got an unexpected keyword argument 'epoch'; did you mean 'epochs'? It takes bound, \
+radius, granularity, scope, epochs, lr, batch_size, l1, retain_weight, validation, patience
+    """
+    made = kind.__init__
+    check = _Check(made, kind.__name__, EditError)
+
+    @wraps(made)
+    def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        check((self, *args), kwargs)
+        made(self, *args, **kwargs)
+
+    kind.__init__ = init  # type: ignore[method-assign]
+    return kind
+
+
+class _Check:
+    """The check of one function's calls; error: raised for what does not fit."""
+
+    def __init__(self, function: Callable[..., Any], name: str, error: type[ScaleInterpError]):
+        self.function, self.name, self.error = function, name, error
+        self.signature = inspect.signature(function)
+        parameters = self.signature.parameters.values()
+        self.known = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
+        self.least = {} if function.__module__.startswith(READERS) else LEAST
+
+    @cached_property
+    def hints(self) -> dict[str, Any]:
+        return get_type_hints(self.function)  # at the first call, when all names are there
+
+    def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        try:
+            given = self.signature.bind(*args, **kwargs).arguments
+        except TypeError as error:
+            unknown = next((key for key in kwargs if key not in self.known), "")
+            raise self.error(f"{self.name}: {error}{near(unknown, self.known) or '.'} It takes {', '.join(self.known)}") from error
+        for argument in self.known:
+            if argument in given and argument in self.hints and argument not in LEFT:
+                self.require(argument, given[argument], self.hints[argument])
+
+    def require(self, argument: str, value: Any, hint: Any) -> None:
+        where = f"{self.name}({argument}={_short(value)})"
+        if (items := _items(hint)) and not isinstance(value, Mapping) and not fits(value, None):
+            _require_items(value, items)
+            return
+        if not fits(value, hint, literal=False):
+            what = "not finite" if isinstance(value, float) and not math.isfinite(value) else _kind(value)
+            raise self.error(f"{where}: {what}; give {words(hint)}")
+        if argument in WORDS and get_origin(hint) is Literal and value not in get_args(hint):
+            listed = [repr(word) for word in get_args(hint)]
+            raise WORDS[argument](f"{argument} {value!r}: choose {', '.join(listed[:-1])} or {listed[-1]}{near(value, get_args(hint))}")
+        least = self.least.get(argument)
+        if least is not None and isinstance(value, Integral) and value < least:
+            raise self.error(f"{where}: below {least}; give {least} or more")
+
+
+def _items(hint: Any) -> tuple[str, ...]:
+    """Which items a list of questions or contrasts holds; nothing for other annotations."""
+    options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
+    lists = [one for one in options if get_origin(one) is Sequence]
+    return tuple(arg.__name__ for one in lists for arg in get_args(one) if _is_own(arg))
+
+
+def _require_items(value: Any, names: tuple[str, ...]) -> None:
+    from .. import data
+    from ..data.items import require
+
+    kinds = [getattr(data, name) for name in names]
+    if not (hasattr(value, "__len__") and len(value) == 0):  # whether there may be none, the function knows
+        first = value[0] if _is_list(value) else value
+        require(value, next((kind for kind in kinds if isinstance(first, kind)), kinds[-1]))
+
+
+def _kind(value: Any) -> str:
+    return "a class, not an object of it" if isinstance(value, type) else _article(type(value).__name__)
+
+
+def _article(name: str) -> str:
+    return f"{'an' if name[0] in 'aeioAEIO' else 'a'} {name}"
+
+
+def _short(value: Any) -> str:
+    """The value in a message; a large one by its type alone, as writing it out may take long."""
+    small = value is None or isinstance(value, bool | int | float | str | Path | type)
+    text = repr(value[:60] if isinstance(value, str) else value) if small else f"<{type(value).__name__}>"
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def fits(value: Any, hint: Any, literal: bool = True) -> bool:
+    """Whether a value is of an annotated type; numbers must be finite. literal: whether values of `Literal`s are compared too.
+
+    >>> fits([1, 2], list[int]), fits([1, "2"], Sequence[int]), fits(float("nan"), float | None)
+    (True, False, False)
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if hint is Any or isinstance(hint, TypeVar):
+        return True
+    if origin in (Union, types.UnionType):
+        return any(_is_own(one) or fits(value, one, literal) for one in args)
+    if origin is Literal:
+        return value in args if literal else isinstance(value, str)
+    if hint in (float, int, bool):
+        return _is_number(value, hint)
+    if origin is None:
+        return _is_a(value, hint)
+    if issubclass(origin, Mapping):
+        return isinstance(value, Mapping) and all(fits(k, args[0], literal) and fits(v, args[1], literal) for k, v in value.items())
+    if origin is tuple and args[-1:] != (Ellipsis,):
+        return _is_list(value) and len(value) == len(args) and all(fits(v, one, literal) for v, one in zip(value, args, strict=True))
+    if issubclass(origin, Iterable):
+        if any(map(_is_own, args)):
+            return True
+        if not _is_list(value):
+            return origin not in (list, tuple, Sequence) and isinstance(value, origin) and not isinstance(value, str | bytes)
+        deep = args and (literal or args[0] in (int, float, str))
+        return not (deep and isinstance(value, list | tuple)) or all(fits(v, args[0], literal) for v in value)
+    return callable(value) if origin is Callable else isinstance(value, origin)
+
+
+def _is_own(hint: Any) -> bool:
+    return getattr(hint, "__name__", "") in OWN
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    truth = isinstance(value, bool) or type(value).__name__ == "bool_"
+    if kind is bool or truth:
+        return truth and kind is bool
+    return isinstance(value, Integral) if kind is int else isinstance(value, Real) and math.isfinite(value)
+
+
+def _is_list(value: Any) -> bool:
+    """Anything with a length and places, such as a list, an array or a tensor, but no text and no mapping."""
+    return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping | type)
+
+
+def _is_a(value: Any, hint: Any) -> bool:
+    if hint is None:
+        return value is None
+    if not isinstance(hint, type):
+        return callable(value) if hint is Callable else True
+    if Protocol in hint.__mro__:
+        return all(hasattr(value, name) for name in vars(hint) if not name.startswith("_")) and not isinstance(value, type)
+    return isinstance(value, hint)
+
+
+def words(hint: Any) -> str:
+    """What an annotation asks for, in words.
+
+    >>> words(Sequence[int] | None), words(float)
+    ('a list of whole numbers, or None', 'a finite number')
+    """
+    origin, args = get_origin(hint), get_args(hint)
+    if origin in (Union, types.UnionType):
+        return ", or ".join(dict.fromkeys(words(one) for one in args))
+    if origin is Literal:
+        return " or ".join(map(repr, args))
+    if origin is not None and issubclass(origin, Mapping):
+        return "a mapping"
+    if origin is tuple and args[-1:] != (Ellipsis,):
+        return f"{len(args)} values: {', '.join(words(one) for one in args)}"
+    if origin is not None and issubclass(origin, Iterable):
+        return f"a list of {PLURAL.get(args[0], 'values')}" if args else "a list"
+    if origin is Callable:
+        return "a function"
+    return SINGULAR.get(hint) or MENDS.get(getattr(hint, "__name__", "")) or _article(getattr(hint, "__name__", str(hint)))
+
+
+SINGULAR: Mapping[Any, str] = {
+    bool: "True or False",
+    int: "a whole number",
+    float: "a finite number",
+    str: "a text",
+    Path: "a path",
+    type(None): "None",
+}
+PLURAL: Mapping[Any, str] = {int: "whole numbers", float: "finite numbers", str: "texts"}
+MENDS = {
+    "Question": "a Question, as in si.load_questions('scenes/relation')[0]",
+    "VLM": "a model, as in si.load('demo')",
+    "PlantedVLM": "a model with a planted shortfall, as si.testbeds.plant makes it",
+    "PreTrainedModel": "a transformers model",
+    "ProcessorMixin": "its processor",
+    "dtype": "a torch.dtype",
+    "Tensor": "a tensor",
+}
+
+
+def near(name: object, known: Iterable[str]) -> str:
+    """A question after the known name that is most like this one, or nothing.
+
+    >>> near("realtion", ["relation", "position"])
+    "; did you mean 'relation'?"
+    """
+    found = get_close_matches(str(name), list(known), 1)
+    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,0 +1,1 @@
+"""Questions from photographs with boxes."""

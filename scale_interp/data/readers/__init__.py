@@ -1,0 +1,1 @@
+"""The public sets in their official formats, and any JSON lines."""

@@ -1,0 +1,235 @@
+"""Questions taken apart: a main question and its subquestions, each tagged with the cognitive function that it asks for."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...core.card import Card
+from ...errors import DataError
+from ..items import Items, Questions, require
+from ..prompts import digest, shuffled
+from ..question import Question
+from ..scenes.task import YES_NO
+from .image_files import Pictures, require_inside
+from .records import JsonLines, JsonList, entries, is_number, text, texts
+
+OPTIONS = 4
+"""Options of a question whose record offers none."""
+
+
+class Sub(NamedTuple):
+    """One step of a chain: a question of its own, and the function that it asks for.
+
+    >>> Sub(Question("Where is the cat?", ("left", "right"), 0), "relational reasoning").function
+    'relational reasoning'
+    """
+
+    question: Question
+    function: str
+
+
+@dataclass(frozen=True)
+class CogQuestion(Card):
+    """A main question and the steps that lead to its answer, all about one picture.
+
+    Raises DataError for no steps, for a step without a function, and for steps about another picture.
+
+    >>> main = Question("Is the cat left of the dog?", ("yes", "no"), 0, id="1")
+    >>> where = Question("Where is the cat?", ("left", "right"), 0, id="2", group="1")
+    >>> CogQuestion(main, ((where, "relational reasoning"),))
+    <CogQuestion 1: 'Is the cat left of the dog?' 'yes'; steps: relational reasoning>
+    """
+
+    question: Question
+    subquestions: tuple[Sub, ...]
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.question, Question):
+            raise DataError(f"a decomposed question about a {type(self.question).__name__}: give a Question")
+        try:
+            object.__setattr__(self, "subquestions", tuple(Sub(*sub) for sub in self.subquestions))
+        except TypeError as error:
+            raise DataError(f"question {self.id}: its steps are no pairs of question and function ({error})") from error
+        if not self.subquestions:
+            raise DataError(f"question {self.id}: it has no subquestions; give at least one")
+        for step, (question, function) in enumerate(self.subquestions, 1):
+            if not isinstance(question, Question):
+                raise DataError(f"question {self.id}, step {step}: a {type(question).__name__}; give a Question")
+            if not isinstance(function, str) or not function.strip():
+                raise DataError(f"question {self.id}, step {step}: it has no function; tag it with one")
+            if question.group != self.group:
+                raise DataError(
+                    f"question {self.id}, step {step}: group {question.group!r} is not {self.group!r}; steps share their picture: give it"
+                )
+
+    def __repr__(self) -> str:
+        steps = ", ".join(function for _, function in self.subquestions)
+        return f"<CogQuestion {self.id}: {self.question.text!r} {self.question.answer_text!r}; steps: {steps}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"step": q.text, "right": q.answer_text, "function": function} for q, function in self.subquestions)
+
+    @property
+    def id(self) -> str:
+        return self.question.id
+
+    @property
+    def group(self) -> str:
+        return self.question.group
+
+
+class CogQuestions(Items[CogQuestion]):
+    """Decomposed questions, as `cog_questions` and `read_cog` give them.
+
+    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> len(cog_questions("train", n=3)[:2])
+    2
+    """
+
+    noun = "decomposed questions"
+
+    def _card_row(self, item: CogQuestion) -> Mapping[str, Any]:
+        return {"question": item.question.text, "right": item.question.answer_text, "steps": len(item.subquestions)}
+
+
+def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
+    """All steps as questions of their own; meta holds "function", "step" (from 1) and "chain", the main question's id.
+
+    context: the text begins with the steps before it and their right answers (chain of thought; CogVSR,
+    arXiv 2603.20662). balanced: every function as often as the rarest, whole chains' steps left out at random by `seed`.
+
+    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> subquestions(cog_questions("train", n=2), context=True)[1].meta["function"]
+    'counting'
+    """
+    cogs = require(cogs, CogQuestion)
+    steps = [_step(cog, step, context) for cog in cogs for step in range(len(cog.subquestions))]
+    if balanced:
+        counts = Counter(q.meta["function"] for q in steps)
+        fewest, kept = min(counts.values()), set()
+        for function in counts:
+            own = sorted((q.id for q in steps if q.meta["function"] == function), key=lambda name: digest(f"{seed}|{name}"))
+            kept |= set(own[:fewest])
+        steps = [q for q in steps if q.id in kept]
+    return Questions(steps, getattr(cogs, "source", "given"), getattr(cogs, "split", ""), getattr(cogs, "seed", None))
+
+
+def _step(cog: CogQuestion, step: int, context: bool) -> Question:
+    question, function = cog.subquestions[step]
+    before = [f"{q.text} {q.answer_text}." for q, _ in cog.subquestions[:step]] if context else []
+    return replace(
+        question,
+        text=" ".join([*before, question.text]),
+        id=f"{cog.id}#{step + 1}{'+context' if context else ''}",
+        meta={**question.meta, "function": function, "step": step + 1, "chain": cog.id},
+    )
+
+
+def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
+    """Decomposed questions from a file: JSON lines, or one JSON list.
+
+    Our form is {"question", "answer", "image", "subquestions": [{"question", "answer", "function"}]}; CogQA's (Cognitive
+    Mirrors, arXiv 2512.10978) has "generated": [{"subquestion", "answer", "cognitive_skill"}] and no image. "choices" may
+    stand beside any answer. Where it does not, a yes or no is one of two; otherwise three other answers to the same
+    function (or main question) of this file are drawn by `seed` as wrong options. That is our choice, neither set has
+    options. Image paths go from the file's folder. Raises DataError for what is not in this form.
+
+    >>> import json, tempfile
+    >>> step = {"question": "Is there a cup?", "answer": "yes", "function": "visual reception"}
+    >>> with tempfile.NamedTemporaryFile("w", suffix=".jsonl") as file:
+    ...     json.dump({"question": "Is the cup on the left?", "answer": "no", "subquestions": [step]}, file)
+    ...     file.flush()
+    ...     cog = read_cog(file.name)[0]
+    >>> cog.question.answer_text, cog.subquestions[0].function
+    ('no', 'visual reception')
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise DataError(f"there is no file {path}; give the path of decomposed questions as JSON lines")
+    records: JsonLines | JsonList = JsonList(path) if _begins_a_list(path) else JsonLines(path)
+    chains = [_chain(records.where(i), record) for i, record in enumerate(records)]
+    if not chains:
+        raise DataError(f"{path} holds no questions; give at least one record")
+    pool: dict[str, list[str]] = {}
+    for chain in chains:
+        for asked in chain.all:
+            pool.setdefault(asked.function, []).append(asked.answer)
+    pictures = Pictures((path.parent,), ("",), path.parent)
+    return CogQuestions([_cog(f"{path.stem}/{i + 1}", c, pool, pictures, seed) for i, c in enumerate(chains)], str(path), "", seed)
+
+
+def _begins_a_list(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
+
+
+class _Asked(NamedTuple):
+    text: str
+    answer: str
+    function: str
+    choices: tuple[str, ...]
+    where: str
+
+
+class _Chain(NamedTuple):
+    all: tuple[_Asked, ...]
+    image: str | None
+    where: str
+
+
+def _chain(where: str, record: Any) -> _Chain:
+    record = entries(record, where)
+    name = "generated" if "generated" in record else "subquestions"
+    steps = record.get(name)
+    if not isinstance(steps, list) or not steps:
+        raise DataError(f"{where}: {name!r} is {steps!r}; it must hold a list of at least one subquestion")
+    image = record.get("image")
+    if image is not None:
+        require_inside(text(record, "image", where), where)
+    found = [_asked(record, "question", "", where)]
+    for number, step in enumerate(steps, 1):
+        place = f"{where}, subquestion {number}"
+        step = entries(step, place)
+        function = text(step, "cognitive_skill" if "cognitive_skill" in step else "function", place)
+        found.append(_asked(step, "subquestion" if "subquestion" in step else "question", function, place))
+    return _Chain(tuple(found), image, where)
+
+
+def _asked(record: Any, field: str, function: str, where: str) -> _Asked:
+    answer = record.get("answer")
+    if is_number(answer):
+        answer = str(answer)
+    if not isinstance(answer, str) or not answer.strip():
+        raise DataError(f"{where}: 'answer' is {record.get('answer')!r}; it must hold text or a number")
+    choices = tuple(texts(record, "choices", where)) if "choices" in record else ()
+    if choices and answer not in choices:
+        raise DataError(f"{where}: answer {answer!r} is none of the choices {list(choices)}; give one of these")
+    return _Asked(text(record, field, where), answer.strip() if not choices else answer, function, choices, where)
+
+
+def _cog(id: str, chain: _Chain, pool: dict[str, list[str]], pictures: Pictures, seed: int) -> CogQuestion:
+    picture = None if chain.image is None else pictures.find([chain.image], chain.where)
+    group = id if chain.image is None else f"cog/{chain.image}"
+    questions = []
+    for step, asked in enumerate(chain.all):
+        own = id if step == 0 else f"{id}#{step}"
+        choices = shuffled(asked.choices or _offered(asked, pool[asked.function], own, seed), own, seed)
+        questions.append(Question(asked.text, choices, choices.index(asked.answer), picture=picture, id=own, group=group, task="cog"))
+    subs = tuple(Sub(q, asked.function) for q, asked in zip(questions[1:], chain.all[1:], strict=True))
+    return CogQuestion(questions[0], subs)
+
+
+def _offered(asked: _Asked, pool: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
+    """The right answer and wrong ones."""
+    if asked.answer.casefold() in YES_NO:
+        return tuple(asked.answer if asked.answer.casefold() == word else word for word in YES_NO)
+    others = {other.casefold(): other for other in pool}
+    others.pop(asked.answer.casefold())
+    if not others:
+        of = f"with function {asked.function!r}" if asked.function else "among the main questions"
+        raise DataError(f"{asked.where}: there is no other answer {of} to offer as a wrong option; give 'choices'")
+    return (asked.answer, *sorted(others.values(), key=lambda other: digest(f"{seed}|{key}|wrong|{other}"))[: OPTIONS - 1])

@@ -1,0 +1,1 @@
+"""Rendered scenes with every box known, and the questions about them."""

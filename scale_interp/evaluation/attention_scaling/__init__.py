@@ -1,0 +1,1 @@
+"""Answers under scaled attention, and accuracy against its weight."""

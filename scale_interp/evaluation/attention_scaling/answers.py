@@ -1,0 +1,265 @@
+"""Answers under ScalingVis, AdaptVis, PASTA and ITI, settings tuned on validation questions, and what a tuning is worth elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from itertools import product
+from pathlib import Path as FilePath
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...adapters.attention_scaling.adaptvis import AdaptVis, gated_scores
+from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionScale, all_scores
+from ...attribution.ablation import provenance
+from ...attribution.metric import measure
+from ...core import statistics
+from ...core.arguments import fits
+from ...core.card import Card, bundle
+from ...core.record import entry, read_json, together, write_json
+from ...data.items import require
+from ...data.question import Question
+from ...errors import EditError, FileError, LeakError
+from ...interventions.attention.run import answer_all
+from ...interventions.choices import Scoring
+from ...interventions.engine import Path, choose_path
+from ...interventions.paths import check_finite
+from ...interventions.prefix import Prompts
+from ...vlm.vlm import VLM
+from ..accuracy import Evaluation, answering
+from .weight_curve import WEIGHTS, distinct, scaling_curve
+
+METHODS: dict[str, type[AttentionScale | AdaptVis]] = {"AttentionScale": AttentionScale, "AdaptVis": AdaptVis}
+PAPER_THRESHOLDS = (0.3, 0.35, 0.4)
+DECILES = 10
+
+
+def evaluate_scaled(
+    vlm: VLM,
+    questions: Sequence[Question],
+    methods: Sequence[AttentionMethod],
+    *,
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
+    selected: Sequence[Tensor] | None = None,
+) -> list[Evaluation]:
+    """Answer the questions under each method; those that change the last row only share one reading of each prompt.
+
+    Behind it the last token is run once for each weight, and once for AdaptVis' confidence. rows="all" and PASTA change the
+    prompt's keys, so they take a whole forward pass for every answer, as do models whose prompts attend in both directions.
+    selected: [T] booleans a question, the prompt's tokens that count in place of the image's (whole passes, too).
+    provenance["passes"]: forward passes of the last token, or of the whole prompt, that the call took for all its methods.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
+    >>> [e.provenance["settings"]["weight"] for e in evaluate_scaled(vlm, qs, [AttentionScale(0.5), AttentionScale(2.0)])]
+    [0.5, 2.0]
+    """
+    questions = require(questions)
+    if not isinstance(methods, Sequence) or not methods or not all(hasattr(m, "scores") and hasattr(m, "whole") for m in methods):
+        raise EditError("methods: give a list of at least one AttentionScale, AdaptVis, PASTA or Steering")
+    scores: dict[int, Tensor] = {}
+    passes = 0
+    for whole in (False, True):
+        members = [i for i, method in enumerate(methods) if method.whole == whole]
+        if not members:
+            continue
+        run = partial(all_scores, methods=[methods[i] for i in members])
+        columns, taken = answer_all(vlm, questions, run, path, whole=whole, prompts=prompts, scoring=scoring, selected=selected)
+        scores |= dict(zip(members, columns, strict=True))
+        passes += taken
+    out = []
+    for i, method in enumerate(methods):
+        check_finite(vlm, questions, scores[i][:, None])
+        way = "reference" if method.whole or selected is not None else choose_path(vlm, questions, path)
+        made = answering(vlm, questions, path=way, scoring=scoring, passes=passes, **method.config())
+        out.append(Evaluation(questions, scores[i].cpu(), made))
+    return out
+
+
+@dataclass(frozen=True, eq=False)
+class Tuned(Card):
+    """The setting with the highest accuracy on validation questions, and the whole grid.
+
+    grid: a row a setting, in the order tried; base: the unedited model's accuracy; passes: forward passes taken; groups: the
+    pictures that were tuned on, which no test may hold.
+
+    >>> grid = ({"weight": 0.5, "accuracy": 0.6}, {"weight": 1.5, "accuracy": 0.75})
+    >>> Tuned(AttentionScale(1.5), grid, base=0.7, passes=16, groups=("scene 1",)).accuracy
+    0.75
+    """
+
+    method: AttentionScale | AdaptVis
+    grid: tuple[Mapping[str, float], ...]
+    base: float
+    passes: int
+    groups: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Tuned {self.method}: accuracy {self.accuracy:.3f}, base {self.base:.3f} on {self.provenance.get('n')} questions>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return sorted(self.grid, key=lambda row: -row["accuracy"])
+
+    @property
+    def accuracy(self) -> float:
+        """On the questions that were tuned on: the largest of the grid, so too high for others."""
+        return max(row["accuracy"] for row in self.grid)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a setting."""
+        return pd.DataFrame(list(self.grid))
+
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
+        from ...viz import tuning_grid
+
+        return tuning_grid(self, **options)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return bundle(self, self.plot(), include, exclude)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one JSON file."""
+        parts = {"grid": list(self.grid), "base": self.base, "passes": self.passes, "groups": list(self.groups)}
+        write_json(FilePath(path), {"kind": "Tuned", **self.method.config(), **parts, "provenance": dict(self.provenance)}, sealed=True)
+
+    @staticmethod
+    def load(path: str | FilePath) -> Tuned:
+        """Read a saved tuning. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        found = read_json(path)
+        if found.get("kind") != "Tuned" or found.get("method") not in METHODS:
+            raise FileError(f"{path} holds no tuning of AttentionScale or AdaptVis; give the file of a Tuned")
+        method = METHODS[found["method"]].from_config(found, path)
+        grid, base = tuple(entry(path, found, "grid", list[Any])), entry(path, found, "base", float)
+        together(path, bool(grid) and all(fits(row, Mapping[str, float]) and "accuracy" in row for row in grid))
+        passes, pictures = entry(path, found, "passes", int), tuple(entry(path, found, "groups", list[str]))
+        return Tuned(method, grid, base, passes, pictures, entry(path, found, "provenance", dict[str, Any]))
+
+
+def tune_scaling(
+    vlm: VLM,
+    questions: Sequence[Question],
+    weights: Sequence[float] = WEIGHTS,
+    *,
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
+    **options: Any,
+) -> Tuned:
+    """The weight of ScalingVis with the highest accuracy on validation questions; of equals the one nearest to 1.
+
+    weights: the paper's by default. options: rows, layers, heads, steps of AttentionScale. The paper tunes on a fifth of the
+    items; give those, and never the test questions.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> list(tune_scaling(vlm, qs, (0.5, 2.0)).to_frame().columns)
+    ['weight', 'accuracy']
+    """
+    curve = scaling_curve(vlm, questions, weights, path=path, prompts=prompts, scoring=scoring, **options)
+    rows = [{"weight": w, "accuracy": right} for w, right in zip(curve.weights, curve.per_question.mean(0).tolist(), strict=True)]
+    best = max(rows, key=lambda row: (row["accuracy"], -abs(row["weight"] - 1)))
+    method = AttentionScale(best["weight"], **options)
+    made = provenance(vlm, questions, path=path, scoring=scoring)
+    return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
+
+
+def tune_adaptvis(
+    vlm: VLM,
+    questions: Sequence[Question],
+    weights_low: Sequence[float] = (0.5, 0.8),
+    weights_high: Sequence[float] = (1.2, 1.5, 2.0),
+    thresholds: Sequence[float] | None = None,
+    *,
+    path: Path = "auto",
+    prompts: Prompts | None = None,
+    scoring: Scoring = "auto",
+    **options: Any,
+) -> Tuned:
+    """The two weights and the threshold of AdaptVis with the highest accuracy on validation questions.
+
+    Every weight is run once for each question; thresholds and pairs of weights cost nothing more. weights: the paper's.
+    thresholds: by default the paper's 0.3, 0.35 and 0.4 and (ours, as models differ in how sure they are) the deciles of the
+    confidences on these questions. Of equal settings the one whose weights are nearest to 1, then the lowest threshold.
+    options: rows, layers, heads, steps, confidence, legacy of AdaptVis. Never give the test questions.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> len(tune_adaptvis(vlm, qs, [0.5], [1.5, 2.0], thresholds=[0.3]).grid)
+    2
+    """
+    questions = require(questions)
+    low, high = distinct("weights_low", weights_low), distinct("weights_high", weights_high)
+    gate = AdaptVis(low[0], high[0], 0.0, **options)
+    scales = {w: AttentionScale(w, gate.rows, layers=gate.layers, heads=gate.heads, steps=gate.steps) for w in dict.fromkeys(low + high)}
+    run = partial(gated_scores, gate=gate, scales=list(scales.values()))
+    (base, sure, *columns), passes = answer_all(vlm, questions, run, path, whole=gate.whole, prompts=prompts, scoring=scoring)
+    confidence = sure[:, 0].cpu()
+    right = {weight: _right(scores, questions) for weight, scores in zip(scales, columns, strict=True)}
+    if thresholds is None:
+        deciles = torch.quantile(confidence, torch.linspace(0, 1, DECILES + 1, dtype=confidence.dtype)[1:-1]).tolist()
+        thresholds = (*PAPER_THRESHOLDS, *deciles)
+    rows = []
+    for a, b, threshold in product(low, high, sorted(distinct("thresholds", thresholds))):
+        correct = torch.where(confidence < threshold, right[a], right[b])
+        rows.append({"weight_low": a, "weight_high": b, "threshold": threshold, "accuracy": correct.mean().item()})
+    best = max(rows, key=lambda r: (r["accuracy"], -abs(r["weight_low"] - 1) - abs(r["weight_high"] - 1), -r["threshold"]))
+    method = AdaptVis(best["weight_low"], best["weight_high"], best["threshold"], **options)
+    made = provenance(vlm, questions, path=path, scoring=scoring)
+    return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
+
+
+def transfer_table(
+    vlm: VLM,
+    tuned: Mapping[str, Tuned],
+    tests: Mapping[str, Sequence[Question]],
+    *,
+    path: Path = "auto",
+    scoring: Scoring = "auto",
+) -> pd.DataFrame:
+    """What settings tuned on one set are worth on others: a row a tuning and test set, with the paired difference from base.
+
+    p is of `paired_difference`, p_holm corrected over all rows. Raises LeakError where a test set shares a picture with any
+    tuning.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
+    >>> tuned = {"relation": tune_scaling(vlm, qs, (0.5, 2.0))}
+    >>> transfer_table(vlm, tuned, {"exists": si.load_questions("scenes/exists", n=8)})["tested_on"].tolist()
+    ['exists']
+    """
+    if not tuned or not tests:
+        raise EditError("give at least one tuning and one test set")
+    for (name, one), (test, questions) in product(tuned.items(), tests.items()):
+        if shared := set(one.groups) & {q.group for q in require(questions)}:
+            raise LeakError(
+                f"{len(shared)} picture(s) of test set {test!r} were tuned on for {name!r}, {sorted(shared)[0]!r} among them: "
+                "use different splits, or different seeds of one split without overlap"
+            )
+    rows = []
+    for test, questions in tests.items():
+        methods = [AttentionScale(1.0), *(one.method for one in tuned.values())]
+        base, *found = evaluate_scaled(vlm, questions, methods, path=path, scoring=scoring)
+        for (name, one), evaluation in zip(tuned.items(), found, strict=True):
+            gain = evaluation.compare(base)
+            values = {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p}
+            row = {"tuned_on": name, "tested_on": test, "method": repr(one.method), "n": len(questions), "base": base.accuracy}
+            rows.append(row | {"accuracy": evaluation.accuracy} | values)
+    frame = pd.DataFrame(rows)
+    return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
+
+
+def _right(scores: Tensor, questions: Sequence[Question]) -> Tensor:
+    return measure("accuracy", scores, questions).cpu()
+
+
+def _groups(questions: Sequence[Question]) -> tuple[str, ...]:
+    return tuple(sorted({q.group for q in questions}))

@@ -1,0 +1,348 @@
+"""Every method of the toolkit on the same splits: learned on training questions, tuned on validation questions, tested once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...attribution.ablation import provenance
+from ...core import statistics
+from ...core.card import Card
+from ...core.record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
+from ...data.items import describe, groups, require, require_disjoint
+from ...data.question import Question
+from ...errors import DataError, FileError
+from ...interventions.prefix import Prompts
+from ...vlm.vlm import VLM
+from .head_sets import HeadSets
+from .located import CANNOT, locate
+from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
+
+KIND, ANSWERS = "Comparison", "Answers"
+BASE = "base"
+ALPHA = 0.05
+TENSORS = {"right": 2, "groups": 1, "others": 2, "others_groups": 1}
+Say = Callable[[str], None]
+
+
+class _Kept(Protocol):
+    """A result that is one file."""
+
+    def save(self, path: Path) -> None: ...
+    @staticmethod
+    def load(path: Path) -> Any: ...
+
+
+R = TypeVar("R", bound=_Kept)
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison(Card):
+    """Right and wrong answers of every method to the same test questions, the base model first.
+
+    right [Q, M], groups [Q]: the test questions and their pictures; others [P, M], others_groups [P]: questions of other tasks,
+    others_tasks: the task of each. tuned: method -> its setting, parameters, passes (forward passes an answer) and grid (a row
+    a setting with its accuracy on the validation questions). heads: the head sets of all methods. left_out: method -> why it
+    could not run on this model or data.
+
+    >>> right, sets = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), HeadSets(6, 8, {})
+    >>> about = {"ScAle": {"setting": {"strength": 1.0}, "parameters": 54, "passes": 1.0, "grid": []}}
+    >>> Comparison(("base", "ScAle"), right, torch.arange(4), right[:0], torch.arange(0), (), about, sets)
+    <Comparison on 4 questions: base 0.500, ScAle 0.750>
+    """
+
+    methods: tuple[str, ...]
+    right: Tensor
+    groups: Tensor
+    others: Tensor
+    others_groups: Tensor
+    others_tasks: tuple[str, ...]
+    tuned: Mapping[str, Mapping[str, Any]]
+    heads: HeadSets
+    left_out: Mapping[str, str] = field(default_factory=dict)
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+    most = 100
+
+    def __repr__(self) -> str:
+        accuracy = ", ".join(f"{name} {value:.3f}" for name, value in zip(self.methods, self.right.mean(0).tolist(), strict=True))
+        return f"<Comparison on {len(self.right)} questions: {accuracy}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        right, others = self.right.double().mean(0).tolist(), self.others.double().mean(0).tolist()
+        for i, name in enumerate(self.methods):
+            row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
+            change = {"elsewhere": others[i] - others[0] if i else None} if len(self.others) else {}
+            yield row | change | {"tuned": told(self.tuned[name]["setting"]) if i else ""}
+
+    def difference(self, method: str) -> statistics.Difference:
+        """A method's accuracy minus the base model's on the test questions, paired."""
+        return _paired(self.right, self.methods.index(method), self.groups)
+
+    def change_elsewhere(self, method: str) -> statistics.Difference:
+        """The same on the questions of other tasks, all together."""
+        return _paired(self.others, self.methods.index(method), self.others_groups)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a method: accuracy with interval, paired difference from base with interval, p and p_holm (over the methods),
+        parameters, tuned setting, forward passes an answer, and the change on other tasks with interval (nan without others).
+        """
+        rows = []
+        for i, name in enumerate(self.methods):
+            right, about = self.right[:, i].numpy(), self.tuned.get(name, {})
+            low, high = statistics.accuracy_interval(right, self.groups.numpy())
+            row = {"method": name, "accuracy": float(right.mean()), "low": low, "high": high}
+            row |= _columns(self.difference(name) if i else None, ("difference", "difference_low", "difference_high", "p"))
+            row |= {
+                "parameters": about.get("parameters", 0),
+                "tuned": told(about["setting"]) if about else "",
+                "passes": about.get("passes", 1.0),
+            }
+            elsewhere = self.change_elsewhere(name) if i and len(self.others) else None
+            rows.append(row | _columns(elsewhere, ("others_change", "others_low", "others_high")))
+        frame = pd.DataFrame(rows)
+        frame.insert(8, "p_holm", statistics.holm(frame["p"].to_numpy(float)))
+        return frame
+
+    def by_task(self) -> pd.DataFrame:
+        """A row a method and other task: its base accuracy, and the change with interval."""
+        tasks, rows = np.array(self.others_tasks), []
+        for task in dict.fromkeys(self.others_tasks):
+            own = torch.from_numpy(tasks == task)
+            for i, name in enumerate(self.methods[1:], 1):
+                change = _paired(self.others[own], i, self.others_groups[own])
+                row = {"method": name, "task": task, "n": int(own.sum()), "base": float(self.others[own, 0].mean())}
+                rows.append(row | _columns(change, ("change", "low", "high")))
+        return pd.DataFrame(rows)
+
+    def findings(self) -> list[str]:
+        """What was found, a sentence a method."""
+        frame = self.to_frame()
+        base = frame.iloc[0]
+        out = [f"The base model answers {base['accuracy']:.3f} [{base['low']:.3f}, {base['high']:.3f}] of {len(self.right)} questions."]
+        for row in frame.iloc[1:].to_dict("records"):
+            if not self.tuned[row["method"]]["setting"]:
+                out.append(f"{row['method']}: on the validation questions nothing of its grid beat doing nothing, so it is the base model.")
+                continue
+            verb = "does not differ from base:"
+            if row["p_holm"] < ALPHA:
+                verb = ("raises" if row["difference"] > 0 else "lowers") + " accuracy by"
+            said = f"{row['method']} ({row['tuned']}) {verb} {_span(row, 'difference')}, corrected p = {row['p_holm']:.2g}"
+            elsewhere = {"others": row["others_change"]} | row
+            out.append(said + (f"; other tasks change by {_span(elsewhere, 'others')}." if len(self.others) else "."))
+        return [*out, *(f"{name} could not run: {why}" for name, why in self.left_out.items())]
+
+    def shown(self) -> pd.DataFrame:
+        """The table for reading: a row a method, each difference and its interval in one cell."""
+        rows = [
+            {
+                "method": row["method"],
+                "accuracy": f"{row['accuracy']:.3f}",
+                "minus base": "0" if row["tuned"] == told({}) else _span(row, "difference"),
+                "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
+                "elsewhere": "0" if row["tuned"] == told({}) else _span(row, "others"),
+                "parameters": row["parameters"],
+                "tuned": row["tuned"],
+                "passes": f"{row['passes']:g}",
+            }
+            for row in self.to_frame().rename(columns={"others_change": "others"}).to_dict("records")
+        ]
+        return pd.DataFrame(rows)
+
+    def plot(self, **options: Any) -> Any:
+        """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
+        from ...viz import comparison
+
+        return comparison(self, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        meta = {
+            "methods": list(self.methods),
+            "others_tasks": list(self.others_tasks),
+            "tuned": {k: dict(v) for k, v in self.tuned.items()},
+        }
+        more = {"heads": self.heads.content(), "left_out": dict(self.left_out), "provenance": dict(self.provenance)}
+        write_tensors(Path(path), KIND, {name: getattr(self, name) for name in TENSORS}, meta | more)
+
+    @staticmethod
+    def load(path: str | Path) -> Comparison:
+        """Read a saved comparison. Raises FileError for a damaged or foreign file."""
+        path = Path(path)
+        tensors, meta = read_tensors(path, KIND)
+        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if ndim == 2}
+        parts |= {name: numbered(path, tensors, name) for name, ndim in TENSORS.items() if ndim == 1}
+        methods, tasks = (tuple(entry(path, meta, name, list[str])) for name in ("methods", "others_tasks"))
+        together(path, parts["right"].shape == (len(parts["groups"]), len(methods)) and parts["right"].numel() > 0)
+        together(path, parts["others"].shape == (len(parts["others_groups"]), len(methods)) and len(tasks) == len(parts["others"]))
+        heads = HeadSets.from_content(entry(path, meta, "heads", dict[str, Any]), path)
+        given = entry(path, meta, "tuned", dict[str, dict[str, Any]])
+        for setting in given.values():
+            for name, hint in {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}.items():
+                entry(path, setting, name, hint)
+        together(path, methods[:1] == (BASE,) and set(given) == set(methods[1:]))
+        # The order of the methods, which the header's sorted keys have lost.
+        tuned = {name: given[name] for name in methods[1:]}
+        left_out, about = entry(path, meta, "left_out", dict[str, str]), entry(path, meta, "provenance", dict[str, Any])
+        return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
+
+
+def compare(
+    vlm: VLM,
+    train: Sequence[Question],
+    validation: Sequence[Question],
+    test: Sequence[Question],
+    *,
+    others: Sequence[Question] = (),
+    methods: Sequence[str] = tuple(LEARN),
+    top: int = 8,
+    seed: int = 0,
+    folder: str | Path | None = None,
+    say: Say = lambda _: None,
+) -> Comparison:
+    """ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, beside the base model.
+
+    Heads, directions and scalars are learned on `train`; the setting of each method is the one of its grid (evaluation/tuning)
+    with the most right answers on `validation`, doing nothing among them; `test` is answered last, once a method. others:
+    questions of other tasks, which no method should change. methods: some of them. top: the size of head sets that a method
+    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again. say: is told
+    of each step.
+
+    Raises LeakError where two splits, or a learning split and `others`, share a picture; DataError for an unknown method;
+    FileError where the folder holds another comparison. A method that cannot run on this model or data is left out with the reason.
+
+    >>> import scale_interp as si
+    >>> vlm, (a, b, c) = si.load("demo"), [si.load_questions("scenes/relation", s, n=12) for s in ("train", "validation", "test")]
+    >>> compare(vlm, a, b, c, methods=["ScalingVis"], top=2).to_frame()["method"].tolist()
+    ['base', 'ScalingVis']
+    """
+    train, validation, test, others = require(train), require(validation), require(test), list(others)
+    unknown = [name for name in methods if name not in LEARN]
+    if unknown or not methods:
+        raise DataError(f"methods {list(methods)}: choose from {', '.join(LEARN)}")
+    require_disjoint(train, validation)
+    require_disjoint([*train, *validation], [*test, *others])
+    steps = _Steps(folder, say)
+    splits = {"train": train, "validation": validation, "test": test, "others": others}
+    steps.claim(vlm.describe() | {"top": top, "seed": seed} | {name: _mark(questions) for name, questions in splits.items()})
+    functional = EMPHASIS in methods or LATENT_HEADS in methods
+    makers = locate(vlm, train, [*validation, *test, *others], top, seed, functional)
+    sets = HeadSets.join([steps.take(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
+    chosen, left_out = _learn(steps, Tuner(vlm, train, validation, sets, top, seed), methods)
+    named = {c.name: c for c in chosen if c.heads}
+    own = HeadSets(vlm.n_layers, vlm.n_heads, {n: c.heads for n, c in named.items()}, {n: c.about for n, c in named.items()})
+    asked = [(questions, Prompts(vlm, questions) if questions else None) for questions in (test, others)]
+    answers = [
+        steps.take(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
+        for name, method in [(BASE, None), *((c.name, c.method) for c in chosen)]
+    ]
+    return Comparison(
+        (BASE, *(c.name for c in chosen)),
+        torch.stack([a.right for a in answers], 1),
+        torch.from_numpy(groups(test)),
+        torch.stack([a.others for a in answers], 1),
+        torch.from_numpy(groups(others)) if others else torch.zeros(0, dtype=torch.long),
+        tuple(q.task for q in others),
+        {
+            c.name: {"setting": dict(c.setting), "parameters": c.parameters, "passes": a.passes, "grid": [dict(row) for row in c.grid]}
+            for c, a in zip(chosen, answers[1:], strict=True)
+        },
+        HeadSets.join([sets, own]),
+        left_out,
+        provenance(vlm, test, train=describe(train), validation=describe(validation), top=top, comparison_seed=seed),
+    )
+
+
+def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Chosen], dict[str, str]]:
+    chosen, left_out = [], {}
+    for name in (name for name in LEARN if name in methods):
+        try:
+            learn = partial(LEARN[name], tuner)
+            chosen.append(steps.take(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
+        except CANNOT as error:
+            left_out[name] = str(error)
+    return chosen, left_out
+
+
+@dataclass(frozen=True, eq=False)
+class _Answers:
+    """One method's right answers to the test questions [Q] and the others [P], and forward passes an answer."""
+
+    right: Tensor
+    others: Tensor
+    passes: float
+
+    @staticmethod
+    def of(vlm: VLM, asked: Sequence[tuple[Sequence[Question], Prompts | None]], method: Any) -> _Answers:
+        (test, test_prompts), (others, prompts) = asked
+        right, passes = answer_with(vlm, test, method, test_prompts)
+        return _Answers(right, answer_with(vlm, others, method, prompts)[0] if others else torch.zeros(0), passes)
+
+    def save(self, path: Path) -> None:
+        write_tensors(path, ANSWERS, {"right": self.right, "others": self.others}, {"passes": self.passes})
+
+    @staticmethod
+    def load(path: Path) -> _Answers:
+        tensors, meta = read_tensors(path, ANSWERS)
+        return _Answers(expect(path, tensors, "right", 1), expect(path, tensors, "others", 1), entry(path, meta, "passes", float))
+
+
+class _Steps:
+    """Results kept in a folder, or nowhere: what is there is read, what is not is made and written whole."""
+
+    def __init__(self, folder: str | Path | None, say: Say):
+        self.folder, self.say = None if folder is None else Path(folder), say
+
+    def claim(self, about: Mapping[str, Any]) -> None:
+        """Raise FileError where the folder is another comparison's."""
+        if self.folder is None:
+            return
+        path = self.folder / "settings.json"
+        if not path.exists():
+            return write_json(path, about)
+        theirs = read_json(path)
+        changed = [f"{k} was {theirs.get(k)!r}, now {about[k]!r}" for k in about if theirs.get(k) != about[k]]
+        if changed:
+            raise FileError(f"{self.folder} holds another comparison ({'; '.join(changed)}): use another folder, or delete it")
+
+    def take(self, name: str, what: str, make: Callable[[], R], kind: type[R]) -> R:
+        path = None if self.folder is None else self.folder / name
+        if path is not None and path.exists():
+            found: R = kind.load(path)
+            return found
+        self.say(what)
+        made = make()
+        if path is not None:
+            made.save(path)
+        return made
+
+
+def _mark(questions: Sequence[Question]) -> dict[str, Any]:
+    """What tells these questions, and their right answers, from others."""
+    told = "|".join(f"{q.id}={q.answer_text}" for q in questions)
+    return describe(questions) | {"answers_hash": hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}
+
+
+def _slug(name: str) -> str:
+    return name.lower().replace(" ", "-")
+
+
+def _paired(right: Tensor, method: int, group: Tensor) -> statistics.Difference:
+    return statistics.paired_difference(right[:, method].numpy(), right[:, 0].numpy(), group.numpy())
+
+
+def _columns(found: statistics.Difference | None, names: Sequence[str]) -> dict[str, float]:
+    values = (float("nan"),) * 4 if found is None else (found.mean, found.low, found.high, found.p)
+    return dict(zip(names, values, strict=False))
+
+
+def _span(row: Mapping[str, Any], name: str) -> str:
+    return "" if np.isnan(row[name]) else f"{row[name]:+.3f} [{row[f'{name}_low']:+.3f}, {row[f'{name}_high']:+.3f}]"

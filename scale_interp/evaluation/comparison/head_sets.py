@@ -1,0 +1,138 @@
+"""The heads that different methods name, laid over each other: how far they agree, and whether chance would agree as well."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ...core import statistics
+from ...core.arguments import fits
+from ...core.card import Card
+from ...core.record import entry, heads_of, read_json, together, write_json
+from ...errors import DataError, FileError
+from ...interventions.edit import Head, check_heads
+
+KIND = "HeadSets"
+
+
+@dataclass(frozen=True, eq=False)
+class HeadSets(Card):
+    """Named sets of heads of one model.
+
+    sets: name -> heads, the most important first; about: name -> how they were found; left_out: name -> why there are none.
+    Raises EditError for a head that the model does not have.
+
+    >>> HeadSets(2, 4, {"patching": ((0, 1), (1, 2)), "gradient": ((1, 2), (1, 3))}).overlap()["jaccard"].round(2).tolist()
+    [0.33]
+    """
+
+    n_layers: int
+    n_heads: int
+    sets: Mapping[str, tuple[Head, ...]]
+    about: Mapping[str, str] = field(default_factory=dict)
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        checked = {name: tuple(check_heads(heads, self.n_layers, self.n_heads)) for name, heads in self.sets.items()}
+        object.__setattr__(self, "sets", checked)
+
+    def __repr__(self) -> str:
+        counts = ", ".join(f"{name} {len(heads)}" for name, heads in self.sets.items())
+        return f"<HeadSets of {self.n_layers} layers x {self.n_heads} heads: {counts or 'none'}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = self.sets.items()
+        return ({"set": name, "heads": len(heads), "first": ", ".join(map(str, heads[:4]))} for name, heads in found)
+
+    @staticmethod
+    def join(parts: list[HeadSets]) -> HeadSets:
+        """All sets of several, which must be of one model."""
+        if not parts:
+            raise DataError("no head sets: give at least one")
+        if len({(p.n_layers, p.n_heads) for p in parts}) > 1:
+            raise DataError("these head sets are of models of different shape: lay sets of one model over each other")
+        merged: list[dict[str, Any]] = [{}, {}, {}]
+        for part in parts:
+            for into, own in zip(merged, (part.sets, part.about, part.left_out), strict=True):
+                into.update(own)
+        return HeadSets(parts[0].n_layers, parts[0].n_heads, *merged)
+
+    def counts(self) -> np.ndarray:
+        """In how many sets each head is [L, H]."""
+        out = np.zeros((self.n_layers, self.n_heads), dtype=int)
+        for heads in self.sets.values():
+            for head in heads:
+                out[head] += 1
+        return out
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a head: layer, head, the number of sets that it is in, and a column of truth values a set."""
+        every = [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
+        columns = {name: [head in heads for head in every] for name, heads in self.sets.items()}
+        layers, heads = zip(*every, strict=True)
+        return pd.DataFrame({"layer": layers, "head": heads, "sets": self.counts().ravel()} | columns)
+
+    def overlap(self) -> pd.DataFrame:
+        """A row a pair: a, b, how many heads they share and chance would, Jaccard overlap, p, and p_holm over all pairs.
+
+        Jaccard: shared heads by heads in either. p: two sets of these sizes drawn at random share as many (one-sided;
+        hypergeometric, which is the permutation test carried out in full). Sets that exclude each other by their making, as
+        functional and latent heads do, share none.
+        """
+        U = self.n_layers * self.n_heads
+        rows = []
+        for a, b in combinations(self.sets, 2):
+            one, two = set(self.sets[a]), set(self.sets[b])
+            shared = len(one & two)
+            row = {"a": a, "b": b, "shared": shared, "by_chance": len(one) * len(two) / U, "jaccard": shared / max(1, len(one | two))}
+            rows.append(row | {"p": float(stats.hypergeom.sf(shared - 1, U, len(one), len(two)))})
+        frame = pd.DataFrame(rows, columns=["a", "b", "shared", "by_chance", "jaccard", "p"])
+        return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy(float)))
+
+    def matrix(self) -> pd.DataFrame:
+        """Jaccard overlap of every set with every other; 1 on the diagonal."""
+        names = list(self.sets)
+        out = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
+        for row in self.overlap().itertuples():
+            out.loc[row.a, row.b] = out.loc[row.b, row.a] = row.jaccard
+        return out
+
+    def plot(self, **options: Any) -> Any:
+        """The overlap matrix as a plotly heatmap (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
+        from ...viz import head_overlap
+
+        return head_overlap(self, **options)
+
+    def content(self) -> dict[str, Any]:
+        """All of it in JSON's words."""
+        # A list, as sorted keys would lose the order that figures and tables go by.
+        sets = [{"name": n, "heads": [list(head) for head in h], "about": self.about.get(n, "")} for n, h in self.sets.items()]
+        return {"kind": KIND, "n_layers": self.n_layers, "n_heads": self.n_heads, "sets": sets, "left_out": dict(self.left_out)}
+
+    @staticmethod
+    def from_content(found: Mapping[str, Any], path: Path) -> HeadSets:
+        """What `content` gave; path: named in errors."""
+        if found.get("kind") != KIND:
+            raise FileError(f"{path} holds no head sets but {found.get('kind', 'a foreign file')!r}; give the file of HeadSets")
+        layers, heads = (entry(path, found, name, int) for name in ("n_layers", "n_heads"))
+        parts, left_out = entry(path, found, "sets", list[Any]), entry(path, found, "left_out", dict[str, str])
+        together(path, all(fits(part, dict[str, Any]) for part in parts) and layers > 0 and heads > 0)
+        sets = {entry(path, part, "name", str): heads_of(path, entry(path, part, "heads", list), layers, heads) for part in parts}
+        together(path, len(sets) == len(parts))
+        return HeadSets(layers, heads, sets, {part["name"]: entry(path, part, "about", str) for part in parts}, left_out)
+
+    def save(self, path: str | Path) -> None:
+        """Write one JSON file."""
+        write_json(Path(path), self.content(), sealed=True)
+
+    @staticmethod
+    def load(path: str | Path) -> HeadSets:
+        """Read saved sets. Raises FileError for a damaged or foreign file."""
+        return HeadSets.from_content(read_json(Path(path)), Path(path))

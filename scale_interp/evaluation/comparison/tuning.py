@@ -1,0 +1,267 @@
+"""Methods learned on training questions, each with the setting that is best on validation questions; doing nothing is one setting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path as FilePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...adapters.attention_scaling.adaptvis import AdaptVis
+from ...adapters.attention_scaling.pasta import PASTA
+from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionScale, SavedSettings
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.steering.direction import answer_direction
+from ...adapters.steering.emphasis import ALPHAS, GAINS
+from ...adapters.steering.steering import fit_steering
+from ...attribution.metric import measure
+from ...core.card import Card
+from ...core.record import entry, expect, read_tensors, write_tensors
+from ...data.question import Question
+from ...errors import DataError, EditError, FileError
+from ...interventions.edit import Edit, Head
+from ...interventions.engine import run_edits
+from ...interventions.prefix import Prompts
+from ...vlm.vlm import VLM
+from ..accuracy import evaluate
+from ..attention_scaling.answers import Tuned, evaluate_scaled, tune_adaptvis, tune_scaling
+from .head_sets import HeadSets
+from .located import FUNCTIONAL, LATENT
+
+KIND = "Chosen"
+EMPHASIS, LATENT_HEADS = "CogVSR emphasis", "latent heads"
+WEIGHTS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
+"""ScalingVis; the paper's end at 2. AdaptVis takes those up to 1 where it is unsure and those from 1 where it is sure."""
+PASTA_HEADS, PASTA_ALPHAS = (4, 8, 16, 48), (0.3, 0.1, 0.01)
+"""The paper's alpha is 0.01."""
+PROFILED = 16
+"""Training questions on which PASTA's heads are ranked: as many whole forward passes for every head."""
+ITI_HEADS, ITI_ALPHAS = (4, 8, 16, 48), (0.5, 1.0, 2.0, 5.0, 15.0)
+"""The release's are 48 and 15."""
+STRENGTHS = (0.5, 1.0)
+"""How far ScAle's scalars go from 1 to what was learned."""
+CLASSES: dict[str, type[SavedSettings]] = {"AttentionScale": AttentionScale, "AdaptVis": AdaptVis, "PASTA": PASTA}
+ORDER = ("of", "heads", "weight", "weight_low", "weight_high", "threshold", "gain", "alpha", "strength", "accuracy")
+"""The order in which a setting is told, whatever order a file keeps it in."""
+Setting = Mapping[str, float | str]
+Method = Edit | AttentionMethod
+
+
+@dataclass(frozen=True)
+class Option:
+    """A setting to try: what answers with it, and how many learned or tuned numbers it adds to the model."""
+
+    setting: Setting
+    method: Method
+    parameters: int
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Card):
+    """A method with the setting of the highest accuracy on validation questions; of equals the gentlest.
+
+    method: what answers, an Edit of one variant or an attention method. setting: by name, empty where doing nothing was best.
+    grid: a row a setting, in the order tried, with its accuracy on validation questions. heads: its head set, if it has one,
+    and about: what set that is.
+    """
+
+    name: str
+    method: Method
+    setting: Setting
+    parameters: int
+    grid: tuple[Mapping[str, Any], ...]
+    heads: tuple[Head, ...] = ()
+    about: str = ""
+
+    def __repr__(self) -> str:
+        return f"<Chosen {self.name}: {told(self.setting)}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return sorted(self.grid, key=lambda row: -row["accuracy"])
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        parts = ("scale", "shift", "mlp_scale")
+        if isinstance(self.method, Edit):
+            tensors = {name: part for name in parts if (part := getattr(self.method, name)) is not None}
+            config: dict[str, Any] = {"scope": self.method.scope}
+        else:
+            tensors, config = {}, self.method.config()
+        told = {"name": self.name, "setting": dict(self.setting), "parameters": self.parameters, "grid": [dict(row) for row in self.grid]}
+        heads = {"heads": [list(head) for head in self.heads], "about": self.about}
+        write_tensors(FilePath(path), KIND, tensors, told | heads | {"method": config})
+
+    @staticmethod
+    def load(path: str | FilePath) -> Chosen:
+        """Read a saved choice. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        tensors, meta = read_tensors(path, KIND)
+        axes = {"scale": 3, "shift": 4, "mlp_scale": 2}
+        try:
+            config = meta["method"]
+            if "scope" in config:
+                method: Any = Edit(**{name: expect(path, tensors, name, axes[name]) for name in tensors}, scope=config["scope"])
+            else:
+                method = CLASSES[config["method"]].from_config(config, path)
+            heads = tuple((int(layer), int(head)) for layer, head in meta["heads"])
+            name, setting = entry(path, meta, "name", str), entry(path, meta, "setting", dict[str, Any])
+            count, grid = entry(path, meta, "parameters", int), tuple(entry(path, meta, "grid", list[dict[str, Any]]))
+            return Chosen(name, method, setting, count, grid, heads, entry(path, meta, "about", str))
+        except FileError:
+            raise
+        except (AttributeError, KeyError, TypeError, ValueError, EditError) as error:
+            raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+
+
+def told(setting: Setting) -> str:
+    """A setting in words.
+
+    >>> told({"heads": 8, "alpha": 0.5}), told({})
+    ('heads 8, alpha 0.5', 'do nothing')
+    """
+    items = ((name, setting[name]) for name in ORDER if name in setting)
+    parts = (f"{name} {value:.3g}" if isinstance(value, int | float) else f"{name} {value}" for name, value in items)
+    return ", ".join(parts) or "do nothing"
+
+
+class Tuner:
+    """The questions that methods are learned and tuned on, their prompts read once, and the sets of heads found on the former."""
+
+    def __init__(self, vlm: VLM, train: Sequence[Question], validation: Sequence[Question], sets: HeadSets, top: int = 8, seed: int = 0):
+        self.vlm, self.train, self.validation, self.sets, self.top, self.seed = vlm, train, validation, sets, top, seed
+        self.every = [(layer, head) for layer in range(vlm.n_layers) for head in range(vlm.n_heads)]
+        self.train_prompts = Prompts(vlm, train, FitSettings().batch_size)
+        self.prompts = Prompts(vlm, validation)
+
+    @cached_property
+    def nothing(self) -> Option:
+        """The model as it is."""
+        edit = Edit.identity(self.vlm.n_layers, self.vlm.n_heads)
+        return Option({}, replace(edit, scope="each_new_token"), 0)
+
+    def choose(self, name: str, options: Sequence[Option], heads: Sequence[Head] = (), about: str = "") -> Chosen:
+        """The option with the highest accuracy on the validation questions; of equals the first."""
+        edits = [option.method for option in options if isinstance(option.method, Edit)]
+        if len(edits) == len(options):
+            scores = run_edits(self.vlm, self.validation, Edit.stack(edits), prompts=self.prompts, what="tuning")
+            accuracy = measure("accuracy", scores, self.validation).double().mean(0).tolist()
+        else:
+            methods: Any = [option.method for option in options]
+            answers = evaluate_scaled(self.vlm, self.validation, methods, prompts=self.prompts)
+            accuracy = [float(e.per_question.double().mean()) for e in answers]
+        best = options[max(range(len(options)), key=accuracy.__getitem__)]
+        grid = tuple({**option.setting, "accuracy": value} for option, value in zip(options, accuracy, strict=True))
+        return Chosen(name, best.method, best.setting, best.parameters, grid, tuple(heads), about)
+
+
+def _scaling(t: Tuner) -> Chosen:
+    return _of_tuned("ScalingVis", tune_scaling(t.vlm, t.validation, WEIGHTS, prompts=t.prompts))
+
+
+def _adaptvis(t: Tuner) -> Chosen:
+    low, high = [w for w in WEIGHTS if w <= 1], [w for w in WEIGHTS if w >= 1]
+    return _of_tuned("AdaptVis", tune_adaptvis(t.vlm, t.validation, low, high, prompts=t.prompts))
+
+
+def _of_tuned(name: str, found: Tuned) -> Chosen:
+    """Both tuners prefer weights nearest to 1 among equals, and their grids hold 1."""
+    settings = {key: value for key, value in asdict(found.method).items() if key in found.grid[0]}
+    idle = all(value == 1 for key, value in settings.items() if key.startswith("weight"))
+    return Chosen(name, found.method, {} if idle else settings, 0 if idle else found.method.n_parameters, found.grid)
+
+
+def _pasta(t: Tuner) -> Chosen:
+    """Heads are profiled one by one, as in the paper's section 3.2, by logit difference; then the best few are tuned."""
+    asked = t.train[:PROFILED]
+    strong = PASTA_ALPHAS[-1]
+    singles = evaluate_scaled(t.vlm, asked, [PASTA((head,), strong) for head in t.every])
+    gains = torch.stack([measure("logit_diff", single.scores, asked).mean() for single in singles])
+    order = [t.every[i] for i in gains.argsort(descending=True, stable=True).tolist()]
+    options = [Option({}, PASTA(tuple(order[:1]), 1.0), 0)]
+    for count in _counts(PASTA_HEADS, len(order)):
+        options += [Option({"heads": count, "alpha": alpha}, PASTA(tuple(order[:count]), alpha), 1) for alpha in PASTA_ALPHAS]
+    about = f"the top {t.top} profiled one by one with alpha {strong:g}, of {len(asked)} training questions"
+    return t.choose("PASTA", options, order[: t.top], about)
+
+
+def _iti(t: Tuner) -> Chosen:
+    most = min(ITI_HEADS[-1], len(t.every))
+    found = fit_steering(t.vlm, t.train, most, seed=t.seed, prompts=t.train_prompts)
+    options = [t.nothing]
+    for alpha in ITI_ALPHAS:
+        for count in _counts(ITI_HEADS, most):
+            edit = found.edit(alpha).restrict(found.heads[:count])
+            options.append(Option({"heads": count, "alpha": alpha}, edit, count * t.vlm.head_dim))
+    about = f"the top {t.top} by a probe of right and wrong answers, {len(t.train)} training questions"
+    return t.choose("ITI", options, found.heads[: t.top], about)
+
+
+def _emphasis(t: Tuner) -> Chosen:
+    return _emphasised(t, EMPHASIS, FUNCTIONAL)
+
+
+def _latent(t: Tuner) -> Chosen:
+    return _emphasised(t, LATENT_HEADS, LATENT)
+
+
+def _emphasised(t: Tuner, name: str, of: str) -> Chosen:
+    """Functional heads, or latent ones, by a gain or along the direction of right answers, whichever is best."""
+    heads = t.sets.sets.get(of, ())
+    if not heads:
+        raise DataError(f"no {of} heads: {t.sets.left_out.get(FUNCTIONAL, 'none lie there')}")
+    louder = {g: Edit.scaling(heads, g, t.vlm.n_layers, t.vlm.n_heads) for g in GAINS}
+    options = [t.nothing, *(Option({"gain": g}, replace(edit, scope="each_new_token"), 1) for g, edit in louder.items())]
+    size = len(heads) * t.vlm.head_dim
+    with suppress(DataError):  # all training answers are right, or all wrong: there is no direction, and gains alone are tried
+        direction = answer_direction(t.vlm, t.train)
+        options += [Option({"alpha": a}, direction.edit(heads, a), size) for a in (0.5, *ALPHAS)]
+    return t.choose(name, options)
+
+
+def _scale(t: Tuner) -> Chosen:
+    """ScAle on the top heads, on all heads, and on all heads and MLPs; which, and how far, is tuned."""
+    ranked = next((name for name in ("patching", "zero ablation") if name in t.sets.sets), None)
+    fits = [Fit("all heads", mlp=False, seed=t.seed), Fit("all heads and MLPs", seed=t.seed)]
+    if ranked is not None:
+        fits.insert(0, Fit(f"top {t.top} heads", t.sets.sets[ranked], mlp=False, seed=t.seed))
+    scales = fit_scales(t.vlm, t.train, fits, prompts=t.train_prompts)
+    options = [t.nothing]
+    for strength in STRENGTHS:
+        for fit, scale in zip(fits, scales, strict=True):
+            options.append(Option({"of": fit.name, "strength": strength}, scale.edit(strength), scale.n_parameters))
+    moved = [head for head, scalar in scales[-1].ranking()[: t.top] if scalar != 1]
+    return t.choose(
+        "ScAle",
+        options,
+        moved,
+        f"the top {t.top} by the scalar's distance from 1, all heads and MLPs fitted, {len(t.train)} training questions",
+    )
+
+
+def _counts(wanted: Sequence[int], most: int) -> list[int]:
+    """The wanted numbers of heads, none above what there is."""
+    return sorted({min(count, most) for count in wanted})
+
+
+LEARN: dict[str, Callable[[Tuner], Chosen]] = {
+    "ScalingVis": _scaling,
+    "AdaptVis": _adaptvis,
+    "PASTA": _pasta,
+    "ITI": _iti,
+    EMPHASIS: _emphasis,
+    LATENT_HEADS: _latent,
+    "ScAle": _scale,
+}
+
+
+def answer_with(vlm: VLM, questions: Sequence[Question], method: Method | None, prompts: Prompts | None = None) -> tuple[Tensor, float]:
+    """Right answers [Q] of the model under a method (None: as it is), and the forward passes that one answer takes."""
+    if method is None or isinstance(method, Edit):
+        return evaluate(vlm, questions, method, prompts=prompts).per_question, 1.0
+    (found,) = evaluate_scaled(vlm, questions, [method], prompts=prompts)
+    return found.per_question, found.provenance["passes"] / len(questions)

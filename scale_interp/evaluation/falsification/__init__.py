@@ -1,0 +1,1 @@
+"""The falsification suite, its controls, its verdict, and how often it is wrong."""

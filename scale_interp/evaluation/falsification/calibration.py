@@ -1,0 +1,278 @@
+"""How often the falsification suite is wrong: on answers without signal, and on shortfalls that were planted.
+
+A null suite asks new questions whose right answers are drawn at random, whatever picture and words say: every rejection
+is a false one. A planted suite asks a model whose named heads were damaged: a gain that is not found is a miss.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from ...core.arguments import fits
+from ...core.card import Card
+from ...core.progress import track
+from ...core.record import entry, read_json, together, versions, write_bytes, write_json
+from ...data.items import Questions
+from ...data.load import load_questions
+from ...errors import DataError, DataWarning, FileError
+from ...interventions.edit import Head
+from ...models.load import load
+from ...models.testbeds import plant
+from ...vlm.vlm import VLM
+from .suite import falsify
+from .verdict import ALPHA, FULL
+
+NULL, PLANTED = "no signal", "planted"
+KEPT = ("accuracy", "base_accuracy", "gain", "low", "high", "effect", "changed", "test", "p", "p_corrected")
+"""Columns of ScAle's row that a calibration keeps of each suite."""
+Shortfall = tuple[tuple[Head, ...], float]
+"""Damaged heads, and what their output weights are multiplied by."""
+SHORTFALLS: tuple[Shortfall, ...] = (
+    (((2, 4), (4, 3), (2, 0), (5, 1), (4, 0), (1, 6), (3, 1), (4, 6)), -0.5),
+    (((2, 4), (4, 0), (4, 3), (4, 4), (5, 1), (5, 5)), -0.5),
+    (((2, 4), (4, 0), (4, 3), (4, 4), (5, 1), (5, 5), (2, 0), (1, 6)), -0.5),
+)
+"""The three, of 26 tried on validation questions, whose repair by scalars lies the furthest above that by a bias over options.
+
+Tried were the heads with the largest effects by patching and by ablation, at factors from -2 to 8. A head that speaks against
+itself can be muted by a scalar between 0 and 2, not turned round.
+"""
+
+
+@dataclass(frozen=True)
+class Suites:
+    """What the suites of a calibration are of. Suite i of a kind is drawn with the seed's i-th successor; the kinds share none.
+
+    null_model is asked questions with random answers; the shortfalls are planted in planted_model by turns.
+    """
+
+    data: str = "scenes/relation"
+    null_model: str = "demo"
+    planted_model: str = "demo-healthy"
+    shortfalls: tuple[Shortfall, ...] = SHORTFALLS
+    n_train: int = 120
+    n_test: int = 200
+    seeds: int = 2
+    epochs: int = 12
+    seed: int = 1000
+
+
+@dataclass(frozen=True)
+class Share:
+    """How many of n suites did something, and the exact binomial interval of the share (Clopper & Pearson 1934)."""
+
+    count: int
+    n: int
+    low: float
+    high: float
+
+    @staticmethod
+    def of(outcomes: list[bool]) -> Share:
+        count, n = sum(outcomes), len(outcomes)
+        interval = stats.binomtest(count, n).proportion_ci(0.95, method="exact")
+        return Share(count, n, float(interval.low), float(interval.high))
+
+    @property
+    def share(self) -> float:
+        return self.count / self.n
+
+    def __str__(self) -> str:
+        return f"{self.count} of {self.n}, {self.share:.1%} [{self.low:.1%}, {self.high:.1%}]"
+
+
+@dataclass(frozen=True, eq=False)
+class Calibration(Card):
+    """The outcomes of many suites, a row a suite: kind, number, ScAle's gain and p-values, survives, not_beaten."""
+
+    rows: tuple[Mapping[str, Any], ...]
+    about: Mapping[str, Any]
+    most = 100
+
+    def __repr__(self) -> str:
+        return f"<Calibration: {'; '.join(f'{name}: {share}' for name, share in self.shares().items())}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        return ({"share of suites": name, "found": str(share)} for name, share in self.shares().items())
+
+    def of(self, kind: str) -> list[Mapping[str, Any]]:
+        """The suites of one kind, "no signal" or "planted"."""
+        return [row for row in self.rows if row["kind"] == kind]
+
+    def shares(self) -> dict[str, Share]:
+        """How often each thing happened: without signal all of these are errors, on planted shortfalls hits."""
+        out = {}
+        for kind in (NULL, PLANTED):
+            if rows := self.of(kind):
+                out[f"{kind}: p < {ALPHA} (ScAle against base)"] = Share.of([r["p"] < ALPHA for r in rows])
+                out[f"{kind}: corrected p < {ALPHA}"] = Share.of([r["p_corrected"] < ALPHA for r in rows])
+                out[f"{kind}: 95% interval excludes 0"] = Share.of([not r["low"] <= 0 <= r["high"] for r in rows])
+                out[f"{kind}: gains"] = Share.of([r["gains"] for r in rows])
+                out[f"{kind}: survives"] = Share.of([r["survives"] for r in rows])
+        return out
+
+    @property
+    def false_rejections(self) -> Share:
+        """Null suites whose primary test, ScAle against base and not corrected, rejects at 0.05."""
+        return Share.of([r["p"] < ALPHA for r in self.of(NULL)])
+
+    @property
+    def calibrated(self) -> bool:
+        """0.05 lies in the interval of the share of false rejections."""
+        return self.false_rejections.low <= ALPHA <= self.false_rejections.high
+
+    @property
+    def power(self) -> Share:
+        """Planted suites that survive."""
+        return Share.of([r["survives"] for r in self.of(PLANTED)])
+
+    def table(self) -> pd.DataFrame:
+        """A row a share: count, suites, share and its interval."""
+        return pd.DataFrame([{"what": name, **asdict(s), "share": s.share} for name, s in self.shares().items()])
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a suite."""
+        return pd.DataFrame(list(self.rows))
+
+    def plot(self, **options: Any) -> Any:
+        """The p-values' distribution against the uniform one (see viz.calibration)."""
+        from ...viz import calibration
+
+        return calibration(self, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the suites, and the shares that follow from them, as JSON."""
+        shares = {name: asdict(s) | {"share": s.share} for name, s in self.shares().items()}
+        content = {"method": "Calibration", "about": self.about, "shares": shares, "rows": list(self.rows)}
+        write_json(Path(path), content, sealed=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Calibration:
+        """Read a saved calibration. Raises FileError for another file."""
+        content = read_json(Path(path))
+        if content.get("method") != "Calibration" or {"rows", "about"} - content.keys():
+            raise FileError(f"{path} is no Calibration; give the file that one was saved in")
+        rows, about = entry(Path(path), content, "rows", list[Any]), entry(Path(path), content, "about", dict[str, Any])
+        together(Path(path), bool(rows) and all(fits(row, dict[str, Any]) for row in rows))
+        for row in rows:
+            entry(Path(path), row, "kind", Literal[NULL, PLANTED])
+            for name, hint in {"p": float, "p_corrected": float, "low": float, "high": float, "gains": bool, "survives": bool}.items():
+                entry(Path(path), row, name, hint)
+        return Calibration(tuple(rows), about)
+
+
+def calibrate(suites: int = 200, power: int = 40, *, log: str | Path | None = None, of: Suites | None = None) -> Calibration:
+    """Run `suites` null suites and `power` planted ones, each of new questions with a seed of its own.
+
+    log: a file that gets a line a suite, with its seconds; the same call again goes on where it ends, and computes anew a suite whose
+    line is damaged. of: models, data and sizes.
+
+    Raises DataError for a negative number or none at all, FileError for a log of other suites.
+    """
+    of = of or Suites()
+    if min(suites, power) < 0 or suites + power == 0:
+        raise DataError(f"{suites} null and {power} planted suites: give 0 or more of each, and one at least")
+    kept = _Log(None if log is None else Path(log), of)
+    models: dict[Any, VLM] = {}
+    # Both kinds advance together, so that a log says something of each at any time.
+    jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
+    for _, kind, number in track(jobs, "suites", len(jobs)):
+        if (kind, number) not in kept.rows:
+            kept.add(_suite(kind, number, of, models))
+    rows = (kept.rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
+    # Without the seconds, which are the log's: the same suites are the same calibration.
+    untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in rows)
+    return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
+
+
+def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
+    started = time.perf_counter()
+    shortfall = of.shortfalls[number % len(of.shortfalls)] if kind == PLANTED else None
+    if shortfall not in models:
+        models[shortfall] = load(of.null_model) if shortfall is None else plant(load(of.planted_model), *shortfall)
+    # 20,000 apart, the seeds of the two kinds do not meet.
+    seed = of.seed + number + 20_000 * (kind == PLANTED)
+    train, test = (load_questions(of.data, split, n, seed) for split, n in (("train", of.n_train), ("test", of.n_test)))
+    if kind == NULL:
+        draw = np.random.default_rng([seed, 5])
+        train, test = (_random_answers(questions, draw) for questions in (train, test))
+    found = falsify(models[shortfall], train, test, seeds=of.seeds, epochs=of.epochs)
+    said = {
+        "survives": found.survives,
+        "gains": found.gains,
+        "not_beaten": found.not_beaten,
+        "frozen_changed": found.frozen_changed,
+        "frozen_bits_changed": found.frozen_bits_changed,
+        "registration": found.registration,
+        "model": models[shortfall].name,
+        "seconds": round(time.perf_counter() - started, 2),
+    }
+    return {"kind": kind, "number": number, "seed": seed} | {name: found[FULL][name] for name in KEPT} | said
+
+
+def _random_answers(questions: Questions, draw: np.random.Generator) -> Questions:
+    """The questions with right answers drawn evenly among their choices, so that neither picture nor words tell them."""
+    changed = [replace(q, answer=int(draw.integers(len(q.choices))), relation=None) for q in questions]
+    return Questions(changed, f"{questions.source} with random answers", questions.split, questions.seed)
+
+
+class _Log:
+    """Finished suites by kind and number, a line of JSON each behind a first line that says what they are of."""
+
+    def __init__(self, path: Path | None, of: Suites):
+        self.path, self.rows = path, dict[tuple[str, int], dict[str, Any]]()
+        head = _plain(asdict(of))
+        if path is None:
+            return
+        lines = path.read_text().splitlines() if path.exists() else []
+        found = [line for line in (_read(line, path) for line in lines) if line is not None]
+        if lines and found[:1] != [{"suites": head}]:
+            raise FileError(f"{path} is no log of these suites: give another name, or delete it")
+        self.rows = {(row["kind"], row["number"]): row for row in found[1:]}
+        # Written anew, a line that a crash has cut short is gone.
+        write_bytes(path, "".join(map(_line, ({"suites": head}, *self.rows.values()))).encode())
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.rows[row["kind"], row["number"]] = row
+        if self.path is not None:
+            with self.path.open("a") as file:
+                file.write(_line(row))
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def _line(content: dict[str, Any]) -> str:
+    return json.dumps(content | {"check": _check(content)}) + "\n"
+
+
+def _check(content: dict[str, Any]) -> str:
+    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
+
+
+def _read(line: str, path: Path) -> dict[str, Any] | None:
+    """A line as it was written; None for one that was cut short, or is damaged. Older logs have no checksums."""
+    try:
+        content: dict[str, Any] = json.loads(line)
+        check = content.pop("check", None)
+    except (ValueError, AttributeError, TypeError):
+        return None
+    if check is not None and check != _check(content):
+        warnings.warn(f"{path}: a line is damaged (its checksum differs), and its suite is computed anew", DataWarning, stacklevel=4)
+        return None
+    return content
+
+
+def _plain(content: dict[str, Any]) -> dict[str, Any]:
+    """As it comes back from JSON: lists in place of tuples."""
+    return json.loads(json.dumps(content))

@@ -1,0 +1,119 @@
+"""The table of a falsification suite: every control against the base model, and against ScAle."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ...core import statistics
+from ...data.image_controls import with_noise, with_other_picture, without_picture
+from ...data.items import Questions
+from ...data.question import Question
+from ...errors import DataError
+from ...vlm.vlm import VLM
+from ..accuracy import relative_gain
+from .verdict import FULL, PICTURES
+
+
+@dataclass(frozen=True, eq=False)
+class Answered:
+    """Right answers of a control [Q], a mean over its fits, and of the base model [Q] on the same questions.
+
+    elsewhere: change of accuracy on questions of other tasks, where such were asked.
+    """
+
+    right: np.ndarray
+    base: np.ndarray
+    fits: int = 1
+    parameters: int | None = None
+    elsewhere: float | None = None
+
+
+def cohen_h(first: float, second: float) -> float:
+    """The distance of two shares, 2 asin sqrt(first) - 2 asin sqrt(second).
+
+    0.2 is called small, 0.5 medium, 0.8 large (Cohen 1988, *Statistical Power Analysis*, sections 6.1 and 6.2).
+
+    >>> round(cohen_h(0.65, 0.45), 4)
+    0.4049
+    """
+    return 2 * math.asin(math.sqrt(first)) - 2 * math.asin(math.sqrt(second))
+
+
+def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Questions], dict[str, str]]:
+    """The questions without their picture and with another one's, and why either is left out.
+
+    A model that takes no prompt without a picture is shown random pixels instead.
+    """
+    made: dict[str, Questions] = {}
+    left_out: dict[str, str] = {}
+    none, noise, other = PICTURES
+
+    def add(name: str, make: Callable[[Sequence[Question]], Questions]) -> None:
+        try:
+            changed = make(questions)
+            if name == none:
+                vlm.encode(changed[0])
+            made[name] = changed
+        except DataError as error:
+            left_out[name] = str(error)
+
+    add(none, without_picture)
+    if none in left_out:
+        add(noise, with_noise)
+    add(other, with_other_picture)
+    return made, left_out
+
+
+def control_rows(answered: Mapping[str, Answered], group: np.ndarray) -> list[dict[str, Any]]:
+    """A row a control, ScAle first (Falsification.to_frame says what is in it); answered must hold ScAle; group [Q]."""
+    full = answered[FULL]
+    names = [FULL, *(n for n in answered if n != FULL)]
+    gains = {n: statistics.paired_difference(answered[n].right, answered[n].base, group) for n in names}
+    against = {n: _advantage(full, answered[n], group) for n in names[1:]}
+    pictures = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
+    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, pictures) for d in part.values()])))
+    rows = {n: _row(n, answered[n], gains[n], next(corrected)) for n in names}
+    for title, part in (("full_minus", against), ("picture_minus", pictures)):
+        for name, found in part.items():
+            rows[name] |= {
+                title: found.mean,
+                f"{title}_low": found.low,
+                f"{title}_high": found.high,
+                f"{title}_effect": cohen_h(float(full.right.mean()), float(answered[name].right.mean())),
+                f"{title}_p": found.p,
+                f"{title}_p_corrected": float(next(corrected)),
+            }
+    return list(rows.values())
+
+
+def _advantage(full: Answered, other: Answered, group: np.ndarray) -> statistics.Difference:
+    """ScAle's gain minus the control's; on the same questions the base model falls out."""
+    if np.array_equal(full.base, other.base):
+        return statistics.paired_difference(full.right, other.right, group)
+    return statistics.paired_difference(full.right - full.base, other.right - other.base, group)
+
+
+def _row(name: str, found: Answered, gain: statistics.Difference, corrected: float) -> dict[str, Any]:
+    accuracy, base = float(found.right.mean()), float(found.base.mean())
+    row = {
+        "control": name,
+        "accuracy": accuracy,
+        "base_accuracy": base,
+        "gain": gain.mean,
+        "low": gain.low,
+        "high": gain.high,
+        "relative_gain": relative_gain(accuracy, base),
+        "effect": cohen_h(accuracy, base),
+        "changed": float((found.right != found.base).mean()),
+        "test": gain.test,
+        "p": gain.p,
+        "p_corrected": float(corrected),
+        "parameters": found.parameters,
+        "fits": found.fits,
+    }
+    return row if found.elsewhere is None else row | {"others_change": found.elsewhere}

@@ -1,0 +1,193 @@
+"""The falsification suite: every way that a gain could be something else than what it is taken for."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.scale import ScAle
+from ...attribution.ablation import provenance
+from ...attribution.gradient import attribute
+from ...attribution.metric import measure
+from ...data.items import groups, require, require_disjoint, shuffled_answers
+from ...data.question import Question
+from ...errors import DataError
+from ...interventions.edit import Head, check_heads
+from ...interventions.engine import Path as EnginePath
+from ...interventions.engine import run_with_clean
+from ...interventions.prefix import Prompts
+from ...vlm.vlm import VLM
+from .controls import Answered, control_rows, picture_controls
+from .text_only import TextCorrection, fit_text_correction
+from .verdict import ALPHA, FULL, MUST_BEAT, TEXT_ONLY, Falsification
+
+__all__ = ["FULL", "Falsification", "falsify"]
+
+
+def falsify(
+    vlm: VLM,
+    train: Sequence[Question],
+    test: Sequence[Question],
+    heads: Iterable[Head] | None = None,
+    mlp: bool | None = None,
+    *,
+    seeds: int = 3,
+    retain: Sequence[Question] | None = None,
+    others: Sequence[Question] | None = None,
+    path: EnginePath = "auto",
+    **settings: Any,
+) -> Falsification:
+    """Fit ScAle and every control on `train`, answer `test` once with all of them, and say what the gain is.
+
+    heads: where to learn, None for all heads. mlp: learn MLP scalars too (default: only with heads=None).
+    Controls: frozen at 1; random scalars of the same spread; the learned scalars permuted; fits on shuffled labels;
+    fits on random other heads and on the least important ones (by gradient on `train`); heads or MLPs alone; an output
+    bias; a text-only correction; the test questions without their picture, and with another one's. All fits run side by
+    side on one reading of the training prompts. Heads, settings and splits are fixed and hashed before `test` is answered.
+    retain: training questions whose answers should stay (see fit_scale). others: test questions of other tasks; every
+    row then says by how much their accuracy changes (`others_change`). path: as in fit_scale. settings: fields of
+    FitSettings.
+
+    Raises LeakError where questions to learn from and questions to answer share a picture.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("demo")
+    >>> train, test = (si.load_questions("scenes/relation", split=s, n=64) for s in ("train", "test"))
+    >>> si.falsify(vlm, train, test, heads=[(2, 1), (3, 0)], seeds=1, epochs=2).frozen_changed
+    0
+    """
+    train, test = require(train), require(test)
+    others = None if others is None else require(others)
+    require_disjoint([*train, *(retain or [])], [*test, *(others or [])])
+    if seeds < 1:
+        raise DataError(f"seeds={seeds}: at least one fit is needed")
+    chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
+    mlp = chosen is None if mlp is None else mlp
+    prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
+    fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
+    pictures, left_out = picture_controls(vlm, test)
+    registered = _register(vlm, fits, settings, pictures, {"train": train, "test": test, "retain": retain, "others": others})
+    digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
+    scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
+    made: dict[str, list[ScAle]] = {}
+    for fit, scale in zip(fits, scales, strict=True):
+        made.setdefault(fit.name, []).append(scale)
+    full = made[FULL]
+    made["random scalars"] = [s.randomised(i) for i, s in enumerate(full)]
+    made["permuted scalars"] = [s.permuted(i) for i, s in enumerate(full)]
+    corrections = _text_only(vlm, train, prompts)
+    answered = _answer(vlm, test, made, corrections)
+    if others is not None:
+        elsewhere = _answer(vlm, others, made, corrections)
+        answered = {n: replace(a, elsewhere=float((elsewhere[n].right - elsewhere[n].base).mean())) for n, a in answered.items()}
+    for name, questions in pictures.items():
+        blind = _answer(vlm, questions, {FULL: full}, {})[FULL]
+        answered[name] = replace(blind, elsewhere=answered[FULL].elsewhere)
+    about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
+    changed, bits = _frozen(vlm, test, made["frozen at 1"][0])
+    base = float(answered[FULL].base.mean())
+    rows = tuple(control_rows(answered, groups(test)))
+    return Falsification(base, rows, changed, bits, digest, registered, about, tuple(full), left_out)
+
+
+def _plan(
+    vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int, path: EnginePath, prompts: Prompts
+) -> list[Fit]:
+    """Every fit of the suite, decided before the test questions are looked at."""
+    every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
+    heads = tuple(every if chosen is None else chosen)
+    fits = []
+    for seed in range(seeds):
+        fits.append(Fit(FULL, heads, mlp, seed=seed))
+        shuffled = tuple(q.answer for q in shuffled_answers(train, seed))
+        fits.append(Fit("shuffled labels", heads, mlp, answers=shuffled, seed=seed))
+        if chosen is not None:
+            others = [h for h in every if h not in heads]
+            if len(others) >= len(heads):
+                picked = np.random.default_rng([seed, 2]).permutation(len(others))[: len(heads)]
+                fits.append(Fit("random heads", tuple(others[i] for i in sorted(picked)), mlp, seed=seed))
+        if mlp:
+            fits.append(Fit("heads only", heads, False, seed=seed))
+            fits.append(Fit("MLPs only", (), True, seed=seed))
+    fits.append(Fit("frozen at 1", heads, mlp, frozen=True))
+    if chosen is not None and 2 * len(heads) <= len(every):
+        least = attribute(vlm, train, path=path, prompts=prompts).scores.abs().flatten().argsort(stable=True).tolist()
+        least = [every[i] for i in least if every[i] not in heads][: len(heads)]
+        fits += [Fit("least important heads", tuple(least), mlp, seed=s) for s in range(seeds)]
+    return fits
+
+
+def _register(
+    vlm: VLM,
+    fits: Sequence[Fit],
+    settings: Mapping[str, Any],
+    pictures: Iterable[str],
+    splits: Mapping[str, Sequence[Question] | None],
+) -> dict[str, Any]:
+    """All that decides the outcome, before a test question is answered; splits by a hash of their ids and right answers."""
+    plan = [{"name": f.name, "heads": [list(h) for h in f.heads or ()], "mlp": f.mlp, "seed": f.seed} for f in fits]
+    return {
+        "model": vlm.describe(),
+        "fits": plan,
+        "settings": asdict(FitSettings(**settings)),
+        "alpha": ALPHA,
+        "must_beat": list(MUST_BEAT),
+        "picture_controls": list(pictures),
+        "splits": {
+            name: hashlib.sha256("|".join(f"{q.id} {q.answer}" for q in questions).encode()).hexdigest()
+            for name, questions in splits.items()
+            if questions is not None
+        },
+    }
+
+
+def _answer(
+    vlm: VLM, questions: Sequence[Question], made: Mapping[str, list[ScAle]], corrections: Mapping[str, TextCorrection]
+) -> dict[str, Answered]:
+    """Right answers of each control, averaged over its seeds, and of the base model."""
+    edits = [scale for scales in made.values() for scale in scales]
+    scores, clean = run_with_clean(vlm, questions, edits, "packed", what="controls")
+    before = clean[:, 0].cpu()
+    base = measure("accuracy", before, questions).double().numpy()
+    columns = iter(measure("accuracy", scores.cpu(), questions).double().unbind(1))
+    answered = {}
+    for name, scales in made.items():
+        right = torch.stack([next(columns) for _ in scales]).mean(0)
+        answered[name] = Answered(right.numpy(), base, len(scales), scales[0].n_parameters)
+    for name, correction in corrections.items():
+        right = measure("accuracy", correction.correct(before, questions), questions).double()
+        answered[name] = Answered(right.numpy(), base, 1, correction.n_parameters)
+    return answered
+
+
+@torch.no_grad()
+def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int = 16) -> tuple[int, int]:
+    """Answers and last-token logits that frozen scalars change, in whole plain forward passes.
+
+    There the scalars are really multiplied in; a packed run would only copy the clean row.
+    """
+    answers = bits = 0
+    for i in range(0, len(test), batch_size):
+        batch = test[i : i + batch_size]
+        inputs = vlm.encode(batch)
+        plain = vlm.hf_model(**inputs, logits_to_keep=1).logits[:, -1]
+        with frozen.attached(vlm):
+            scaled = vlm.hf_model(**inputs, logits_to_keep=1).logits[:, -1]
+        bits += int((plain != scaled).sum())
+        for question, before, after in zip(batch, plain, scaled, strict=True):
+            first = [ids[0] for ids in vlm.choice_ids(question)]
+            answers += int(before[first].argmax() != after[first].argmax())
+    return answers, bits
+
+
+def _text_only(vlm: VLM, train: Sequence[Question], prompts: Prompts) -> dict[str, TextCorrection]:
+    scores: Tensor = run_with_clean(vlm, train, None, "packed", prompts=prompts, what="base answers")[0]
+    return {name: fit_text_correction(scores[:, 0].cpu(), train, name != "output bias") for name in TEXT_ONLY}

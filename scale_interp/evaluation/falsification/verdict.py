@@ -1,0 +1,207 @@
+"""What a falsification suite found: a row a control, and what follows from them, in plain words."""
+
+from __future__ import annotations
+
+import html
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ...adapters.scale.scale import ScAle
+from ...core.arguments import fits
+from ...core.card import card
+from ...core.record import entry, made, read_json, together, write_json
+from ...errors import FileError
+
+ALPHA = 0.05
+FULL = "ScAle"
+TEXT_ONLY = ("output bias", "text-only correction")
+PICTURES = ("no picture", "noise for a picture", "another picture")
+MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *PICTURES)
+"""What any real gain must beat, so far as it was run."""
+SHOWN = ("control", "accuracy", "gain", "low", "high", "effect", "p_corrected", "full_minus", "full_minus_p_corrected")
+SAVED: Mapping[str, Any] = {
+    "base_accuracy": float,
+    "rows": list[Any],
+    "frozen_changed": int,
+    "frozen_bits_changed": int,
+    "registration": str,
+    "registered": dict[str, Any],
+    "provenance": dict[str, Any],
+    "left_out": dict[str, str],
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Falsification:
+    """The suite's outcome: a row a control, the fitted scalars, and what follows.
+
+    rows: see `to_frame`. frozen_changed, frozen_bits_changed: answers and last-token logits that scalars frozen at 1
+    change. registered, registration: heads, settings and splits as fixed before the test questions were answered, and
+    their SHA-256. left_out: control -> why it could not be run. scales: ScAle of each seed (empty in a loaded suite).
+
+    >>> row = {"control": "ScAle", "accuracy": 0.8, "gain": 0.3, "low": -0.1, "high": 0.6, "p_corrected": 0.2}
+    >>> Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}).survives
+    False
+    """
+
+    base_accuracy: float
+    rows: tuple[Mapping[str, Any], ...]
+    frozen_changed: int
+    frozen_bits_changed: int
+    registration: str
+    registered: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    scales: tuple[ScAle, ...] = ()
+    left_out: Mapping[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Falsification: {'survives' if self.survives else 'does not survive'}. {self.verdict}>"
+
+    def _repr_html_(self) -> str:
+        shown = [{name: row.get(name) for name in SHOWN if name in row} for row in self.rows]
+        reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
+        return f"<div>{card(self.verdict, shown, len(shown))}<ul style='margin:4px 0'>{reasons}</ul></div>"
+
+    def __getitem__(self, control: str) -> Mapping[str, Any]:
+        return next(row for row in self.rows if row["control"] == control)
+
+    @property
+    def gain(self) -> float:
+        return self[FULL]["gain"]
+
+    @property
+    def gains(self) -> bool:
+        """ScAle's gain over the base model is above 0 after correction."""
+        row = self[FULL]
+        return row["gain"] > 0 and row["low"] > 0 and row["p_corrected"] < ALPHA
+
+    @property
+    def not_beaten(self) -> list[str]:
+        """Controls that ScAle does not beat, among those that any real gain must beat."""
+        return [row["control"] for row in self.rows if row["control"] in MUST_BEAT and not _beaten(row)]
+
+    @property
+    def text_share(self) -> float:
+        """The larger text-only gain as a share of ScAle's gain (0 where nothing is gained)."""
+        return max(0.0, *(self[c]["gain"] for c in TEXT_ONLY)) / self.gain if self.gain > 0 else 0.0
+
+    @property
+    def heads_matter(self) -> bool | None:
+        """ScAle on the chosen heads beats ScAle on random heads; None where no heads were chosen."""
+        rows = [r for r in self.rows if r["control"] == "random heads"]
+        return None if not rows else _beaten(rows[0])
+
+    @property
+    def survives(self) -> bool:
+        """The gain is there, frozen scalars change no answer, and no control explains it."""
+        return self.gains and self.frozen_changed == 0 and not self.not_beaten
+
+    @property
+    def verdict(self) -> str:
+        """What was found, in plain words, and the hash of what was fixed beforehand."""
+        return f"{self._finding()} Registered before the test: {self.registration[:12]}."
+
+    def _finding(self) -> str:
+        row, size, left = self[FULL], _size(self[FULL]), self.not_beaten
+        if self.frozen_changed:
+            return f"The measurement itself is broken: with all scalars frozen at 1, {self.frozen_changed} answers changed."
+        if not self.gains:
+            return f"No gain: ScAle changes accuracy by {size}, which does not differ from 0 (corrected p = {row['p_corrected']:.2g})."
+        if text := [c for c in TEXT_ONLY if c in left]:
+            best = max(text, key=lambda c: self[c]["gain"])
+            return (
+                f"A text-only correction explains the gain: ScAle gains {size}, and the {best}, which never sees the picture, "
+                f"gains {self[best]['gain']:+.3f}. This is un-biasing, not spatial reasoning."
+            )
+        if blind := [c for c in PICTURES if c in left]:
+            best = max(blind, key=lambda c: self[c]["gain"])
+            return f"The gain does not need the picture: ScAle gains {size}, and with {best} it gains {self[best]['gain']:+.3f}."
+        if left:
+            return f"The gain does not survive: ScAle gains {size}, but does not beat {', '.join(left)}."
+        words = f"The gain survives: ScAle gains {size}, beats every control, and text-only corrections reach {self.text_share:.0%} of it."
+        if self.heads_matter is not None:
+            other = self["random heads"]["gain"]
+            words += (
+                f" The chosen heads matter: as many random heads gain {other:+.3f}."
+                if self.heads_matter
+                else f" The choice of heads does not matter measurably: as many random heads gain {other:+.3f}."
+            )
+        return words
+
+    @property
+    def reasons(self) -> list[str]:
+        """What the verdict rests on, a sentence each."""
+        row = self[FULL]
+        out = [f"ScAle gains {_size(row)} over the base model, corrected p = {row['p_corrected']:.2g}{_effect(row, 'effect')}."]
+        bits = "not one logit differs in any bit" if not self.frozen_bits_changed else f"{self.frozen_bits_changed} logits differ"
+        out.append(f"With all scalars frozen at 1, {self.frozen_changed or 'no'} answers change and {bits}.")
+        for row in self.rows:
+            if row["control"] == FULL:
+                continue
+            said = "" if row["control"] in MUST_BEAT else " (said beside the verdict)"
+            out.append(
+                f"{'Beats' if _beaten(row) else 'Does not beat'} {row['control']}, which gains {row['gain']:+.3f}: "
+                f"ScAle gains {row['full_minus']:+.3f} more, corrected p = {row['full_minus_p_corrected']:.2g}"
+                f"{_effect(row, 'full_minus_effect')}{said}."
+            )
+        out += [f"Not run: {control}, because {why}." for control, why in self.left_out.items()]
+        out.append(f"Heads, settings and splits were fixed before the test questions were answered: SHA-256 {self.registration}.")
+        return out
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a control.
+
+        accuracy and base_accuracy on the same questions; gain between them with low, high, p and p_corrected (Holm over
+        all p-values of the table), effect (Cohen's h) and changed, the share of questions whose outcome differs.
+        full_minus: how much more ScAle gains than the control; picture_minus (picture controls): ScAle's accuracy with
+        the picture minus that without it; both with the same columns. others_change: change of accuracy on other tasks.
+        """
+        return pd.DataFrame(list(self.rows))
+
+    def plot(self, **options: Any) -> Any:
+        """Bars of every control's gain with intervals (see viz.controls)."""
+        from ...viz import controls
+
+        return controls(self, **options)
+
+    def save(self, path: str | Path) -> None:
+        """Write the whole outcome as JSON (the scalars are saved by ScAle.save_pretrained)."""
+        content = asdict(replace(self, scales=()))
+        content.pop("scales")
+        said = {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}
+        write_json(Path(path), {"method": "Falsification"} | said | content, sealed=True)
+
+    @staticmethod
+    def load(path: str | Path) -> Falsification:
+        """Read a saved suite. Raises FileError for a foreign file, and for one of an older version."""
+        content = read_json(Path(path))
+        if content.get("method") != "Falsification":
+            raise FileError(f"{path} is no Falsification; give the file that one was saved in")
+        if missing := [name for name in SAVED if name not in content]:
+            raise FileError(f"{path} lacks {', '.join(missing)}: an older version wrote it, or it is damaged; run the suite again")
+        values = {name: entry(Path(path), content, name, hint) for name, hint in SAVED.items()}
+        rows = values["rows"]
+        together(Path(path), all(fits(row, dict[str, Any]) and isinstance(row.get("control"), str) for row in rows))
+        full: Mapping[str, Any] = next((row for row in rows if row["control"] == FULL), {})
+        together(Path(path), all(fits(full.get(name), float) for name in ("gain", "low", "high", "p_corrected")))
+        against = ("gain", "full_minus", "full_minus_p_corrected")
+        together(Path(path), all(fits(row.get(name), float) for row in rows if row is not full for name in against))
+        found = Falsification(**values | {"rows": tuple(rows)})
+        made(Path(path), lambda: (found.verdict, found.reasons))
+        return found
+
+
+def _beaten(row: Mapping[str, Any]) -> bool:
+    return row["full_minus"] > 0 and row["full_minus_p_corrected"] < ALPHA
+
+
+def _size(row: Mapping[str, Any]) -> str:
+    return f"{row['gain']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _effect(row: Mapping[str, Any], name: str) -> str:
+    return f", Cohen's h {row[name]:+.2f}" if name in row else ""

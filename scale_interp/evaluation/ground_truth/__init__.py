@@ -1,0 +1,1 @@
+"""How well methods find heads that are known to matter."""

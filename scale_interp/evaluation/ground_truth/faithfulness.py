@@ -1,0 +1,194 @@
+"""Faithfulness curves of a ranking of heads: how much of a metric its first heads keep up, and how much goes when they go (MIB)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any, Literal
+
+import numpy as np
+import pandas as pd
+import torch
+from torch import Tensor
+
+from ...attribution.ablation import provenance, read_clean
+from ...attribution.metric import Metric, measure
+from ...core import statistics
+from ...core.card import MOST, Card, bundle
+from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...data.items import groups, require, require_disjoint
+from ...data.question import Question
+from ...errors import DataError, EditError
+from ...interventions.edit import Edit, Head, check_heads
+from ...interventions.engine import Path, choose_path, run_with_clean
+from ...interventions.prefix import Prompts
+from ...vlm.vlm import VLM
+
+KIND = "Faithfulness"
+Curve = Literal["keep", "remove"]
+POINTS = 32
+
+
+@dataclass(frozen=True, eq=False)
+class Faithfulness(Card):
+    """A metric with only the first k heads of a ranking left as they are (keep), or only these silenced (remove).
+
+    keep, remove [Q, K] at ks, from 0 to all heads; faithfulness is (m - m_none) / (m_all - m_none) of the means over questions,
+    m_none with all heads silenced, m_all unedited (MIB, arXiv 2504.13151, section 3). cpr: area under the keep curve over the
+    share of heads, larger is better; cmd: mean distance of that curve from 1, smaller is better; removed: area under the
+    remove curve, smaller is better.
+
+    >>> keep, remove = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[1.0, 0.5, 0.0]])
+    >>> Faithfulness((0, 24, 48), "logit_diff", keep, remove, torch.tensor([0])).cpr
+    0.5
+    """
+
+    ks: tuple[int, ...]
+    metric: str
+    keep: Tensor
+    remove: Tensor
+    groups: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        return f"<Faithfulness of {self.metric}, {len(self.keep)} questions: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        keep, remove, step = self.curve("keep").tolist(), self.curve("remove").tolist(), -(-len(self.ks) // MOST)
+        return ({"heads": self.ks[i], "only these kept": keep[i], "these removed": remove[i]} for i in range(0, len(self.ks), step))
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return bundle(self, self.plot(), include, exclude)
+
+    def curve(self, which: Curve = "keep") -> np.ndarray:
+        """Faithfulness at every k [K]."""
+        return self._curves(which, np.ones((1, len(self._means("keep")))))[0]
+
+    @property
+    def cpr(self) -> float:
+        return float(self._areas("keep", self.curve("keep")[None])[0])
+
+    @property
+    def cmd(self) -> float:
+        return float(self._areas("distance", self.curve("keep")[None])[0])
+
+    @property
+    def removed(self) -> float:
+        return float(self._areas("remove", self.curve("remove")[None])[0])
+
+    def interval(self, of: Literal["cpr", "cmd", "removed"] = "cpr", level: float = statistics.LEVEL) -> tuple[float, float]:
+        """Percentile bootstrap interval of an area, whole pictures drawn, m_none and m_all drawn with them."""
+        which: Curve = "remove" if of == "removed" else "keep"
+        curves = self._curves(which, self._draws())
+        areas = self._areas("distance" if of == "cmd" else which, curves)
+        low, high = np.quantile(areas, [(1 - level) / 2, (1 + level) / 2])
+        return float(low), float(high)
+
+    def _means(self, which: Curve) -> np.ndarray:
+        return statistics.cluster_means(getattr(self, which).double().numpy(), self.groups.numpy())
+
+    def _draws(self) -> np.ndarray:
+        G = len(self._means("keep"))
+        return np.random.default_rng(0).multinomial(G, np.full(G, 1 / G), statistics.RESAMPLES).astype(float)
+
+    def _curves(self, which: Curve, draws: np.ndarray) -> np.ndarray:
+        """The curve under each row of weights [N, G] -> [N, K]."""
+        keep = draws @ self._means("keep") / draws.sum(1, keepdims=True)
+        found = draws @ self._means(which) / draws.sum(1, keepdims=True)
+        none, whole = keep[:, :1], keep[:, -1:]
+        return (found - none) / (whole - none)
+
+    def _areas(self, of: Literal["keep", "remove", "distance"], curves: np.ndarray) -> np.ndarray:
+        shares = np.array(self.ks) / self.ks[-1]
+        return np.trapezoid(np.abs(1 - curves) if of == "distance" else curves, shares, axis=1)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a k: faithfulness of both curves with percentile bootstrap intervals."""
+        draws = self._draws()
+        columns: dict[str, np.ndarray] = {}
+        for which in ("keep", "remove"):
+            low, high = np.quantile(self._curves(which, draws), [0.025, 0.975], axis=0)
+            columns |= {which: self.curve(which), f"{which}_low": low, f"{which}_high": high}
+        return pd.DataFrame({"k": self.ks} | columns)
+
+    def plot(self, **options: Any) -> Any:
+        """Both curves with bands (see viz.faithfulness_curves)."""
+        from ...viz import faithfulness_curves
+
+        return faithfulness_curves({"ranking": self}, **options)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        tensors = {"keep": self.keep, "remove": self.remove, "groups": self.groups}
+        write_tensors(FilePath(path), KIND, tensors, {"ks": list(self.ks), "metric": self.metric, "provenance": dict(self.provenance)})
+
+    @staticmethod
+    def load(path: str | FilePath) -> Faithfulness:
+        """Read a saved curve. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        tensors, meta = read_tensors(path, KIND)
+        keep, remove, members = expect(path, tensors, "keep", 2), expect(path, tensors, "remove", 2), numbered(path, tensors, "groups")
+        ks, metric = tuple(entry(path, meta, "ks", list[int])), entry(path, meta, "metric", str)
+        together(path, keep.shape == remove.shape == (len(members), len(ks)) and keep.numel() > 0)
+        return Faithfulness(ks, metric, keep, remove, members, entry(path, meta, "provenance", dict[str, Any]))
+
+
+def faithfulness(
+    vlm: VLM,
+    questions: Sequence[Question],
+    ranking: Sequence[Head],
+    ks: Sequence[int] | None = None,
+    *,
+    mode: Literal["mean", "zero"] = "mean",
+    chosen_on: Iterable[Question | str] = (),
+    metric: Metric = "logit_diff",
+    path: Path = "auto",
+) -> Faithfulness:
+    """Keep only the first k heads of a ranking at the last token, and remove only them, for every k side by side.
+
+    ranking: all heads, the most important first. ks: by default about 32 from 0 to all heads, dense among the first; 0 and all are
+    always added. mode: a silenced head is replaced by its mean over the questions, or by 0. chosen_on: the questions that the
+    ranking was made on. Raises EditError for a ranking that is not of all heads, LeakError for a picture that it was made on,
+    DataError where silencing all heads changes nothing.
+
+    >>> import scale_interp as si
+    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    >>> order = [(layer, head) for layer in range(6) for head in range(8)]
+    >>> faithfulness(vlm, qs, order, ks=(0, 1, 8, 48)).ks
+    (0, 1, 8, 48)
+    """
+    questions = require(questions)
+    require_disjoint(chosen_on, questions)
+    if mode not in ("mean", "zero"):
+        raise EditError(f"mode {mode!r}: choose 'mean' or 'zero'")
+    L, H = vlm.n_layers, vlm.n_heads
+    order = check_heads(ranking, L, H)
+    if len(order) != L * H:
+        raise EditError(f"the ranking has {len(order)} heads of {L * H}: give all of them, the most important first")
+    points = _points(L * H) if ks is None else tuple(sorted({0, L * H, *ks}))
+    if points[0] < 0 or points[-1] > L * H:
+        raise EditError(f"ks {list(points)}: give numbers from 0 to {L * H}")
+    path, prompts = choose_path(vlm, questions, path), Prompts(vlm, questions)
+    means = read_clean(vlm, questions, path, prompts)[0].mean(0, keepdim=True) if mode == "mean" else None
+    edits = Edit.stack([_silenced(order[k:], means, L, H) for k in points] + [_silenced(order[:k], means, L, H) for k in points])
+    scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, what="faithfulness")
+    found = measure(metric, scores, questions).cpu()
+    K = len(points)
+    if abs(float((found[:, K - 1] - found[:, 0]).mean())) < 1e-6:
+        raise DataError("silencing all heads does not change the metric: there is nothing to be faithful to on these questions")
+    made = provenance(vlm, questions, metric=metric, path=path, mode=mode, ranking=[list(h) for h in order])
+    return Faithfulness(points, metric, found[:, :K], found[:, K:], torch.from_numpy(groups(questions)), made)
+
+
+def _points(n: int) -> tuple[int, ...]:
+    """About POINTS numbers from 0 to n, each step a little larger than the one before."""
+    return tuple(sorted({0, *(round(k) for k in np.geomspace(1, n, POINTS))}))
+
+
+def _silenced(heads: Sequence[Head], means: Tensor | None, L: int, H: int) -> Edit:
+    """One variant in which the given heads say 0, or their mean."""
+    scale = torch.ones(1, L, H)
+    for layer, head in heads:
+        scale[0, layer, head] = 0.0
+    return Edit(scale=scale) if means is None else Edit(scale=scale, shift=(1 - scale[..., None]).to(means.device) * means)

@@ -1,0 +1,243 @@
+"""How well attribution methods find heads that are known to matter: AUROC, precision at k, faithfulness over draws of questions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path as FilePath
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from scipy import stats
+from torch import Tensor
+
+from ...adapters.scale.fit import fit_scale
+from ...attribution.ablation import ablate, amplify, provenance
+from ...attribution.attention.objects import object_attention
+from ...attribution.gradient import attribute
+from ...attribution.head_probe import probe
+from ...attribution.integrated import integrated_gradients
+from ...attribution.patching import patch
+from ...core import statistics
+from ...core.card import Card, bundle
+from ...core.progress import track
+from ...core.record import entry, expect, heads_of, read_tensors, together, write_tensors
+from ...data.contrast import contrasts
+from ...data.items import require, require_disjoint
+from ...data.question import Question
+from ...errors import DataError, EditError
+from ...interventions.edit import Head, check_heads
+from ...vlm.vlm import VLM
+from .faithfulness import faithfulness
+
+KIND = "Localisation"
+FOLDS = 3
+
+
+@dataclass(frozen=True)
+class Method:
+    """A way to score heads on questions: scores [L, H], larger where a head is held to matter; why: what it sees and what it misses."""
+
+    score: Callable[[VLM, Sequence[Question], int], Tensor]
+    why: str
+
+
+def _probe(vlm: VLM, questions: Sequence[Question], seed: int) -> Tensor:
+    return probe(vlm, questions, label="answer_text", folds=FOLDS, permutations=1, seed=seed).scores
+
+
+def _scalars(vlm: VLM, questions: Sequence[Question], seed: int) -> Tensor:
+    return (fit_scale(vlm, questions, mlp=False, seed=seed).scalars - 1).abs()
+
+
+METHODS: Mapping[str, Method] = {
+    "zero ablation": Method(
+        lambda vlm, qs, seed: ablate(vlm, qs, "zero").scores,
+        "takes a head's constant part away too, so a head that says the same to every question scores as well.",
+    ),
+    "mean ablation": Method(
+        lambda vlm, qs, seed: ablate(vlm, qs, "mean").scores,
+        "takes away only what varies over questions: a constant head scores 0.",
+    ),
+    "resample ablation": Method(
+        lambda vlm, qs, seed: ablate(vlm, qs, "resample", seed=seed).scores,
+        "puts in another question's output: a constant head scores 0, a varying one the harm of a wrong message.",
+    ),
+    "amplification": Method(
+        lambda vlm, qs, seed: amplify(vlm, qs, 2.0).scores.abs(),
+        "doubles constant parts too, and a head that says enough already gains little; the size counts, its sign does not.",
+    ),
+    "patching": Method(
+        lambda vlm, qs, seed: patch(vlm, contrasts(qs)).scores,
+        "compares two pictures behind the same words: only what depends on the picture and moves the answer scores.",
+    ),
+    "gradient": Method(
+        lambda vlm, qs, seed: attribute(vlm, qs).scores,
+        "the slope at the intact run: zero ablation to first order, constant parts included.",
+    ),
+    "integrated gradients": Method(
+        lambda vlm, qs, seed: integrated_gradients(vlm, qs).scores,
+        "the slope averaged from silence to the intact run: no saturation, but constant parts count.",
+    ),
+    "probe": Method(
+        _probe,
+        "finds what can be read off a head, whether or not anything reads it: a decoy scores like a listed head.",
+    ),
+    "attention to object": Method(
+        lambda vlm, qs, seed: object_attention(vlm, qs).box.scores,
+        "sees where a head looks, not what it passes on; a head that reads the picture from another token looks at no object.",
+    ),
+    "learned scalars": Method(
+        _scalars,
+        "|s - 1| is large where a change of size helps the fit: a head that does its work well enough may stay at 1.",
+    ),
+}
+"""Scores keep their sign where it says that a head helps; amplification and scalars count by size."""
+
+
+@dataclass(frozen=True, eq=False)
+class Localisation(Card):
+    """Scores of every head by M methods on S draws of questions, against the heads that are known to matter.
+
+    scores [M, S, L, H]; known: the heads; cpr, cmd [M, S]: the rankings' areas of faithfulness on other questions (nan where
+    none were given).
+
+    >>> scores, nothing = torch.tensor([[[[0.0, 0.9], [0.5, 0.1]]]]), torch.full((1, 1), float("nan"))
+    >>> Localisation(("mine",), ((0, 1),), scores, nothing, nothing).auroc().tolist()
+    [[1.0]]
+    """
+
+    methods: tuple[str, ...]
+    known: tuple[Head, ...]
+    scores: Tensor
+    cpr: Tensor
+    cmd: Tensor
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        found = self.auroc().mean(1)
+        M, S, L, H = self.scores.shape
+        worst = self.methods[int(found.argmin())]
+        return f"<Localisation of {len(self.known)} of {L * H} heads by {M} methods, {S} draws; lowest AUROC {found.min():.3f}, {worst}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        found = zip(self.methods, self.auroc().mean(1).tolist(), self.precision().mean(1).tolist(), strict=True)
+        return ({"method": method, "AUROC": area, "precision at k": precision} for method, area, precision in found)
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return bundle(self, self.plot(), include, exclude)
+
+    def _flat(self) -> tuple[np.ndarray, np.ndarray]:
+        H = self.scores.shape[-1]
+        known = np.zeros(self.scores.shape[2] * H, bool)
+        known[[layer * H + head for layer, head in self.known]] = True
+        return self.scores.flatten(2).double().numpy(), known
+
+    def auroc(self) -> np.ndarray:
+        """The chance that a known head outscores another one, ties counting half [M, S]."""
+        scores, known = self._flat()
+        ranks = stats.rankdata(scores, axis=-1)
+        k, rest = known.sum(), (~known).sum()
+        return np.asarray((ranks[..., known].sum(-1) - k * (k + 1) / 2) / (k * rest))
+
+    def precision(self) -> np.ndarray:
+        """Share of known heads among the k best, k being their number; ties are broken at random, in expectation [M, S]."""
+        scores, known = self._flat()
+        k = int(known.sum())
+        last = np.sort(scores, axis=-1)[..., -k, None]
+        above, level = scores > last, scores == last
+        places = (k - above.sum(-1)) / level.sum(-1)
+        return np.asarray(((above & known).sum(-1) + places * (level & known).sum(-1)) / k)
+
+    def to_frame(self) -> pd.DataFrame:
+        """A row a method: means over draws with intervals of AUROC, precision at k, CPR and CMD, and one sentence of why.
+
+        Intervals: bootstrap over draws, wider by Student's t; of no width where all draws agree, nan of one draw.
+        """
+        parts = {"auroc": self.auroc(), "precision": self.precision(), "cpr": self.cpr.numpy(), "cmd": self.cmd.numpy()}
+        draws = np.arange(self.scores.shape[1])
+        rows = []
+        for m, method in enumerate(self.methods):
+            row: dict[str, Any] = {"method": method}
+            for name, values in parts.items():
+                low, high = statistics.bootstrap_interval(values[m], draws)
+                row |= {name: float(values[m].mean()), f"{name}_low": float(low), f"{name}_high": float(high)}
+            rows.append(row | {"why": METHODS[method].why if method in METHODS else ""})
+        return pd.DataFrame(rows)
+
+    def plot(self, **options: Any) -> Any:
+        """AUROC and precision of every method with intervals (see viz.localisation)."""
+        from ...viz import localisation
+
+        return localisation({"": self}, **options)
+
+    def save(self, path: str | FilePath) -> None:
+        """Write one safetensors file; the metadata is JSON in its header."""
+        meta = {"methods": list(self.methods), "known": [list(h) for h in self.known], "provenance": dict(self.provenance)}
+        areas = {} if self.cpr.isnan().any() else {"cpr": self.cpr, "cmd": self.cmd}
+        write_tensors(FilePath(path), KIND, {"scores": self.scores} | areas, meta)
+
+    @staticmethod
+    def load(path: str | FilePath) -> Localisation:
+        """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
+        path = FilePath(path)
+        tensors, meta = read_tensors(path, KIND)
+        scores = expect(path, tensors, "scores", 4)
+        methods, known = tuple(entry(path, meta, "methods", list[str])), heads_of(path, entry(path, meta, "known", list), *scores.shape[2:])
+        together(path, len(methods) == len(scores) and 0 < len(known) < scores[0, 0].numel())
+        nothing = torch.full(scores.shape[:2], float("nan"), dtype=torch.double)
+        cpr, cmd = (expect(path, tensors, name, 2) if name in tensors else nothing for name in ("cpr", "cmd"))
+        together(path, cpr.shape == cmd.shape == scores.shape[:2])
+        return Localisation(methods, known, scores, cpr, cmd, entry(path, meta, "provenance", dict[str, Any]))
+
+
+def localise(
+    vlm: VLM,
+    draws: Sequence[Sequence[Question]],
+    known: Iterable[Head],
+    methods: Iterable[str] | None = None,
+    *,
+    faithful_on: Sequence[Question] | None = None,
+) -> Localisation:
+    """Score all heads by each method on each draw of questions, against the heads that are known to matter.
+
+    draws: question sets, one a seed; rendered scene questions have the contrasts that patching needs and the boxes that attention
+    to object needs. known: the heads of a known circuit, or of a planted shortfall. methods: names in METHODS, default all.
+    faithful_on: other questions, on which the rankings' faithfulness is measured (mean ablation).
+
+    Raises EditError for an unknown method and for known heads that are none or all; LeakError where faithful_on shares pictures.
+
+    >>> import scale_interp as si
+    >>> vlm = si.load("testbed/one-head")
+    >>> draws = [si.load_questions("scenes/position", "train", n=12, seed=s) for s in (0, 1)]
+    >>> localise(vlm, draws, [(1, 2)], ["mean ablation", "patching"]).auroc().shape
+    (2, 2)
+    """
+    heads = tuple(check_heads(known, vlm.n_layers, vlm.n_heads))
+    if not 0 < len(heads) < vlm.n_layers * vlm.n_heads:
+        raise EditError(f"{len(heads)} of {vlm.n_layers * vlm.n_heads} heads are given as known: give some, not none or all")
+    names = tuple(METHODS) if methods is None else tuple(methods)
+    if unknown := [n for n in names if n not in METHODS]:
+        raise EditError(f"unknown method {unknown[0]!r}: choose from {', '.join(METHODS)}")
+    if not len(draws):
+        raise DataError("no draws: give at least one set of questions")
+    if faithful_on is not None:
+        require_disjoint([q for draw in draws for q in draw], faithful_on)
+    scores = torch.zeros(len(names), len(draws), vlm.n_layers, vlm.n_heads)
+    areas = torch.full((2, len(names), len(draws)), float("nan"), dtype=torch.double)
+    for m, s in track([(m, s) for s in range(len(draws)) for m in range(len(names))], "localising", len(draws) * len(names)):
+        scores[m, s] = METHODS[names[m]].score(vlm, require(draws[s]), s).float().cpu()
+        if faithful_on is not None:
+            found = faithfulness(vlm, faithful_on, ranking(scores[m, s]), chosen_on=draws[s])
+            areas[:, m, s] = torch.tensor([found.cpr, found.cmd], dtype=torch.double)
+    faithful = None if faithful_on is None else len(faithful_on)
+    made = provenance(vlm, draws[0], draws=len(draws), methods=list(names), faithful_on=faithful)
+    return Localisation(names, heads, scores, areas[0], areas[1], made)
+
+
+def ranking(scores: Tensor) -> list[Head]:
+    """All heads, the largest score [L, H] first; equal ones by layer and head."""
+    H = scores.shape[1]
+    return [(i // H, i % H) for i in scores.flatten().argsort(descending=True, stable=True).tolist()]

@@ -1,0 +1,77 @@
+"""The present edit as Python that anybody can run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..data.load import load_questions
+from ..data.question import Question
+from ..errors import ScaleInterpError
+from ..models import demo, testbeds
+
+if TYPE_CHECKING:
+    from .explorer import Explorer
+
+TINY = "tiny-random/"
+
+
+def code(explorer: Explorer) -> str:
+    """Imports, model, question, edit and run; what this package cannot load by name is taken from names that the reader has.
+
+    All text from outside is written as a Python string by repr, all numbers as they are held, so the same bits come back.
+    """
+    model, asked = _model(explorer), explorer.loading
+    missing = [name for name, line in (("vlm", model), ("questions", asked)) if line is None]
+    lines = ["import torch", "", "import scale_interp as si", ""]
+    if missing:
+        lines.append(f"# {' and '.join(missing)}: what si.viz.explore was given")
+    lines += [line for line in (model, asked) if line is not None]
+    lines += [f"question = questions[{explorer.index}]", "", *_edit(explorer), ""]
+    return "\n".join([*lines, "probabilities = si.run_edits(vlm, question, edit)[0, 0].softmax(-1)", ""])
+
+
+def _model(explorer: Explorer) -> str | None:
+    vlm = explorer.vlm
+    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, testbeds.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
+    if not known:
+        return None
+    given = {"revision": vlm.revision, "prompt": vlm.prompt}
+    if vlm.dtype != torch.float32 or vlm.device.type != "cpu":
+        given |= {"dtype": str(vlm.dtype).removeprefix("torch."), "device": str(vlm.device)}
+    return f"vlm = si.load({vlm.name!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
+
+
+def loading(questions: Sequence[Question]) -> str | None:
+    """The line that loads the questions, where it gives these and no others."""
+    source, split, seed = (getattr(questions, name, None) for name in ("source", "split", "seed"))
+    if not source or source == "given" or seed is None:
+        return None
+    given = {"split": split or None, "n": len(questions), "seed": seed}
+    try:
+        again = load_questions(source, **given)
+    except ScaleInterpError:
+        return None
+    if [q.id for q in again] != [q.id for q in questions]:
+        return None
+    return f"questions = si.load_questions({source!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
+
+
+def _edit(explorer: Explorer) -> list[str]:
+    scope = "" if explorer.scope == "last" else f", scope={explorer.scope!r}"
+    lines = ["scale = torch.ones(1, vlm.n_layers, vlm.n_heads)", "mlp_scale = torch.ones(1, vlm.n_layers)"]
+    for (layer, head), factor in explorer.factors.items():
+        lines.append(f"mlp_scale[0, {layer}] = {factor!r}" if head is None else f"scale[0, {layer}, {head}] = {factor!r}")
+    lines.append(f"edit = si.Edit(scale=scale, mlp_scale=mlp_scale{scope})")
+    fitted = explorer.scale
+    if fitted is None:
+        return lines
+    if explorer.folder is not None:
+        faded = f"si.ScAle.from_pretrained({explorer.folder!r}).edit({explorer.strength!r})"
+        return [*lines, f"edit = {faded}.compose(edit)  # s(t) = 1 + t (s - 1)"]
+    part = fitted.edit(explorer.strength)
+    values = [f"{name}=torch.tensor({getattr(part, name).tolist()})" for name in ("scale", "mlp_scale")]
+    return [*lines, f"faded = si.Edit({', '.join(values)}{scope})", "edit = faded.compose(edit)"]

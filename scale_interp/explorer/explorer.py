@@ -1,0 +1,315 @@
+"""What is being explored: one question, the heads and MLPs that are scaled, and a ScAle that is faded in. No widgets here."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from html import escape
+from pathlib import Path
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..adapters.scale.scale import ScAle
+from ..attribution.attention.grid import PatchGrid, patch_grid
+from ..attribution.attention.last_token import read_attention
+from ..attribution.gradient import attribute
+from ..attribution.headmap import HeadMap
+from ..data.items import require
+from ..data.question import Question
+from ..data.question_card import question_card
+from ..errors import DataError, EditError, FileError, ModelError
+from ..interventions.edit import Edit, Scope, check_heads
+from ..interventions.engine import choose_path, run_edits
+from ..interventions.prefix import Prompts
+from ..vlm.vlm import VLM
+
+if TYPE_CHECKING:
+    from .panel import Panel
+
+Part = tuple[int, int | None]
+"""A head (layer, head), or the MLP of a layer (layer, None)."""
+LARGEST = 4.0
+"""The largest factor of a head or MLP; 1 changes nothing."""
+KEPT = 8
+"""Questions whose prompts stay in memory; one that is come back to after more others is read again."""
+
+
+def part_name(part: Part) -> str:
+    layer, head = part
+    return f"MLP {layer}" if head is None else f"head {layer}.{head}"
+
+
+@dataclass(frozen=True)
+class Looking:
+    """Where the last token of the unedited model looks: weights [L, H, T] on the question's patch grid."""
+
+    weights: Tensor
+    grid: PatchGrid
+
+
+class Explorer:
+    """One question at a time, with an edit that is built by hand; what `si.viz.explore` returns.
+
+    index: which question. selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to. factors: what is
+    scaled, 0 to 4. scale: a ScAle or None; strength: how far it is faded in, 0 to 1, s(t) = 1 + t (s - 1).
+    base, probabilities [C]: the answer's, without and with the edit (softmax over the choices' scores).
+
+    >>> import scale_interp as si
+    >>> explorer = Explorer(si.load("demo"), si.load_questions("scenes/relation", n=2))
+    >>> explorer.set((5, 4), 2.5)
+    >>> explorer.set((3, None), 0.5)
+    >>> explorer.factors
+    mappingproxy({(3, None): 0.5, (5, 4): 2.5})
+    >>> explorer.reset()
+    >>> bool((explorer.probabilities == explorer.base).all())
+    True
+    """
+
+    def __init__(
+        self,
+        vlm: VLM,
+        questions: Question | Sequence[Question],
+        *,
+        head_map: HeadMap | None = None,
+        scale: ScAle | str | Path | None = None,
+        dark: bool | None = None,
+    ):
+        self.vlm, self.questions, self.dark = vlm, require(questions), dark
+        if head_map is not None and tuple(head_map.scores.shape) != (vlm.n_layers, vlm.n_heads):
+            raise DataError(
+                f"the head map is for {' layers x '.join(map(str, head_map.scores.shape))} heads, {vlm.name} has "
+                f"{vlm.n_layers} layers x {vlm.n_heads} heads: give a map of this model"
+            )
+        self._given, self._index, self._strength = head_map, 0, 1.0
+        self._selected: Part | None = None
+        self._factors: dict[Part, float] = {}
+        self._scale: ScAle | None = None
+        self._folder: str | None = None
+        self._read: OrderedDict[int, Prompts] = OrderedDict()
+        self._looking: dict[int, Looking] = {}
+        self._base: dict[int, Tensor] = {}
+        self._edited: Tensor | None = None
+        self.watchers: list[Callable[[], None]] = []
+        """Called after every change."""
+        if isinstance(scale, str | Path):
+            self.load(scale)
+        else:
+            self.scale = scale
+
+    @property
+    def question(self) -> Question:
+        return self.questions[self._index]
+
+    @property
+    def index(self) -> int:
+        return self._index
+
+    @index.setter
+    def index(self, value: int) -> None:
+        if not 0 <= value < len(self.questions):
+            raise DataError(f"question {value}: there are {len(self.questions)}, counted from 0")
+        self._index = int(value)
+        self._changed()
+
+    @property
+    def selected(self) -> Part | None:
+        return self._selected
+
+    def select(self, part: Part) -> None:
+        """Choose the head or MLP that `factor` belongs to. Raises EditError for one that the model has not."""
+        self._selected = self._checked(part)
+        self._changed()
+
+    @property
+    def factor(self) -> float:
+        """What the chosen head or MLP is multiplied by."""
+        return 1.0 if self._selected is None else self._factors.get(self._selected, 1.0)
+
+    @factor.setter
+    def factor(self, value: float) -> None:
+        if self._selected is None:
+            raise EditError("no head is chosen: choose one with select((layer, head))")
+        self.set(self._selected, value)
+
+    @property
+    def factors(self) -> Mapping[Part, float]:
+        """What differs from 1, layer by layer, MLPs first."""
+        order = sorted(self._factors, key=lambda part: (part[0], -1 if part[1] is None else part[1]))
+        return MappingProxyType({part: self._factors[part] for part in order})
+
+    def set(self, part: Part, factor: float) -> None:
+        """Multiply a head or MLP by 0 to 4. Raises EditError for other factors."""
+        part = self._checked(part)
+        if not 0 <= factor <= LARGEST:
+            raise EditError(f"factor {factor} of {part_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
+        self._factors.pop(part, None)
+        if factor != 1:
+            self._factors[part] = float(factor)
+        self._changed()
+
+    def remove(self, part: Part) -> None:
+        """Leave a head or MLP alone again."""
+        self.set(part, 1.0)
+
+    def reset(self) -> None:
+        """Leave all heads and MLPs alone again; the ScAle stays."""
+        self._factors.clear()
+        self._changed()
+
+    def _checked(self, part: Part) -> Part:
+        if not (isinstance(part, tuple) and len(part) == 2):
+            raise EditError(f"{part!r} is no (layer, head) pair; (layer, None) is a layer's MLP")
+        layer, head = part
+        (found,) = check_heads([(layer, 0 if head is None else head)], self.vlm.n_layers, self.vlm.n_heads)
+        return (found[0], None) if head is None else found
+
+    @property
+    def scale(self) -> ScAle | None:
+        return self._scale
+
+    @scale.setter
+    def scale(self, scale: ScAle | None) -> None:
+        self._take(scale, None)
+
+    def _take(self, scale: ScAle | None, folder: str | None) -> None:
+        if scale is not None:
+            if not isinstance(scale, ScAle):
+                raise EditError(f"expected a ScAle, found a {type(scale).__name__}")
+            if tuple(scale.scalars.shape) != (self.vlm.n_layers, self.vlm.n_heads):
+                L, H = scale.scalars.shape
+                raise EditError(
+                    f"these scalars are of another model: {L} layers x {H} heads, but {self.vlm.name} has {self.vlm.n_layers} x "
+                    f"{self.vlm.n_heads}; load those that were fitted on it"
+                )
+        self._scale, self._folder = scale, folder
+        self._changed()
+
+    @property
+    def folder(self) -> str | None:
+        """Where the ScAle was loaded from, as it was given; None where it was given itself."""
+        return self._folder
+
+    def load(self, folder: str | Path) -> None:
+        """Take the ScAle of a folder, as `save_pretrained` writes it. Raises FileError, or EditError for another model's shape."""
+        if not str(folder).strip():
+            raise FileError("no folder is given: give one that `save_pretrained` or `scale-interp fit` wrote, such as runs/.../scale")
+        if not Path(folder).is_dir():
+            raise FileError(f"no folder {folder}: give one that `save_pretrained` or `scale-interp fit` wrote, such as runs/.../scale")
+        self._take(ScAle.from_pretrained(folder), str(folder))
+
+    @property
+    def foreign(self) -> str | None:
+        """The model that the ScAle was fitted on, where it has this one's shape but another name."""
+        fitted = self._scale.provenance.get("model") if self._scale is not None else None
+        return None if fitted in (None, self.vlm.name) else str(fitted)
+
+    @property
+    def strength(self) -> float:
+        return self._strength
+
+    @strength.setter
+    def strength(self, value: float) -> None:
+        if not 0 <= value <= 1:
+            raise EditError(f"strength {value}: give 0 (the base model) to 1 (the fitted scalars)")
+        self._strength = float(value)
+        self._changed()
+
+    @property
+    def scope(self) -> Scope:
+        return "last" if self._scale is None else self._scale.scope
+
+    @property
+    def edit(self) -> Edit:
+        """The present edit, one variant: the faded ScAle, and the factors on top of it."""
+        L, H = self.vlm.n_layers, self.vlm.n_heads
+        heads, mlps = torch.ones(1, L, H), torch.ones(1, L)
+        for (layer, head), factor in self._factors.items():
+            if head is None:
+                mlps[0, layer] = factor
+            else:
+                heads[0, layer, head] = factor
+        mine = Edit(scale=heads, mlp_scale=mlps, scope=self.scope)
+        return mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
+
+    @property
+    def base(self) -> Tensor:
+        if self._index not in self._base:
+            self._base[self._index] = self._run(None)
+        return self._base[self._index]
+
+    @property
+    def probabilities(self) -> Tensor:
+        if self._edited is None:
+            self._edited = self._run(self.edit)
+        return self._edited
+
+    def _run(self, edit: Edit | None) -> Tensor:
+        return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
+
+    def _prompts(self) -> Prompts:
+        """The question's prompt, read once while it is looked at."""
+        found = self._read.pop(self._index, None) or Prompts(self.vlm, [self.question])
+        self._read[self._index] = found
+        if len(self._read) > KEPT:
+            self._read.popitem(last=False)
+        return found
+
+    @cached_property
+    def head_map(self) -> HeadMap | None:
+        """The scores that heads are chosen by; None where the model's edits run by the reference path, which has no gradients."""
+        if self._given is not None:
+            return self._given
+        return attribute(self.vlm, self.questions) if choose_path(self.vlm, self.questions) == "packed" else None
+
+    @property
+    def looking(self) -> Looking | None:
+        """Where the unedited model's heads look; None for a question without a picture. Raises ModelError where that cannot be read."""
+        if not self.question.pictures:
+            return None
+        if self._index not in self._looking:
+            grid = patch_grid(self.vlm, self.question)
+            self._looking[self._index] = Looking(read_attention(self.vlm, self.question)[0], grid)
+        return self._looking[self._index]
+
+    @cached_property
+    def loading(self) -> str | None:
+        """The line of Python that loads these questions, None where there is none."""
+        from .code import loading
+
+        return loading(self.questions)
+
+    def code(self) -> str:
+        """Python that runs the present edit on the present question and gives the same `probabilities`."""
+        from .code import code
+
+        return code(self)
+
+    def _changed(self) -> None:
+        self._edited = None
+        for tell in self.watchers:
+            tell()
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
+        try:
+            from .panel import Panel
+        except ImportError as error:
+            raise ModelError(f"the explorer is shown with {error.name}: pip install 'scale-interp[notebook]'") from error
+        return Panel(self)
+
+    def _repr_html_(self) -> str:
+        """What is left where no widgets are: the question and its answers."""
+        rows = "".join(
+            f"<tr><td>{escape(choice)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
+            for choice, before, after in zip(self.question.choices, self.base.tolist(), self.probabilities.tolist(), strict=True)
+        )
+        return f"{question_card(self.question)}<table><tr><th>answer</th><th>base</th><th>edited</th></tr>{rows}</table>"
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.panel.root._repr_mimebundle_(**options)

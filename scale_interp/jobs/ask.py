@@ -1,0 +1,149 @@
+"""One model asked one data set: answers scored as the set's authors do, contrasts, head maps, and a page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .. import viz
+from ..attribution import HeadMap, ablate, patch
+from ..core.record import read_json, versions, write_bytes, write_json
+from ..data import Contrasts, Question, contrasts
+from ..data.contrast import Change
+from ..data.items import describe
+from ..data.load import load_questions
+from ..errors import DataError
+from ..evaluation import Evaluation, benchmark, evaluate, evaluate_text
+from ..evaluation.answers import TextEvaluation
+from ..models.load import load
+from ..viz import Section
+from ..vlm.vlm import VLM
+from .folder import RunFolder, Say
+from .job import Job, command
+
+SHOWN = 12
+"""Questions that the page shows, wrong answers first."""
+
+
+@dataclass(frozen=True)
+class AskSettings:
+    """What is asked. root, split and n as in load_questions; change, sweep and text as in `ask`."""
+
+    model: str
+    data: str
+    root: str | None = None
+    split: str | None = None
+    n: int | None = None
+    seed: int = 0
+    change: Change = "mirror"
+    sweep: int = 40
+    text: bool = False
+
+    @property
+    def job(self) -> Job:
+        """The questioning as a job of its folder."""
+        settings = asdict(self)
+        flags = {k: v for k, v in settings.items() if k not in ("model", "data")}
+        return Job("ask", command("ask", self.model, self.data, **flags), settings, {"ask": ()})
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What was found: answers by choice scores and in words (or None), head maps by name, and pairs or why there are none."""
+
+    answers: Evaluation
+    table: pd.DataFrame
+    text: TextEvaluation | None
+    text_table: pd.DataFrame | None
+    maps: dict[str, HeadMap]
+    pairs: Contrasts | None
+    no_pairs: str
+
+
+def ask(vlm: VLM, questions: Sequence[Question], *, change: Change = "mirror", sweep: int = 40, text: bool = False) -> Asked:
+    """Answer the questions, score them, and locate heads on the first `sweep` of them.
+
+    change: how contrasts are made (see contrasts). text: have the model write its answers too. Nothing is fitted, so no
+    question needs to be held out.
+    """
+    answers = evaluate(vlm, questions)
+    written = evaluate_text(vlm, questions) if text else None
+    some, pairs, no_pairs = questions[:sweep], None, ""
+    maps = {"ablate zero": ablate(vlm, some)}
+    try:
+        pairs = contrasts(some, change, vlm)
+        maps["patch"] = patch(vlm, pairs)
+    except DataError as error:
+        no_pairs = str(error)
+    return Asked(answers, benchmark(answers), written, None if written is None else benchmark(written), maps, pairs, no_pairs)
+
+
+def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
+    """Ask in a run's folder: the benchmark's table and the findings, computed or, where they are there already, read."""
+    s, told = settings, f"asking {settings.model} the questions of {settings.data}"
+
+    def make() -> list[str]:
+        found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
+        first, *others = notes(found)
+        return [*write_asked(found, vlm, folder, s.job.command), kept.write_findings(first, others)]
+
+    def load_found() -> tuple[pd.DataFrame, list[str]]:
+        return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
+
+    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with kept.working() as (vlm, asked):
+        return kept.take("ask", make, load_found, told)
+
+
+def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]:
+    """Write answers.csv, benchmark.csv, the head maps, summary.json and report.html into a folder; their names."""
+    folder.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "benchmark.csv", found.table.to_csv(index=False).encode())
+    write_bytes(folder / "answers.csv", found.answers.to_frame().to_csv(index=False).encode())
+    maps = {f"{name.replace(' ', '_')}.safetensors": head_map for name, head_map in found.maps.items()}
+    for name, head_map in maps.items():
+        head_map.save(folder / name)
+    about = vlm.describe() | describe(found.answers.questions)
+    skipped = {} if found.pairs is None else found.pairs.skipped
+    summary = about | {"benchmark": found.table.to_dict("records"), "notes": notes(found), "skipped_contrasts": skipped}
+    write_json(folder / "summary.json", summary | {"versions": versions()})
+    sections = [
+        Section("What was found", [*notes(found), found.table]),
+        Section("Which heads matter", [viz.head_heatmap(head_map) for head_map in found.maps.values()]),
+        Section("Some questions", _examples(found)),
+        Section("How to reproduce", [command]),
+    ]
+    if found.text_table is not None:
+        sections.insert(1, Section("Answers in words", [found.text_table]))
+    title = f"{vlm.name} on {about['data']}"
+    viz.write_report(folder / "report.html", title=title, sections=sections, meta=about | versions())
+    return ["benchmark.csv", "answers.csv", *maps, "summary.json", "report.html"]
+
+
+def notes(found: Asked) -> list[str]:
+    """The findings in plain words, and what they cannot mean."""
+    answers = found.answers
+    low, high = answers.interval()
+    out = [
+        f"{answers.accuracy:.1%} of {len(answers.questions)} questions right [{low:.1%}, {high:.1%}]; chance is {answers.chance:.1%}, "
+        f"the best constant answer {answers.majority:.1%}."
+    ]
+    if answers.random_weights:
+        out.insert(0, "This model has random weights: its accuracy and its head maps mean nothing; the page shows that everything runs.")
+    if found.pairs is None:
+        out.append(f"No contrast pairs, so no patching: {found.no_pairs}")
+    else:
+        reasons = pd.Series(found.pairs.skipped, dtype=str).value_counts()
+        left = "; ".join(f"{n} x {why}" for why, n in reasons.items())
+        out.append(f"{len(found.pairs)} contrast pairs; {len(found.pairs.skipped)} questions without one{': ' + left if left else ''}.")
+    return out
+
+
+def _examples(found: Asked) -> list[Any]:
+    answers = found.answers
+    order = sorted(range(len(answers.questions)), key=lambda i: float(answers.per_question[i]))[:SHOWN]
+    return [answers.to_frame().iloc[order], *(answers.questions[i] for i in order)]

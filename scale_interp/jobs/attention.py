@@ -1,0 +1,170 @@
+"""One model's attention to the pictures of one data set: which heads look at the asked objects, and a page that shows them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import pandas as pd
+import plotly.graph_objects as go
+import torch
+
+from .. import viz
+from ..attribution.attention.grid import patch_grid
+from ..attribution.attention.last_token import read_attention
+from ..attribution.attention.localization import LocalizationHeads, choose_localization
+from ..attribution.attention.objects import ObjectAttention, object_attention
+from ..core.record import read_json, write_bytes, write_json
+from ..data import Question
+from ..data.load import load_questions
+from ..errors import DataError
+from ..models.load import load
+from ..viz import Section
+from ..vlm.vlm import VLM
+from .folder import RunFolder, Say
+from .info import FINDINGS
+from .job import Job, command
+
+SHOWN = 10
+"""Heads in the printed table, most attention on the boxes first."""
+
+
+FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
+
+
+@dataclass(frozen=True)
+class AttentionSettings:
+    """Whose attention is read, on what. root, split and n as in load_questions."""
+
+    model: str = "demo"
+    data: str = "scenes/relation"
+    root: str | None = None
+    split: str | None = None
+    n: int | None = None
+    seed: int = 0
+    pictures: int = 4
+
+    @property
+    def job(self) -> Job:
+        """The reading as a job of its folder."""
+        flags = {k: v for k, v in asdict(self).items() if k != "model"}
+        return Job("attention", command("attention", self.model, **flags), asdict(self), {"attention": (*FILES, FINDINGS)})
+
+
+@dataclass(frozen=True)
+class Attended:
+    """What was found: the masses, a table with a row a head, AUROC or why there is none, localization heads, and some pictures."""
+
+    found: ObjectAttention
+    heads: pd.DataFrame
+    auroc: pd.DataFrame | None
+    no_auroc: str
+    localization: LocalizationHeads
+    pictures: list[go.Figure]
+
+
+def attend(vlm: VLM, questions: Sequence[Question], pictures: int = 4) -> Attended:
+    """Read the attention to pictures and boxes, and draw the map of the head that looks at the boxes most, wrong answers among them.
+
+    Nothing is fitted, so no question needs to be held out; heads that are to be used on test questions must come from others.
+    """
+    found = object_attention(vlm, questions)
+    table, why = None, ""
+    try:
+        table = found.auroc()
+    except DataError as error:
+        why = str(error)
+    drawn = []
+    for question in _examples(found, questions, pictures):
+        (weights,) = read_attention(vlm, question)
+        drawn.append(viz.attention_over_picture(question, weights, patch_grid(vlm, question), *found.box.top(1)[0]))
+    return Attended(found, _heads(found, table), table, why, choose_localization(found.image, found.entropy), drawn)
+
+
+def _examples(found: ObjectAttention, questions: Sequence[Question], count: int) -> list[Question]:
+    """Half of them answered right, half wrong, as far as there are such."""
+    known = {q.id: q for q in questions}
+    order = [torch.nonzero(found.correct == kind).flatten().tolist() for kind in (1, 0)]
+    right, wrong = order[0][: max(count // 2, count - len(order[1]))], order[1]
+    return [known[found.ids[i]] for i in [*right, *wrong[: count - len(right)]]]
+
+
+def _heads(found: ObjectAttention, auroc: pd.DataFrame | None) -> pd.DataFrame:
+    frames = {of: found.map(of).to_frame() for of in ("image", "box", "lift", "entropy")}
+    columns = {"layer": frames["box"]["layer"], "head": frames["box"]["head"]}
+    columns |= {of: frame["score"] for of, frame in frames.items()}
+    columns |= {"box_low": frames["box"]["low"], "box_high": frames["box"]["high"], "lift_p": frames["lift"]["p"]}
+    if auroc is not None:
+        columns |= {"auroc": auroc["auroc"], "auroc_low": auroc["low"], "auroc_high": auroc["high"], "auroc_p": auroc["p"]}
+    return pd.DataFrame(columns).sort_values("box", ascending=False, ignore_index=True)
+
+
+def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
+    """Read the attention in a run's folder: the table of heads and the findings, computed or, where they are there already, read."""
+    s, told = settings, f"reading the attention of {settings.model} to the pictures of {settings.data}"
+
+    def make() -> None:
+        result = attend(vlm, asked["all"], s.pictures)
+        write_attended(result, folder, s.job.command)
+        first, *others = notes(result)
+        kept.write_findings(first, others)
+
+    def load_found() -> tuple[pd.DataFrame, list[str]]:
+        return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
+
+    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with kept.working() as (vlm, asked):
+        return kept.take("attention", make, load_found, told)
+
+
+def write_attended(result: Attended, folder: Path, command: str) -> None:
+    """Write attention.safetensors, heads.csv, summary.json and report.html into a folder."""
+    found = result.found
+    folder.mkdir(parents=True, exist_ok=True)
+    found.save(folder / "attention.safetensors")
+    write_bytes(folder / "heads.csv", result.heads.to_csv(index=False).encode())
+    summary = dict(found.provenance) | {
+        "notes": notes(result),
+        "heads": result.heads.to_dict("records"),
+        "layers": found.by_layer().to_dict("records"),
+        "relations": found.by_relation().to_dict("records") if any(found.relations) else [],
+        "localization_heads": [list(head) for head in result.localization.heads],
+        "skipped": dict(found.skipped),
+    }
+    write_json(folder / "summary.json", summary)
+    tables = [found.by_layer(), *([found.by_relation()] if any(found.relations) else [])]
+    sections = [
+        Section("What was found", [*notes(result), result.heads.head(SHOWN), *tables]),
+        Section("Which heads look where", [found.plot(marks=result.localization.heads)]),
+        Section("Some pictures", result.pictures),
+        Section("How to reproduce", [command]),
+    ]
+    if result.auroc is not None:
+        sections.insert(2, Section("Attention on the box against right answers", [viz.auroc_heatmap(result.auroc)]))
+    about = dict(found.provenance)
+    viz.write_report(folder / "report.html", title=f"Attention of {about['model']} on {about['data']}", sections=sections, meta=about)
+
+
+def notes(result: Attended) -> list[str]:
+    """The findings in plain words."""
+    found, top = result.found, result.heads.iloc[0]
+    name, span = f"({top['layer']:.0f}, {top['head']:.0f})", f"{top['box']:.1%} [{top['box_low']:.1%}, {top['box_high']:.1%}]"
+    out = [
+        f"{len(found.ids)} questions. {float(found.image_share.mean()):.1%} of a prompt's tokens show the picture; they draw "
+        f"{float(found.image_mass.mean()):.1%} of the last token's attention (mean over heads).",
+        f"The asked boxes are {float(found.area.mean()):.1%} of the picture's tokens. Head {name} puts most of its attention on them: "
+        f"{span}.",
+    ]
+    if result.auroc is None:
+        out.append(f"No AUROC: {result.no_auroc}")
+    else:
+        clear = result.auroc.loc[result.auroc["p"] < 0.05, "auroc"]
+        out.append(
+            f"Box attention tells right answers from wrong ones in {len(clear)} of {len(result.auroc)} heads (Holm, 0.05): "
+            f"{int((clear > 0.5).sum())} look more at the boxes when the answer is right, {int((clear < 0.5).sum())} less."
+        )
+    if found.skipped:
+        name, why = next(iter(found.skipped.items()))
+        out.append(f"{len(found.skipped)} questions were skipped; {name}: {why}.")
+    return out

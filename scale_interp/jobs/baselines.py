@@ -1,0 +1,78 @@
+"""ScAle and its baselines on one data set, from the command line: the table as JSON and CSV, and the figure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..core.record import write_bytes
+from ..data.load import load_questions
+from ..data.scenes.task import NON_SPATIAL
+from ..evaluation.baselines import Baselines, compare_baselines
+from ..models.load import load
+from .folder import Asked, RunFolder, Say
+from .info import FINDINGS
+from .job import Job, command
+
+
+@dataclass(frozen=True)
+class BaselineSettings:
+    """What is compared. others: data sets that no method should change; None for the scenes' non-spatial tasks on scenes."""
+
+    model: str = "demo"
+    data: str = "scenes/relation"
+    others: tuple[str, ...] | None = None
+    ranks: tuple[int, ...] = (1, 4, 16)
+    rates: int = 2
+    epochs: int = 16
+    n_train: int = 240
+    n_test: int = 400
+    n_others: int = 100
+    seed: int = 0
+
+    @property
+    def elsewhere(self) -> tuple[str, ...]:
+        if self.others is not None:
+            return self.others
+        return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()
+
+    @property
+    def job(self) -> Job:
+        """The comparison as a job of its folder."""
+        told = {"others": self.others, "rank": self.ranks} | {
+            k: v for k, v in asdict(self).items() if k not in ("model", "others", "ranks")
+        }
+        files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
+        return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
+
+    def asked(self) -> Asked:
+        """The model, and the questions of each split."""
+        train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
+        others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]
+        return load(self.model), {"train": train, "test": test} | ({"others": others} if others else {})
+
+
+def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _: None) -> Baselines:
+    """Compare in a run's folder: baselines.json, baselines.csv and baselines.html. They hold measured seconds."""
+    s = settings
+
+    def make() -> None:
+        train, test, others = asked["train"], asked["test"], asked.get("others")
+        found = compare_baselines(vlm, train, test, others=others, ranks=s.ranks, seed=s.seed, rates=s.rates, epochs=s.epochs)
+        found.save(folder / "baselines.json")
+        write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
+        write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True, div_id="baselines").encode())
+        kept.write_findings(found.verdict, [])
+
+    kept = RunFolder(folder, s.job, s.asked, say)
+    ranks = ", ".join(map(str, s.ranks))
+    told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
+    with kept.working() as (vlm, asked):
+        return kept.take("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+
+
+def shown(found: Baselines) -> Sequence[str]:
+    """The columns that a terminal has room for."""
+    columns = ["method", "parameters", "seconds", "accuracy", "gain", "low", "high", "p_corrected", "scale_minus", "recovered"]
+    return [*columns, "others_change"] if "others_change" in found.rows[0] else columns

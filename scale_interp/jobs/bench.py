@@ -1,0 +1,88 @@
+"""The benchmark from the command line: one model or the usual shapes, in a run's folder where one is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ..bench import Benchmark, bench, read_benchmarks, write_benchmarks
+from ..bench.fits import FitsBenchmark, bench_fits, read_fits, write_fits
+from ..bench.memory import DATA, measure_memory
+from ..bench.realistic import SHAPES, open_model
+from ..data.load import load_questions
+from .folder import RunFolder, Say
+from .info import FINDINGS
+from .job import Job, command
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """What is timed, as the command's options say. model: None for the usual shapes, with their peak memory."""
+
+    model: str | None = None
+    questions: int | None = None
+    repeats: int = 5
+    sample: int = 32
+    memory: bool = False
+    fits: bool = False
+    device: str = "cpu"
+    dtype: str | None = None
+
+    @property
+    def job(self) -> Job:
+        """The benchmark as a job of its folder."""
+        flags = {k: v for k, v in asdict(self).items() if k != "model"}
+        files = ("fits.json" if self.fits else "bench.json", FINDINGS)
+        again = command("bench", *filter(None, [self.model]), **flags)
+        return Job("bench", again, asdict(self), {"bench": files}, timed=True)
+
+
+def time_sweeps(settings: BenchSettings, show: Callable[[Benchmark], None] = lambda _: None) -> list[Benchmark]:
+    """Time the sweep on each model; `show` is given each as soon as it is measured."""
+    s = settings
+    n = s.questions or (8 if s.model else 1)
+    asked, found = load_questions(DATA, n=n), []
+    for name in (s.model,) if s.model else SHAPES:
+        taken = measure_memory(name, n, s.device, s.dtype) if s.memory or s.model is None else None
+        found.append(bench(open_model(name, s.device, s.dtype), asked, s.repeats, s.sample, taken))
+        show(found[-1])
+    return found
+
+
+def time_fits(settings: BenchSettings) -> FitsBenchmark:
+    """Time many fits side by side against one."""
+    s = settings
+    train = load_questions(DATA, "train", n=s.questions or 16)
+    return bench_fits(open_model(s.model or SHAPES[0], s.device, s.dtype), train, repeats=s.repeats)
+
+
+def run_sweeps(settings: BenchSettings, folder: Path, say: Say, show: Callable[[Benchmark], None]) -> list[Benchmark]:
+    """The same in a run's folder: bench.json, measured or, where it is there already, read."""
+    path = folder / "bench.json"
+
+    def make() -> None:
+        found = time_sweeps(settings)
+        write_benchmarks(path, found)
+        kept.write_findings("; ".join(f"{b.about['model']}: {b.over_limit:.2f} of the limit's time" for b in found), [])
+
+    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with kept.working():
+        found = kept.take("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
+    for benchmark in found:
+        show(benchmark)
+    return found
+
+
+def run_fits(settings: BenchSettings, folder: Path, say: Say) -> FitsBenchmark:
+    """The same of fits: fits.json."""
+    path = folder / "fits.json"
+
+    def make() -> None:
+        found = time_fits(settings)
+        write_fits(path, found)
+        kept.write_findings(f"{found.fits} fits side by side take {found.ratio:.2f} times one", [])
+
+    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with kept.working():
+        return kept.take("bench", make, lambda: read_fits(path), "timing fits side by side")

@@ -1,0 +1,42 @@
+"""The calibration of the falsification suite in a run's folder."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+from ..evaluation.falsification import calibration
+from ..evaluation.falsification.calibration import Calibration, calibrate
+from ..models.load import load
+from .folder import RunFolder, Say
+from .info import FINDINGS
+from .job import Job, command
+
+SUITES = "suites.jsonl"
+"""The log of the suites, with the seconds of each; a stopped calibration goes on from there."""
+
+
+def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: None) -> Calibration:
+    """Run null and planted suites, and write calibration.json; each suite is kept as soon as it is done."""
+    of, path = calibration.Suites(), folder / "calibration.json"
+
+    def make() -> None:
+        found = calibrate(suites, power, log=folder / SUITES, of=of)
+        found.save(path)
+        kept.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
+
+    again = command("calibrate", suites=suites, power=power)
+    job = Job("calibrate", again, {"suites": suites, "power": power} | asdict(of), {"calibrate": ("calibration.json", FINDINGS)})
+    kept = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
+    with kept.working():
+        return kept.take("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
+
+
+def headline(found: Calibration) -> dict[str, str]:
+    """The two shares that a calibration is for, where there are suites of the kind."""
+    kinds = {"false rejections": (calibration.NULL, "false_rejections"), "power": (calibration.PLANTED, "power")}
+    return {name: str(getattr(found, share)) for name, (kind, share) in kinds.items() if found.of(kind)}
+
+
+def lines(found: Calibration) -> list[str]:
+    return [f"{name}: {share}" for name, share in found.shares().items()]

@@ -1,0 +1,163 @@
+"""The comparison of all methods in a run's folder: questions loaded, steps kept, the table, its numbers and a page written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from .. import viz
+from ..core.record import versions, write_json
+from ..data.load import load_questions
+from ..data.question import Question
+from ..data.scenes.task import NON_SPATIAL
+from ..evaluation.comparison.comparison import Comparison, Say, compare
+from ..evaluation.comparison.tuning import ORDER
+from ..models.load import load
+from ..viz import Section
+from ..vlm.vlm import VLM
+from .folder import Asked, RunFolder
+from .info import FINDINGS, comparison_headline
+from .job import Job, command
+
+KEPT = "steps"
+"""Where the results of the comparison's own steps lie: a set of heads, a learned method, its answers."""
+
+
+@dataclass(frozen=True)
+class CompareSettings:
+    """What a comparison is of. others: data sets that no method should change, of their test splits."""
+
+    model: str = "demo"
+    data: str = "scenes/relation"
+    others: tuple[str, ...] = tuple(f"scenes/{task}" for task in NON_SPATIAL)
+    n_train: int = 400
+    n_validation: int = 200
+    n_test: int = 400
+    n_others: int = 200
+    top: int = 8
+    seed: int = 0
+
+    @property
+    def command(self) -> str:
+        """The command that makes this comparison again."""
+        usual = CompareSettings()
+        flags = {k: v for k, v in asdict(self).items() if k in ("model", "data") or v != getattr(usual, k)}
+        return command("compare", **flags)
+
+    @property
+    def job(self) -> Job:
+        """The comparison as a job of its folder."""
+        steps = {"compare": ("comparison.safetensors",), "report": ("comparison.json", "report.html", FINDINGS)}
+        return Job("compare", self.command, asdict(self), steps)
+
+    def asked(self) -> Asked:
+        """The model, and the questions of each split."""
+        wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
+        splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}
+        others = [q for name in self.others for q in load_questions(name, "test", self.n_others, self.seed)]
+        return load(self.model), splits | {"others": others}
+
+
+def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
+    """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
+    kept = RunFolder(folder, settings.job, settings.asked, say)
+    path = folder / "comparison.safetensors"
+    with kept.working() as (vlm, asked):
+        found = kept.take("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
+        if kept.taken:
+            kept.forget("report")
+        kept.take("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
+    return found
+
+
+def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
+    """Compare, with each step's files recorded as soon as the next one begins; damaged ones are taken away first, to be made anew."""
+    steps = kept.path / KEPT
+    for step, names in kept.kept().items():
+        if not kept.done(step):
+            for name in names:
+                (kept.path / name).unlink(missing_ok=True)
+    began: list[str] = []
+
+    def said(text: str) -> None:
+        record()
+        began.append(text)
+        kept.say(text)
+
+    def record() -> None:
+        known = {name for step, names in kept.kept().items() if kept.done(step) for name in names}
+        new = [str(path.relative_to(kept.path)) for path in sorted(steps.rglob("*")) if path.is_file()]
+        new = [name for name in new if name not in known]
+        if new:
+            kept.keep(began[-1] if began else "settings of the comparison", new)
+
+    s = settings
+    splits = (asked[split] for split in ("train", "validation", "test"))
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, folder=steps, say=said)
+    record()
+    found.save(kept.path / "comparison.safetensors")
+
+
+def _report(found: Comparison, settings: CompareSettings, kept: RunFolder) -> None:
+    content = summary(found, settings)
+    write_json(kept.path / "comparison.json", content)
+    kept.write_findings(comparison_headline(content), found.findings())
+    _write_page(found, settings, kept.path / "report.html")
+
+
+def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
+    """All numbers of a comparison in JSON's words."""
+    tuned = {name: dict(about) for name, about in found.tuned.items()}
+    return {
+        "command": settings.command,
+        "settings": asdict(settings),
+        "findings": found.findings(),
+        "methods": _records(found.to_frame()),
+        "tuned": tuned,
+        "by_task": _records(found.by_task()),
+        "heads": found.heads.content(),
+        "overlap": _records(found.heads.overlap()),
+        "left_out": dict(found.left_out),
+        "provenance": dict(found.provenance),
+        "versions": versions(),
+    }
+
+
+def figures(found: Comparison) -> dict[str, Any]:
+    """The figures that there is something to show in, by name."""
+    out = {"methods": viz.comparison(found)} if len(found.methods) > 1 else {}
+    if len(found.heads.sets) > 1:
+        out |= {"overlap": viz.head_overlap(found.heads), "heads": viz.head_marks(found.heads)}
+    return out
+
+
+def _write_page(found: Comparison, settings: CompareSettings, path: Path) -> None:
+    drawn = figures(found)
+    about = pd.DataFrame([{"set": n, "heads": len(h), "found by": found.heads.about.get(n, "")} for n, h in found.heads.sets.items()])
+    not_made = [f"No {name} heads: {why}" for name, why in found.heads.left_out.items()]
+    grids = [part for name, t in found.tuned.items() for part in (f"{name}, accuracy on the validation questions:", best_of(t["grid"]))]
+    sections = [
+        Section("What was found", [*found.findings(), found.shown(), *(drawn[k] for k in ("methods",) if k in drawn)]),
+        Section("What it costs elsewhere", [found.by_task()] if len(found.others) else ["No other tasks were asked."]),
+        Section("The heads that the methods name", [*not_made, about, *(drawn[k] for k in ("heads", "overlap") if k in drawn)]),
+        Section("Overlap, pair by pair", [found.heads.overlap()]),
+        Section("What was tuned", grids),
+        Section("How to reproduce", [settings.command]),
+    ]
+    title = f"Methods on {settings.model}, {settings.data}"
+    meta = {k: v for k, v in found.provenance.items() if isinstance(v, str | int)} | versions()
+    viz.write_report(path, title=title, sections=sections, meta=meta)
+
+
+def best_of(grid: Sequence[Any], n: int = 12) -> pd.DataFrame:
+    """The n best rows of a grid, in the order tried where they are equal."""
+    frame = pd.DataFrame(list(grid)).sort_values("accuracy", ascending=False, kind="stable").head(n)
+    return frame[[name for name in ORDER if name in frame]]
+
+
+def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:
+    return frame.to_dict("records")

@@ -1,0 +1,283 @@
+"""The folder in which a command works: its settings, a log, results with checksums, and the parts of what is unfinished."""
+
+from __future__ import annotations
+
+import errno
+import os
+import platform
+import shlex
+import shutil
+import sys
+import time
+import traceback
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext, suppress
+from datetime import datetime
+from pathlib import Path
+from typing import Any, TypeVar
+
+from ..core.record import read_json, write_json
+from ..data.question import Question
+from ..errors import FileError, RunWarning, ScaleInterpError
+from ..execution.journal import lock, resumable
+from ..vlm.vlm import VLM
+from .info import FINDINGS, LOG, MANIFEST, PARTS, SETTINGS, STATE, WHOLE, ResultFile, file_hash
+from .job import Job, compare_contents, not_repeatable
+
+FULL = (errno.ENOSPC, errno.EDQUOT)
+GOES_ON = "the same command goes on from here"
+T = TypeVar("T")
+Say = Callable[[str], None]
+Asked = tuple[Any, Mapping[str, Sequence[Question]]]
+"""The model of a job (a VLM, or None where it opens several), and its questions by split."""
+
+
+class RunFolder:
+    """A job's folder. Each step writes its results whole, and is skipped where they are there as they were written.
+
+    asked: opens model and questions, when a step has to be taken. say: is told what is done; the log holds it too.
+
+    Raises FileError where the folder holds other work, or is another process's.
+
+    >>> import tempfile
+    >>> path = Path(tempfile.mkdtemp())
+    >>> job = Job("sum", "sum 1 2", {"numbers": [1, 2]}, {"add": ["sum.json"]})
+    >>> folder = RunFolder(path, job, lambda: (None, {}))
+    >>> add = lambda: write_json(path / "sum.json", {"sum": 3})
+    >>> folder.take("add", add, lambda: read_json(path / "sum.json"))
+    {'sum': 3}
+    >>> RunFolder(path, Job("sum", "sum 1 3", {"numbers": [1, 3]}, {}), lambda: (None, {}))
+    Traceback (most recent call last):
+    scale_interp.errors.FileError: ... holds a run with other settings (numbers was [1, 2], now [1, 3]): use another --out, or delete it
+    """
+
+    def __init__(self, path: str | Path, job: Job, asked: Callable[[], Asked], say: Say = lambda _: None):
+        self.path, self.job = Path(path), job
+        self.taken: list[str] = []
+        """Steps that this process has computed."""
+        self._asked, self._printed = asked, say
+        self._opened: Asked | None = None
+        self._whole: set[str] = set()
+        self._distrusted: set[str] = set()
+        self._unchecked = False
+        self._check_settings()
+
+    def say(self, text: str) -> None:
+        """Tell the user, and the log."""
+        self._printed(text)
+        if (self.path / SETTINGS).exists():
+            self._log(text)
+
+    def take(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
+        """The result of a step: loaded where its files are there and whole, else made and written first.
+
+        make: writes the files; returns their names in the folder where the job does not know them.
+        """
+        if self.done(step):
+            try:
+                return load()
+            except FileError as error:
+                self.forget(step)
+                self.say(f"{error}: computing it anew")
+        with self.working():
+            if not self.done(step):
+                self._make(step, make, says)
+        return load()
+
+    def done(self, step: str) -> bool:
+        """Whether a step's files are all there, and as they were written; says so where they are not."""
+        if step in self._whole:
+            return True
+        if step in self._distrusted:
+            return False
+        if self._is_older:
+            files = self.job.steps[step]
+            return bool(files) and all((self.path / name).is_file() for name in files)
+        for name, about in self._steps().get(step, {"": None}).items():
+            if about is None:
+                return False
+            state = ResultFile(self.path, name, about["bytes"], about["sha256"]).state()
+            if state != WHOLE:
+                why = "is missing" if state != "damaged" else "is damaged (its checksum differs)"
+                self._distrusted.add(step)
+                self.say(f"{self.path / name} {why}: computing it anew")
+                return False
+        self._whole.add(step)
+        return True
+
+    def kept(self) -> dict[str, list[str]]:
+        """The files of every step whose results were recorded."""
+        return {step: list(files) for step, files in self._steps().items()}
+
+    def forget(self, step: str) -> None:
+        """Have a step taken again."""
+        self._whole.discard(step)
+        self._distrusted.add(step)
+
+    def write_findings(self, headline: str, findings: Sequence[str]) -> str:
+        """Write what `scale-interp runs` and `show` say was found; the file's name."""
+        write_json(self.path / FINDINGS, {"headline": headline, "findings": list(findings)})
+        return FINDINGS
+
+    @contextmanager
+    def working(self) -> Iterator[Asked]:
+        """Everything inside: for this process alone, batches and warnings kept, and state.json says how it ended."""
+        if self._opened is not None:
+            yield self._opened
+            return
+        with self._explained():
+            if (self.path / SETTINGS).exists():
+                with lock(self.path):  # told now, not after the model has loaded
+                    pass
+            # Model and questions first, so that a mistyped command leaves nothing behind.
+            early: list[str] = []
+            with _heard(early.append):
+                opened = self._asked()
+            with lock(self.path), nullcontext() if self.job.timed else resumable(self.path / PARTS):
+                differs = self._claim(*opened)
+                self._opened = opened
+                try:
+                    with self._watched(), _heard(self._log):
+                        for text in early:
+                            self._log(text)
+                        for text in differs:
+                            warnings.warn(text, RunWarning, stacklevel=4)
+                        yield opened
+                finally:
+                    self._opened = None
+
+    def _make(self, step: str, make: Callable[[], Iterable[str] | None], says: str) -> None:
+        if says:
+            self.say(says)
+        started = time.perf_counter()
+        self.keep(step, make() or self.job.steps[step])
+        seconds = self._state().get("steps", {}) | {step: round(time.perf_counter() - started, 2)}
+        self._write_state(steps=seconds)
+
+    def keep(self, step: str, names: Iterable[str]) -> None:
+        """Record the files of a step that was taken, and drop the parts that it was put together from."""
+        steps = self._steps() | {step: self._sums(names)}
+        # In the job's order, whichever was made first, so that equal results are equal manifests.
+        order = [*(name for name in self.job.steps if name in steps), *(name for name in steps if name not in self.job.steps)]
+        write_json(self.path / MANIFEST, {"steps": {name: steps[name] for name in order}})
+        self._whole.add(step)
+        self._distrusted.discard(step)
+        self.taken.append(step)
+        for part in (self.path / PARTS).glob("*/"):
+            shutil.rmtree(part, ignore_errors=True)
+
+    def _check_settings(self) -> None:
+        if (self.path / SETTINGS).exists():
+            self.job.refuse_others(self.path, read_json(self.path / SETTINGS))
+
+    def _claim(self, vlm: VLM | None, questions: Mapping[str, Sequence[Question]]) -> list[str]:
+        """Write what the run is of, or compare with what is written; what may keep its numbers from being the same."""
+        made, path, differs = self.job.content(vlm, questions), self.path / SETTINGS, not_repeatable(vlm)
+        if path.exists():
+            self._check_settings()
+            differs += compare_contents(self.path, read_json(path), made)
+        if not path.exists() or self._is_older:
+            steps = {name: self._sums(files) for name, files in self.job.steps.items() if self._is_older and self.done(name)}
+            write_json(self.path / MANIFEST, {"steps": steps})
+            write_json(path, made)
+        return differs
+
+    def _sums(self, names: Iterable[str]) -> dict[str, Any]:
+        return {name: {"sha256": file_hash(self.path / name), "bytes": (self.path / name).stat().st_size} for name in names}
+
+    @property
+    def _is_older(self) -> bool:
+        """Of the layout that had no checksums."""
+        return (self.path / SETTINGS).exists() and "kind" not in read_json(self.path / SETTINGS)
+
+    def _steps(self) -> dict[str, dict[str, Any]]:
+        try:
+            steps: dict[str, dict[str, Any]] = read_json(self.path / MANIFEST)["steps"]
+            return steps
+        except (FileError, KeyError) as error:
+            if (self.path / SETTINGS).exists() and not self._is_older and not self._unchecked:
+                self._unchecked = True
+                self.say(f"{error}: no result can be checked, so all are computed anew")
+            return {}
+
+    @contextmanager
+    def _watched(self) -> Iterator[None]:
+        started = time.perf_counter()
+        process = f"process {os.getpid()} on {platform.node()}"
+        first = self._state().get("started") or _now()
+        self._write_state(
+            status="running", started=first, ended=None, process=process, command_line=[Path(sys.argv[0]).name, *sys.argv[1:]]
+        )
+        self._log(f"{shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]])} ({process})")
+        status = "failed"
+        try:
+            yield
+            status = "finished" if all(self.done(step) for step in self.job.steps) else "unfinished"
+        except KeyboardInterrupt as error:
+            status = "stopped"
+            error.add_note(GOES_ON)
+            raise
+        except ScaleInterpError as error:
+            self._log(f"error: {error}")
+            raise
+        except Exception as error:
+            if not _full(error):
+                error.add_note(f"the traceback is in {self.path / LOG}")
+            self._log("".join(traceback.format_exception(error)).rstrip())
+            raise
+        finally:
+            self._log(status)
+            # Where the disk is full, how it ended cannot be told.
+            with suppress(OSError):
+                spent = (self._state().get("seconds") or 0) + time.perf_counter() - started
+                self._write_state(status=status, ended=_now(), seconds=round(spent, 1))
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            if _full(error):
+                raise FileError(f"no space is left on the disk of {self.path}: free some; {GOES_ON}") from error
+            if error.filename is not None and Path(str(error.filename)).is_relative_to(self.path):
+                raise FileError(f"{self.path} cannot be written ({error}): name another folder by --out") from error
+            raise
+
+    def _state(self) -> dict[str, Any]:
+        try:
+            return read_json(self.path / STATE)
+        except FileError:
+            return {}
+
+    def _write_state(self, **changed: Any) -> None:
+        write_json(self.path / STATE, self._state() | changed)
+
+    def _log(self, text: str) -> None:
+        # What cannot be logged shall not end the work.
+        with suppress(OSError), (self.path / LOG).open("a") as file:
+            file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
+
+
+@contextmanager
+def _heard(tell: Callable[[str], None]) -> Iterator[None]:
+    """Tell of every warning, beside what is done with it anyway."""
+    shown = warnings.showwarning
+
+    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+        tell(f"{category.__name__}: {message}")
+        shown(message, category, *place, **more)
+
+    warnings.showwarning = show
+    try:
+        yield
+    finally:
+        warnings.showwarning = shown
+
+
+def _full(error: BaseException) -> bool:
+    return isinstance(error, OSError) and error.errno in FULL
+
+
+def _now() -> str:
+    return datetime.now().astimezone().isoformat(timespec="seconds")

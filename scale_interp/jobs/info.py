@@ -1,0 +1,226 @@
+"""What a run's folder says about its run. Read without torch, so that a list of runs is there at once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from ..core import strict_json
+from ..errors import FileError
+
+SETTINGS, STATE, MANIFEST, FINDINGS = "settings.json", "state.json", "manifest.json", "findings.json"
+LOG, PARTS, LOCK = "log.txt", "parts", ".lock"
+OWN = (SETTINGS, STATE, MANIFEST, LOG, LOCK)
+"""Files that are no results."""
+WHOLE, DAMAGED, MISSING, UNRECORDED = "whole", "damaged", "missing", "no checksum"
+
+
+@dataclass(frozen=True)
+class ResultFile:
+    """One result: its name in the folder, bytes, the recorded checksum (or none), and the step that made it."""
+
+    folder: Path
+    name: str
+    size: int
+    sha256: str = ""
+    step: str = ""
+
+    def state(self) -> str:
+        """Whether the file is as it was written; reads it whole."""
+        path = self.folder / self.name
+        if not path.is_file():
+            return MISSING
+        if not self.sha256:
+            return UNRECORDED
+        return WHOLE if file_hash(path) == self.sha256 else DAMAGED
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """One run, as its folder tells it.
+
+    steps: all of its kind; done: those whose results are there, None in a folder of the older layout, which has no checksums.
+    """
+
+    folder: Path
+    kind: str
+    model: str
+    data: str
+    command: str
+    status: str
+    steps: tuple[str, ...]
+    done: tuple[str, ...] | None
+    headline: str
+    findings: tuple[str, ...]
+    about: Mapping[str, Mapping[str, Any]]
+    files: tuple[ResultFile, ...]
+    began: datetime
+    seconds: float | None
+
+    @property
+    def size(self) -> int:
+        """Bytes of everything in the folder."""
+        return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
+
+    @property
+    def progress(self) -> str:
+        """How many of its steps are done."""
+        return "" if self.done is None else f"{sum(step in self.done for step in self.steps)} of {len(self.steps)}"
+
+
+def read_run(folder: str | Path) -> RunInfo:
+    """What a run's folder says of itself. Raises FileError for a folder that is no run, or whose settings cannot be read."""
+    folder = Path(folder)
+    if not (folder / SETTINGS).is_file():
+        raise FileError(f"{folder} is no run: it holds no {SETTINGS}; `scale-interp runs` lists those there are")
+    told = _read(folder / SETTINGS)
+    if "kind" not in told:
+        return _older(folder, told)
+    try:
+        state, manifest = (_read(folder / name) if (folder / name).exists() else {} for name in (STATE, MANIFEST))
+        done = tuple(manifest.get("steps", {}))
+        found = _read(folder / FINDINGS) if (folder / FINDINGS).exists() else {}
+        return RunInfo(
+            folder,
+            told["kind"],
+            told["settings"].get("model") or "",
+            told["settings"].get("data") or "",
+            told["command"],
+            _status(folder, state),
+            tuple(told["steps"]),
+            done,
+            found.get("headline", ""),
+            tuple(found.get("findings", ())),
+            {name: told[name] for name in ("settings", "model", "data", "versions", "machine") if told.get(name)},
+            tuple(
+                ResultFile(folder, name, about["bytes"], about["sha256"], step)
+                for step in done
+                for name, about in manifest["steps"][step].items()
+            ),
+            _when(folder, state.get("started")),
+            state.get("seconds"),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise FileError(f"{folder}: what it says of its run cannot be read ({error!r}); run its command into another folder") from error
+
+
+def runs_in(folder: str | Path) -> tuple[list[RunInfo], dict[Path, str]]:
+    """The runs below a folder, or the folder itself, the latest first; and the folders that cannot be read, with the reason.
+
+    Raises FileError where there is no such folder.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileError(f"no folder {folder}: name one that holds runs")
+    found: list[RunInfo] = []
+    broken: dict[Path, str] = {}
+    for path in [folder] if (folder / SETTINGS).is_file() else sorted(path.parent for path in folder.glob(f"*/{SETTINGS}")):
+        try:
+            found.append(read_run(path))
+        except FileError as error:
+            broken[path] = str(error)
+    return sorted(found, key=lambda run: run.began, reverse=True), broken
+
+
+def holder(folder: Path) -> str | None:
+    """The process that works in the folder now, or None."""
+    import fcntl
+
+    try:
+        with (folder / LOCK).open() as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                return file.read().strip() or "another process"
+    except OSError:
+        pass
+    return None
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def run_headline(summary: Mapping[str, Any]) -> str:
+    """One line of a run's summary: accuracy before and after, and whether the gain survives."""
+    fit = summary["fits"]["all"]
+    verdict = "survives" if summary["falsification"]["all"]["survives"] else "does not survive"
+    gain = f"{fit['gain']:+.3f} [{fit['low']:+.3f}, {fit['high']:+.3f}]"
+    return f"{summary['base']['accuracy']:.3f} to {fit['accuracy']:.3f}, {gain}, {verdict}"
+
+
+def comparison_headline(content: Mapping[str, Any]) -> str:
+    """One line of a comparison's numbers: the base model, and the method that is right most often."""
+    base, *others = content["methods"]
+    if not others:
+        return f"base {base['accuracy']:.3f}"
+    best = max(others, key=lambda row: row["accuracy"])
+    return f"base {base['accuracy']:.3f}; best {best['method']} {best['accuracy']:.3f}"
+
+
+def _older(folder: Path, told: Mapping[str, Any]) -> RunInfo:
+    """A run of the layout that kept no state and no checksums."""
+    settings = told.get("settings", told)
+    kind, name = ("run", "summary.json") if "settings" in told else ("compare", "comparison.json")
+    finished = (folder / name).exists()
+    numbers = _read(folder / name) if finished else {}
+    headline, findings = "", tuple(numbers.get("findings", ()))
+    try:
+        if finished:
+            headline = run_headline(numbers) if kind == "run" else comparison_headline(numbers)
+            findings = findings or tuple(f"{fit}: {suite['verdict']}" for fit, suite in numbers["falsification"].items())
+        model = settings["model"]
+        data = settings["data"] if kind == "run" else settings["train"]["data"]
+    except (KeyError, TypeError) as error:
+        raise FileError(f"{folder} is no run of a known layout ({error!r} is missing or wrong)") from error
+    return RunInfo(
+        folder,
+        kind,
+        model,
+        data,
+        numbers.get("command", ""),
+        "finished" if finished else "unfinished",
+        (),
+        None,
+        headline,
+        findings,
+        {"settings": settings} | ({"versions": told["versions"]} if "versions" in told else {}),
+        tuple(ResultFile(folder, name, (folder / name).stat().st_size) for name in result_names(folder)),
+        _when(folder, None),
+        numbers.get("seconds"),
+    )
+
+
+def result_names(folder: Path) -> list[str]:
+    """Every file in the folder that may be a result."""
+    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
+    return [str(path) for path in paths if str(path) not in OWN and path.parts[0] != PARTS]
+
+
+def _status(folder: Path, state: Mapping[str, Any]) -> str:
+    by = holder(folder)
+    if by is not None:
+        return f"running: {by}"
+    status: str = state.get("status", "unfinished")
+    # Nobody works here, yet nobody has written how it ended.
+    return "killed" if status == "running" else status
+
+
+def _when(folder: Path, started: str | None) -> datetime:
+    return datetime.fromisoformat(started) if started else datetime.fromtimestamp((folder / SETTINGS).stat().st_mtime).astimezone()
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        content = strict_json.read(path)
+    except (OSError, ValueError) as error:
+        raise FileError(f"{path} is damaged or no JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise FileError(f"{path} holds no JSON object")
+    return content

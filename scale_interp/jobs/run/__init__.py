@@ -1,0 +1,1 @@
+"""The main job: locate, fit, evaluate, falsify, report."""

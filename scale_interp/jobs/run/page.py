@@ -1,0 +1,193 @@
+"""The page of one run: what was asked, which heads, which scalars, and whether the gain is real."""
+
+from __future__ import annotations
+
+import math
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+
+from ... import viz
+from ...viz import Section
+
+if TYPE_CHECKING:
+    from ...adapters import ScAle
+    from ...attribution import HeadMap
+    from ...evaluation import Evaluation
+    from ...interventions.edit import Head
+    from .run import Run
+
+FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
+
+CONTROL_COLUMNS = [
+    "control",
+    "accuracy",
+    "gain",
+    "low",
+    "high",
+    "effect",
+    "p_corrected",
+    "others_change",
+    "full_minus",
+    "full_minus_effect",
+    "full_minus_p_corrected",
+]
+
+
+def write_run_report(run: Run, summary: dict[str, Any]) -> None:
+    """Write report.html into the run's folder, from its saved results and a fresh rescaling study."""
+    maps, scales, evaluations, suites = run.locate(), run.fit(), run.evaluate(), run.falsify()
+    asked, patching = evaluations["asked"], maps["patch"]
+    marks = run.top_heads
+    best = (scales["all"].scalars - 1).abs()
+    sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
+    made = run.settings.job.content(run.vlm, {"train": run.train, "test": run.test})
+    costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
+    key = "relation" if any(q.relation for q in run.test) else "answer_text"
+    sections = [
+        Section("What was asked", what_was_asked(run, made)),
+        Section(
+            "What was found",
+            [
+                *sentences(summary),
+                pd.DataFrame([{"fit": "base", **summary["base"]}])[["fit", "accuracy", "low", "high", "chance", "majority"]],
+                pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()]),
+                partial(viz.accuracy_by, {"base": asked["base"], **{FITS[n]: asked[n] for n in scales}}, key),
+            ],
+        ),
+        Section(
+            "Which heads carry it",
+            [
+                f"Measured on {run.settings.n_locate} training questions; the test questions were not used. The top {len(marks)} heads by "
+                "patching are outlined; dots mark heads whose effect differs from 0 after Holm's correction over all heads.",
+                partial(viz.head_heatmap, patching, marks=marks),
+                f"The {len(marks)} chosen heads, with the scalars that they were given:",
+                chosen_heads(patching, marks, scales),
+                partial(viz.head_heatmaps, list(maps.values()), marks=marks),
+                "How sparse each map is, and its rank correlation with the learned |scalar - 1|:",
+                sparsity,
+            ],
+        ),
+        Section(
+            "Rescaling without training",
+            [
+                "All heads of one layer, or one layer's MLP, multiplied by a factor.",
+                *(partial(viz.rescaling, study) for study in run.rescaling().values()),
+            ],
+        ),
+        Section(
+            "Scalars against attribution",
+            [
+                "A head that matters need not be a head that ScAle changes: the correlation is what it is.",
+                partial(viz.coefficients_vs_attribution, scales["all"], patching),
+                partial(viz.scalar_heatmap, scales["all"]),
+                partial(viz.training_curve, scales["all"]),
+            ],
+        ),
+        Section(
+            "Is the gain real?",
+            [
+                item
+                for name, found in suites.items()
+                for item in (
+                    f"{FITS[name]}: {found.verdict}",
+                    partial(viz.controls, found),
+                    found.to_frame()[CONTROL_COLUMNS],
+                    "\n".join(found.reasons),
+                )
+            ],
+        ),
+        Section("What it costs elsewhere", [partial(viz.retention, costs), pd.DataFrame(costs)]),
+        Section("Failures", failures(asked["base"], asked["all"])),
+        Section("How to reproduce", [run.settings.job.command, how_to_check(made)]),
+    ]
+    title = f"{summary['model']['model']} on {summary['settings']['data']}"
+    about = made["model"] | made["settings"] | made["versions"] | made["machine"]
+    viz.write_report(run.folder / "report.html", title=title, sections=sections, meta=about)
+
+
+def what_was_asked(run: Run, made: dict[str, Any]) -> list[Any]:
+    """The question in words, two of the test questions, and what tells this model and these questions from others of their names."""
+    s, model = run.settings, made["model"]
+    pictures = {"train": run.train, "test": run.test}
+    splits = [
+        {
+            "split": split,
+            "data": found["data"],
+            "seed": found["seed"],
+            "questions": found["n"],
+            "pictures": len({q.group for q in pictures[split]}),
+            "hash of words, answers and pictures": found["content_hash"],
+        }
+        for split, found in made["data"].items()
+    ]
+    return [
+        f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
+        "learned scalars on heads and MLPs make more of these answers right, and is that gain what it seems?",
+        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(run.train)}, and {len(run.test)} test questions "
+        "were answered with and without them. No picture is in both splits. Two of the test questions:",
+        *run.test[:2],
+        pd.DataFrame(splits),
+        pd.DataFrame([{k: model[k] for k in ("model", "family", "dtype")} | {"hash of the weights": model["fingerprint"]}]).assign(
+            **{"hub revision": model["revision"] or "none: not from a hub"}
+        ),
+    ]
+
+
+def chosen_heads(head_map: HeadMap, heads: list[Head], scales: dict[str, ScAle]) -> pd.DataFrame:
+    """A row a chosen head: its score with interval and corrected p, and its scalars."""
+    table = head_map.to_frame().set_index(["layer", "head"]).loc[heads].reset_index()
+    scalars = {f"scalar, {FITS[name]}": [float(scales[name].scalars[head]) for head in heads] for name in ("all", "top")}
+    return table[["rank", "layer", "head", "score", "low", "high", "p"]].assign(**scalars)
+
+
+def failures(base: Evaluation, fitted: Evaluation, n: int = 3) -> list[Any]:
+    """What the scalars mended, spoilt and left wrong: how many questions, and the first n of each with both answers."""
+    was, now = base.per_question.bool().tolist(), fitted.per_question.bool().tolist()
+    out: list[Any] = []
+    for kind, before, after in (
+        ("Still wrong", False, False),
+        ("Spoilt by the scalars", True, False),
+        ("Mended by the scalars", False, True),
+    ):
+        members = [i for i in range(len(was)) if (was[i], now[i]) == (before, after)]
+        out.append(f"{kind}: {len(members)} of {len(was)} questions{', the first of them:' if len(members) > n else '.'}")
+        out += [(base.questions[i], f"Base said {base.answers[i]!r}, ScAle {fitted.answers[i]!r}.") for i in members[:n]]
+    return out
+
+
+def how_to_check(made: dict[str, Any]) -> str:
+    """What must be the same for the numbers to be."""
+    packages = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
+    return f"Computed with {packages}. The same numbers can be expected where the hashes of weights and questions are those above."
+
+
+def sentences(summary: dict[str, Any]) -> list[str]:
+    """The findings in plain words."""
+    base, fits, spread = summary["base"], summary["fits"], summary["sparsity"]["patch"]
+    agree = summary["scalars_against_attribution"]["patch"]
+    lost = next(r for r in summary["retention"] if r["task"] == "all" and r["fit"] == "all")
+    kept = next(r for r in summary["retention"] if r["task"] == "all" and r["fit"] == "retained")
+    within = f"[{base['low']:.1%}, {base['high']:.1%}]"
+    return [
+        f"The base model answers {base['accuracy']:.1%} of the test questions {within}; chance is {base['chance']:.1%}.",
+        f"Half of the recovered logit difference sits in {spread['heads_to_half']} of {spread['heads']} heads; the four largest hold "
+        f"{spread['share_top4']:.0%} (Gini {spread['gini']:.2f}).",
+        *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {change(row, 'gain')}." for n, row in fits.items()),
+        f"A head's patching effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
+        f"with the scalar's distance from 1, {_rank(agree['size'])}.",
+        f"Non-spatial accuracy changes by {change(lost, 'change')}; with retention by {change(kept, 'change')}.",
+        *(f"Falsification, {FITS[n]}: {found['verdict']}" for n, found in summary["falsification"].items()),
+    ]
+
+
+def change(row: dict[str, Any], name: str) -> str:
+    """A number of a row with its interval."""
+    return f"{row[name]:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]"
+
+
+def _rank(found: dict[str, float]) -> str:
+    if math.isnan(found["spearman"]):
+        return "undefined, as all are equal"
+    return f"{found['spearman']:+.2f} (p = {found['p']:.2g})"

@@ -1,0 +1,281 @@
+"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not redone."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.scale import ScAle
+from ...attribution import HeadMap, ablate, amplify, attribute, patch, rescale
+from ...core import statistics
+from ...core.record import expect, read_json, read_tensors, versions, write_json, write_tensors
+from ...data.contrast import Contrasts, contrasts
+from ...data.items import Questions, require_disjoint
+from ...data.load import load_questions
+from ...data.question import Question
+from ...data.scenes.task import NON_SPATIAL
+from ...errors import FileError
+from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
+from ...evaluation.falsification.suite import Falsification, falsify
+from ...interventions.edit import Head
+from ...interventions.prefix import Prompts
+from ...models.load import load
+from ...vlm.vlm import VLM
+from ..folder import Asked, RunFolder, Say
+from ..info import run_headline
+from .settings import MAPS, PLACES, Settings
+
+SCORES = "Scores"
+
+
+class Run:
+    """One run folder. Every step writes its results whole and is skipped where they are there already."""
+
+    def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
+        self.folder, self.settings, self.say = folder, settings, say
+        if vlm is not None:
+            self.vlm = vlm
+        self.kept = RunFolder(folder, settings.job, self._asked, say)
+
+    @staticmethod
+    def existing(folder: Path, say: Say = lambda _: None) -> Run:
+        """The run that a folder holds."""
+        found = read_json(folder / "settings.json")
+        if found.get("kind", "run") != "run":
+            raise FileError(f"{folder} holds the results of `{found['kind']}`, no run: `scale-interp show {folder}` shows them")
+        try:
+            return Run(folder, Settings(**found["settings"]), say)
+        except (KeyError, TypeError) as error:
+            raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
+
+    def _asked(self) -> Asked:
+        # Contrasts too: without any the run would end at its first step.
+        _ = self.pairs
+        return self.vlm, {"train": self.train, "test": self.test}
+
+    @cached_property
+    def vlm(self) -> VLM:
+        return load(self.settings.model)
+
+    @cached_property
+    def train(self) -> Questions:
+        return load_questions(self.settings.data, "train", self.settings.n_train, self.settings.seed)
+
+    @cached_property
+    def test(self) -> Questions:
+        questions = load_questions(self.settings.data, "test", self.settings.n_test, self.settings.seed)
+        require_disjoint(self.train, questions)
+        return questions
+
+    @cached_property
+    def pairs(self) -> Contrasts:
+        """Contrasts for patching, of training questions only."""
+        return contrasts(self.train[: self.settings.n_locate])
+
+    def non_spatial(self, split: str) -> dict[str, Questions]:
+        """Questions of the tasks that should not change, by task."""
+        return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
+
+    def non_spatial_together(self, split: str) -> list[Question]:
+        return [q for questions in self.non_spatial(split).values() for q in questions]
+
+    def locate(self) -> dict[str, HeadMap]:
+        """Head maps by every method, on training questions."""
+        return {name: self._map(name) for name in MAPS}
+
+    def _map(self, name: str) -> HeadMap:
+        path = self.folder / "head_maps" / f"{name}.safetensors"
+        says = f"locating heads: {name.replace('_', ' ')}"
+        return self.kept.take(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
+
+    def _locate(self, name: str) -> HeadMap:
+        asked = self.train[: self.settings.n_locate]
+        methods: dict[str, Callable[[], HeadMap]] = {
+            "patch": lambda: patch(self.vlm, self.pairs),
+            "attribution_patching": lambda: attribute(self.vlm, self.pairs),
+            "zero": lambda: ablate(self.vlm, asked, "zero"),
+            "mean": lambda: ablate(self.vlm, asked, "mean"),
+            "resample": lambda: ablate(self.vlm, asked, "resample"),
+            "amplify": lambda: amplify(self.vlm, asked),
+            "gradient": lambda: attribute(self.vlm, asked),
+        }
+        return methods[name]()
+
+    @property
+    def top_heads(self) -> list[Head]:
+        """The heads with the largest patching effect."""
+        if not self.kept.done("locate patch"):
+            raise FileError(f"{self.folder} has no head maps yet: run `scale-interp locate` on it first")
+        return self._map("patch").top(self.settings.top)
+
+    def fit(self) -> dict[str, ScAle]:
+        """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with non-spatial answers retained."""
+        found: dict[str, ScAle] = {}
+        prompts = None
+        if not self._fitted:
+            _ = self.top_heads  # or why there are none, before anything is opened
+            prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
+        says = "fitting ScAle on all heads and MLPs, and on the top heads"
+        for step, names, told in (
+            ("fit", ("all", "top"), says),
+            ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
+        ):
+            make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
+            found |= self.kept.take(step, make, load, told)
+        return found
+
+    def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
+        seed = self.settings.seed
+        fits = [Fit("top", tuple(self.top_heads), mlp=False, seed=seed) if name == "top" else Fit(name, seed=seed) for name in names]
+        retain = self.non_spatial_together("train") if "retained" in names else None
+        for fit, scale in zip(fits, fit_scales(self.vlm, self.train, fits, retain=retain, prompts=prompts), strict=True):
+            scale.save_pretrained(self.folder / PLACES[fit.name])
+
+    def _scales_in(self, names: Sequence[str]) -> dict[str, ScAle]:
+        return {name: ScAle.from_pretrained(self.folder / PLACES[name]) for name in names}
+
+    @property
+    def _fitted(self) -> bool:
+        return self.kept.done("fit") and self.kept.done("fit retained")
+
+    def _scales(self) -> dict[str, ScAle]:
+        if not self._fitted:
+            raise FileError(f"{self.folder} has no fitted scalars yet: run `scale-interp fit` on it first")
+        return self.fit()
+
+    def evaluate(self) -> dict[str, dict[str, Evaluation]]:
+        """Task -> fit -> answers on the test split; fits: base, all, top, retained."""
+        asked: dict[str, Questions] = {"asked": self.test} | self.non_spatial("test")
+        if not self.kept.done("evaluate"):
+            self._scales()
+        path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
+        tensors, _ = self.kept.take("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
+        made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
+        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
+
+    def _answer(self, path: Path, asked: Mapping[str, Questions]) -> None:
+        scales, tensors = self._scales(), {}
+        for task, questions in asked.items():
+            prompts = Prompts(self.vlm, questions)
+            tensors[f"{task}/base"] = evaluate(self.vlm, questions, prompts=prompts).scores
+            scaled = evaluate_many(self.vlm, questions, list(scales.values()), prompts=prompts)
+            tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
+        write_tensors(path, SCORES, tensors, {})
+
+    def falsify(self) -> dict[str, Falsification]:
+        """The suite on all heads and MLPs, and on the top heads."""
+        return {name: self._suite(name, heads) for name, heads in (("all", None), ("top", self.top_heads))}
+
+    def _suite(self, name: str, heads: list[Head] | None) -> Falsification:
+        path = self.folder / f"falsification_{name}.json"
+        on = "all heads and MLPs" if heads is None else f"the top {len(heads)} heads"
+
+        def make() -> None:
+            others = self.non_spatial_together("test")
+            falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
+
+        says = f"falsifying: every control beside ScAle on {on}"
+        return self.kept.take(f"falsify {name}", make, lambda: Falsification.load(path), says)
+
+    def rescaling(self) -> dict[str, Any]:
+        """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
+        asked = self.train[: self.settings.n_locate]
+        return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
+
+    def retention(self) -> list[dict[str, Any]]:
+        """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
+        evaluations = self.evaluate()
+        rows = []
+        for fit in PLACES:
+            pooled: list[np.ndarray] = []
+            for task in NON_SPATIAL:
+                new, base = evaluations[task][fit], evaluations[task]["base"]
+                d = new.compare(base)
+                rows.append({"task": task, "fit": fit, "base": base.accuracy, "change": d.mean, "low": d.low, "high": d.high})
+                pooled.append((new.per_question - base.per_question).numpy())
+            values = np.concatenate(pooled)
+            low, high = statistics.bootstrap_interval(values, np.arange(len(values)))
+            base_mean = float(np.mean([evaluations[t]["base"].accuracy for t in NON_SPATIAL]))
+            rows.append(
+                {"task": "all", "fit": fit, "base": base_mean, "change": float(values.mean()), "low": float(low), "high": float(high)}
+            )
+        return rows
+
+    def summary(self) -> dict[str, Any]:
+        """Every headline number, from the saved results."""
+        maps, scales, answers, suites = self.locate(), self._scales(), self.evaluate()["asked"], self.falsify()
+        base, retention = answers["base"], self.retention()
+        fits = {}
+        for name, scale in scales.items():
+            d = answers[name].compare(base)
+            fits[name] = {
+                "accuracy": answers[name].accuracy,
+                "gain": d.mean,
+                "low": d.low,
+                "high": d.high,
+                "p": d.p,
+                "relative_gain": relative_gain(answers[name].accuracy, base.accuracy),
+                "parameters": scale.n_parameters,
+                "non_spatial_change": next(r["change"] for r in retention if r["task"] == "all" and r["fit"] == name),
+            }
+        low, high = base.interval()
+        return {
+            "settings": asdict(self.settings),
+            "model": self.vlm.describe(),
+            "versions": versions(),
+            "base": {"accuracy": base.accuracy, "low": low, "high": high, "chance": base.chance, "majority": base.majority},
+            "fits": fits,
+            "top_heads": [list(h) for h in self.top_heads],
+            "sparsity": {name: m.sparsity() for name, m in maps.items()},
+            "scalars_against_attribution": {
+                name: {"scalar": m.compare(scales["all"].scalars.double()), "size": m.compare((scales["all"].scalars - 1).abs().double())}
+                for name, m in maps.items()
+            },
+            "retention": retention,
+            "falsification": {
+                n: {"survives": f.survives, "verdict": f.verdict, "registration": f.registration} | _numbers(f) for n, f in suites.items()
+            },
+        }
+
+    def everything(self, anew: bool = False) -> dict[str, Any]:
+        """The whole job, the summary and the report; anew: write these two also where they are there."""
+        self.say(f"loading {self.settings.model} and {self.settings.data}")
+        with self.kept.working():
+            self.locate()
+            self.fit()
+            self.evaluate()
+            self.falsify()
+            summary = self.summary()
+            if anew or self.kept.taken:
+                self.kept.forget("report")
+            self.kept.take("report", lambda: self._report(summary), lambda: None, "writing the report")
+        return summary
+
+    def _report(self, summary: dict[str, Any]) -> None:
+        from .page import sentences, write_run_report
+
+        write_json(self.folder / "summary.json", summary)
+        self.kept.write_findings(run_headline(summary), sentences(summary))
+        write_run_report(self, summary)
+
+
+def _numbers(found: Falsification) -> dict[str, Any]:
+    return {
+        "gain": found.gain,
+        "text_share": found.text_share,
+        "frozen_changed": found.frozen_changed,
+        "frozen_bits_changed": found.frozen_bits_changed,
+        "heads_matter": found.heads_matter,
+        "not_beaten": found.not_beaten,
+        "reasons": found.reasons,
+        "controls": {
+            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change")}
+            for row in found.rows
+        },
+    }

@@ -1,0 +1,54 @@
+"""What a run is of: its settings, its steps and their files, and the folder that it has where none is named."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from ...adapters.scale.scale import CONFIG, WEIGHTS
+from ..info import FINDINGS
+from ..job import Job, command, folder_name
+
+PLACES = {"all": "scale", "top": "scale/top", "retained": "scale/retained"}
+"""The fits of a run, and where each lies in its folder."""
+MAPS = ("patch", "attribution_patching", "zero", "mean", "resample", "amplify", "gradient")
+STEPS: dict[str, tuple[str, ...]] = {
+    **{f"locate {name}": (f"head_maps/{name}.safetensors",) for name in MAPS},
+    "fit": tuple(f"{PLACES[fit]}/{name}" for fit in ("all", "top") for name in (WEIGHTS, CONFIG)),
+    "fit retained": tuple(f"{PLACES['retained']}/{name}" for name in (WEIGHTS, CONFIG)),
+    "evaluate": ("scores.safetensors",),
+    **{f"falsify {name}": (f"falsification_{name}.json",) for name in ("all", "top")},
+    "report": ("summary.json", "report.html", FINDINGS),
+}
+"""The steps of a run, and the files of each."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run is of. Heads are located and scalars fitted on the train split; the test split is only answered."""
+
+    model: str = "demo"
+    data: str = "scenes/relation"
+    n_train: int = 500
+    n_locate: int = 120
+    n_test: int = 400
+    n_retain: int = 200
+    top: int = 8
+    seeds: int = 3
+    seed: int = 0
+
+    @staticmethod
+    def quick(model: str, data: str) -> Settings:
+        """A look in a third of the time: fewer questions, one seed."""
+        return Settings(model, data, n_train=200, n_locate=40, n_test=200, n_retain=100, seeds=1)
+
+    @property
+    def job(self) -> Job:
+        """The run as a job of its folder."""
+        flags = {k: v for k, v in asdict(self).items() if k != "model"}
+        return Job("run", command("run", self.model, **flags), asdict(self), STEPS)
+
+
+def default_folder(settings: Settings) -> Path:
+    """runs/MODEL-DATA under the current folder."""
+    return Path("runs") / folder_name(settings.model, settings.data)

@@ -1,0 +1,183 @@
+"""How each family lays a picture out in tokens: resized, cropped, padded, squeezed, cut into tiles, merged.
+
+The geometry comes from the image processor (run once on a blank picture of the same size) and the configuration.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from functools import lru_cache
+from math import ceil, isqrt, sqrt
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from PIL import Image
+from torch import Tensor
+from transformers.image_processing_utils import get_patch_output_size, select_best_resolution
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
+from transformers.models.llava_next.modeling_llava_next import unpad_image
+
+from .vlm import VLM
+
+Size = tuple[int, int]
+"""Width and height in pixels."""
+Part = tuple[Tensor, Tensor, Tensor]
+"""A raster: tokens [R, C] counted from the picture's first image token, its columns' x [C, 2] and rows' y [R, 2] in pixels."""
+Layout = tuple[list[Part], int]
+"""The rasters of one picture, the whole picture first, and how many image tokens it has."""
+
+
+def _processed(vlm: VLM, size: Size, **options: Any) -> Mapping[str, Any]:
+    """What the image processor says of a picture of this size, asked as the whole processor asks it."""
+    processor: Any = vlm.processor
+    asked = {k: v for k, v in (getattr(processor, "images_kwargs", None) or {}).items() if k != "return_tensors"} | options
+    return _blank(processor.image_processor, size, tuple(sorted(asked.items())))
+
+
+@lru_cache(maxsize=512)
+def _blank(images: Any, size: Size, options: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
+    """The image processor's output for a blank picture; of pixels and their masks only the shape."""
+    out = images(Image.new("RGB", size), return_tensors="pt", **dict(options))
+    return {key: np.shape(value) if key.startswith("pixel") else np.ravel(value).tolist() for key, value in out.items()}
+
+
+def _cells(start: float, length: float, n: int, tiles: int = 1, seen: float = 1.0) -> Tensor:
+    """From-to of n patches in each of some tiles side by side, [tiles * n, 2]; seen: the share of a tile that its patches reach."""
+    tile, cell = torch.arange(tiles, dtype=torch.float64)[:, None], torch.arange(n + 1, dtype=torch.float64)
+    edges = start + length * (tile + cell * seen / n)
+    return torch.stack([edges[:, :-1], edges[:, 1:]], -1).flatten(0, 1)
+
+
+def _whole(size: Size, rows: int, cols: int, first: int = 0, seen: float = 1.0) -> Part:
+    """The whole picture, squeezed into one view."""
+    tokens = first + torch.arange(rows * cols).view(rows, cols)
+    return tokens, _cells(0, size[0], cols, seen=seen), _cells(0, size[1], rows, seen=seen)
+
+
+def _tiles(down: int, across: int, side: int) -> Tensor:
+    """Token numbers of tiles that follow each other row by row, as one raster."""
+    return rearrange(torch.arange(down * across * side**2), "(i j r c) -> (i r) (j c)", i=down, j=across, r=side)
+
+
+def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Resized by its shorter edge and cropped in the middle; or padded to a square first; or squeezed."""
+    images, config = vlm.processor.image_processor, vlm.hf_model.config
+    height, width = _processed(vlm, size)["pixel_values"][-2:]
+    high, wide = _processed(vlm, size, do_center_crop=False)["pixel_values"][-2:]
+    square = max(size) if getattr(images, "do_pad", None) else None
+    (x, w), (y, h) = ((-((square - n) // 2), square) if square else (0, n) for n in size)
+    left, top = (wide - width) // 2, (high - height) // 2
+    patch = config.vision_config.patch_size
+    rows, cols = height // patch, width // patch
+    # with "full", the class token comes first and shows nothing
+    first = max(0, vlm.processor.num_additional_image_tokens - (config.vision_feature_select_strategy == "default"))  # type: ignore[attr-defined]
+    tokens = first + torch.arange(rows * cols).view(rows, cols)
+    across = _cells(x + left * w / wide, cols * patch * w / wide, cols)
+    return [(tokens, across, _cells(y + top * h / high, rows * patch * h / high, rows))], first + rows * cols
+
+
+def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """The whole picture squeezed, then tiles without their padding, a new line after each row of patches.
+
+    LLaVA-OneVision shows each of several pictures once, padded to a square, with one new line after it.
+    """
+    config: Any = vlm.hf_model.config
+    vision, (w, h) = config.vision_config, size
+    side = vision.image_size // vision.patch_size
+    seen = side * vision.patch_size / vision.image_size
+    if vlm.family == "llava_onevision" and not alone:
+        square = max(size)
+        x, y = (_cells(-((square - n) // 2), square, side, seen=seen) for n in size)
+        return [(torch.arange(side**2).view(side, side), x, y)], side**2 + 1
+    high, wide = select_best_resolution((h, w), config.image_grid_pinpoints)
+    down, across = high // vision.image_size, wide // vision.image_size
+    resized_h, resized_w = get_patch_output_size(np.broadcast_to(0, (3, h, w)), (high, wide), "channels_first")
+    canvas = torch.arange(down * side * across * side).view(1, down * side, across * side)
+    kept = unpad_image(canvas, (h, w))[0]
+    rows, cols = kept.shape
+    top, left = divmod(int(kept[0, 0]), across * side)
+    unit_x, unit_y = vision.image_size * w / resized_w, vision.image_size * h / resized_h
+    x = _cells(-((wide - resized_w) // 2) * w / resized_w, unit_x, side, across, seen)[left : left + cols]
+    y = _cells(-((high - resized_h) // 2) * h / resized_h, unit_y, side, down, seen)[top : top + rows]
+    if vlm.family == "llava_onevision":
+        ratio = sqrt(rows * cols / (int(config.vision_aspect_ratio.removeprefix("anyres_max_")) * side**2))
+        if ratio > 1.1:  # too many patches: their features are interpolated to a coarser grid
+            rows, cols = int(rows // ratio), int(cols // ratio)
+            x, y = (_cells(float(v[0, 0]), float(v[-1, 1] - v[0, 0]), n) for v, n in ((x, cols), (y, rows)))
+    tokens = side**2 + torch.arange(rows * (cols + 1)).view(rows, cols + 1)[:, :cols]
+    return [_whole(size, side, side, seen=seen), (tokens, x, y)], side**2 + rows * (cols + 1)
+
+
+def _qwen(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Resized to whole patches of its own shape; merged patches, row by row."""
+    images: Any = vlm.processor.image_processor
+    _, rows, cols = (n // images.merge_size for n in _processed(vlm, size)["image_grid_thw"])
+    return [_whole(size, rows, cols)], rows * cols
+
+
+def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Squeezed into a grid of tiles, tile by tile, and then whole; one tile is the whole picture."""
+    images: Any = vlm.processor.image_processor
+    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    (n,) = _processed(vlm, size)["num_patches"]
+    if n == 1:
+        return [_whole(size, side, side)], side**2
+    tile = (images.size["height"], images.size["width"])
+    across, down = get_optimal_tiled_canvas(size[::-1], tile, images.min_patches, images.max_patches)
+    return _tiled(size, down, across, side), n * side**2
+
+
+def _idefics(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Squeezed into rows and columns of tiles, each behind its marker, and then whole."""
+    side = isqrt(vlm.processor.image_seq_len)  # type: ignore[attr-defined]
+    told = _processed(vlm, size, return_row_col_info=True)
+    (down,), (across,) = told["rows"], told["cols"]
+    if not down * across:
+        return [_whole(size, side, side)], side**2
+    return _tiled(size, down, across, side), (down * across + 1) * side**2
+
+
+def _tiled(size: Size, down: int, across: int, side: int) -> list[Part]:
+    w, h = size
+    tiles = _tiles(down, across, side), _cells(0, w / across, side, across), _cells(0, h / down, side, down)
+    return [_whole(size, side, side, first=down * across * side**2), tiles]
+
+
+def _gemma(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Squeezed into one square; with pan and scan, crops along the longer side after it."""
+    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    (n,) = _processed(vlm, size)["num_crops"]
+    parts = [_whole(size, side, side)]
+    if n:
+        longer = max(size)
+        step = ceil(longer / n)
+        along = torch.cat([_cells(i * step, min(step, longer - i * step), side) for i in range(n)])
+        if size[0] >= size[1]:
+            parts.append((side**2 + _tiles(1, n, side), along, _cells(0, size[1], side)))
+        else:
+            parts.append((side**2 + _tiles(n, 1, side), _cells(0, size[0], side), along))
+    return parts, (n + 1) * side**2
+
+
+def _paligemma(vlm: VLM, size: Size, alone: bool) -> Layout:
+    """Squeezed into one square."""
+    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    return [_whole(size, side, side)], side**2
+
+
+LAYOUTS: Mapping[str, Callable[[VLM, Size, bool], Layout]] = {
+    "llava": _llava,
+    "llava_next": _anyres,
+    "llava_onevision": _anyres,
+    "qwen2_vl": _qwen,
+    "qwen2_5_vl": _qwen,
+    "qwen3_vl": _qwen,
+    "internvl": _internvl,
+    "gemma3": _gemma,
+    "idefics3": _idefics,
+    "smolvlm": _idefics,
+    "paligemma": _paligemma,
+}
+"""model_type -> how a picture's tokens are laid out."""

@@ -1,0 +1,277 @@
+"""A vision-language model whose attention heads can be addressed."""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from nnsight import NNsight
+from torch import Tensor, nn
+from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
+
+from ..core.card import Card
+from ..data.items import require
+from ..data.question import Question
+from ..errors import DataError, ModelError
+from . import families
+
+if TYPE_CHECKING:
+    from ..interventions.check import Report
+
+
+WHOLE, SAMPLED = 64 * 2**20, 4096
+OWN_HOOKS = ("transformers", "accelerate")
+"""Libraries whose hooks are part of what the model is."""
+PrefixCache = Literal["auto", "memory", "disk", "recompute"]
+"""Where prompts that were read are kept: in memory as far as it goes, then on disk ("auto"); in one of the two; or nowhere."""
+
+
+def check_cache(name: str) -> PrefixCache:
+    """The name, or ModelError."""
+    if name not in get_args(PrefixCache):
+        raise ModelError(f"prefix_cache={name!r}: choose {', '.join(map(repr, get_args(PrefixCache)))}")
+    return name  # type: ignore[return-value]
+
+
+class VLM(Card):
+    """A transformers model and its processor, with its heads' places and one nnsight view of it.
+
+    Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
+    `self_attn.o_proj`: the heads' outputs side by side, before W_O mixes them.
+
+    >>> import scale_interp as si
+    >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
+    >>> len(vlm.encode(q)["input_ids"]), len(vlm.choice_ids(q)) == len(q.choices)
+    (1, True)
+    """
+
+    def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
+        self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
+        self.decoder: Any = _decoder(hf_model, name)
+        config = hf_model.config.get_text_config()
+        self.family: str = hf_model.config.model_type
+        self.quirks = families.KNOWN.get(self.family, families.PLAIN)
+        self.n_layers = len(self.decoder.layers)
+        self.n_heads: int = config.num_attention_heads
+        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
+        self.head_dim: int = self.decoder.layers[0].self_attn.o_proj.in_features // self.n_heads
+        self.d_model: int = config.hidden_size
+        self.image_token_id: int = hf_model.config.image_token_id
+        self.tokenizer = processor.tokenizer
+        if self.tokenizer.pad_token_id is None:
+            self.tokenizer.pad_token = self.tokenizer.eos_token
+        self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
+        self.report: Report | None = None
+        """How the paths agree on one question, once that was measured: on load with check=True, else on first use."""
+        self.memory: int | None = None
+        """Bytes that one packed call may take; None: by what is free and how large the model is."""
+        self.prefix_cache: PrefixCache = "auto"
+        """Where prompts that were read are kept while they are asked for again."""
+        self.source: dict[str, Any] | None = None
+        """The arguments of `load` with which another process opens the same model; None for a live model."""
+
+    def __repr__(self) -> str:
+        return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
+
+    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+        grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
+        told = {
+            "class": type(self.hf_model).__name__,
+            "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
+            "width": f"{self.d_model}, {self.head_dim} a head",
+            "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
+            "path": "measured on first use" if self.report is None else f"{self.report.path}: {self.report.why}",
+        }
+        return ({"": name, self.name: value} for name, value in told.items())
+
+    @property
+    def device(self) -> torch.device:
+        return self.hf_model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.hf_model.dtype
+
+    @cached_property
+    def n_bytes(self) -> int:
+        """Size of the weights."""
+        return sum(weight.nbytes for weight in self.hf_model.parameters())
+
+    @property
+    def fingerprint(self) -> str:
+        """A hash of the weights as they are now: of every value up to 64 MiB of weights, else of 4,096 values of each tensor."""
+        state = hashlib.blake2b(self.family.encode(), digest_size=16)
+        most = SAMPLED if self.n_bytes > WHOLE else None
+        for name, weight in self.hf_model.named_parameters():
+            values = weight.detach().flatten()
+            values = values if most is None else values[:: max(1, len(values) // most)]
+            state.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
+            state.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
+        return state.hexdigest()
+
+    @property
+    def hooked(self) -> bool:
+        """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
+        hooks = (hook for m in self.hf_model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
+        return any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
+
+    @property
+    def revision(self) -> str | None:
+        """The hub commit of the weights, where they came from a hub."""
+        return getattr(self.hf_model.config, "_commit_hash", None)
+
+    @cached_property
+    def layers(self) -> Any:
+        """nnsight's view of the decoder's layers, for use inside `trace`."""
+        return self._envoy(self.decoder.layers)
+
+    def _envoy(self, module: nn.Module) -> Any:
+        path = next(name for name, m in self.hf_model.named_modules() if m is module)
+        envoy = self.nn
+        for part in path.split("."):
+            envoy = envoy[int(part)] if part.isdigit() else getattr(envoy, part)
+        return envoy
+
+    def position_ids(self, inputs: BatchFeature) -> Tensor:
+        """The position of every token, as the model itself would number one unpadded prompt: [B, T], or [3, B, T] for mrope."""
+        return families.position_ids(self.hf_model, self.quirks, inputs)
+
+    def cap(self, logits: Tensor) -> Tensor:
+        """The final soft cap of the text model's logits, where it has one (Gemma 2)."""
+        cap = getattr(self.hf_model.config.get_text_config(), "final_logit_softcapping", None)
+        return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @cached_property
+    def placeholder(self) -> str:
+        """What stands for one picture in a prompt's text."""
+        return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+
+    def prompt_text(self, question: Question) -> str:
+        """The prompt of a question as text: the chat template's, or the user's own.
+
+        Own prompts have {text} for the words, and {images} for one placeholder a picture (or the placeholders themselves).
+        """
+        prompt = self.prompt
+        if prompt is None and self.processor.chat_template is None:
+            prompt = self.quirks.prompt
+            if prompt is None:
+                raise ModelError(
+                    f"the processor of {self.name} has no chat template: load it with prompt='{{images}}\\n{{text}}' or the like"
+                )
+        n = len(question.pictures)
+        if prompt is not None:
+            return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
+        content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
+        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+
+    def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
+        """The whole processor output for one question or several, left-padded to one length, on the model's device.
+
+        Raises DataError where pictures and image placeholders do not match.
+        """
+        questions = require(questions)
+        texts = [self.prompt_text(q) for q in questions]
+        for q, text in zip(questions, texts, strict=True):
+            marks, pictures = text.count(self.placeholder), len(q.pictures)
+            if marks != pictures:
+                raise DataError(
+                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); "
+                    "write the placeholder once for each picture"
+                )
+        images = [q.images for q in questions]
+        bos = self.tokenizer.bos_token
+        special = not (bos and texts[0].startswith(bos))
+        try:
+            inputs = self.processor(
+                text=texts,
+                images=images if any(images) else None,
+                return_tensors="pt",
+                padding=True,
+                padding_side="left",
+                add_special_tokens=special,
+            )
+        except (ValueError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
+            raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
+        inputs.pop("labels", None)
+        for key, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
+        if not any(images) and (inputs["input_ids"] == self.image_token_id).any():
+            raise DataError(f"question {questions[0].id}: its tokens hold an image placeholder, but it has no picture; give one")
+        return inputs
+
+    def choice_ids(self, question: Question) -> list[list[int]]:
+        """The token ids of each choice, as they would continue the prompt."""
+        prompt = self.prompt_text(question) + self.quirks.prompt_end
+        gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
+        start = self._ids(prompt)
+        out = []
+        for choice in question.choices:
+            whole = self._ids(prompt + gap + choice)
+            if whole[: len(start)] != start or len(whole) == len(start):
+                raise DataError(
+                    f"question {question.id}: choice {choice!r} does not follow the prompt as tokens of its own; "
+                    "end the prompt with a space, a colon or a new line"
+                )
+            out.append(whole[len(start) :])
+        return out
+
+    def _ids(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+
+    def trace(self, questions: Question | Sequence[Question], **kwargs: Any) -> Any:
+        """A plain nnsight trace of one forward pass over the questions: `with vlm.trace(q): vlm.layers[0]...`."""
+        return self.nn.trace(**self.encode(questions), **kwargs)
+
+    @torch.no_grad()
+    def generate(self, question: Question | Sequence[Question], max_new_tokens: int = 8, **kwargs: Any) -> str | list[str]:
+        """Greedy answer text by transformers' own generate: a string for one question, a list for several.
+
+        >>> import scale_interp as si
+        >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
+        >>> len(vlm.generate(qs)), type(vlm.generate(qs[0]))
+        (2, <class 'str'>)
+        """
+        inputs = self.encode(question)
+        ids = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+        texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        texts = [t.strip() for t in texts]
+        return texts[0] if isinstance(question, Question) else texts
+
+    def describe(self) -> dict[str, Any]:
+        """What a result records of the model."""
+        return {
+            "model": self.name,
+            "revision": self.revision,
+            "family": self.family,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "n_layers": self.n_layers,
+            "n_heads": self.n_heads,
+        }
+
+    def blame(self) -> str:
+        """Why logits are not finite: the first weight that is not, or the dtype."""
+        for name, weight in self.hf_model.named_parameters():
+            if not torch.isfinite(weight).all():
+                return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
+        return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
+
+
+def _decoder(model: PreTrainedModel, name: str) -> Any:
+    if getattr(model.config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} is an encoder-decoder model; this toolkit edits decoder-only models")
+    if getattr(model.config, "image_token_id", None) is None:
+        raise ModelError(f"{name} ({model.config.model_type}) has no image token: it is a text-only model; load a vision-language model")
+    decoder: Any = model.get_decoder()
+    try:
+        found = [layer.self_attn.o_proj for layer in decoder.layers]
+        _ = decoder.norm, [layer.mlp for layer in decoder.layers]
+    except AttributeError as error:
+        raise ModelError(f"{name} ({model.config.model_type}): its heads cannot be addressed ({error})") from error
+    if not all(isinstance(o, nn.Linear) for o in found):
+        warnings.warn(f"{name}: o_proj is a {type(found[0]).__name__}, no plain linear layer (quantised?)", stacklevel=3)
+    return decoder
