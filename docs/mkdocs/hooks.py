@@ -57,16 +57,16 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
 
 
 def reference() -> dict[str, str]:
-    """A page a room with every public name, and the command line's."""
+    """One page per layer with every public name, and the page of the command line."""
     pages, outside = {}, []
-    for room, names in si._WHERE.items():
-        shown = [entry(room, name, f"si.{name}") for name in names]
-        if (PACKAGE / room).is_dir():
-            shown += [entry(*path.rsplit(".", 1), f"scale_interp.{path}") for path in BESIDE.get(room, ())]
-            pages[f"reference/{room}.md"] = page(room, docstring(room), shown)
+    for layer, names in si._WHERE.items():
+        shown = [entry(layer, name, f"si.{name}") for name in names]
+        if (PACKAGE / layer).is_dir():
+            shown += [entry(*path.rsplit(".", 1), f"scale_interp.{path}") for path in BESIDE.get(layer, ())]
+            pages[f"reference/{layer}.md"] = page(layer, docstring(layer), shown)
         else:
             outside += shown
-    pages["reference/outside.md"] = page("outside the rooms", "Names that serve all rooms.", outside)
+    pages["reference/outside.md"] = page("outside the layers", "Names that serve all layers.", outside)
     for name, module in (("viz", "viz"), ("testbeds", "models.testbeds"), ("errors", "errors")):
         pages[f"reference/{name}.md"] = page(name, docstring(module), [entry(module, n, f"si.{name}.{n}") for n in exported(module)])
     pages["reference/command_line.md"] = "\n".join(command_line())
