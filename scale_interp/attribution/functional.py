@@ -240,7 +240,7 @@ def functional_heads(
 
     >>> import scale_interp as si
     >>> from scale_interp.data.readers.cogvsr import subquestions
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> steps = subquestions(cog_questions("train", n=12))
     >>> functional_heads(si.load("demo"), steps, epochs=1, permutations=1).functions[0]
     'attribute recognition'

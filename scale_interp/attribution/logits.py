@@ -13,10 +13,10 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..execution.batches import Batches, Found, Singles, each
-from ..interventions.attention.rows import attention
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, Prompts
+from ..interventions.rows import attention
 from ..vlm.families import norms_after
 from ..vlm.vlm import VLM
 from .ablation import provenance

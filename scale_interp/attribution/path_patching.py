@@ -17,11 +17,11 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
 from ..execution.batches import Found, each
-from ..interventions.attention.rows import attention
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..interventions.rows import attention
 from ..interventions.sweep import one_head_each
 from ..vlm.vlm import VLM
 from .ablation import provenance

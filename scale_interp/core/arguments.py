@@ -6,13 +6,13 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
 from functools import cached_property, wraps
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from ..errors import ArgumentError, DataError, EditError, ScaleInterpError
+from .suggest import near
 
 LEAST = {
     "batch_size": 1,
@@ -257,13 +257,3 @@ MENDS = {
     "dtype": "a torch.dtype",
     "Tensor": "a tensor",
 }
-
-
-def near(name: object, known: Iterable[str]) -> str:
-    """A question after the known name that is most like this one, or nothing.
-
-    >>> near("realtion", ["relation", "position"])
-    "; did you mean 'relation'?"
-    """
-    found = get_close_matches(str(name), list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""

@@ -1,11 +1,11 @@
 """Questions, contrasts, and where they come from."""
 
 from .contrast import Contrast, Contrasts, contrasts
+from .decomposed import cog_questions
 from .items import Questions
 from .load import load_questions
 from .question import Question
 from .readers.cogvsr import CogQuestion, CogQuestions, Sub, read_cog, subquestions
-from .scenes.decomposed import cog_questions
 
 __all__ = [
     "CogQuestion",

@@ -20,7 +20,7 @@ from transformers import (
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.utils import is_torchvision_available, logging
 
-from ..core.arguments import near
+from ..core.suggest import near
 from ..errors import ModelError
 from ..vlm.families import KNOWN
 from ..vlm.vlm import VLM, PrefixCache, check_cache

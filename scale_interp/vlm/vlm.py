@@ -6,7 +6,7 @@ import hashlib
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from nnsight import NNsight
@@ -18,10 +18,7 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
-
-if TYPE_CHECKING:
-    from ..interventions.check import Report
-
+from .report import Report
 
 WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")

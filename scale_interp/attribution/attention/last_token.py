@@ -14,10 +14,10 @@ from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, Found, Singles, each
-from ...interventions.attention.rows import attention
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
 from ...interventions.reference import run_reference
+from ...interventions.rows import attention
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 

@@ -85,7 +85,7 @@ class CogQuestion(Card):
 class CogQuestions(Items[CogQuestion]):
     """Decomposed questions, as `cog_questions` and `read_cog` give them.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> len(cog_questions("train", n=3)[:2])
     2
     """
@@ -102,7 +102,7 @@ def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced
     context: the text begins with the steps before it and their right answers (chain of thought; CogVSR,
     arXiv 2603.20662). balanced: every function as often as the rarest, whole chains' steps left out at random by `seed`.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> subquestions(cog_questions("train", n=2), context=True)[1].meta["function"]
     'counting'
     """

@@ -7,7 +7,7 @@
 
 from pathlib import Path
 
-from ...core.arguments import near
+from ...core.suggest import near
 from ...errors import ModelError
 from .circuits import CIRCUITS, Circuit
 from .planting import PLANTINGS, PlantedVLM, Planting, plant, planted

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import DataError
-from ..readers.cogvsr import CogQuestion, CogQuestions, Sub
-from .questions import OPPOSITE, SPLIT_SEED, scene_question
-from .scene import Scene, Thing, scenes
-from .task import RELATIONS, TASKS, YES_NO, Asked, relation, relation_yesno
+from ..errors import DataError
+from .readers.cogvsr import CogQuestion, CogQuestions, Sub
+from .scenes.questions import OPPOSITE, SPLIT_SEED, scene_question
+from .scenes.scene import Scene, Thing, scenes
+from .scenes.task import RELATIONS, TASKS, YES_NO, Asked, relation, relation_yesno
 
 TAXONOMY = {
     "exists": "visual reception",
