@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..core import statistics
 from ..core.card import Card
+from ..core.figures import draw
 from ..core.progress import track
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require
@@ -193,9 +194,7 @@ class FunctionalHeads(Card):
 
     def plot(self, **options: Any) -> Any:
         """Layer histograms, one a function (see viz.layer_histogram)."""
-        from ..viz import layer_histogram
-
-        return layer_histogram(self, **options)
+        return draw("layer_histogram", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""

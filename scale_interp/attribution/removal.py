@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..core import statistics
 from ..core.card import Card
+from ..core.figures import draw
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
@@ -95,9 +96,7 @@ class RemovalCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """The four curves with bands (see viz.removal_curves)."""
-        from ..viz import removal_curves
-
-        return removal_curves(self, **options)
+        return draw("removal_curves", self, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""

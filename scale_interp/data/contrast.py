@@ -11,6 +11,7 @@ from ..errors import DataError
 from .items import Items, require
 from .partners import Partners
 from .question import Question
+from .question_card import question_card
 from .scenes.questions import partner
 
 Change = Literal["mirror", "swap", "set"]
@@ -49,8 +50,6 @@ class Contrast:
         return f"<Contrast: {a} against {b if self.clean.text != self.corrupt.text else repr(self.corrupt.answer_text)}>"
 
     def _repr_html_(self) -> str:
-        from .question_card import question_card
-
         return f"<div style='display:flex;flex-wrap:wrap;gap:12px'>{question_card(self.clean)}{question_card(self.corrupt)}</div>"
 
     @property

@@ -20,6 +20,7 @@ from typing import Any
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
+from .question_card import question_card
 
 Box = tuple[float, float, float, float]
 Picture = Image.Image | str | Path | Callable[[], Image.Image]
@@ -139,8 +140,6 @@ class Question:
         return open_picture(picture, f"question {self.id}")
 
     def _repr_html_(self) -> str:
-        from .question_card import question_card
-
         return question_card(self)
 
 

@@ -16,6 +16,7 @@ from ..adapters.scale.fit import FitSettings, fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..interventions.edit import Head
@@ -75,9 +76,7 @@ class Baselines(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain and cost of every method with intervals (see viz.baselines)."""
-        from ..viz import baselines
-
-        return baselines(self, **options)
+        return draw("baselines", self, **options)
 
 
 def compare_baselines(

@@ -13,6 +13,7 @@ from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import EditError
@@ -61,9 +62,7 @@ class RetentionCurve(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain against loss elsewhere (see viz.retention_curve)."""
-        from ..viz import retention_curve
-
-        return retention_curve(self, **options)
+        return draw("retention_curve", self, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,9 +104,7 @@ class SparsityPath(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain by number of scalars (see viz.sparsity_path)."""
-        from ..viz import sparsity_path as draw
-
-        return draw(self, **options)
+        return draw("sparsity_path", self, **options)
 
 
 def retention_curve(

@@ -13,6 +13,7 @@ from ..adapters.scale.fit import fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import DataError
@@ -67,9 +68,7 @@ class Transfer(Table):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the gains with their values (see viz.transfer_heatmap)."""
-        from ..viz import transfer_heatmap
-
-        return transfer_heatmap(self, **options)
+        return draw("transfer_heatmap", self, **options)
 
 
 def transfer(

@@ -5,8 +5,11 @@
 >>> figure = si.viz.head_heatmap(m, dark=True)
 """
 
+from collections.abc import Callable
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
 from ..data.question_card import question_card
-from ..explorer import explore
 from .attention_map import attention_over_picture
 from .auroc import auroc_heatmap
 from .bars import accuracy_by, controls, retention
@@ -63,3 +66,13 @@ __all__ = [
     "tuning_grid",
     "write_report",
 ]
+
+explore: Callable[..., Any]
+"""The explorer, a layer above, under the name that users know it by: found by name when first used, as nothing here needs it."""
+
+if not TYPE_CHECKING:  # a checker that sees __getattr__ takes every name for known
+
+    def __getattr__(name: str) -> Any:
+        if name == "explore":
+            return import_module("scale_interp.explorer").explore
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Literal, get_args
 
@@ -68,8 +68,8 @@ class VLM(Card):
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
-        self.source: dict[str, Any] | None = None
-        """The arguments of `load` with which another process opens the same model; None for a live model."""
+        self.reopen: Callable[[], VLM] | None = None
+        """Opens the same model in another process, to which it is pickled; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"

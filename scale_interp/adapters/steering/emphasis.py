@@ -18,6 +18,7 @@ from ...attribution.head_probe import Label, label_name, read_labels
 from ...attribution.metric import Metric, measure
 from ...core import statistics
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
@@ -123,9 +124,7 @@ class Interventions(Card):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the change, edit by function (see viz.function_heatmap)."""
-        from ...viz import function_heatmap
-
-        return function_heatmap(self, **options)
+        return draw("function_heatmap", self, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ...core import statistics
 from ...core.card import MOST, Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require
 from ...data.question import Question
@@ -194,9 +195,7 @@ class ObjectAttention(Card):
 
     def plot(self, **options: Any) -> Any:
         """The measures as plotly heatmaps side by side, layer by head (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.map(of) for of in UNITS], **options)
+        return draw("head_heatmaps", [self.map(of) for of in UNITS], **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)

@@ -20,6 +20,7 @@ from ...attribution.metric import measure
 from ...core import statistics
 from ...core.arguments import fits
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, read_json, together, write_json
 from ...data.items import require
 from ...data.question import Question
@@ -118,9 +119,7 @@ class Tuned(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
-        from ...viz import tuning_grid
-
-        return tuning_grid(self, **options)
+        return draw("tuning_grid", self, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)

@@ -19,6 +19,7 @@ from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require
 from ...data.question import Question
@@ -89,9 +90,7 @@ class ScalingCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the paired difference against the weight (see viz.scaling_curves)."""
-        from ...viz import scaling_curves
-
-        return scaling_curves({"": self}, **options)
+        return draw("scaling_curves", {"": self}, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)

@@ -17,6 +17,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance
 from ...core import statistics
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
 from ...data.items import describe, groups, require, require_disjoint
 from ...data.question import Question
@@ -159,9 +160,7 @@ class Comparison(Card):
 
     def plot(self, **options: Any) -> Any:
         """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
-        from ...viz import comparison
-
-        return comparison(self, **options)
+        return draw("comparison", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""

@@ -22,6 +22,7 @@ from ...attribution.integrated import integrated_gradients
 from ...attribution.patching import patch
 from ...core import statistics
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.progress import track
 from ...core.record import entry, expect, heads_of, read_tensors, together, write_tensors
 from ...data.contrast import contrasts
@@ -169,9 +170,7 @@ class Localisation(Card):
 
     def plot(self, **options: Any) -> Any:
         """AUROC and precision of every method with intervals (see viz.localisation)."""
-        from ...viz import localisation
-
-        return localisation({"": self}, **options)
+        return draw("localisation", {"": self}, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
