@@ -2,7 +2,7 @@
 
 import sys
 from importlib import import_module
-from types import FunctionType, ModuleType
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 _WHERE = {
@@ -248,8 +248,7 @@ def _opened(name: str) -> Any:
         return import_module(f".{name}", __name__)
     if name == "testbeds":
         return import_module(".models.testbeds", __name__)
-    found = getattr(import_module(f".{_ROOM[name]}", __name__), name)
-    return import_module(".core.arguments", __name__).checked(found) if isinstance(found, FunctionType) else found
+    return getattr(import_module(f".{_ROOM[name]}", __name__), name)
 
 
 sys.modules[__name__].__class__ = type("_Package", (ModuleType,), {name: _Name(name) for name in __all__})

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Count, Seed, checked
 from ..core.card import Card
 from ..core.figures import draw
 from ..core.progress import track
@@ -217,6 +218,7 @@ class FunctionalHeads(Card):
         return FunctionalHeads(functions, **found, pictures=pictures, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def functional_heads(
     vlm: VLM,
     questions: Sequence[Question],
@@ -225,8 +227,8 @@ def functional_heads(
     positions: Positions = "all",
     held_out: float = 0.4,
     epochs: int = 20,
-    permutations: int = 39,
-    seed: int = 0,
+    permutations: Count = 39,
+    seed: Seed = 0,
 ) -> FunctionalHeads:
     """Which heads tell a joint probe what function a question asks for (CogQA pipeline, arXiv 2512.10978, steps 1 to 5).
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -26,6 +27,7 @@ FIT = 1e-4
 """Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
 
 
+@checked
 def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> HeadMap:
     """How much of the logit difference each head of the last token writes directly (Elhage et al. 2021; nostalgebraist 2020).
 

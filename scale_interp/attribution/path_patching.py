@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
@@ -32,6 +33,7 @@ from .metric import contrast_diff
 Into = Literal["q", "k", "v"]
 
 
+@checked
 def path_patch(
     vlm: VLM, pairs: Sequence[Contrast], receivers: Iterable[Head], into: Into = "q", *, path: Path = "auto"
 ) -> dict[Head, HeadMap]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Seed, checked
 from ..core.card import Card
 from ..core.figures import draw
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
@@ -116,6 +117,7 @@ class RemovalCurve(Card):
         return RemovalCurve(ks, metric, **found, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def remove_heads_curve(
     vlm: VLM,
     test: Sequence[Question],
@@ -126,7 +128,7 @@ def remove_heads_curve(
     draws: int = 20,
     chosen_on: Iterable[Question | str] = (),
     metric: Metric = "accuracy",
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> RemovalCurve:
     """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.

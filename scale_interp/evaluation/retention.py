@@ -13,6 +13,7 @@ from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.arguments import Seed, checked
 from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
@@ -107,6 +108,7 @@ class SparsityPath(Table):
         return draw("sparsity_path", self, **options)
 
 
+@checked
 def retention_curve(
     vlm: VLM,
     train: Sequence[Question],
@@ -117,7 +119,7 @@ def retention_curve(
     *,
     heads: Iterable[Head] | None = None,
     mlp: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> RetentionCurve:
@@ -170,6 +172,7 @@ def retention_curve(
     return RetentionCurve(tuple(rows), about, made)
 
 
+@checked
 def sparsity_path(
     vlm: VLM,
     train: Sequence[Question],
@@ -178,7 +181,7 @@ def sparsity_path(
     kept: Sequence[int] = KEPT,
     *,
     threshold: float = THRESHOLD,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> SparsityPath:

@@ -13,6 +13,7 @@ from ..adapters.scale.fit import fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.arguments import Seed, checked
 from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
@@ -71,6 +72,7 @@ class Transfer(Table):
         return draw("transfer_heatmap", self, **options)
 
 
+@checked
 def transfer(
     vlm: VLM,
     train: Mapping[str, Sequence[Question]],
@@ -78,7 +80,7 @@ def transfer(
     *,
     heads: Iterable[Head] | None = None,
     mlp: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> Transfer:

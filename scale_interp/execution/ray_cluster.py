@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..errors import ClusterWarning, ModelError, ScaleInterpError
 from ..vlm.vlm import VLM
 from .memory import working_bytes
@@ -31,6 +32,7 @@ def current() -> Cluster | None:
     return _current.get()
 
 
+@checked
 @contextmanager
 def cluster(address: str | None = None, *, workers: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
     """Every sweep, evaluation and suite inside the block shares its batches out over a Ray cluster; the numbers stay the same.

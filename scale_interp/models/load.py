@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
+from ..core.arguments import LookedAt, checked
 from ..errors import ModelError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
@@ -17,8 +18,9 @@ from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
 
 
+@checked
 def load(
-    model: str | Path | PreTrainedModel,
+    model: Annotated[str | Path | PreTrainedModel, LookedAt()],
     processor: ProcessorMixin | None = None,
     *,
     dtype: torch.dtype | str | None = None,

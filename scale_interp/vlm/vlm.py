@@ -46,6 +46,8 @@ class VLM(Card):
     (1, True)
     """
 
+    asked_for = "a model, as in si.load('demo')"
+
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
         self.decoder: Any = _decoder(hf_model, name)

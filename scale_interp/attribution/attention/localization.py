@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ...core.arguments import checked
 from ...core.card import Card, bundle
 from ...core.figures import draw
 from ...data.items import groups, require
@@ -57,6 +58,7 @@ class LocalizationHeads(Card):
         return bundle(self, self.plot(), include, exclude)
 
 
+@checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
     """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
 

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import MOST, Card, bundle
 from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
@@ -222,6 +223,7 @@ class ObjectAttention(Card):
 TENSORS = {"image_mass": 3, "box_mass": 3, "spatial_entropy": 3, "area": 1, "image_share": 1, "correct": 1, "confidence": 1, "groups": 1}
 
 
+@checked
 def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
     """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
 

@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...core.arguments import checked
 from ...core.card import Card
 from ...errors import DataError
 from ..items import Items, Questions, require
 from ..prompts import digest, shuffled
 from ..question import Question
+from ..require import require_items
 from ..scenes.task import YES_NO
 from .image_files import Pictures, require_inside
 from .records import JsonLines, JsonList, entries, is_number, text, texts
@@ -46,6 +48,11 @@ class CogQuestion(Card):
 
     question: Question
     subquestions: tuple[Sub, ...]
+
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.cog_questions('train')", "pass decomposed questions, as si.cog_questions gives")
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, Question):
@@ -96,6 +103,7 @@ class CogQuestions(Items[CogQuestion]):
         return {"question": item.question.text, "right": item.question.answer_text, "steps": len(item.subquestions)}
 
 
+@checked
 def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
     """All steps as questions of their own; meta holds "function", "step" (from 1) and "chain", the main question's id.
 
@@ -129,6 +137,7 @@ def _step(cog: CogQuestion, step: int, context: bool) -> Question:
     )
 
 
+@checked
 def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     """Decomposed questions from a file: JSON lines, or one JSON list.
 

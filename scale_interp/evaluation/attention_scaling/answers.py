@@ -18,7 +18,7 @@ from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionS
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
-from ...core.arguments import fits
+from ...core.arguments import checked, fits
 from ...core.card import Card, bundle
 from ...core.figures import draw
 from ...core.record import entry, read_json, together, write_json
@@ -39,6 +39,7 @@ PAPER_THRESHOLDS = (0.3, 0.35, 0.4)
 DECILES = 10
 
 
+@checked
 def evaluate_scaled(
     vlm: VLM,
     questions: Sequence[Question],
@@ -143,6 +144,7 @@ class Tuned(Card):
         return Tuned(method, grid, base, passes, pictures, entry(path, found, "provenance", dict[str, Any]))
 
 
+@checked
 def tune_scaling(
     vlm: VLM,
     questions: Sequence[Question],
@@ -171,6 +173,7 @@ def tune_scaling(
     return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
 
 
+@checked
 def tune_adaptvis(
     vlm: VLM,
     questions: Sequence[Question],
@@ -216,6 +219,7 @@ def tune_adaptvis(
     return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
 
 
+@checked
 def transfer_table(
     vlm: VLM,
     tuned: Mapping[str, Tuned],

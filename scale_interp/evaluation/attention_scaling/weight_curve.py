@@ -18,6 +18,7 @@ from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import Card, bundle
 from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
@@ -115,6 +116,7 @@ class ScalingCurve(Card):
 TENSORS = {"per_question": 2, "base": 1, "confidence": 1, "groups": 1}
 
 
+@checked
 def scaling_curve(
     vlm: VLM,
     questions: Sequence[Question],

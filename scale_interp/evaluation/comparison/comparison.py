@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...core import statistics
+from ...core.arguments import Count, Seed, checked
 from ...core.card import Card
 from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
@@ -194,6 +195,7 @@ class Comparison(Card):
         return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
 
 
+@checked
 def compare(
     vlm: VLM,
     train: Sequence[Question],
@@ -202,8 +204,8 @@ def compare(
     *,
     others: Sequence[Question] = (),
     methods: Sequence[str] = tuple(LEARN),
-    top: int = 8,
-    seed: int = 0,
+    top: Count = 8,
+    seed: Seed = 0,
     folder: str | Path | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.metric import Metric, measure
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import MOST, Card, bundle
 from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
@@ -133,6 +134,7 @@ class Faithfulness(Card):
         return Faithfulness(ks, metric, keep, remove, members, entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def faithfulness(
     vlm: VLM,
     questions: Sequence[Question],

@@ -21,6 +21,7 @@ from ...attribution.head_probe import probe
 from ...attribution.integrated import integrated_gradients
 from ...attribution.patching import patch
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import Card, bundle
 from ...core.figures import draw
 from ...core.progress import track
@@ -192,6 +193,7 @@ class Localisation(Card):
         return Localisation(methods, known, scores, cpr, cmd, entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def localise(
     vlm: VLM,
     draws: Sequence[Sequence[Question]],

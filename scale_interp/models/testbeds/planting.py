@@ -31,6 +31,7 @@ class PlantedVLM(VLM):
     ('demo-healthy', ((3, 0),))
     """
 
+    asked_for = "a model with a planted shortfall, as si.testbeds.plant makes it"
     planted: Heads
     factor: float
     origin: str
