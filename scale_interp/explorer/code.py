@@ -13,7 +13,8 @@ from ..data.load import load_questions
 from ..data.question import Question
 from ..errors import ScaleInterpError
 from ..interventions.edit import Scope
-from ..models import demo, testbeds
+from ..models import demo
+from ..models.testbeds import circuits
 from ..vlm.vlm import VLM
 
 TINY = "tiny-random/"
@@ -57,7 +58,7 @@ def code(explorer: Explored) -> str:
 
 def _model(explorer: Explored) -> str | None:
     vlm = explorer.vlm
-    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, testbeds.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
+    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, circuits.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
     if not known:
         return None
     given = {"revision": vlm.revision, "prompt": vlm.prompt}

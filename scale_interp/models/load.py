@@ -16,6 +16,7 @@ from ..vlm.families import KNOWN
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
+from .testbeds import circuits
 
 
 @checked
@@ -63,7 +64,7 @@ def load(
         source = str(demo.folder(name))
     elif name.startswith(zoo.PREFIX):
         source = str(zoo.folder(name))
-    elif name.startswith(testbeds.PREFIX):
+    elif name.startswith(circuits.PREFIX):
         source = str(testbeds.folder(name))
         if not Path(source).is_dir():
             raise ModelError(f"the weights of {name} are not at {source}; rebuild them with `scale-interp testbed --rebuild {name}`")

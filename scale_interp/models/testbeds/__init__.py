@@ -5,8 +5,16 @@
 (('one-head', 'three-heads', 'relay'), 2)
 """
 
-from .circuits import CIRCUITS, NAMES, Circuit, circuit, folder
-from .circuits import PREFIX as PREFIX
-from .planting import PLANTINGS, PlantedVLM, Planting, plant, planted
+from ...core.names import offered
+from .circuits import CIRCUITS as CIRCUITS
+from .circuits import NAMES as NAMES
+from .circuits import Circuit as Circuit
+from .circuits import circuit as circuit
+from .circuits import folder as folder
+from .planting import PLANTINGS as PLANTINGS
+from .planting import PlantedVLM as PlantedVLM
+from .planting import Planting as Planting
+from .planting import plant as plant
+from .planting import planted as planted
 
-__all__ = ["CIRCUITS", "NAMES", "PLANTINGS", "Circuit", "PlantedVLM", "Planting", "circuit", "folder", "plant", "planted"]
+__all__ = offered(__file__)
