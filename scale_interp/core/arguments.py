@@ -129,17 +129,15 @@ class _Check:
         if (kinds := _listed(hint)) and not isinstance(value, Mapping) and value is not None:
             _require_items(value, kinds)
             return
-        where = f"{self.name}({argument}={_short(value)})"
         if not fits(value, hint, literal=False):
             what = "not finite" if isinstance(value, float) and not math.isfinite(value) else _kind(value)
-            raise self.error(f"{where}: {what}; give {words(hint)}")
+            raise self.error(f"{self.name}({argument}={_short(value)}): {what}; give {words(hint)}")
         for marker in markers:
             if isinstance(marker, Raises) and value not in options(hint):
-                listed = [repr(word) for word in options(hint)]
-                near_by = near(value, options(hint))
-                raise marker.error(f"{argument} {value!r}: choose {', '.join(listed[:-1])} or {listed[-1]}{near_by}")
-            if isinstance(marker, AtLeast) and isinstance(value, Integral) and value < marker.least:  # type: ignore[operator]
-                raise self.error(f"{where}: below {marker.least}; give {marker.least} or more")
+                *listed, last = map(repr, options(hint))
+                raise marker.error(f"{argument} {value!r}: choose {', '.join(listed)} or {last}{near(value, options(hint))}")
+            if isinstance(marker, AtLeast) and value < marker.least:
+                raise self.error(f"{self.name}({argument}={_short(value)}): below {marker.least}; give {marker.least} or more")
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
