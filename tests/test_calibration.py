@@ -11,9 +11,8 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli, viz
 from scale_interp.errors import DataError, DataWarning, FileError
-from scale_interp.evaluation import Calibration, Suites, calibrate
 from scale_interp.evaluation.falsification import calibration
-from scale_interp.evaluation.falsification.calibration import NULL, PLANTED, Share, _random_answers
+from scale_interp.evaluation.falsification.calibration import NULL, PLANTED, Calibration, Share, Suites, _random_answers, calibrate
 from scale_interp.jobs.calibrate import run_calibration
 
 SMALL = Suites(n_train=24, n_test=16, seeds=1, epochs=2, shortfalls=((((2, 4), (4, 3)), 0.25),))

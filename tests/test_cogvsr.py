@@ -5,8 +5,8 @@ from collections import Counter
 import pytest
 
 import scale_interp as si
+from scale_interp.data.decomposed import TAXONOMY, cog_questions
 from scale_interp.data.readers.cogvsr import CogQuestion, Sub, read_cog, subquestions
-from scale_interp.data.scenes.decomposed import TAXONOMY, cog_questions
 from scale_interp.errors import DataError
 
 NUMBERS = ["zero", "one", "two", "three", "four"]

@@ -8,11 +8,11 @@ from transformers import LlavaForConditionalGeneration
 import scale_interp as si
 from scale_interp.errors import EditError, ModelError
 from scale_interp.interventions import check, engine, paths, prefix
-from scale_interp.interventions.attention.rows import packed_attention
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.paths import packed_batch
 from scale_interp.interventions.prefix import Prompts, read_prefix
+from scale_interp.interventions.rows import packed_attention
 from scale_interp.models.demo import build
 
 KINDS = ("zero", "amplify", "patch", "steer", "all heads", "mlp", "everything")

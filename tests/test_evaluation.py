@@ -10,10 +10,9 @@ from statsmodels.stats.proportion import proportion_effectsize
 import scale_interp as si
 from scale_interp.data.image_controls import with_other_picture, without_picture
 from scale_interp.errors import DataError, EditError, FileError, LeakError
-from scale_interp.evaluation import fit_text_correction
 from scale_interp.evaluation.falsification import suite as falsification
 from scale_interp.evaluation.falsification.controls import picture_controls
-from scale_interp.evaluation.falsification.text_only import PENALTIES
+from scale_interp.evaluation.falsification.text_only import PENALTIES, fit_text_correction
 from scale_interp.evaluation.falsification.verdict import PICTURES
 from scale_interp.interventions import prefix
 

@@ -16,11 +16,11 @@ from zoo_models import BIDIRECTIONAL, CAUSAL, noise, three_questions
 import scale_interp as si
 from scale_interp.errors import DataError, EditError, MemoryWarning, ModelError, PathWarning
 from scale_interp.interventions import paths, prefix
-from scale_interp.interventions.attention.rows import attention
 from scale_interp.interventions.check import TOLERANCE
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.prefix import Prompts, read_prefix
+from scale_interp.interventions.rows import attention
 from scale_interp.models import zoo
 from scale_interp.vlm import families
 from scale_interp.vlm.vlm import VLM

@@ -12,9 +12,9 @@ from scale_interp.attribution.functional import FunctionalHeads, functional_head
 from scale_interp.attribution.head_probe import ProbeMap, held_out_guesses, permutation_p, permuted, probe
 from scale_interp.attribution.metric import measure
 from scale_interp.attribution.removal import RemovalCurve, remove_heads_curve
+from scale_interp.data.decomposed import cog_questions
 from scale_interp.data.items import require_disjoint
 from scale_interp.data.readers.cogvsr import subquestions
-from scale_interp.data.scenes.decomposed import cog_questions
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 
 L, H, D, F = 4, 6, 8, 3

@@ -16,7 +16,7 @@ from scale_interp.core.statistics import accuracy_interval as interval
 from scale_interp.core.statistics import wilson_interval
 from scale_interp.data.scenes.task import TASKS
 from scale_interp.errors import DataError, DataWarning, EditError
-from scale_interp.evaluation import pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
+from scale_interp.evaluation.benchmarks import pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
 from scale_interp.evaluation.scoring import score_text
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.prefix import Prompts

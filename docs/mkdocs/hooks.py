@@ -18,6 +18,7 @@ from mkdocs.structure.pages import Page
 
 import scale_interp as si
 from scale_interp.cli import app
+from scale_interp.core.names import offered
 
 log = get_plugin_logger("hooks")
 ROOT = Path(__file__).parents[2]
@@ -58,17 +59,16 @@ def on_post_page(output: str, page: Page, config: MkDocsConfig) -> None:
 
 def reference() -> dict[str, str]:
     """One page per layer with every public name, and the page of the command line."""
-    pages, outside = {}, []
-    for layer, names in si._WHERE.items():
-        shown = [entry(layer, name, f"si.{name}") for name in names]
-        if (PACKAGE / layer).is_dir():
-            shown += [entry(*path.rsplit(".", 1), f"scale_interp.{path}") for path in BESIDE.get(layer, ())]
-            pages[f"reference/{layer}.md"] = page(layer, docstring(layer), shown)
-        else:
-            outside += shown
-    pages["reference/outside.md"] = page("outside the layers", "Names that serve all layers.", outside)
+    pages = {}
+    for layer in si.LAYERS:
+        shown = [entry(layer, name, f"si.{name}") for name in exported(layer) if name != "testbeds"]
+        shown += [entry(*path.rsplit(".", 1), f"scale_interp.{path}") for path in BESIDE.get(layer, ())]
+        pages[f"reference/{layer}.md"] = page(layer, docstring(layer), shown)
     for name, module in (("viz", "viz"), ("testbeds", "models.testbeds"), ("errors", "errors")):
-        pages[f"reference/{name}.md"] = page(name, docstring(module), [entry(module, n, f"si.{name}.{n}") for n in exported(module)])
+        shown = [entry(module, n, f"si.{name}.{n}") for n in exported(module)]
+        if name == "viz":  # a layer above, under a name of viz
+            shown.append(entry("explorer", "explore", "si.viz.explore"))
+        pages[f"reference/{name}.md"] = page(name, docstring(module), shown)
     pages["reference/command_line.md"] = "\n".join(command_line())
     return pages
 
@@ -91,10 +91,9 @@ def origin(module: str, name: str) -> str:
 
 
 def exported(module: str) -> list[str]:
-    """The `__all__` of a module, else its classes; read and not imported, as torch and plotly are not needed for it."""
-    for node in parsed(module).body:
-        if isinstance(node, ast.Assign) and getattr(node.targets[0], "id", "") == "__all__":
-            return list(ast.literal_eval(node.value))
+    """The public names of a module; read and not imported, as torch and plotly are not needed for it."""
+    if (PACKAGE / module.replace(".", "/")).is_dir():
+        return offered(PACKAGE / module.replace(".", "/") / "__init__.py")
     return [node.name for node in parsed(module).body if isinstance(node, ast.ClassDef)]
 
 

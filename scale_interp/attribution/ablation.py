@@ -8,6 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.arguments import Seed, checked
 from ..core.record import versions
 from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
@@ -32,6 +33,7 @@ def provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **setti
     return vlm.describe() | describe(items) | settings | {"versions": versions()}
 
 
+@checked
 def ablate(
     vlm: VLM,
     questions: Sequence[Question],
@@ -39,7 +41,7 @@ def ablate(
     *,
     metric: Metric = "logit_diff",
     reference: Sequence[Question] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> HeadMap:
     """How much the metric falls when one head's last-token output is removed.
@@ -67,6 +69,7 @@ def ablate(
     return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
 
 
+@checked
 def amplify(
     vlm: VLM,
     questions: Sequence[Question],

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import Count, Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
@@ -17,11 +18,12 @@ from ..execution.batches import Found, Rows, each
 from ..interventions.capture import capture
 from ..vlm.vlm import VLM
 
-Positions = Literal["first", "last", "all"]
+Positions = Annotated[Literal["first", "last", "all"], Raises(DataError)]
 
 
+@checked
 def answer_activations(
-    vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: int = 8, batch_size: int = 16
+    vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: Count = 8, batch_size: Count = 16
 ) -> Tensor:
     """z [Q, L, H, D] before W_O, averaged over the tokens of the model's own greedy answer.
 
@@ -36,8 +38,6 @@ def answer_activations(
     torch.Size([2, 6, 8, 16])
     """
     questions = require(questions)
-    if positions not in get_args(Positions):
-        raise DataError(f"positions {positions!r}: choose 'first', 'last' or 'all'")
     if positions == "first":
         return capture(vlm, questions, batch_size).z
     batches = Rows.of_equal_length(vlm, questions, batch_size)

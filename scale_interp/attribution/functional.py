@@ -19,7 +19,9 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Count, Seed, checked
 from ..core.card import Card
+from ..core.figures import draw
 from ..core.progress import track
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require
@@ -193,9 +195,7 @@ class FunctionalHeads(Card):
 
     def plot(self, **options: Any) -> Any:
         """Layer histograms, one a function (see viz.layer_histogram)."""
-        from ..viz import layer_histogram
-
-        return layer_histogram(self, **options)
+        return draw("layer_histogram", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -218,6 +218,7 @@ class FunctionalHeads(Card):
         return FunctionalHeads(functions, **found, pictures=pictures, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def functional_heads(
     vlm: VLM,
     questions: Sequence[Question],
@@ -226,8 +227,8 @@ def functional_heads(
     positions: Positions = "all",
     held_out: float = 0.4,
     epochs: int = 20,
-    permutations: int = 39,
-    seed: int = 0,
+    permutations: Count = 39,
+    seed: Seed = 0,
 ) -> FunctionalHeads:
     """Which heads tell a joint probe what function a question asks for (CogQA pipeline, arXiv 2512.10978, steps 1 to 5).
 
@@ -240,7 +241,7 @@ def functional_heads(
 
     >>> import scale_interp as si
     >>> from scale_interp.data.readers.cogvsr import subquestions
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> steps = subquestions(cog_questions("train", n=12))
     >>> functional_heads(si.load("demo"), steps, epochs=1, permutations=1).functions[0]
     'attribute recognition'

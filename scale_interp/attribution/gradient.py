@@ -9,6 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
@@ -24,6 +25,7 @@ from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 
 
+@checked
 def attribute(
     vlm: VLM,
     items: Sequence[Contrast] | Sequence[Question],

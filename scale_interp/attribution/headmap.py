@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core import statistics
 from ..core.card import MOST, Card, bundle
+from ..core.figures import draw
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..errors import DataError
 from ..interventions.edit import Head
@@ -149,9 +150,7 @@ class HeadMap(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly heatmap, layer by head (see viz.head_heatmap)."""
-        from ..viz import head_heatmap
-
-        return head_heatmap(self, **options)
+        return draw("head_heatmap", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the metadata is JSON in its header.

@@ -8,6 +8,7 @@ from functools import partial
 
 import torch
 
+from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
@@ -22,6 +23,7 @@ from .headmap import HeadMap
 from .metric import Metric, measure
 
 
+@checked
 def integrated_gradients(
     vlm: VLM, questions: Sequence[Question], *, steps: int = 16, metric: Metric = "logit_diff", path: Path = "auto"
 ) -> HeadMap:

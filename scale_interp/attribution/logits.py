@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..execution.batches import Batches, Found, Singles, each
-from ..interventions.attention.rows import attention
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, Prompts
+from ..interventions.rows import attention
 from ..vlm.families import norms_after
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -26,6 +27,7 @@ FIT = 1e-4
 """Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
 
 
+@checked
 def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> HeadMap:
     """How much of the logit difference each head of the last token writes directly (Elhage et al. 2021; nostalgebraist 2020).
 

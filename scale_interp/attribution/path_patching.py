@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
 from ..execution.batches import Found, each
-from ..interventions.attention.rows import attention
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..interventions.rows import attention
 from ..interventions.sweep import one_head_each
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -32,6 +33,7 @@ from .metric import contrast_diff
 Into = Literal["q", "k", "v"]
 
 
+@checked
 def path_patch(
     vlm: VLM, pairs: Sequence[Contrast], receivers: Iterable[Head], into: Into = "q", *, path: Path = "auto"
 ) -> dict[Head, HeadMap]:

@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Seed, checked
 from ..core.card import Card
+from ..core.figures import draw
 from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
@@ -95,9 +97,7 @@ class RemovalCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """The four curves with bands (see viz.removal_curves)."""
-        from ..viz import removal_curves
-
-        return removal_curves(self, **options)
+        return draw("removal_curves", self, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -117,6 +117,7 @@ class RemovalCurve(Card):
         return RemovalCurve(ks, metric, **found, provenance=entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def remove_heads_curve(
     vlm: VLM,
     test: Sequence[Question],
@@ -127,7 +128,7 @@ def remove_heads_curve(
     draws: int = 20,
     chosen_on: Iterable[Question | str] = (),
     metric: Metric = "accuracy",
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> RemovalCurve:
     """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.

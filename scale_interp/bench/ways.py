@@ -14,12 +14,12 @@ from torch import Tensor, nn
 
 from ..data.question import Question
 from ..execution.memory import free_memory
-from ..interventions.attention.rows import attention
 from ..interventions.choices import Choices, read_choices
 from ..interventions.edit import Head
 from ..interventions.packed import edit_heads, with_copies
 from ..interventions.paths import packed_batch, variants_at_once
 from ..interventions.prefix import PER_TOKEN, Prefix, read_prefix
+from ..interventions.rows import attention
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD

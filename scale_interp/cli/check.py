@@ -12,7 +12,7 @@ from .printed import console, frame_table, say
 from .train import training_bars
 
 if TYPE_CHECKING:
-    from ..interventions.check import Report
+    from ..vlm.report import Report
 
 
 @app.command()

@@ -20,7 +20,7 @@ def on_machines(command: Callable[..., None]) -> Callable[..., None]:
     def run(*args: Any, ray: bool, ray_address: str | None, **named: Any) -> None:
         if not (ray or ray_address):
             return command(*args, **named)
-        from ..interventions import cluster
+        from ..execution import cluster
 
         with cluster(ray_address):
             return command(*args, **named)

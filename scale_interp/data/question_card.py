@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import base64
 import io
+from collections.abc import Sequence
 from html import escape
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from PIL import Image
 
 from ..errors import DataError
-
-if TYPE_CHECKING:
-    from .question import Question
 
 SMALL, LARGE = 180, 320
 """A picture that fits in SMALL pixels more than once is enlarged by a whole factor, one with a side above LARGE is reduced."""
@@ -22,7 +20,24 @@ CARD = (
 )
 
 
-def question_card(question: Question, note: str = "") -> str:
+class Asked(Protocol):
+    """What a card shows; a Question has it."""
+
+    @property
+    def text(self) -> str: ...
+    @property
+    def choices(self) -> Sequence[str]: ...
+    @property
+    def answer(self) -> int: ...
+    @property
+    def images(self) -> Sequence[Image.Image]: ...
+    @property
+    def task(self) -> str: ...
+    @property
+    def relation(self) -> str | None: ...
+
+
+def question_card(question: Asked, note: str = "") -> str:
     """A question as HTML without outside parts: picture, text, choices with the right one marked, and a note of what was answered.
 
     Text is escaped. A picture that cannot be opened is replaced by the reason, so that showing a question never fails.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..adapters.attach import attach
 from ..adapters.scale.scale import ScAle
+from ..core.arguments import Count, checked
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
@@ -70,14 +71,15 @@ class TextEvaluation(Evaluation):
         return [f"{self.unanswered:.3f} unanswered", *super()._notes()]
 
 
+@checked
 def evaluate_text(
     vlm: VLM,
     questions: Sequence[Question],
     edit: ScAle | Edit | None = None,
     *,
     scorer: Scorer = "strict",
-    max_new_tokens: int = 16,
-    batch_size: int = BATCH,
+    max_new_tokens: Count = 16,
+    batch_size: Count = BATCH,
 ) -> TextEvaluation:
     """Answer the questions in words, with one edit in place or with none, and score what the words name.
 
@@ -92,13 +94,14 @@ def evaluate_text(
     return score_answers(texts, questions, scorer, answering(vlm, questions, scorer=scorer, max_new_tokens=max_new_tokens))
 
 
+@checked
 def answer_texts(
     vlm: VLM,
     questions: Sequence[Question],
     edit: ScAle | Edit | None = None,
     *,
-    max_new_tokens: int = 16,
-    batch_size: int = BATCH,
+    max_new_tokens: Count = 16,
+    batch_size: Count = BATCH,
 ) -> list[str]:
     """Greedy answers in words, by transformers' own generate, with one edit in place or with none.
 
@@ -120,6 +123,7 @@ def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_ne
     return {f"{i:06}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
 
 
+@checked
 def score_answers(
     texts: Sequence[str], questions: Sequence[Question], scorer: Scorer = "strict", provenance: Mapping[str, Any] | None = None
 ) -> TextEvaluation:

@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..core.record import read_json, read_tensors, write_json, write_tensors
 from ..data.question import Question
 from ..errors import DataWarning, EditError, FileError
@@ -87,6 +88,7 @@ def fact(name: str, compute: Callable[[], int]) -> int:
     return compute() if journal is None else journal.fact(name, compute)
 
 
+@checked
 @contextmanager
 def resumable(folder: str | Path) -> Iterator[Journal]:
     """Everything inside the block that asks a model about questions keeps each batch in `folder`, and takes from there what it holds.

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..attribution import HeadMap
     from ..data import Question
     from ..models import VLM
-    from .explorer import Explorer
+    from .notebook import NotebookExplorer
 
 
 def explore(
@@ -22,7 +22,7 @@ def explore(
     head_map: HeadMap | None = None,
     scale: ScAle | str | Path | None = None,
     dark: bool | None = None,
-) -> Explorer:
+) -> NotebookExplorer:
     """Explore questions in a notebook: choose a head on its map, see where it looks, scale it, and see the answers.
 
     head_map: the scores to choose heads by; default: the gradient on these questions (`si.attribute`). scale: a ScAle, or the
@@ -39,6 +39,6 @@ def explore(
     True
     """
     # Here and not above: these modules would make `import scale_interp.viz` wait for torch.
-    from .explorer import Explorer
+    from .notebook import NotebookExplorer
 
-    return Explorer(vlm, questions, head_map=head_map, scale=scale, dark=dark)
+    return NotebookExplorer(vlm, questions, head_map=head_map, scale=scale, dark=dark)

@@ -2,24 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from ..adapters.scale.scale import ScAle
 from ..data.load import load_questions
 from ..data.question import Question
 from ..errors import ScaleInterpError
-from ..models import demo, testbeds
-
-if TYPE_CHECKING:
-    from .explorer import Explorer
+from ..interventions.edit import Scope
+from ..models import demo
+from ..models.testbeds import circuits
+from ..vlm.vlm import VLM
 
 TINY = "tiny-random/"
 
 
-def code(explorer: Explorer) -> str:
+class Explored(Protocol):
+    """What the code is written from; an Explorer has it."""
+
+    @property
+    def vlm(self) -> VLM: ...
+    @property
+    def loading(self) -> str | None: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def factors(self) -> Mapping[tuple[int, int | None], float]: ...
+    @property
+    def scale(self) -> ScAle | None: ...
+    @property
+    def folder(self) -> str | None: ...
+    @property
+    def strength(self) -> float: ...
+
+
+def code(explorer: Explored) -> str:
     """Imports, model, question, edit and run; what this package cannot load by name is taken from names that the reader has.
 
     All text from outside is written as a Python string by repr, all numbers as they are held, so the same bits come back.
@@ -34,9 +56,9 @@ def code(explorer: Explorer) -> str:
     return "\n".join([*lines, "probabilities = si.run_edits(vlm, question, edit)[0, 0].softmax(-1)", ""])
 
 
-def _model(explorer: Explorer) -> str | None:
+def _model(explorer: Explored) -> str | None:
     vlm = explorer.vlm
-    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, testbeds.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
+    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, circuits.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
     if not known:
         return None
     given = {"revision": vlm.revision, "prompt": vlm.prompt}
@@ -60,7 +82,7 @@ def loading(questions: Sequence[Question]) -> str | None:
     return f"questions = si.load_questions({source!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
 
 
-def _edit(explorer: Explorer) -> list[str]:
+def _edit(explorer: Explored) -> list[str]:
     scope = "" if explorer.scope == "last" else f", scope={explorer.scope!r}"
     lines = ["scale = torch.ones(1, vlm.n_layers, vlm.n_heads)", "mlp_scale = torch.ones(1, vlm.n_layers)"]
     for (layer, head), factor in explorer.factors.items():

@@ -9,7 +9,6 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -22,14 +21,12 @@ from ..attribution.headmap import HeadMap
 from ..data.items import require
 from ..data.question import Question
 from ..data.question_card import question_card
-from ..errors import DataError, EditError, FileError, ModelError
+from ..errors import DataError, EditError, FileError
 from ..interventions.edit import Edit, Scope, check_heads
 from ..interventions.engine import choose_path, run_edits
 from ..interventions.prefix import Prompts
 from ..vlm.vlm import VLM
-
-if TYPE_CHECKING:
-    from .panel import Panel
+from .code import code, loading
 
 Part = tuple[int, int | None]
 """A head (layer, head), or the MLP of a layer (layer, None)."""
@@ -53,7 +50,7 @@ class Looking:
 
 
 class Explorer:
-    """One question at a time, with an edit that is built by hand; what `si.viz.explore` returns.
+    """One question at a time, with an edit that is built by hand.
 
     index: which question. selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to. factors: what is
     scaled, 0 to 4. scale: a ScAle or None; strength: how far it is faded in, 0 to 1, s(t) = 1 + t (s - 1).
@@ -279,29 +276,16 @@ class Explorer:
     @cached_property
     def loading(self) -> str | None:
         """The line of Python that loads these questions, None where there is none."""
-        from .code import loading
-
         return loading(self.questions)
 
     def code(self) -> str:
         """Python that runs the present edit on the present question and gives the same `probabilities`."""
-        from .code import code
-
         return code(self)
 
     def _changed(self) -> None:
         self._edited = None
         for tell in self.watchers:
             tell()
-
-    @cached_property
-    def panel(self) -> Panel:
-        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
-        try:
-            from .panel import Panel
-        except ImportError as error:
-            raise ModelError(f"the explorer is shown with {error.name}: pip install 'scale-interp[notebook]'") from error
-        return Panel(self)
 
     def _repr_html_(self) -> str:
         """What is left where no widgets are: the question and its answers."""
@@ -310,6 +294,3 @@ class Explorer:
             for choice, before, after in zip(self.question.choices, self.base.tolist(), self.probabilities.tolist(), strict=True)
         )
         return f"{question_card(self.question)}<table><tr><th>answer</th><th>base</th><th>edited</th></tr>{rows}</table>"
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.panel.root._repr_mimebundle_(**options)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import Count, checked
 from ..core.card import Card
 from ..data.items import require
 from ..data.question import Question
@@ -39,7 +40,8 @@ class Activations(Card):
         return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
 
 
-def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int = 16) -> Activations:
+@checked
+def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: Count = 16) -> Activations:
     """Read z and MLP outputs of the prompt's last token in whole, unedited forward passes.
 
     Questions of one prompt length share a batch, so no padding enters the numbers.

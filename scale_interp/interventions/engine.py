@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from ..core.arguments import Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
@@ -18,9 +19,10 @@ from .edit import Edit, Variants
 from .paths import check_finite, packed, reference, with_graph
 from .prefix import Prompts
 
-Path = Literal["auto", "packed", "reference"]
+Path = Annotated[Literal["auto", "packed", "reference"], Raises(EditError)]
 
 
+@checked
 def run_edits(
     vlm: VLM,
     questions: Question | Sequence[Question],

@@ -15,8 +15,8 @@ from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from ..evaluation.ground_truth.localisation import ranking
 from ..models.load import load
-from ..models.testbeds import NAMES, PLANTINGS, PREFIX, circuit, planted
-from ..models.testbeds.circuits import TASK
+from ..models.testbeds import NAMES, PLANTINGS, circuit, planted
+from ..models.testbeds.circuits import PREFIX, TASK
 from .folder import RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from nnsight import NNsight
@@ -18,10 +18,7 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
-
-if TYPE_CHECKING:
-    from ..interventions.check import Report
-
+from .report import Report
 
 WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")
@@ -49,6 +46,8 @@ class VLM(Card):
     (1, True)
     """
 
+    asked_for = "a model, as in si.load('demo')"
+
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
         self.decoder: Any = _decoder(hf_model, name)
@@ -71,8 +70,8 @@ class VLM(Card):
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
-        self.source: dict[str, Any] | None = None
-        """The arguments of `load` with which another process opens the same model; None for a live model."""
+        self.reopen: Callable[[], VLM] | None = None
+        """Opens the same model in another process, to which it is pickled; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from ...attribution.ablation import provenance
+from ...core.arguments import Seed, checked
 from ...core.card import Card
 from ...core.record import write_json, write_tensors
 from ...data.question import Question
@@ -119,13 +120,14 @@ class LastTokenBias(Card):
         return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
 
 
+@checked
 def fit_lora(
     vlm: VLM,
     train: Sequence[Question],
     rank: int = 4,
     *,
     learning_rates: Sequence[float] = LORA_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -145,12 +147,13 @@ def fit_lora(
     return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_ia3(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -171,12 +174,13 @@ def fit_ia3(
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_bias(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> LastTokenBias:

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attribution.ablation import provenance
-from ...core.arguments import checked_settings
+from ...core.arguments import Count, Seed, checked, checked_settings
 from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
@@ -57,7 +57,7 @@ class FitSettings:
     scope: Scope = "each_new_token"
     epochs: int = 40
     lr: float = 0.05
-    batch_size: int = 64
+    batch_size: Count = 64
     l1: float = 0.0
     retain_weight: float = 3.0
     validation: float = 0.2
@@ -102,10 +102,11 @@ class Fit:
     heads: tuple[Head, ...] | None = None
     mlp: bool = True
     answers: tuple[int, ...] | None = None
-    seed: int = 0
+    seed: Seed = 0
     frozen: bool = False
 
 
+@checked
 def fit_scale(
     vlm: VLM,
     train: Sequence[Question],
@@ -114,7 +115,7 @@ def fit_scale(
     *,
     layers: Iterable[int] | None = None,
     retain: Sequence[Question] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     prompts: Prompts | None = None,
     path: Path = "auto",
     **settings: Any,
@@ -139,6 +140,7 @@ def fit_scale(
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
 
 
+@checked
 def fit_scales(
     vlm: VLM,
     train: Sequence[Question],

@@ -17,7 +17,9 @@ from ...attribution.functional import FunctionalHeads
 from ...attribution.head_probe import Label, label_name, read_labels
 from ...attribution.metric import Metric, measure
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
@@ -123,9 +125,7 @@ class Interventions(Card):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the change, edit by function (see viz.function_heatmap)."""
-        from ...viz import function_heatmap
-
-        return function_heatmap(self, **options)
+        return draw("function_heatmap", self, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -147,6 +147,7 @@ class Interventions(Card):
         return Interventions(names, functions, metric, **found, provenance=about)
 
 
+@checked
 def intervene(
     vlm: VLM,
     test: Sequence[Question],
@@ -178,6 +179,7 @@ def intervene(
     return Interventions(tuple(edits), functions, metric, found, base, torch.from_numpy(codes), torch.from_numpy(groups(test)), made)
 
 
+@checked
 def emphasise(
     vlm: VLM,
     test: Sequence[Question],
@@ -210,6 +212,7 @@ def emphasise(
     return intervene(vlm, test, edits, by, metric=metric, path=path, heads=[list(head) for head in chosen])
 
 
+@checked
 def function_matrix(
     vlm: VLM,
     test: Sequence[Question],

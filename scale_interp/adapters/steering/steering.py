@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.head_probe import held_out_guesses
 from ...attribution.metric import measure
+from ...core.arguments import AtLeast, Seed, checked
 from ...core.card import Card
 from ...core.record import entry, expect, heads_of, made, read_json, read_tensors, write_json, write_tensors
 from ...data.items import groups, require
@@ -114,6 +115,7 @@ class Steering(Card):
         return found
 
 
+@checked
 def fit_steering(
     vlm: VLM,
     train: Sequence[Question],
@@ -122,8 +124,8 @@ def fit_steering(
     *,
     direction: Direction = "mean",
     scope: Scope = "each_new_token",
-    folds: int = 2,
-    seed: int = 0,
+    folds: Annotated[int, AtLeast(2)] = 2,
+    seed: Seed = 0,
     prompts: Prompts | None = None,
     path: Path = "auto",
 ) -> Steering:

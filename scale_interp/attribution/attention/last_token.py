@@ -10,14 +10,15 @@ from scipy import ndimage
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ...core.arguments import checked
 from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, Found, Singles, each
-from ...interventions.attention.rows import attention
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
 from ...interventions.reference import run_reference
+from ...interventions.rows import attention
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -55,6 +56,7 @@ def attention_with_weights(
 AttentionInterface.register(NAME, attention_with_weights)
 
 
+@checked
 def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Tensor]:
     """The last token's attention weights over its prompt, [L, H, T] for each question; each head's sum to 1.
 

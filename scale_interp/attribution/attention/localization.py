@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
+from ...core.arguments import checked
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError
@@ -50,14 +52,13 @@ class LocalizationHeads(Card):
 
     def plot(self, **options: Any) -> Any:
         """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.image, self.entropy], **({"marks": self.heads} | options))
+        return draw("head_heatmaps", [self.image, self.entropy], **({"marks": self.heads} | options))
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)
 
 
+@checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
     """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
 

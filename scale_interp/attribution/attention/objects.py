@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import MOST, Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require
 from ...data.question import Question
@@ -194,9 +196,7 @@ class ObjectAttention(Card):
 
     def plot(self, **options: Any) -> Any:
         """The measures as plotly heatmaps side by side, layer by head (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.map(of) for of in UNITS], **options)
+        return draw("head_heatmaps", [self.map(of) for of in UNITS], **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)
@@ -223,6 +223,7 @@ class ObjectAttention(Card):
 TENSORS = {"image_mass": 3, "box_mass": 3, "spatial_entropy": 3, "area": 1, "image_share": 1, "correct": 1, "confidence": 1, "groups": 1}
 
 
+@checked
 def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
     """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
 

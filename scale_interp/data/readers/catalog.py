@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
-from ...core.arguments import near
+from ...core.suggest import near
 from ...errors import DataError
 from ..scenes.task import TASKS
 

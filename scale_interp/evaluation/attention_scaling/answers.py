@@ -18,8 +18,9 @@ from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionS
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
-from ...core.arguments import fits
+from ...core.arguments import checked, fits
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, read_json, together, write_json
 from ...data.items import require
 from ...data.question import Question
@@ -38,6 +39,7 @@ PAPER_THRESHOLDS = (0.3, 0.35, 0.4)
 DECILES = 10
 
 
+@checked
 def evaluate_scaled(
     vlm: VLM,
     questions: Sequence[Question],
@@ -118,9 +120,7 @@ class Tuned(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
-        from ...viz import tuning_grid
-
-        return tuning_grid(self, **options)
+        return draw("tuning_grid", self, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)
@@ -144,6 +144,7 @@ class Tuned(Card):
         return Tuned(method, grid, base, passes, pictures, entry(path, found, "provenance", dict[str, Any]))
 
 
+@checked
 def tune_scaling(
     vlm: VLM,
     questions: Sequence[Question],
@@ -172,6 +173,7 @@ def tune_scaling(
     return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
 
 
+@checked
 def tune_adaptvis(
     vlm: VLM,
     questions: Sequence[Question],
@@ -217,6 +219,7 @@ def tune_adaptvis(
     return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
 
 
+@checked
 def transfer_table(
     vlm: VLM,
     tuned: Mapping[str, Tuned],

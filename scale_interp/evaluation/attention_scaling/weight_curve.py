@@ -18,7 +18,9 @@ from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require
 from ...data.question import Question
@@ -89,9 +91,7 @@ class ScalingCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the paired difference against the weight (see viz.scaling_curves)."""
-        from ...viz import scaling_curves
-
-        return scaling_curves({"": self}, **options)
+        return draw("scaling_curves", {"": self}, **options)
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
         return bundle(self, self.plot(), include, exclude)
@@ -116,6 +116,7 @@ class ScalingCurve(Card):
 TENSORS = {"per_question": 2, "base": 1, "confidence": 1, "groups": 1}
 
 
+@checked
 def scaling_curve(
     vlm: VLM,
     questions: Sequence[Question],

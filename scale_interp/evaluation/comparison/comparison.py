@@ -16,7 +16,9 @@ from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...core import statistics
+from ...core.arguments import Count, Seed, checked
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
 from ...data.items import describe, groups, require, require_disjoint
 from ...data.question import Question
@@ -159,9 +161,7 @@ class Comparison(Card):
 
     def plot(self, **options: Any) -> Any:
         """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
-        from ...viz import comparison
-
-        return comparison(self, **options)
+        return draw("comparison", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -195,6 +195,7 @@ class Comparison(Card):
         return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
 
 
+@checked
 def compare(
     vlm: VLM,
     train: Sequence[Question],
@@ -203,8 +204,8 @@ def compare(
     *,
     others: Sequence[Question] = (),
     methods: Sequence[str] = tuple(LEARN),
-    top: int = 8,
-    seed: int = 0,
+    top: Count = 8,
+    seed: Seed = 0,
     folder: str | Path | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:

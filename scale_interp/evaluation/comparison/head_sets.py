@@ -15,6 +15,7 @@ from scipy import stats
 from ...core import statistics
 from ...core.arguments import fits
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.record import entry, heads_of, read_json, together, write_json
 from ...errors import DataError, FileError
 from ...interventions.edit import Head, check_heads
@@ -106,9 +107,7 @@ class HeadSets(Card):
 
     def plot(self, **options: Any) -> Any:
         """The overlap matrix as a plotly heatmap (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
-        from ...viz import head_overlap
-
-        return head_overlap(self, **options)
+        return draw("head_overlap", self, **options)
 
     def content(self) -> dict[str, Any]:
         """All of it in JSON's words."""

@@ -22,6 +22,7 @@ from scipy import stats
 
 from ...core.arguments import fits
 from ...core.card import Card
+from ...core.figures import draw
 from ...core.progress import track
 from ...core.record import entry, read_json, together, versions, write_bytes, write_json
 from ...data.items import Questions
@@ -147,9 +148,7 @@ class Calibration(Card):
 
     def plot(self, **options: Any) -> Any:
         """The p-values' distribution against the uniform one (see viz.calibration)."""
-        from ...viz import calibration
-
-        return calibration(self, **options)
+        return draw("calibration", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the suites, and the shares that follow from them, as JSON."""

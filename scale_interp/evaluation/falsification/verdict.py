@@ -13,6 +13,7 @@ import pandas as pd
 from ...adapters.scale.scale import ScAle
 from ...core.arguments import fits
 from ...core.card import card
+from ...core.figures import draw
 from ...core.record import entry, made, read_json, together, write_json
 from ...errors import FileError
 
@@ -164,9 +165,7 @@ class Falsification:
 
     def plot(self, **options: Any) -> Any:
         """Bars of every control's gain with intervals (see viz.controls)."""
-        from ...viz import controls
-
-        return controls(self, **options)
+        return draw("controls", self, **options)
 
     def save(self, path: str | Path) -> None:
         """Write the whole outcome as JSON (the scalars are saved by ScAle.save_pretrained)."""

@@ -15,7 +15,9 @@ from torch import Tensor
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.metric import Metric, measure
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import MOST, Card, bundle
+from ...core.figures import draw
 from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
@@ -114,9 +116,7 @@ class Faithfulness(Card):
 
     def plot(self, **options: Any) -> Any:
         """Both curves with bands (see viz.faithfulness_curves)."""
-        from ...viz import faithfulness_curves
-
-        return faithfulness_curves({"ranking": self}, **options)
+        return draw("faithfulness_curves", {"ranking": self}, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -134,6 +134,7 @@ class Faithfulness(Card):
         return Faithfulness(ks, metric, keep, remove, members, entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def faithfulness(
     vlm: VLM,
     questions: Sequence[Question],

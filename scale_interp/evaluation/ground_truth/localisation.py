@@ -21,7 +21,9 @@ from ...attribution.head_probe import probe
 from ...attribution.integrated import integrated_gradients
 from ...attribution.patching import patch
 from ...core import statistics
+from ...core.arguments import checked
 from ...core.card import Card, bundle
+from ...core.figures import draw
 from ...core.progress import track
 from ...core.record import entry, expect, heads_of, read_tensors, together, write_tensors
 from ...data.contrast import contrasts
@@ -169,9 +171,7 @@ class Localisation(Card):
 
     def plot(self, **options: Any) -> Any:
         """AUROC and precision of every method with intervals (see viz.localisation)."""
-        from ...viz import localisation
-
-        return localisation({"": self}, **options)
+        return draw("localisation", {"": self}, **options)
 
     def save(self, path: str | FilePath) -> None:
         """Write one safetensors file; the metadata is JSON in its header."""
@@ -193,6 +193,7 @@ class Localisation(Card):
         return Localisation(methods, known, scores, cpr, cmd, entry(path, meta, "provenance", dict[str, Any]))
 
 
+@checked
 def localise(
     vlm: VLM,
     draws: Sequence[Sequence[Question]],

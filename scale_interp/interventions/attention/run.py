@@ -19,9 +19,9 @@ from ..engine import Path, choose_path
 from ..paths import join, packed_batch
 from ..prefix import Prefix, Prompts
 from ..reference import forward, run_reference
+from ..rows import NAME as PACKED
+from ..rows import attention
 from .logits import LogitEdit, Pass, rewriting
-from .rows import NAME as PACKED
-from .rows import attention
 
 
 class Answers(Protocol):

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, Protocol
 
 import pandas as pd
 
 from ... import viz
+from ...adapters.scale.scale import ScAle
+from ...attribution.headmap import HeadMap
+from ...data.items import Questions
+from ...evaluation.accuracy import Evaluation
+from ...evaluation.falsification.suite import Falsification
+from ...interventions.edit import Head
 from ...viz import Section
-
-if TYPE_CHECKING:
-    from ...adapters import ScAle
-    from ...attribution import HeadMap
-    from ...evaluation import Evaluation
-    from ...interventions.edit import Head
-    from .run import Run
+from ...vlm.vlm import VLM
+from .settings import Settings
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
 
@@ -35,7 +37,28 @@ CONTROL_COLUMNS = [
 ]
 
 
-def write_run_report(run: Run, summary: dict[str, Any]) -> None:
+class Results(Protocol):
+    """What the page shows of a run: its results are read from the folder, or computed."""
+
+    folder: Path
+    settings: Settings
+
+    @property
+    def vlm(self) -> VLM: ...
+    @property
+    def train(self) -> Questions: ...
+    @property
+    def test(self) -> Questions: ...
+    @property
+    def top_heads(self) -> list[Head]: ...
+    def locate(self) -> dict[str, HeadMap]: ...
+    def fit(self) -> dict[str, ScAle]: ...
+    def evaluate(self) -> dict[str, dict[str, Evaluation]]: ...
+    def falsify(self) -> dict[str, Falsification]: ...
+    def rescaling(self) -> dict[str, Any]: ...
+
+
+def write_run_report(run: Results, summary: dict[str, Any]) -> None:
     """Write report.html into the run's folder, from its saved results and a fresh rescaling study."""
     maps, scales, evaluations, suites = run.locate(), run.fit(), run.evaluate(), run.falsify()
     asked, patching = evaluations["asked"], maps["patch"]
@@ -107,7 +130,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
     viz.write_report(run.folder / "report.html", title=title, sections=sections, meta=about)
 
 
-def what_was_asked(run: Run, made: dict[str, Any]) -> list[Any]:
+def what_was_asked(run: Results, made: dict[str, Any]) -> list[Any]:
     """The question in words, two of the test questions, and what tells this model and these questions from others of their names."""
     s, model = run.settings, made["model"]
     pictures = {"train": run.train, "test": run.test}

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from ...errors import PathWarning
+from ..errors import PathWarning
 
 NAME = "scale_interp_packed"
 

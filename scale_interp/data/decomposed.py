@@ -7,11 +7,12 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from ...errors import DataError
-from ..readers.cogvsr import CogQuestion, CogQuestions, Sub
-from .questions import OPPOSITE, SPLIT_SEED, scene_question
-from .scene import Scene, Thing, scenes
-from .task import RELATIONS, TASKS, YES_NO, Asked, relation, relation_yesno
+from ..core.arguments import checked
+from ..errors import DataError
+from .readers.cogvsr import CogQuestion, CogQuestions, Sub
+from .scenes.questions import OPPOSITE, SPLIT_SEED, scene_question
+from .scenes.scene import Scene, Thing, scenes
+from .scenes.task import RELATIONS, TASKS, YES_NO, Asked, relation, relation_yesno
 
 TAXONOMY = {
     "exists": "visual reception",
@@ -33,6 +34,7 @@ context: alone it is a question of the same form as "relation", and no probe can
 """
 
 
+@checked
 def cog_questions(split: str = "test", n: int = 100, seed: int = 0, taxonomy: Mapping[str, str] = TAXONOMY) -> CogQuestions:
     """n questions "Is the red circle left of the blue cross?", each with one step a function, about a scene of its own.
 
