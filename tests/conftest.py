@@ -1,6 +1,4 @@
 import os
-import sys
-from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -9,8 +7,6 @@ import pytest
 import torch
 
 import scale_interp as si
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import scale_interp as si
-from bad_input.kind import Kind
 from scale_interp.bench.result import read_benchmarks
 from scale_interp.errors import FileError
 from scale_interp.evaluation.calibration import Calibration
 from scale_interp.evaluation.tuning import Chosen
+from tests.bad_input.kind import Kind
 
 LOADED: list[str] = []
 """What a pickle that was read would have written here."""

@@ -12,6 +12,7 @@ from scale_interp.models import testbeds
 from scale_interp.models.testbeds import build, training
 from scale_interp.models.testbeds.build import HEAD_DIM, WIDTH, Construction
 from scale_interp.record import read_json
+from tests.support import ROOT
 
 
 @pytest.fixture(scope="module", params=testbeds.NAMES)
@@ -349,9 +350,8 @@ def test_decoys_loss_reads_their_own_heads():
 
 
 def test_docs_hold_the_promises():
-    from pathlib import Path
 
-    record = read_json(Path(__file__).parents[1] / "docs" / "testbeds.json")
+    record = read_json(ROOT / "docs" / "testbeds.json")
     for name, found in record["circuits"].items():
         rows = {r["method"]: r for r in found["methods"]}
         assert set(rows) == set(localisation.METHODS), name

@@ -8,7 +8,6 @@ import sys
 import tomllib
 from html.parser import HTMLParser
 from importlib.resources import files
-from pathlib import Path
 from types import ModuleType
 
 import IPython
@@ -25,8 +24,8 @@ from scale_interp import statistics
 from scale_interp.attribution.grid import patch_grid
 from scale_interp.card import Card, card
 from scale_interp.evaluation.calibration import Calibration
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 SETTINGS = {"Edit", "Fit", "FitSettings", "HeadSweep", "Sub"}
 """Public classes that are no results: their repr is enough."""
 HEADS = [(layer, head) for layer in range(6) for head in range(8)]

@@ -1,16 +1,16 @@
 """Figures show the numbers they are given, and the report page keeps its promises."""
 
 import re
-import sys
 from dataclasses import replace
 from itertools import combinations
-from pathlib import Path
 
+import figures as drawn
 import kaleido
 import numpy as np
 import pandas as pd
 import plotly.graph_objects as go
 import pytest
+import synthetic as made
 import torch
 from PIL import Image
 from scipy import stats
@@ -22,10 +22,6 @@ from scale_interp.data import Question
 from scale_interp.errors import DataError, EditError, FileError
 from scale_interp.evaluation import Evaluation, Falsification
 from scale_interp.viz.theme import DARK, LIGHT
-
-sys.path.append(str(Path(__file__).parents[1] / "docs"))
-import figures as drawn
-import synthetic as made
 
 L, H = 6, 8
 EVERY = tuple((layer, head) for layer in range(L) for head in range(H))

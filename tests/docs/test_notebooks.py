@@ -2,19 +2,17 @@
 
 import io
 import re
-import sys
 from base64 import b64decode
 from html.parser import HTMLParser
-from pathlib import Path
 
 import nbformat
 import pytest
+import refresh
 from PIL import Image
 
-FOLDER = Path(__file__).parents[1] / "notebooks"
-sys.path.insert(0, str(FOLDER))
+from tests.support import ROOT
 
-import refresh  # noqa: E402
+FOLDER = ROOT / "notebooks"
 
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 KINDS = {"text/plain", "text/html", refresh.PICTURE}

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 import torch
-from oracle import hooked_scores
 
 import scale_interp as si
 from scale_interp.attribution.metric import contrast_diff, measure
 from scale_interp.errors import DataError, EditError, FileError
+from tests.support.oracle import hooked_scores
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import urllib.request
 import numpy as np
 import pytest
 import torch
-from lab_server import CHROMIUM, QUIET, free_port, jupyter_lab
 from PIL import Image
 from typer.testing import CliRunner
 
@@ -21,6 +20,7 @@ from scale_interp.errors import DataError, EditError, FileError, ModelError
 from scale_interp.interventions import prefix
 from scale_interp.viz.explorer import explorer as explorer_module
 from scale_interp.viz.explorer.turn import Turn
+from tests.support.lab_server import CHROMIUM, QUIET, free_port, jupyter_lab
 
 HEAD, OTHER, MLP = (5, 4), (2, 4), (3, None)
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")

@@ -1,8 +1,6 @@
 """`scale-interp ask`: a set asked, scored, contrasted, swept and reported, on photographs too where the samples are at hand."""
 
 import json
-import os
-from pathlib import Path
 
 import pandas as pd
 import pytest
@@ -11,8 +9,8 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.ask import ask, notes, write_asked
+from tests.support import SAMPLES
 
-SAMPLES = Path(os.environ.get("SCALE_INTERP_DATA") or Path(__file__).parents[2] / "shared/data")
 needs_samples = pytest.mark.skipif(not (SAMPLES / "whatsup").is_dir(), reason=f"no genuine samples in {SAMPLES}: set SCALE_INTERP_DATA")
 
 

@@ -5,7 +5,6 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from lab_server import CHROMIUM, QUIET
 from typer.testing import CliRunner
 
 from scale_interp import cli, statistics
@@ -14,6 +13,7 @@ from scale_interp.compare_runs import compare_runs
 from scale_interp.errors import FileError
 from scale_interp.record import read_json, read_tensors, write_json, write_tensors
 from scale_interp.run import MAPS, SCORES, Run, Settings
+from tests.support.lab_server import CHROMIUM, QUIET
 
 TINY = Settings(n_train=24, n_locate=6, n_test=12, n_retain=4, top=3, seeds=1)
 PHONE, DESKTOP = (390, 844), (1366, 900)

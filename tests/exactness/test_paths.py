@@ -6,7 +6,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from oracle import hooked_scores
 from PIL import Image
 
 import scale_interp as si
@@ -15,6 +14,7 @@ from scale_interp.attribution.metric import contrast_diff
 from scale_interp.errors import DataError, EditError, ModelError
 from scale_interp.interventions import paths
 from scale_interp.models.zoo import NAMES
+from tests.support.oracle import hooked_scores
 
 POST_NORMS = ("gemma3", "paligemma2")
 CHOICES = (("left", "right"), ("yes", "no"), ("red", "blue", "green"))

@@ -139,7 +139,7 @@ def test_attached_model_scores_as_the_engine_does(vlm, mixed, strong, scope):
 
 def test_generate_with_scalars_edits_every_new_token_in_scope(vlm, mixed, strong):
     """Against greedy decoding without a cache, edited by plain hooks."""
-    from oracle import hooked_logits
+    from tests.support.oracle import hooked_logits
 
     for scope in ("last", "each_new_token"):
         scale = si.ScAle(strong.scalars, strong.mlp_scalars, 54, strong.heads, scope)

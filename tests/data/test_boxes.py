@@ -1,5 +1,4 @@
 import json
-import os
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -13,8 +12,9 @@ from scale_interp.data.article import with_article
 from scale_interp.data.boxes import KINDS, box_questions, place_questions, pope_questions, relation_questions
 from scale_interp.data.detection import read_boxes
 from scale_interp.errors import DataError, DataWarning
+from tests.support import SAMPLES
 
-SAMPLE = Path(os.environ.get("SCALE_INTERP_DATA", Path(__file__).parents[2] / "shared/data")) / "photos_with_boxes/instances.json"
+SAMPLE = SAMPLES / "photos_with_boxes/instances.json"
 needs_sample = pytest.mark.skipif(not SAMPLE.is_file(), reason=f"no photographs with boxes at {SAMPLE}: set SCALE_INTERP_DATA")
 CLASSES = ("apple", "bus", "cat", "dog", "umbrella", "zebra", "owl", "kite")
 

@@ -11,12 +11,10 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 import torch
-from oracle import plain_inputs
 from PIL import Image
 from scipy import stats
 from torch import nn
 from typer.testing import CliRunner
-from zoo_models import BIDIRECTIONAL, noise
 
 import scale_interp as si
 from scale_interp import cli
@@ -32,6 +30,8 @@ from scale_interp.errors import DataError, DataWarning, FileError, ModelError, P
 from scale_interp.models import zoo
 from scale_interp.models.zoo.families import SIDE
 from scale_interp.viz.attention_map import attention_over_picture
+from tests.support.oracle import plain_inputs
+from tests.support.zoo_models import BIDIRECTIONAL, noise
 
 SIZES = ((64, 90), (150, 50))
 

@@ -2,13 +2,11 @@ import doctest
 import json
 from collections import Counter
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 from scipy import ndimage
-from spatial_solver import Undecided, grid_cells, maze_rows, positions, right_options
 
 import scale_interp as si
 from scale_interp.data.controls import with_noise, with_other_picture, without_picture
@@ -18,6 +16,8 @@ from scale_interp.data.generated.map import BLOCK, COMPASS, DOT
 from scale_interp.data.generated.maze import EXIT, FLOOR, PATH, START, WALL
 from scale_interp.data.generated.symbol import SYMBOLS
 from scale_interp.errors import DataError
+from tests.support import ROOT
+from tests.support.spatial_solver import Undecided, grid_cells, maze_rows, positions, right_options
 
 SCENES = {"map": 1800, "maze": 3000, "grid": 2400}
 """Questions that are about at least 1,000 scenes."""
@@ -232,7 +232,7 @@ def test_wrong_requests_are_refused(arguments, message):
 
 
 def test_the_examples_in_the_docs_run():
-    page = Path(__file__).parents[1] / "docs" / "generated.md"
+    page = ROOT / "docs" / "generated.md"
     outcome = doctest.testfile(str(page), module_relative=False)
     assert outcome.attempted > 5 and not outcome.failed
 

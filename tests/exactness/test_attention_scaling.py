@@ -9,8 +9,6 @@ import numpy as np
 import plotly.io as pio
 import pytest
 import torch
-from oracle import plain_inputs
-from zoo_models import CAUSAL, noise, three_questions
 
 import scale_interp as si
 from scale_interp.adapters.adaptvis import AdaptVis
@@ -23,6 +21,8 @@ from scale_interp.evaluation.attention_scaling import Tuned, evaluate_scaled, tr
 from scale_interp.evaluation.weight_curve import ScalingCurve, scaling_curve
 from scale_interp.interventions.prefix import Prompts
 from scale_interp.models import zoo
+from tests.support.oracle import plain_inputs
+from tests.support.zoo_models import CAUSAL, noise, three_questions
 
 
 @functools.cache

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from oracle import hooked_scores
 from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
@@ -14,6 +13,7 @@ from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.paths import packed_batch
 from scale_interp.interventions.prefix import Prompts, read_prefix
 from scale_interp.models.demo import build
+from tests.support.oracle import hooked_scores
 
 KINDS = ("zero", "amplify", "patch", "steer", "all heads", "mlp", "everything")
 

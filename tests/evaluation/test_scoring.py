@@ -1,14 +1,11 @@
 """Choices by likelihood, answers in words, and the public sets' own metrics, against tables made by hand."""
 
 import itertools
-import os
 import warnings
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from oracle import hooked_logits, plain_inputs
 from PIL import Image
 
 import scale_interp as si
@@ -20,11 +17,12 @@ from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.prefix import Prompts
 from scale_interp.statistics import accuracy_interval as interval
 from scale_interp.statistics import wilson_interval
+from tests.support import SAMPLES
+from tests.support.oracle import hooked_logits, plain_inputs
 
 WHERE_A = ("left", "right", "on", "under")
 WHERE_B = ("left", "right", "front", "behind")
 YES_NO = ("yes", "no")
-DATA = Path(os.environ.get("SCALE_INTERP_DATA") or Path(__file__).parents[1].parent / "shared" / "data")
 SCORINGS = ("auto", "first", "whole", "mean")
 
 
@@ -491,10 +489,10 @@ def test_spatialeval_groups():
     assert si.benchmark(said(questions, ["a", "b"] * 4)).equals(frame)
 
 
-@pytest.mark.skipif(not (DATA / "whatsup").is_dir(), reason="the genuine samples are not here")
+@pytest.mark.skipif(not (SAMPLES / "whatsup").is_dir(), reason="the genuine samples are not here")
 def test_genuine_whatsup_sets_are_whole():
     for name, sets in (("whatsup/controlled_a", 2), ("whatsup/controlled_b", 1)):
-        questions = si.load_questions(name, root=DATA)
+        questions = si.load_questions(name, root=SAMPLES)
         frame = si.benchmark(said(questions, [q.answer_text for q in questions]))
         counts = [number(frame, f"{m} accuracy").n for m in ("individual", "pair", "set")]
         assert counts == [4 * sets, 2 * sets, sets] and frame.attrs["incomplete"] == {} and frame.attrs["data"] == name

@@ -1,25 +1,11 @@
 import json
-import os
 import re
 import tracemalloc
 import warnings
 from collections import Counter
-from pathlib import Path
 
 import datasets
 import pytest
-from official_sets import (
-    COUNTS,
-    cocoqa_answer,
-    dump,
-    dump_lines,
-    picture,
-    pope_line,
-    spatialeval_rows,
-    spatialeval_table,
-    write_all,
-    write_controlled,
-)
 from PIL import Image
 from scipy.stats import chisquare
 from typer.testing import CliRunner
@@ -35,8 +21,20 @@ from scale_interp.data.spatialeval import read_options
 from scale_interp.data.splits import split_of
 from scale_interp.data.vsr import CATEGORY
 from scale_interp.errors import DataError, DataWarning
+from tests.support import ROOT, SAMPLES
+from tests.support.official_sets import (
+    COUNTS,
+    cocoqa_answer,
+    dump,
+    dump_lines,
+    picture,
+    pope_line,
+    spatialeval_rows,
+    spatialeval_table,
+    write_all,
+    write_controlled,
+)
 
-SAMPLES = Path(os.environ.get("SCALE_INTERP_DATA") or Path(__file__).parents[2] / "shared/data")
 needs_samples = pytest.mark.skipif(not (SAMPLES / "vsr").is_dir(), reason=f"no genuine samples in {SAMPLES}: set SCALE_INTERP_DATA")
 no_pictures = pytest.mark.filterwarnings("ignore:.*no picture on disk")
 CHOICES = ["left", "right", "above", "below"]
@@ -413,7 +411,7 @@ def test_unknown_places_in_words_are_refused(full, template, message):
 
 
 def test_the_documentation_lists_every_set_and_template():
-    page = (Path(__file__).parents[1] / "docs/data.md").read_text()
+    page = (ROOT / "docs/data.md").read_text()
     for entry in CATALOG.values():
         row = next((line for line in page.splitlines() if line.startswith(f"| `{entry.name}` |")), "")
         counts = ", ".join(f"{c:,}" if s == "all" else f"{s} {c:,}" for s, c in entry.counts.items())

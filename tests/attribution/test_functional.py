@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 import torch
-from oracle import plain_inputs
 
 import scale_interp as si
 from scale_interp import viz
@@ -16,6 +15,7 @@ from scale_interp.data.cog_scenes import cog_questions
 from scale_interp.data.cogvsr import subquestions
 from scale_interp.data.items import require_disjoint
 from scale_interp.errors import DataError, EditError, FileError, LeakError
+from tests.support.oracle import plain_inputs
 
 L, H, D, F = 4, 6, 8, 3
 OWN = (((0, 1), (2, 5)), ((1, 0),), ((3, 2), (3, 4), (1, 3)))

@@ -5,16 +5,16 @@ from __future__ import annotations
 import json
 import re
 import warnings
-from pathlib import Path
 
 import pytest
-from bad_input import KINDS, results, saved
-from bad_input.room import Room, offline
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scale_interp as si
 from scale_interp.errors import FileError, ScaleInterpError
+from tests.bad_input import KINDS, results, saved
+from tests.bad_input.room import Room, offline
+from tests.support import ROOT
 
 MEND = re.compile(
     r"\b(ask|attach|build|call|check|choose|convert|correct|cut|did you mean|end|fetch|give|has|have|install|lay|learn|leave|load|make"
@@ -71,9 +71,9 @@ def test_no_pickle_was_read():
 
 
 def test_the_page_names_every_target():
-    page = (Path(__file__).parents[1] / "docs/bad_input.md").read_text()
+    page = (ROOT / "docs/bad_input.md").read_text()
     missing = sorted({kind.target for kind in KINDS if f"`{kind.target}`" not in page})
-    assert not missing, f"{missing}: run `PYTHONPATH=tests python -m bad_input.page`"
+    assert not missing, f"{missing}: run `python -m tests.bad_input.page`"
 
 
 # Random values within a kind.

@@ -8,10 +8,8 @@ import warnings
 import pytest
 import torch
 from accelerate import dispatch_model
-from oracle import hooked_logits, hooked_scores, plain_inputs
 from PIL import Image
 from transformers import VipLlavaConfig, VipLlavaForConditionalGeneration
-from zoo_models import BIDIRECTIONAL, CAUSAL, noise, three_questions
 
 import scale_interp as si
 from scale_interp.errors import DataError, EditError, MemoryWarning, ModelError, PathWarning
@@ -23,6 +21,8 @@ from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.prefix import Prompts, read_prefix
 from scale_interp.models import families, zoo
 from scale_interp.models.vlm import VLM
+from tests.support.oracle import hooked_logits, hooked_scores, plain_inputs
+from tests.support.zoo_models import BIDIRECTIONAL, CAUSAL, noise, three_questions
 
 KINDS = ("zero", "mean", "patch", "amplify", "mlp", "steer", "all heads", "everything")
 

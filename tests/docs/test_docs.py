@@ -5,7 +5,6 @@ import doctest
 import re
 import shlex
 import tomllib
-from pathlib import Path
 from typing import NamedTuple
 from urllib.parse import urlparse
 
@@ -14,8 +13,8 @@ from typer.main import get_command
 
 import scale_interp as si
 from scale_interp.cli import app
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
 FENCE = re.compile(r"^(?P<indent> *)```(?P<info>[^\n`]*)\n(?P<body>.*?)^(?P=indent)```$", re.MULTILINE | re.DOTALL)
 OUTPUT = re.compile(r"\n\n```text\n(.*?)```$", re.MULTILINE | re.DOTALL)
@@ -200,7 +199,6 @@ def test_figures_of_a_paper_s_page_stand_on_the_pages_that_it_links(page):
 
 def test_the_reference_lists_every_public_name_and_command(monkeypatch):
     pytest.importorskip("mkdocs")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import hooks
 
     pages = hooks.reference()
@@ -217,7 +215,6 @@ def test_the_reference_lists_every_public_name_and_command(monkeypatch):
 
 def test_docstrings_become_markdown(monkeypatch):
     pytest.importorskip("griffe")
-    monkeypatch.syspath_prepend(str(ROOT / "docs"))
     import docstrings
 
     assert doctest.testmod(docstrings).failed == 0
