@@ -14,7 +14,7 @@ from scale_interp.evaluation import falsification, fit_text_correction
 from scale_interp.evaluation.controls import picture_controls
 from scale_interp.evaluation.text_only import PENALTIES
 from scale_interp.evaluation.verdict import PICTURES
-from scale_interp.interventions import prefix
+from tests.support.watched import inputs_of, times_seen
 
 
 def test_accuracy_is_that_of_plain_forward_passes(vlm):
@@ -169,15 +169,14 @@ def test_suite_is_registered_before_the_test(suite, vlm):
             assert len(fit["heads"]) == 3 and not {tuple(h) for h in fit["heads"]} & {(3, 3), (2, 0), (3, 2)}
 
 
-def test_training_prompts_are_read_once(vlm, monkeypatch):
+def test_training_prompts_are_read_once(vlm):
     train, test = (si.load_questions("scenes/relation", split=s, n=n) for s, n in (("train", 40), ("test", 16)))
     si.run_edits(vlm, train[0])
-    read = []
-    once = prefix.read_prefix
-    monkeypatch.setattr(prefix, "read_prefix", lambda vlm, questions, *rest: read.extend(questions) or once(vlm, questions, *rest))
-    si.falsify(vlm, train, test, heads=[(3, 3), (2, 0)], seeds=2, epochs=3, batch_size=16)
-    assert sorted(q.id for q in read if q.group in {t.group for t in train}) == sorted(q.id for q in train)
-    assert len(read) == 40 + 3 * 16
+    with inputs_of(vlm.hf_model.model.vision_tower) as read:
+        si.falsify(vlm, train, test, heads=[(3, 3), (2, 0)], seeds=2, epochs=3, batch_size=16)
+    assert all(times_seen(read, vlm.encode(q)["pixel_values"][0]) == 1 for q in train)
+    # The test as it is, with other images, and twice with its scalars frozen at 1: by hooks, and without them.
+    assert sum(map(len, read)) == 40 + 4 * 16
 
 
 def test_nothing_of_the_test_decides_what_is_fitted(vlm):

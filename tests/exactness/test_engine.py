@@ -14,6 +14,7 @@ from scale_interp.interventions.paths import packed_batch
 from scale_interp.interventions.prefix import Prompts, read_prefix
 from scale_interp.models.demo import build
 from tests.support.oracle import hooked_scores
+from tests.support.watched import inputs_of
 
 KINDS = ("zero", "amplify", "patch", "steer", "all heads", "mlp", "everything")
 
@@ -100,9 +101,14 @@ def test_staircase_equals_computing_every_row(vlm, mixed, random_edits):
 def test_sweep_equals_dense_edits_in_chunks(vlm, mixed, monkeypatch):
     source = si.capture(vlm, mixed).z
     sweep = si.HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
-    whole = si.run_edits(vlm, mixed, sweep, path="packed")
-    monkeypatch.setattr(paths, "variants_at_once", lambda *_: 5)
-    chunked = si.run_edits(vlm, mixed, sweep, path="packed")
+    prompts = Prompts(vlm, mixed, len(mixed))
+    assert len(list(prompts)) == 1
+    with inputs_of(vlm.decoder.layers[-1]) as passes:
+        whole = si.run_edits(vlm, mixed, sweep, path="packed", prompts=prompts)
+    with inputs_of(vlm.decoder.layers[-1]) as more_passes:
+        monkeypatch.setattr(vlm, "memory", 2**19)
+        chunked = si.run_edits(vlm, mixed, sweep, path="packed", prompts=prompts)
+    assert len(more_passes) > 2 * len(passes)
     assert torch.allclose(whole, chunked, atol=2e-6)
     for n in (0, 17, 47):
         layer, head = sweep.heads[n]

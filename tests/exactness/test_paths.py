@@ -9,12 +9,11 @@ import torch.nn.functional as F
 from PIL import Image
 
 import scale_interp as si
-from scale_interp.attribution import path_patching
 from scale_interp.attribution.metric import contrast_diff
 from scale_interp.errors import DataError, EditError, ModelError
-from scale_interp.interventions import paths
 from scale_interp.models.zoo import NAMES
 from tests.support.oracle import hooked_scores
+from tests.support.watched import inputs_of
 
 POST_NORMS = ("gemma3", "paligemma2")
 CHOICES = (("left", "right"), ("yes", "no"), ("red", "blue", "green"))
@@ -198,11 +197,13 @@ def test_nothing_before_the_receiver_is_left_out_and_nothing_after_it_scores(mod
 
 def test_chunks_and_batches_do_not_matter(model, pairs, monkeypatch):
     vlm, receivers = model("gemma3"), [(1, 2), (2, 0)]
-    whole = si.path_patch(vlm, pairs, receivers)
-    for module in (path_patching, paths):
-        monkeypatch.setattr(module, "variants_at_once", lambda *_: 3)
-    chunked = si.path_patch(vlm, pairs, receivers)
-    monkeypatch.undo()
+    with inputs_of(vlm.decoder.layers[-1]) as passes:
+        whole = si.path_patch(vlm, pairs, receivers)
+    with inputs_of(vlm.decoder.layers[-1]) as more_passes:
+        monkeypatch.setattr(vlm, "memory", 1)
+        chunked = si.path_patch(vlm, pairs, receivers)
+        monkeypatch.undo()
+    assert len(more_passes) > 2 * len(passes)
     alone = [si.path_patch(vlm, [p], receivers) for p in pairs]
     for r in receivers:
         assert torch.allclose(chunked[r].per_question, whole[r].per_question, atol=1e-5)

@@ -17,10 +17,10 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, EditError, FileError, ModelError
-from scale_interp.interventions import prefix
 from scale_interp.viz.explorer import explorer as explorer_module
 from scale_interp.viz.explorer.turn import Turn
 from tests.support.lab_server import CHROMIUM, QUIET, free_port, jupyter_lab
+from tests.support.watched import inputs_of, times_seen
 
 HEAD, OTHER, MLP = (5, 4), (2, 4), (3, None)
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
@@ -98,17 +98,17 @@ class TestState:
         assert close(explorer.probabilities, answers(vlm, explorer.question, edit))
         assert strength or close(si.viz.explore(vlm, explorer.questions, scale=scale).base, explorer.base)
 
-    def test_a_prompt_is_read_once(self, vlm, questions, monkeypatch):
-        read, original = [], prefix.read_prefix
-        monkeypatch.setattr(prefix, "read_prefix", lambda *args: read.append(args[1]) or original(*args))
-        explorer = si.viz.explore(vlm, questions)
-        for factor in (0.0, 0.5, 1.5, 2.0):
-            explorer.set(HEAD, factor)
-            explorer.index = 1
-            _ = explorer.base, explorer.probabilities
-            explorer.index = 0
-            _ = explorer.probabilities
-        assert len(read) == 2
+    def test_a_prompt_is_read_once(self, vlm, questions):
+        with inputs_of(vlm.hf_model.model.vision_tower) as read:
+            explorer = si.viz.explore(vlm, questions)
+            for factor in (0.0, 0.5, 1.5, 2.0):
+                explorer.set(HEAD, factor)
+                explorer.index = 1
+                _ = explorer.base, explorer.probabilities
+                explorer.index = 0
+                _ = explorer.probabilities
+        assert [len(pixels) for pixels in read] == [1, 1]
+        assert [times_seen(read, vlm.encode(q)["pixel_values"][0]) for q in questions] == [1, 1, 0, 0, 0, 0]
 
     def test_choices_of_several_tokens(self, vlm, long_choices, scale):
         explorer = si.viz.explore(vlm, long_choices, scale=scale)
