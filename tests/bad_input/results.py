@@ -244,7 +244,10 @@ JSONS = (
     ),
     Saved("Tuned", si.Tuned.load, {}, {"method": "PASTA", "settings": [], "grid": [1], "base": None, "passes": "x", "groups": "abc"}),
     Saved("HeadSets", si.HeadSets.load, {}, {"n_layers": "6", "n_heads": 0, "sets": {}, "left_out": []}),
-    Saved("Transfer", si.Transfer.load, {}, {"kind": "Baselines", "rows": [1], "about": [], "provenance": 3}),
+    *(
+        Saved(kind.__name__, kind.load, {}, {"kind": "HeadMap", "rows": [1], "about": [], "provenance": 3})
+        for kind in (si.Transfer, si.Baselines, si.RetentionCurve, si.SparsityPath)
+    ),
     Saved("Calibration", Calibration.load, {}, {"method": "x", "rows": [{}], "about": 1}),
     Saved(
         "ScAle's configuration",

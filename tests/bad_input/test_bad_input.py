@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import re
 import warnings
+from collections import Counter
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import scale_interp as si
+from scale_interp import errors
 from scale_interp.errors import FileError, ScaleInterpError
-from tests.bad_input import KINDS, results, saved
+from tests.bad_input import KINDS, arguments, results, saved
 from tests.bad_input.room import Room, offline
 from tests.support import ROOT
 
@@ -48,9 +51,20 @@ def test_refused_with_a_mend(kind, room):
     assert MEND.search(said), said
 
 
-def test_kinds_are_many_and_distinct():
-    pairs = {(kind.target, kind.mistake) for kind in KINDS}
-    assert len(pairs) == len(KINDS) >= 300
+def test_every_kind_is_there_once():
+    twice = [name for name, n in Counter(kind.id for kind in KINDS).items() if n > 1]
+    assert not twice
+
+
+def test_every_public_function_saved_result_and_error_has_kinds():
+    public = {name: getattr(si, name) for name in si.__all__}
+    targets = {kind.target for kind in KINDS}
+    functions = {f"si.{name}" for name, found in public.items() if inspect.isfunction(found)}
+    assert functions - {f"si.{name}" for name in arguments.LATER} <= targets
+    saved_classes = {name for name, found in public.items() if hasattr(found, "load") or hasattr(found, "from_pretrained")}
+    assert saved_classes <= {target.partition("'")[0] for target in targets}
+    raised = {found for found in vars(errors).values() if inspect.isclass(found) and issubclass(found, ScaleInterpError)}
+    assert raised == {kind.error for kind in KINDS}
 
 
 @pytest.mark.parametrize("name", saved.SAVERS)

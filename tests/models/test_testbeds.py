@@ -14,6 +14,8 @@ from scale_interp.models.testbeds.build import HEAD_DIM, WIDTH, Construction
 from scale_interp.record import read_json
 from tests.support import ROOT
 
+ABLATIONS = ("zero ablation", "mean ablation", "resample ablation", "patching")
+
 
 @pytest.fixture(scope="module", params=testbeds.NAMES)
 def bed(request):
@@ -349,18 +351,47 @@ def test_decoys_loss_reads_their_own_heads():
     assert last.loss([first, first]).item() == pytest.approx(float(np.log(1 + 3 * np.exp(-16.0))), abs=1e-6)
 
 
-def test_docs_hold_the_promises():
+@pytest.fixture(scope="module")
+def record():
+    """What docs/testbeds.md says was measured."""
+    return read_json(ROOT / "docs" / "testbeds.json")
 
-    record = read_json(ROOT / "docs" / "testbeds.json")
+
+def test_docs_hold_the_promises(record):
     for name, found in record["circuits"].items():
         rows = {r["method"]: r for r in found["methods"]}
         assert set(rows) == set(localisation.METHODS), name
-        assert all(rows[m]["auroc"] >= 0.99 for m in ("zero ablation", "mean ablation", "resample ablation", "patching"))
+        assert all(rows[m]["auroc"] >= 0.99 for m in ABLATIONS)
     plantings = {p["planting"]: p for p in record["plantings"]}
     assert {name.split(",")[0] for name in plantings} == set(testbeds.PLANTINGS)
     for name in ("loud", "inverted", "soft-relay"):
         found = plantings[f"{name}, penalty 1"]
         assert found["auroc |log s|"] == 1 and found["recovered_low"] > 0.4
+
+
+def test_the_docs_numbers_of_circuits_are_measured_again(bed, record):
+    circuit, vlm = bed
+    written = record["circuits"][f"testbed/{circuit.name}"]
+    assert written["known"] == [list(head) for head in circuit.heads]
+    assert written["accuracy"]["accuracy"] == pytest.approx(si.evaluate(vlm, asked(200)).accuracy, abs=0.01)
+    rows = {r["method"]: r for r in written["methods"]}
+    draws = [si.load_questions("scenes/position", "train", n=60, seed=seed) for seed in range(written["provenance"]["draws"])]
+    found = si.localise(vlm, draws, circuit.heads, ABLATIONS)
+    assert found.auroc().mean(1) == pytest.approx([rows[m]["auroc"] for m in ABLATIONS], abs=0.02)
+    assert found.precision().mean(1) == pytest.approx([rows[m]["precision"] for m in ABLATIONS], abs=0.02)
+
+
+@pytest.mark.parametrize("name", testbeds.PLANTINGS)
+def test_the_docs_numbers_of_plantings_are_measured_again(record, name):
+    written = next(p for p in record["plantings"] if p["planting"] == f"{name}, penalty 1")
+    damaged, planting = testbeds.planted(name), testbeds.PLANTINGS[name]
+    train, test = si.load_questions(planting.data, "train", n=200), si.load_questions(planting.data, "test", n=400)
+    found = si.recover(damaged, si.load(planting.model), train, test, seeds=1, l1=1.0, bound="exp", radius=2.5)
+    assert float(found.intact.mean()) == pytest.approx(written["intact"], abs=0.01)
+    assert float(found.damaged.mean()) == pytest.approx(written["damaged"], abs=0.01)
+    assert written["recovered_low"] - 0.1 <= found.recovered()[0] <= written["recovered_high"] + 0.1
+    if written["auroc |log s|"] == 1:
+        assert sorted(found.ranks()[0].tolist()) == list(range(1, len(planting.heads) + 1))
 
 
 def test_training_silences_other_heads_at_the_last_token_alone():
