@@ -2,6 +2,7 @@ import os
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test waits for a hub
 
 import pytest
 import torch

@@ -309,7 +309,7 @@ gain("demo")
 """
 
 
-@pytest.mark.slow
+@pytest.mark.full
 def test_a_users_program_passes_a_strict_type_checker(tmp_path):
     (tmp_path / "program.py").write_text(PROGRAM)
     command = [sys.executable, "-m", "mypy", "--strict", "--follow-imports=silent", "--ignore-missing-imports", "program.py"]
