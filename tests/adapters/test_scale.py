@@ -82,6 +82,7 @@ def test_fits_side_by_side_equal_fits_one_by_one(vlm, train):
     assert (together[3].scalars == 1).all() and together[3].n_parameters == 0
 
 
+@pytest.mark.full
 def test_benchmark_of_fits_compares_them_with_fits_alone(tmp_path):
     result = CliRunner().invoke(
         cli.app, ["bench", "tiny-random/llava", "--fits", "--questions", "8", "--repeats", "1", "--out", str(tmp_path)]
@@ -173,6 +174,7 @@ def test_generating_without_a_cache_is_refused(vlm, mixed, strong):
         vlm.generate(mixed[0], max_new_tokens=3, min_new_tokens=3, use_cache=False)
 
 
+@pytest.mark.full
 def test_saved_scalars_answer_the_same_in_a_new_process(vlm, strong, tmp_path):
     strong.save_pretrained(tmp_path / "scale")
     code = """

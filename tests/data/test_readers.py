@@ -78,7 +78,9 @@ def test_the_catalogue_is_the_table_of_counts():
 
 
 @no_pictures
-@pytest.mark.parametrize(("name", "split"), COUNTS)
+@pytest.mark.parametrize(
+    ("name", "split"), [pytest.param(*asked, marks=pytest.mark.full if n > 50_000 else ()) for asked, n in COUNTS.items()]
+)
 def test_official_counts(full, no_hub, name, split):
     questions = si.load_questions(name, split, root=full)
     assert len(questions) == COUNTS[name, split] and questions.source == name and questions.split == split
@@ -753,6 +755,7 @@ def sample_of_100_000(name, root=None):
         return si.load_questions(name, "test", n=50, root=root)
 
 
+@pytest.mark.full
 def test_100_000_questions_are_sampled_in_bounded_memory_without_opening_a_picture(tmp_path, monkeypatch):
     """The file has 26 MB."""
     (tmp_path / "a.png").write_bytes(picture())
@@ -767,6 +770,7 @@ def test_100_000_questions_are_sampled_in_bounded_memory_without_opening_a_pictu
     assert len(questions) == 50 and peak < 8e6, peak
 
 
+@pytest.mark.full
 def test_100_000_pope_questions_are_sampled_without_opening_a_picture(tmp_path, monkeypatch):
     (tmp_path / "val2014").mkdir()
     (tmp_path / "val2014/COCO_val2014_000000000000.jpg").write_bytes(picture("JPEG"))

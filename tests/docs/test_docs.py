@@ -70,7 +70,14 @@ def commands(page):
             yield span
 
 
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.info == "python" for b in python_blocks(p))], ids=named)
+def with_python():
+    """Pages with examples; the README's run by default, the others where all is run."""
+    for page in PAGES:
+        if any(b.info == "python" for b in python_blocks(page)):
+            yield pytest.param(page, marks=() if page.parent == ROOT else pytest.mark.full)
+
+
+@pytest.mark.parametrize("page", with_python(), ids=named)
 def test_python_blocks_run_in_order_and_need_nothing_else(page, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     names = {"__name__": "example"}

@@ -103,6 +103,7 @@ def test_links_lead_somewhere(path):
                 assert (FOLDER / target).exists(), f"cell {cell.id}: {target}"
 
 
+@pytest.mark.full
 @named
 def test_runs_to_the_committed_numbers(path):
     committed, now = nbformat.read(path, as_version=4), refresh.executed(path)

@@ -86,6 +86,7 @@ def test_transfer_refuses_leaks_and_nothing(vlm, tasks):
         si.transfer(vlm, {}, test)
 
 
+@pytest.mark.full
 def test_a_retained_fit_moves_other_answers_less(vlm, tasks, curve):
     free, kept = curve.rows
     assert (free["weight"], kept["weight"]) == (0, 100)
@@ -116,6 +117,7 @@ def test_retention_refuses_what_it_cannot_do(vlm, tasks):
         si.retention_curve(vlm, train["relation"], test["relation"], train["exists"], test["exists"], (-1.0,))
 
 
+@pytest.mark.full
 def test_a_stronger_penalty_leaves_fewer_scalars(path):
     rows = path.of("l1").rows
     assert [r["value"] for r in rows] == [0, 1, 30]

@@ -343,6 +343,7 @@ def test_the_same_command_gives_the_same_bytes_and_takes_them_up_again(name, tmp
     assert (info.status, info.headline, list(info.findings)) == ("finished", notes[0], notes[1:])
 
 
+@pytest.mark.full
 def test_a_comparison_stopped_midway_goes_on_to_the_same_bytes(tmp_path, monkeypatch):
     monkeypatch.setattr(compare_run, "compare", partial(compare_run.compare, methods=("ScalingVis", "ScAle")))
     settings = CompareSettings("tiny-random/llava", others=(), n_train=24, n_validation=8, n_test=8, top=2)

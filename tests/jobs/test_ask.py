@@ -41,6 +41,7 @@ def test_command_on_scenes(tmp_path):
     assert "Answers in words" in page and " ".join(arguments[:4]) in page and "random weights" not in page
 
 
+@pytest.mark.full
 @needs_samples
 @pytest.mark.parametrize("model", ["tiny-random/llava_next", "tiny-random/qwen2_5_vl", "tiny-random/gemma3", "tiny-random/idefics3"])
 @pytest.mark.parametrize(("data", "change"), [("whatsup/controlled_a", "set"), ("whatsup/controlled_b", "mirror")])

@@ -99,6 +99,7 @@ def test_realistic_shape():
         open_model("demo", dtype="float8")
 
 
+@pytest.mark.full
 def test_memory_is_that_of_fresh_processes():
     found = measure_memory("realistic/2x4x64", 1)
     assert 1e8 < found.loaded <= found.forward and found.loaded <= found.sweep and found.ratio == found.sweep / found.forward

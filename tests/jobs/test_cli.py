@@ -85,6 +85,7 @@ def test_the_folder_says_what_it_is_of(finished):
     assert not [part for part in (folder / "parts").glob("*/")]
 
 
+@pytest.mark.full
 def test_steps_one_by_one_give_what_the_whole_gives(finished, tmp_path, vlm):
     job = Run(tmp_path / "steps", SMALL, vlm=vlm)
     with pytest.raises(FileError, match="scale-interp locate"):
@@ -122,6 +123,7 @@ def test_runs_and_show(finished):
     assert shown.output.count("whole") == sum(len(files) for files in STEPS.values()) and "damaged" not in shown.output
 
 
+@pytest.mark.full
 def test_a_folder_of_the_layout_without_checksums_opens(finished, tmp_path):
     folder, old = finished[0], tmp_path / "old"
     shutil.copytree(folder, old)

@@ -302,6 +302,7 @@ def test_figures_show_the_numbers(kept, dark):
         viz.head_overlap(HeadSets(2, 4, {}))
 
 
+@pytest.mark.full
 def test_the_command_writes_a_table_and_goes_on(kept, small, tmp_path):
     flags = ["--n-train=40", "--n-validation=16", "--n-test=16", "--n-others=4", "--others=scenes/exists", "--top=2"]
     command = ["compare", "--model", "tiny-random/llava", "--data", "scenes/relation", "--out", str(tmp_path / "c"), *flags]

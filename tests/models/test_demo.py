@@ -17,21 +17,6 @@ from scale_interp.models.demo import recipe
 from scale_interp.models.demo.build import processor, tokenizer, untrained
 
 
-@pytest.fixture(scope="module")
-def train():
-    return si.load_questions("scenes/relation", "train", n=500)
-
-
-@pytest.fixture(scope="module")
-def test():
-    return si.load_questions("scenes/relation", "test", n=400)
-
-
-@pytest.fixture(scope="module")
-def top_heads(vlm, train):
-    return si.patch(vlm, si.contrasts(train[:120])).top(8)
-
-
 def test_weights_are_small_and_intact():
     size = sum(f.stat().st_size for name in demo.NAMES for f in demo.folder(name).iterdir())
     assert size < 8e6
@@ -39,6 +24,7 @@ def test_weights_are_small_and_intact():
         assert all(w.isfinite().all() for w in si.load(name).hf_model.parameters())
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", demo.NAMES)
 def test_cards_say_what_is_measured(name):
     card = (demo.folder(name) / "README.md").read_text()
@@ -50,32 +36,7 @@ def test_cards_say_what_is_measured(name):
         assert measured == pytest.approx(float(said[task]), abs=0.003)
 
 
-def test_demo_has_a_shortfall_that_scalars_repair(vlm, train, test):
-    suite = si.falsify(vlm, train, test)
-    assert 0.55 <= suite.base_accuracy <= 0.80
-    assert suite.gain >= 0.15 and suite["ScAle"]["low"] > 0 and suite["ScAle"]["parameters"] == 54
-    assert suite.frozen_changed == suite.frozen_bits_changed == 0
-    assert suite.text_share < 0.25
-    assert suite.survives and "survives" in suite.verdict
-
-
-def test_the_chosen_heads_matter(vlm, train, test, top_heads):
-    suite = si.falsify(vlm, train, test, heads=top_heads)
-    row = suite["random heads"]
-    assert row["full_minus"] > 0 and row["full_minus_low"] > 0
-    assert suite.survives and suite.heads_matter
-
-
-def test_healthy_model_has_nothing_to_gain(train, test):
-    suite = si.falsify(si.load("demo-healthy"), train, test)
-    assert not suite.survives and not suite.gains and suite.verdict.startswith("No gain")
-
-
-def test_prior_is_explained_without_the_picture(train, test):
-    suite = si.falsify(si.load("demo-prior"), train, test)
-    assert suite.gains and not suite.survives and "text-only correction explains" in suite.verdict
-
-
+@pytest.mark.full
 def test_retention_keeps_other_answers_and_the_gain(vlm, train, test):
     others = [q for t in NON_SPATIAL for q in si.load_questions(f"scenes/{t}", "train", n=200)]
     free, kept = si.fit_scale(vlm, train), si.fit_scale(vlm, train, retain=others)
@@ -145,6 +106,7 @@ def test_shortfalls_touch_relation_answers_only():
     assert 0.3 < changed["language_prior"] / asked_total < 0.55
 
 
+@pytest.mark.full
 def test_stopped_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(recipe, "PICTURES", 4)
     monkeypatch.setattr(recipe, "CHECKPOINT_EVERY", 2)

@@ -381,6 +381,7 @@ def test_the_docs_numbers_of_circuits_are_measured_again(bed, record):
     assert found.precision().mean(1) == pytest.approx([rows[m]["precision"] for m in ABLATIONS], abs=0.02)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize("name", testbeds.PLANTINGS)
 def test_the_docs_numbers_of_plantings_are_measured_again(record, name):
     written = next(p for p in record["plantings"] if p["planting"] == f"{name}, penalty 1")
