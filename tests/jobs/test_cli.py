@@ -15,25 +15,22 @@ from scale_interp.journal import digest
 from scale_interp.run import Run
 from scale_interp.run_info import read_run
 from scale_interp.run_settings import STEPS, Settings
-
-SMALL = Settings(n_train=40, n_locate=12, n_test=40, n_retain=10, seeds=1)
+from tests.support.small_run import FLAGS, SMALL
 
 
 def run(*arguments):
     return CliRunner().invoke(cli.app, [str(a) for a in arguments])
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("run")
-    flags = [f"--{k.replace('_', '-')}={getattr(SMALL, k)}" for k in ("n_train", "n_locate", "n_test", "n_retain", "seeds")]
-    result = run("run", "demo", "--out", folder, *flags)
-    assert result.exit_code == 0, result.output
-    return folder, result.output, flags
+@pytest.fixture
+def finished(first_run):
+    """The run's folder, and what its command said."""
+    folder, _, output = first_run
+    return folder, output
 
 
 def test_run_writes_what_it_promises(finished):
-    folder, output, _ = finished
+    folder, output = finished
     names = {p.name for p in folder.iterdir()}
     assert {"report.html", "summary.json", "head_maps", "scale", "falsification_all.json", "falsification_top.json"} <= names
     summary = json.loads((folder / "summary.json").read_text())
@@ -49,7 +46,7 @@ def test_run_writes_what_it_promises(finished):
 
 
 def test_report_holds_the_numbers(finished):
-    folder, _, _ = finished
+    folder, _ = finished
     page = (folder / "report.html").read_text()
     summary = json.loads((folder / "summary.json").read_text())
     assert f"{summary['base']['accuracy']:.1%}" in page and summary["falsification"]["all"]["registration"] in page
@@ -63,16 +60,16 @@ def results(folder):
 
 
 def test_same_command_again_redoes_nothing_and_gives_the_same(finished):
-    folder, output, flags = finished
+    folder, output = finished
     kept, state = results(folder), json.loads((folder / "state.json").read_text())
-    again = run("run", "demo", "--out", folder, *flags)
+    again = run("run", "demo", "--out", folder, *FLAGS)
     assert again.exit_code == 0 and again.stdout == output[output.index(again.stdout[:40]) :]
     assert "locating" not in again.output and "writing" not in again.output
     assert results(folder) == kept and json.loads((folder / "state.json").read_text())["steps"] == state["steps"]
 
 
 def test_the_folder_says_what_it_is_of(finished):
-    folder, _, _ = finished
+    folder, _ = finished
     told, state = (json.loads((folder / name).read_text()) for name in ("settings.json", "state.json"))
     vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=40)
     assert told["command"] == SMALL.job.command and told["settings"] == asdict(SMALL) and told["settings"]["seed"] == 0
@@ -112,7 +109,7 @@ def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
 
 
 def test_runs_and_show(finished):
-    folder, _, _ = finished
+    folder, _ = finished
     listed = CliRunner().invoke(cli.app, ["runs", str(folder.parent)], env={"COLUMNS": "220"})
     summary = json.loads((folder / "summary.json").read_text())
     for said in (folder.name, "scenes/relation", "finished", f"{len(STEPS)} of {len(STEPS)}", f"{summary['fits']['all']['accuracy']:.3f}"):

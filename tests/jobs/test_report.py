@@ -12,10 +12,10 @@ from scale_interp.attribution import HeadMap
 from scale_interp.compare_runs import compare_runs
 from scale_interp.errors import FileError
 from scale_interp.record import read_json, read_tensors, write_json, write_tensors
-from scale_interp.run import MAPS, SCORES, Run, Settings
+from scale_interp.run import MAPS, SCORES, Run
 from tests.support.lab_server import CHROMIUM, QUIET
+from tests.support.small_run import SMALL
 
-TINY = Settings(n_train=24, n_locate=6, n_test=12, n_retain=4, top=3, seeds=1)
 PHONE, DESKTOP = (390, 844), (1366, 900)
 DRAWN = "() => document.querySelectorAll('.figure .main-svg').length >= document.querySelectorAll('.figure').length"
 WIDER = """() => [...document.querySelectorAll('main, main > *, section > *, .cards > *')]
@@ -35,10 +35,9 @@ OVERLAPS = """() => [...document.querySelectorAll('.figure')].flatMap(panel => {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, vlm):
-    path = tmp_path_factory.mktemp("report")
-    Run(path, TINY, vlm=vlm).everything()
-    return path
+def folder(first_run, tmp_path_factory):
+    _, untouched, _ = first_run
+    return shutil.copytree(untouched, tmp_path_factory.mktemp("report") / "run")
 
 
 @pytest.fixture(scope="module")
@@ -120,6 +119,7 @@ def swipe(page, start, way):
     page.wait_for_timeout(200)
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(("name", "figures"), [("run", 9), ("two runs", 3)])
 def test_the_page_in_a_browser(opened, pages, name, figures):
     page, wrong, scheme = opened
@@ -163,18 +163,18 @@ def test_the_page_says_what_it_is_of(folder):
 
 def test_two_runs_side_by_side(folder, other, pages):
     found = compare_runs(folder, other)
-    assert found.settings["setting"].tolist() == ["settings model"] and found.left_out == {} and found.questions == TINY.n_test
+    assert found.settings["setting"].tolist() == ["settings model"] and found.left_out == {} and found.questions == SMALL.n_test
     rows = found.answers.set_index("fit")
     mine, theirs = right(folder, "base"), right(other, "base")
     assert (mine != theirs).any()
-    d = statistics.paired_difference(theirs, mine, np.arange(TINY.n_test))
+    d = statistics.paired_difference(theirs, mine, np.arange(SMALL.n_test))
     base = rows.loc["base"]
     assert (base["difference"], base["difference_low"], base["difference_high"]) == pytest.approx((d.mean, d.low, d.high))
     assert (base["accuracy_1"], base["accuracy_2"]) == pytest.approx((mine.mean(), theirs.mean()))
     same = rows.loc["ScAle, top heads"]
     assert same["difference"] == 0 and same["gain_difference"] == pytest.approx(-d.mean)
     agreement = found.agreement.set_index("of")
-    assert agreement.loc["patch", "spearman"] == 1 and agreement.loc["patch", "shared"] == agreement.loc["patch", "top"] == TINY.top
+    assert agreement.loc["patch", "spearman"] == 1 and agreement.loc["patch", "shared"] == agreement.loc["patch", "top"] == SMALL.top
     assert len(agreement) == len(MAPS) + 2
     assert "settings model" in pages["said"] and f"{d.mean:+.3f}" in pages["said"] and "survive" in pages["said"]
     page = pages["two runs"].read_text()
@@ -187,7 +187,7 @@ def test_what_cannot_be_compared_is_left_out(folder, tmp_path):
         m = HeadMap.load(smaller / "head_maps" / f"{method}.safetensors")
         HeadMap(m.method, m.unit, m.per_question[:, :2], m.groups, m.provenance).save(smaller / "head_maps" / f"{method}.safetensors")
     found = compare_runs(folder, smaller)
-    assert "6 x 8 and 2 x 8 heads" in found.left_out["agreement of heads"] and len(found.agreement) == 0 and found.questions == TINY.n_test
+    assert "6 x 8 and 2 x 8 heads" in found.left_out["agreement of heads"] and len(found.agreement) == 0 and found.questions == SMALL.n_test
     reseeded = compare_runs(folder, altered(folder, tmp_path / "reseeded", seed=1))
     assert "no longer those" in reseeded.left_out["paired differences"] and reseeded.questions == 0
     assert "difference" not in reseeded.answers and reseeded.answers["gain_1"].equals(reseeded.answers["gain_2"])

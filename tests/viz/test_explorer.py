@@ -401,6 +401,7 @@ def _drag(page, selector, by):
     return float(page.locator(f"{selector} .widget-readout").inner_text())
 
 
+@pytest.mark.full
 @needs_browser
 def test_in_jupyterlab(browse, vlm, questions, tmp_path):
     cell = 'import scale_interp as si\n\nsi.viz.explore(si.load("demo"), si.load_questions("scenes/relation", n=6))'
@@ -452,6 +453,7 @@ EXECUTE = """async ([kernel, file]) => {
 }"""
 
 
+@pytest.mark.full
 @needs_browser
 def test_on_its_own_page(browse, vlm, questions, scale, folder, tmp_path):
     command = [sys.executable, "-c", "from scale_interp.cli import main; main()", "explore", "demo", "--n", "6", "--scale", str(folder)]
