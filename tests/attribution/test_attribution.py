@@ -80,7 +80,8 @@ def test_amplification_is_what_hooks_measure(vlm, questions):
     base = hooked_metric(vlm, questions, lambda q: single(vlm, 0, 0, 1.0))
     amplified = hooked_metric(vlm, questions, lambda q: single(vlm, 3, 4, 3.0))
     assert torch.allclose(found.per_question[:, 3, 4], amplified - base, atol=2e-5)
-    assert si.amplify(vlm, questions, factor=1.0).per_question.abs().max() < 2e-6
+    exact = si.load("demo", dtype=torch.float64)  # float32 rounds the last bits as the machine's products do
+    assert si.amplify(exact, questions, factor=1.0).per_question.abs().max() < 1e-9
 
 
 def test_patching_is_what_hooks_measure(vlm, pairs, patched):
