@@ -369,6 +369,7 @@ def test_docs_hold_the_promises(record):
         assert found["auroc |log s|"] == 1 and found["recovered_low"] > 0.4
 
 
+@pytest.mark.full
 def test_the_docs_numbers_of_circuits_are_measured_again(bed, record):
     circuit, vlm = bed
     written = record["circuits"][f"testbed/{circuit.name}"]
