@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -82,9 +83,10 @@ def calibration(path: Path) -> None:
     Calibration((row, row | {"number": 1}), ABOUT).save(path)
 
 
-def transfer(path: Path) -> None:
-    row = dict.fromkeys(si.Transfer.columns, 0.5) | {"fitted_on": "relation", "tested_on": "count"}
-    si.Transfer((row, row | {"tested_on": "relation"}), {}, ABOUT).save(path)
+def table(kind: Any) -> Callable[[Path], None]:
+    """A result that is a table: two rows of its own columns."""
+    row = dict.fromkeys(kind.columns, 0.5)
+    return lambda path: kind((row, row | {kind.columns[0]: "other"}), {}, ABOUT).save(path)
 
 
 def benchmarks(path: Path) -> None:
@@ -125,7 +127,10 @@ SAVERS: Mapping[str, Callable[[Path], None]] = {
     "Falsification": falsification,
     "Tuned": lambda path: si.Tuned(si.AttentionScale(2.0), ({"weight": 2.0, "accuracy": 0.5},), 0.4, 6, ("p",), ABOUT).save(path),
     "HeadSets": lambda path: si.HeadSets(6, 8, {"patching": ((0, 1), (1, 2)), "gradient": ((1, 2),)}).save(path),
-    "Transfer": transfer,
+    "Transfer": table(si.Transfer),
+    "Baselines": table(si.Baselines),
+    "RetentionCurve": table(si.RetentionCurve),
+    "SparsityPath": table(si.SparsityPath),
     "Calibration": calibration,
     "AttentionScale": lambda path: si.AttentionScale(2.0, layers=(1, 2)).save_pretrained(path),
     "AdaptVis": lambda path: si.AdaptVis(0.5, 1.5, 0.35).save_pretrained(path),
