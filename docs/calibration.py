@@ -16,8 +16,11 @@ HERE = Path(__file__).parent
 
 def main(folder: Path | None) -> None:
     """Write the page; from a folder, its numbers and log are copied here first."""
-    for name, here in (("calibration.json", "calibration.json"), ("suites.jsonl", "calibration.jsonl")) if folder else ():
-        shutil.copyfile(folder / name, HERE / here)
+    if folder is not None:
+        shutil.copyfile(folder / "calibration.json", HERE / "calibration.json")
+        about = json.dumps({"suites": json.loads((folder / "suites" / "settings.json").read_text())})
+        suites = [path.read_text().strip() for path in sorted((folder / "suites").glob("*-*.json"))]
+        write_bytes(HERE / "calibration.jsonl", "\n".join([about, *suites, ""]).encode())
     found, fits = Calibration.load(HERE / "calibration.json"), read_fits(HERE / "bench-fits.json")
     log = (json.loads(line) for line in (HERE / "calibration.jsonl").read_text().splitlines()[1:])
     seconds = sum(row["seconds"] for row in log)
@@ -42,7 +45,7 @@ def errors(found: Calibration, seconds: float) -> str:
     python docs/calibration.py runs/calibration
 
 The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and goes on where it stopped
-(a line a suite in `suites.jsonl`, here `docs/calibration.jsonl`); the second writes this page from what the first has written. Every
+(a file a suite in `suites/`, here lines of `docs/calibration.jsonl`); the second writes this page from what the first has written. Every
 suite is `falsify` as users call it, all heads and MLPs, {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
 {about["n_test"]} test questions of `{about["data"]}`, with questions and seeds of its own. Shortfalls were chosen on validation questions,
 sizes on other seeds.

@@ -215,7 +215,7 @@ if TYPE_CHECKING:  # `as`: without it a strict checker takes no name from here
     from .evaluation import transfer_table as transfer_table
     from .evaluation import tune_adaptvis as tune_adaptvis
     from .evaluation import tune_scaling as tune_scaling
-    from .execution.journal import resumable as resumable
+    from .execution import resumable as resumable
     from .interventions import Activations as Activations
     from .interventions import Edit as Edit
     from .interventions import HeadSweep as HeadSweep

@@ -1,5 +1,5 @@
 """How long work is run: batches in one loop, a journal that a killed run resumes from, a Ray cluster."""
 
-from .journal import resumable
+from .execution import resumable
 
 __all__ = ["resumable"]

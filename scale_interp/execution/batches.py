@@ -12,9 +12,8 @@ from torch import Tensor
 from ..core.progress import track
 from ..data.question import Question
 from ..vlm.vlm import VLM
+from .execution import execution_of
 from .journal import Part
-from .journal import current as journal
-from .ray_cluster import current as machines
 
 Found = dict[str, Tensor]
 Work = Callable[..., Found]
@@ -33,11 +32,11 @@ class Batches(Protocol):
 def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
     """work(vlm, batch) of every batch, in order, on the CPU.
 
-    Within `si.resumable` a batch that was done before is taken from disk and its prompts are not even read; within `si.cluster` the
-    others are done by its workers. A model with hooks of its own is asked here and now: nobody else has them.
+    Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
+    there are workers the others are done by them. A model with hooks of its own is asked here and now: nobody else has them.
     """
-    part, team = kept_part(vlm, what, batches.plan, work), machines()
-    team = None if team is None or vlm.hooked else team
+    part, workers = kept_part(vlm, what, batches.plan, work), execution_of(vlm).workers
+    workers = None if workers is None or vlm.hooked else workers
     steps = [f"{i:06}" for i in range(len(batches))]
     done = {i for i, step in enumerate(steps) if part is not None and step in part}
 
@@ -49,7 +48,7 @@ def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
 
     todo = [i for i in range(len(steps)) if i not in done]
     here = (keep(i, work(vlm, batches[i])) for i in todo)
-    computed = here if team is None else team.run(vlm, batches.plan, work, todo, keep)
+    computed = here if workers is None else workers.run(vlm, batches.plan, work, todo, keep)
     for i in track(range(len(steps)), what, len(steps)):
         before = part.get(steps[i]) if part is not None and i in done else None
         if before is not None:
@@ -59,12 +58,12 @@ def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
 
 
 def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
-    """Where the journal keeps a piece of work, named by the weights and all else that its numbers hang on.
+    """Where the model's journal keeps a piece of work, named by the weights and all else that its numbers depend on.
 
-    None outside `si.resumable`, and for a model with hooks of its own.
+    None where nothing is kept, and for a model with hooks of its own.
     """
-    kept = journal()
-    return None if kept is None or vlm.hooked else kept.part(what, vlm.fingerprint, *asked)
+    journal = execution_of(vlm).journal
+    return None if journal is None or vlm.hooked else journal.parts.part(what, vlm.fingerprint, *asked)
 
 
 @dataclass(frozen=True)

@@ -14,17 +14,17 @@ from ..core.record import versions, write_json
 from ..data.load import load_questions
 from ..data.question import Question
 from ..data.scenes.task import NON_SPATIAL
-from ..evaluation.comparison.comparison import Comparison, Say, compare
+from ..evaluation.comparison.comparison import Comparison, compare
 from ..evaluation.comparison.tuning import ORDER
 from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import Asked, RunFolder
+from .folder import Asked, RunFolder, Say
 from .info import FINDINGS, comparison_headline
 from .job import Job, command
 
-KEPT = "steps"
-"""Where the results of the comparison's own steps lie: a set of heads, a learned method, its answers."""
+STEPS = "steps"
+"""The folder of the comparison's own steps: a set of heads, a learned method, its answers."""
 
 
 @dataclass(frozen=True)
@@ -75,30 +75,9 @@ def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _:
 
 
 def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
-    """Compare, with each step's files recorded as soon as the next one begins; damaged ones are taken away first, to be made anew."""
-    steps = kept.path / KEPT
-    for step, names in kept.kept().items():
-        if not kept.done(step):
-            for name in names:
-                (kept.path / name).unlink(missing_ok=True)
-    began: list[str] = []
-
-    def said(text: str) -> None:
-        record()
-        began.append(text)
-        kept.say(text)
-
-    def record() -> None:
-        known = {name for step, names in kept.kept().items() if kept.done(step) for name in names}
-        new = [str(path.relative_to(kept.path)) for path in sorted(steps.rglob("*")) if path.is_file()]
-        new = [name for name in new if name not in known]
-        if new:
-            kept.keep(began[-1] if began else "settings of the comparison", new)
-
-    s = settings
+    s, steps = settings, kept.journal.inside(STEPS)
     splits = (asked[split] for split in ("train", "validation", "test"))
-    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, folder=steps, say=said)
-    record()
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, journal=steps, say=kept.say)
     found.save(kept.path / "comparison.safetensors")
 
 

@@ -71,6 +71,8 @@ class VLM(Card):
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
+        self.execution: Any = None
+        """The journal that keeps the work on this model, and who does it (`execution.Execution`); None: as the user's block says."""
         self.source: dict[str, Any] | None = None
         """The arguments of `load` with which another process opens the same model; None for a live model."""
 

@@ -23,6 +23,7 @@ from ...data.scenes.task import NON_SPATIAL
 from ...errors import FileError
 from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from ...evaluation.falsification.suite import Falsification, falsify
+from ...execution.execution import with_journal
 from ...interventions.edit import Head
 from ...interventions.prefix import Prompts
 from ...models.load import load
@@ -39,16 +40,15 @@ class Run:
 
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
-        if vlm is not None:
-            self.vlm = vlm
+        self._given = vlm
         self.kept = RunFolder(folder, settings.job, self._asked, say)
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
         """The run that a folder holds."""
         found = read_json(folder / "settings.json")
-        if found.get("kind", "run") != "run":
-            raise FileError(f"{folder} holds the results of `{found['kind']}`, no run: `scale-interp show {folder}` shows them")
+        if found.get("kind") != "run":
+            raise FileError(f"{folder} holds the results of `{found.get('kind')}`, no run: `scale-interp show {folder}` shows them")
         try:
             return Run(folder, Settings(**found["settings"]), say)
         except (KeyError, TypeError) as error:
@@ -59,9 +59,14 @@ class Run:
         _ = self.pairs
         return self.vlm, {"train": self.train, "test": self.test}
 
-    @cached_property
+    @property
     def vlm(self) -> VLM:
-        return load(self.settings.model)
+        """The model; while the folder is worked in, with its journal."""
+        return with_journal(self._loaded, self.kept.working_journal)
+
+    @cached_property
+    def _loaded(self) -> VLM:
+        return self._given or load(self.settings.model)
 
     @cached_property
     def train(self) -> Questions:
