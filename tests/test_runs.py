@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -99,6 +100,30 @@ def test_warnings_are_logged_and_still_given(tmp_path):
         finish(sums(tmp_path, asked=lambda: (warn("the model"), {})), warn)
     log = (tmp_path / "log.txt").read_text()
     assert [f"UserWarning: {name} is rounded" in log for name in ("the model", "one", "two")] == [True] * 3 and len(given) == 3
+
+
+def test_the_processs_own_warnings_are_left_as_they_were(tmp_path):
+    """Neither an import nor an opened folder changes how warnings are shown; another thread's are shown, and not logged here."""
+    code = "import warnings as w; before = w.showwarning; import scale_interp, scale_interp.cli; assert w.showwarning is before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    def at(step):
+        if step == "one":
+            warn = lambda: warnings.warn("from elsewhere", UserWarning, stacklevel=1)  # noqa: E731
+            thread = threading.Thread(target=warn)
+            thread.start()
+            thread.join()
+
+    shown = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = own = lambda message, *_, **__: shown.append(str(message))
+        filters = list(warnings.filters)
+        finish(sums(tmp_path), at)
+        assert warnings.showwarning is own and warnings.filters == filters
+        warnings.warn("later", UserWarning, stacklevel=1)
+    assert shown == ["from elsewhere", "later"]
+    assert "elsewhere" not in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("harm", [flip, lambda path: path.write_bytes(path.read_bytes()[:-4]), lambda path: path.unlink()])

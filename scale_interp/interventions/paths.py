@@ -45,7 +45,7 @@ def with_graph(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> 
 def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
     """All variants on one batch of prompts, in chunks that fit the memory: edited and clean scores [B, N, C].
 
-    Where memory runs out all the same, the chunk is halved, for later calls too. Raises ModelError when a single
+    Where memory runs out all the same, the chunk is halved, for later calls too (`vlm.measured`). Raises ModelError when a single
     variant does not fit.
     """
     if edit is None:
@@ -75,9 +75,14 @@ def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tenso
 
 
 def variants_at_once(vlm: VLM, prefix: Prefix) -> int:
-    """How many variants one packed call takes within its working memory."""
+    """How many variants one packed call takes within its working memory, or with less where that has run out before."""
+    usual = working_bytes(vlm)
+    return max(1, min(usual, vlm.measured.chunk_bytes.get(vlm.memory, usual)) // _variant_bytes(vlm, prefix))
+
+
+def _variant_bytes(vlm: VLM, prefix: Prefix) -> int:
     B, R = prefix.choices.tokens.shape
-    return max(1, working_bytes(vlm) // (B * R * row_bytes(vlm, prefix.seen.shape[1] + R)))
+    return B * R * row_bytes(vlm, prefix.seen.shape[1] + R)
 
 
 def row_bytes(vlm: VLM, tokens: int) -> int:
@@ -94,7 +99,7 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
         raise ModelError(
             f"{vlm.name}: no memory for one edit on {B} question(s) of {P + 1} tokens: give fewer questions at once ({reason})"
         )
-    vlm.memory = working_bytes(vlm) // 2
+    vlm.measured.chunk_bytes[vlm.memory] = (n // 2) * _variant_bytes(vlm, prefix)
     warnings.warn(f"{vlm.name}: no memory for {n} edits at once; going on with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     return n // 2
 
