@@ -42,6 +42,10 @@ ANALYSES = {
     "whole passes": lambda vlm, pairs, qs: si.evaluate_scaled(vlm, qs[:3], [si.AttentionScale(0.5, rows="all")])[0].scores,
     "rescale": lambda vlm, pairs, qs: si.rescale(vlm, qs, (0.5, 2.0)).per_question,
     "fit": lambda vlm, pairs, qs: si.fit_scale(vlm, qs, epochs=4, batch_size=8).scalars,
+    "fit of a bias": lambda vlm, pairs, qs: si.fit_bias(vlm, qs, epochs=3, batch_size=8, learning_rates=[1e-2, 1e-1]).shift,
+    "fit of LoRA": lambda vlm, pairs, qs: torch.cat(
+        [w.flatten() for w in si.fit_lora(vlm, qs, rank=1, epochs=2, batch_size=8, learning_rates=[1e-3]).weights.values()]
+    ),
     "fit with retention": lambda vlm, pairs, qs: (
         si.fit_scale(vlm, qs, epochs=3, batch_size=8, retain=pairs[:8] and [p.clean for p in pairs[:8]]).scalars
     ),
