@@ -13,7 +13,7 @@ from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import Found, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
@@ -113,7 +113,7 @@ def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pro
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
-    found = [*each(vlm, prompts, clean_work, "clean runs")]
+    found = [*map_batches(vlm, prompts, clean_work, "clean runs")]
     scores = join([part["scores"][:, None] for part in found])[:, 0]
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import Found, Rows, map_batches
 from ..interventions.capture import capture
 from ..vlm.vlm import VLM
 
@@ -41,7 +41,7 @@ def answer_activations(
     if positions == "first":
         return capture(vlm, questions, batch_size).z
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    found = each(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
+    found = map_batches(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
     return torch.stack(batches.restore([part["z"] for part in found]))
 
 

@@ -11,7 +11,7 @@ import torch
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import Found, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
@@ -43,7 +43,9 @@ def integrated_gradients(
         raise EditError(f"steps={steps}: give at least 1")
     questions = require(questions)
     require_packed(vlm, questions, path, "integrated_gradients")
-    found = each(vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients")
+    found = map_batches(
+        vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients"
+    )
     effects = torch.cat([part["effects"] for part in found])
     made = provenance(vlm, questions, metric=metric, path="packed", steps=steps)
     return HeadMap("integrated gradients", metric.replace("_", " "), effects, torch.from_numpy(groups(questions)), made)

@@ -18,7 +18,7 @@ from ..adapters.scale.scale import ScAle
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import Found, Rows, map_batches
 from ..interventions.edit import Edit
 from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
@@ -109,7 +109,7 @@ def answer_texts(
     questions = require(questions)
     edit = edit.edit() if isinstance(edit, ScAle) else edit
     work = partial(text_work, edit=edit, max_new_tokens=max_new_tokens)
-    found = each(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
+    found = map_batches(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
     return [bytes(text.tolist()).decode() for part in found for text in part.values()]
 
 

@@ -29,7 +29,7 @@ class Batches(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
+def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
     """work(vlm, batch) of every batch, in order, on the CPU.
 
     Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where

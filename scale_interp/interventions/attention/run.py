@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.question import Question
 from ...errors import DataError, EditError
-from ...execution.batches import Batches, Found, Singles, Work, each
+from ...execution.batches import Batches, Found, Singles, Work, map_batches
 from ...vlm.vlm import VLM
 from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
@@ -164,7 +164,7 @@ def answer_all(
     work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
         batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
-    found = [*each(vlm, batches, work, "answering")]
+    found = [*map_batches(vlm, batches, work, "answering")]
     passes = sum(int(part.pop("passes")) for part in found)
     return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes
 
