@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
-from ..execution.batches import Batches, Found, Singles, map_batches
+from ..execution.batches import Batches, Found, SingleQuestions, map_batches
 from ..interventions.attention.rows import attention
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
@@ -45,7 +45,7 @@ def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "
         _first_tokens(vlm, question)
     path = choose_path(vlm, questions, path)
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
     parts = [part["shares"] for part in map_batches(vlm, batches, prefix_work if packed else single_work, "reading activations")]
     made = provenance(vlm, questions, metric="logit_diff", path=path)
     return HeadMap("logit attribution", "logit diff", torch.cat(parts), torch.from_numpy(groups(questions)), made)

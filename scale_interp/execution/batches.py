@@ -67,14 +67,14 @@ def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
 
 
 @dataclass(frozen=True)
-class Singles:
+class SingleQuestions:
     """One question a batch: (row, question)."""
 
     questions: Sequence[Question]
 
     @property
-    def plan(self) -> Callable[[VLM], Singles]:
-        return partial(singles, tuple(self.questions))
+    def plan(self) -> Callable[[VLM], SingleQuestions]:
+        return partial(single_questions, tuple(self.questions))
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -83,8 +83,8 @@ class Singles:
         return range(len(self))[index], self.questions[index]
 
 
-def singles(questions: Sequence[Question], vlm: VLM) -> Singles:
-    return Singles(questions)
+def single_questions(questions: Sequence[Question], vlm: VLM) -> SingleQuestions:
+    return SingleQuestions(questions)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.progress import track
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..execution.batches import Found, Singles, map_batches
+from ..execution.batches import Found, SingleQuestions, map_batches
 from ..execution.memory import out_of_memory, release, working_bytes
 from ..vlm.vlm import VLM
 from .choices import Scoring
@@ -108,7 +108,7 @@ def reference(
     vlm: VLM, questions: Sequence[Question], edit: Variants | None, what: str, scoring: Scoring = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C] and clean scores, each from a whole forward pass."""
-    found = [*map_batches(vlm, Singles(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
+    found = [*map_batches(vlm, SingleQuestions(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
     return _joined(vlm, found)
 
 

@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
-from ...execution.batches import Batches, Found, Singles, map_batches
+from ...execution.batches import Batches, Found, SingleQuestions, map_batches
 from ...interventions.attention.rows import attention
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
@@ -72,7 +72,7 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
     for found in map_batches(vlm, batches, prefix_work if packed else single_work, "reading attention"):
         for i in range(len(found) // 2):
             yield found[f"weights {i}"], found[f"scores {i}"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.question import Question
 from ...errors import DataError, EditError
-from ...execution.batches import Batches, Found, Singles, Work, map_batches
+from ...execution.batches import Batches, Found, SingleQuestions, Work, map_batches
 from ...vlm.vlm import VLM
 from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
@@ -160,7 +160,7 @@ def answer_all(
         prompts.require(questions, scoring)
     if selected is not None and len(selected) != len(questions):
         raise DataError(f"{len(selected)} selections for {len(questions)} questions: give one each")
-    batches: Batches = Singles(questions)
+    batches: Batches = SingleQuestions(questions)
     work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
         batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
