@@ -13,7 +13,7 @@ from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, map_batches
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
@@ -118,7 +118,7 @@ def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pro
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 
 
-def clean_work(vlm: VLM, prefix: Prefix) -> Found:
+def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     z, _, scores = last_token(vlm, prefix)
     check_finite(vlm, prefix.questions, scores[:, None])
     return {"z": z, "scores": scores}

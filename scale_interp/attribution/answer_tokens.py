@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, map_batches
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.capture import capture
 from ..vlm.vlm import VLM
 
@@ -46,7 +46,7 @@ def answer_activations(
 
 
 @torch.no_grad()
-def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> Found:
+def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> BatchResult:
     z, told = _answer(vlm, questions, max_new_tokens)
     if positions == "last":
         return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}

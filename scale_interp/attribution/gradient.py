@@ -13,7 +13,7 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, map_batches
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
@@ -66,7 +66,7 @@ def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 
 
-def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> Found:
+def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> BatchResult:
     clean, corrupt = batch
     members = [Contrast(*both) for both in zip(clean.questions, corrupt.questions, strict=True)]
     z_clean, _, clean_scores = last_token(vlm, clean)
@@ -84,7 +84,7 @@ def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Pr
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
 
-def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> Found:
+def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     members = prefix.questions
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)

@@ -11,7 +11,7 @@ import torch
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, map_batches
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
@@ -51,7 +51,7 @@ def integrated_gradients(
     return HeadMap("integrated gradients", metric.replace("_", " "), effects, torch.from_numpy(groups(questions)), made)
 
 
-def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> Found:
+def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
     members = prefix.questions
     alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()

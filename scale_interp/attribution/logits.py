@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
-from ..execution.batches import Batches, Found, SingleQuestions, map_batches
+from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.attention.rows import attention
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
@@ -86,12 +86,12 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     return _stream(vlm, ends, heads, mlps)
 
 
-def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}
 
 
 @torch.no_grad()
-def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     """One question's shares, from a whole forward pass."""
     _, question = batch
     ends: list[Tensor] = []

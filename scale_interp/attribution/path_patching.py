@@ -16,7 +16,7 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
-from ..execution.batches import Found, map_batches
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.attention.rows import attention
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
@@ -98,7 +98,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
 
 
 @torch.no_grad()
-def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> Found:
+def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> BatchResult:
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""
     at_clean, at_corrupt = batch
     pairs = [Contrast(*both) for both in zip(at_clean.questions, at_corrupt.questions, strict=True)]

@@ -18,7 +18,7 @@ from ..adapters.scale.scale import ScAle
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, map_batches
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.edit import Edit
 from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
@@ -113,7 +113,7 @@ def answer_texts(
     return [bytes(text.tolist()).decode() for part in found for text in part.values()]
 
 
-def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> Found:
+def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> BatchResult:
     """Answers as UTF-8, a tensor of bytes a question."""
     with nullcontext() if edit is None else attach(vlm.hf_model, edit):
         texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)

@@ -15,8 +15,8 @@ from ..vlm.vlm import VLM
 from .execution import execution_of
 from .journal import Part
 
-Found = dict[str, Tensor]
-Work = Callable[..., Found]
+BatchResult = dict[str, Tensor]
+Work = Callable[..., BatchResult]
 """work(vlm, batch): a function of a module, or a `partial` of one, so that it has a name and can be sent to another machine."""
 
 
@@ -29,7 +29,7 @@ class Batches(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
+def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[BatchResult]:
     """work(vlm, batch) of every batch, in order, on the CPU.
 
     Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
@@ -40,7 +40,7 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[F
     steps = [f"{i:06}" for i in range(len(batches))]
     done = {i for i, step in enumerate(steps) if part is not None and step in part}
 
-    def keep(i: int, found: Found) -> Found:
+    def keep(i: int, found: BatchResult) -> BatchResult:
         found = {name: t.cpu() for name, t in found.items()}
         if part is not None:
             part.put(steps[i], found)

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.card import Card
 from ..data.items import require
 from ..data.question import Question
-from ..execution.batches import Found, Rows, map_batches
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..vlm.vlm import VLM
 from .choices import read_choices
 
@@ -59,7 +59,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
 
 
 @torch.no_grad()
-def capture_work(vlm: VLM, questions: Sequence[Question]) -> Found:
+def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):

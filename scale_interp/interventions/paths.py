@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.progress import track
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..execution.batches import Found, SingleQuestions, map_batches
+from ..execution.batches import BatchResult, SingleQuestions, map_batches
 from ..execution.memory import out_of_memory, release, working_bytes
 from ..vlm.vlm import VLM
 from .choices import Scoring
@@ -30,7 +30,7 @@ def packed(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tupl
 
 
 @torch.no_grad()
-def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> Found:
+def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
     edited, clean = packed_batch(vlm, prefix, edit)
     check_finite(vlm, prefix.questions, edited, edit, prefix.rows.start or 0)
     return {"edited": edited, "clean": clean}
@@ -113,7 +113,7 @@ def reference(
 
 
 @torch.no_grad()
-def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> Found:
+def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> BatchResult:
     row, question = batch
     variants = torch.arange(edit.n_variants if edit else 1)
     plain = run_reference(vlm, question, row, None, variants, scoring)
@@ -122,7 +122,7 @@ def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None,
     return {"edited": scores[None], "clean": plain.expand_as(scores)[None]}
 
 
-def _joined(vlm: VLM, found: Sequence[Found]) -> tuple[Tensor, Tensor]:
+def _joined(vlm: VLM, found: Sequence[BatchResult]) -> tuple[Tensor, Tensor]:
     edited, clean = (join([part[name] for part in found]).to(vlm.device) for name in ("edited", "clean"))
     return edited, clean
 

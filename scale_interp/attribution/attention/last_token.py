@@ -13,7 +13,7 @@ from transformers import AttentionInterface
 from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
-from ...execution.batches import Batches, Found, SingleQuestions, map_batches
+from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ...interventions.attention.rows import attention
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
@@ -79,7 +79,7 @@ def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Ite
 
 
 @torch.no_grad()
-def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     """One question's weights and scores, from whole forward passes."""
     _, question = batch
     rows: list[Tensor] = []
@@ -92,7 +92,7 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
 
 
 @torch.no_grad()
-def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """A batch's weights and scores, a tensor a question: their prompts differ in length."""
     rows: list[Tensor] = []
     with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):

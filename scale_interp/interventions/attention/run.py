@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.question import Question
 from ...errors import DataError, EditError
-from ...execution.batches import Batches, Found, SingleQuestions, Work, map_batches
+from ...execution.batches import Batches, BatchResult, SingleQuestions, Work, map_batches
 from ...vlm.vlm import VLM
 from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
@@ -169,15 +169,15 @@ def answer_all(
     return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes
 
 
-def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> Found:
+def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> BatchResult:
     return _columns(vlm, PackedAnswers(vlm, prefix), run)
 
 
-def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> Found:
+def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> BatchResult:
     row, question = batch
     return _columns(vlm, WholeAnswers(vlm, question, scoring, None if selected is None else selected[row]), run)
 
 
-def _columns(vlm: VLM, batch: Answers, run: Run) -> Found:
+def _columns(vlm: VLM, batch: Answers, run: Run) -> BatchResult:
     columns = {f"{i:04}": column for i, column in enumerate(run(vlm, batch))}
     return columns | {"passes": torch.tensor(batch.passes)}
