@@ -59,7 +59,7 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
     monkeypatch.setattr(vlm, "memory", 2**21)
     whole = ANALYSES[name](vlm, pairs, questions)
     written = []
-    real = journal.Part.put
+    real = journal.Checkpoints.put
 
     def put(self, step, *args):
         real(self, step, *args)
@@ -67,7 +67,7 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
         if len(written) == stop:
             raise Killed
 
-    monkeypatch.setattr(journal.Part, "put", put)
+    monkeypatch.setattr(journal.Checkpoints, "put", put)
     stop = 2
     with pytest.raises(Killed), si.resumable(tmp_path):
         ANALYSES[name](vlm, pairs, questions)

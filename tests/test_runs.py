@@ -84,10 +84,10 @@ def test_the_journal_is_open_while_work_is_done_and_its_parts_go(tmp_path):
     parts = []
 
     def at(step):
-        part = folder.working_journal.parts.folder / f"{step}-part"
+        part = folder.working_journal.unfinished.folder / f"{step}-part"
         part.mkdir(parents=True)
         (part / "batch").write_text("numbers")
-        parts.append([p.name for p in sorted(folder.working_journal.parts.folder.glob("*/"))])
+        parts.append([p.name for p in sorted(folder.working_journal.unfinished.folder.glob("*/"))])
 
     folder = sums(tmp_path)
     finish(folder, at)

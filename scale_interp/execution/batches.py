@@ -13,7 +13,7 @@ from ..core.progress import track
 from ..data.question import Question
 from ..vlm.vlm import VLM
 from .execution import execution_of
-from .journal import Part
+from .journal import Checkpoints
 
 BatchResult = dict[str, Tensor]
 Work = Callable[..., BatchResult]
@@ -35,35 +35,35 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
     Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
     there are workers the others are done by them. A model with hooks of its own is asked here and now: nobody else has them.
     """
-    part, workers = kept_part(vlm, what, batches.plan, work), execution_of(vlm).workers
+    checkpoints, workers = checkpoints_of(vlm, what, batches.plan, work), execution_of(vlm).workers
     workers = None if workers is None or vlm.hooked else workers
     steps = [f"{i:06}" for i in range(len(batches))]
-    done = {i for i, step in enumerate(steps) if part is not None and step in part}
+    done = {i for i, step in enumerate(steps) if checkpoints is not None and step in checkpoints}
 
     def keep(i: int, found: BatchResult) -> BatchResult:
         found = {name: t.cpu() for name, t in found.items()}
-        if part is not None:
-            part.put(steps[i], found)
+        if checkpoints is not None:
+            checkpoints.put(steps[i], found)
         return found
 
     todo = [i for i in range(len(steps)) if i not in done]
     here = (keep(i, work(vlm, batches[i])) for i in todo)
     computed = here if workers is None else workers.run(vlm, batches.plan, work, todo, keep)
     for i in track(range(len(steps)), what, len(steps)):
-        before = part.get(steps[i]) if part is not None and i in done else None
+        before = checkpoints.get(steps[i]) if checkpoints is not None and i in done else None
         if before is not None:
             yield before[0]
         else:
             yield keep(i, work(vlm, batches[i])) if i in done else next(computed)
 
 
-def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
+def checkpoints_of(vlm: VLM, what: str, *asked: Any) -> Checkpoints | None:
     """Where the model's journal keeps a piece of work, named by the weights and all else that its numbers depend on.
 
     None where nothing is kept, and for a model with hooks of its own.
     """
     journal = execution_of(vlm).journal
-    return None if journal is None or vlm.hooked else journal.parts.part(what, vlm.fingerprint, *asked)
+    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(what, vlm.fingerprint, *asked)
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from ..vlm.vlm import VLM
-from .journal import Journal, Parts
+from .journal import Journal, UnfinishedWork
 
 
 class Workers(Protocol):
@@ -88,6 +88,6 @@ def resumable(folder: str | Path) -> Iterator[Journal]:
     >>> bool((first.scores == second.scores).all())
     True
     """
-    journal = Journal(folder, parts=Parts(folder))
+    journal = Journal(folder, unfinished=UnfinishedWork(folder))
     with journal.opened(), block(journal=journal):
         yield journal

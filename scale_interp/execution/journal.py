@@ -1,4 +1,4 @@
-"""Long work that loses nothing: a journal keeps every finished step and the parts of the unfinished one, and a killed command goes on."""
+"""Long work that loses nothing: a journal keeps every finished step and the checkpoints of the unfinished one, and a killed command goes on."""
 
 from __future__ import annotations
 
@@ -36,8 +36,8 @@ def _warn(text: str) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
-    """One piece of work: the tensors of each of its steps in a safetensors file, whole or not there."""
+class Checkpoints:
+    """What one piece of work has computed so far: the tensors of each batch or epoch in a safetensors file, whole or not there."""
 
     folder: Path
 
@@ -58,16 +58,16 @@ class Part:
         write_tensors(self.folder / f"{step}.safetensors", SHARD, tensors, meta or {})
 
 
-class Parts:
+class UnfinishedWork:
     """What unfinished work has computed so far: one folder for each piece of work, and facts that a resumed run must not change."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
-    def part(self, name: str, *key: Any) -> Part:
+    def checkpoints(self, name: str, *key: Any) -> Checkpoints:
         """The piece of work that is named by everything that its numbers depend on."""
         name = "".join(c if c.isalnum() else "-" for c in name)[:40]
-        return Part(self.folder / f"{name}-{digest(*key)[:16]}")
+        return Checkpoints(self.folder / f"{name}-{digest(*key)[:16]}")
 
     @cached_property
     def _facts(self) -> dict[str, Any]:
@@ -82,19 +82,19 @@ class Parts:
         return int(self._facts[name])
 
     def drop(self) -> None:
-        """Delete the parts; the facts stay."""
-        for part in self.folder.glob("*/"):
-            shutil.rmtree(part, ignore_errors=True)
+        """Delete the checkpoints; the facts stay."""
+        for folder in self.folder.glob("*/"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class Journal:
     """A folder in which work is kept, so that the same command goes on after a kill and gives the same numbers.
 
     Finished steps have names; manifest.json holds the checksums of their files, written when the step's function has returned.
-    What an unfinished step has computed so far, such as batches and epochs, is kept in parts, which go when the step is finished.
+    What an unfinished step has computed so far, such as batches and epochs, is kept as checkpoints, which go when the step is finished.
 
-    parts: where they are kept; default: in a folder parts/. order: the steps' order in the manifest. say: is told which results are
-    damaged or missing; by default a DataWarning says it. working: the context in which steps are made.
+    unfinished: where these are kept; default: a folder parts/. order: the steps' order in the manifest. say: is told which results
+    are damaged or missing; by default a DataWarning says it. working: the context in which steps are made.
 
     >>> import tempfile
     >>> journal = Journal(tempfile.mkdtemp())
@@ -110,13 +110,13 @@ class Journal:
         self,
         folder: str | Path,
         *,
-        parts: Parts | None = None,
+        unfinished: UnfinishedWork | None = None,
         order: Iterable[str] = (),
         say: Say = _warn,
         working: Callable[[], AbstractContextManager[Any]] = nullcontext,
     ):
         self.folder, self.order, self.say, self.working = Path(folder), tuple(order), say, working
-        self.parts = parts or Parts(self.folder / PARTS)
+        self.unfinished = unfinished or UnfinishedWork(self.folder / PARTS)
         self.made: list[str] = []
         """Steps that this process has made."""
         self._whole: set[str] = set()
@@ -124,8 +124,8 @@ class Journal:
         self._unreadable = False
 
     def inside(self, name: str) -> Journal:
-        """The journal of a step that has steps of its own, in a folder of its own; its parts are kept with this one's."""
-        return Journal(self.folder / name, parts=self.parts, say=self.say)
+        """The journal of a step that has steps of its own, in a folder of its own; its checkpoints are kept with this one's."""
+        return Journal(self.folder / name, unfinished=self.unfinished, say=self.say)
 
     def step(self, name: str, make: Callable[[], Iterable[str]], load: Callable[[], T]) -> T:
         """The result of a step: loaded where its files are there and whole, else made first. make: writes files; returns their names."""
@@ -160,7 +160,7 @@ class Journal:
         return [ResultFile(self.folder, file, about["bytes"], about["sha256"], name) for file, about in self.steps[name].items()]
 
     def record(self, name: str, files: Iterable[str]) -> None:
-        """Record the files of a finished step, and drop the parts that it was put together from."""
+        """Record the files of a finished step, and drop the checkpoints that it was put together from."""
         steps = self.steps | {name: {file: _sums(self.folder / file) for file in files}}
         # In the steps' own order, whichever was made first, so that equal results are equal manifests.
         ordered = [*(one for one in self.order if one in steps), *(one for one in steps if one not in self.order)]
@@ -168,7 +168,7 @@ class Journal:
         self._whole.add(name)
         self._distrusted.discard(name)
         self.made.append(name)
-        self.parts.drop()
+        self.unfinished.drop()
 
     def forget(self, name: str) -> None:
         """Have a step made again."""
@@ -205,7 +205,7 @@ class Journal:
     def opened(self) -> Iterator[Journal]:
         """The journal, for this process alone. Raises FileError where another one works in the folder."""
         with lock(self.folder):
-            for torn in self.parts.folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
+            for torn in self.unfinished.folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
                 torn.unlink()
             yield self
 

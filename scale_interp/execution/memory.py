@@ -33,7 +33,7 @@ def working_bytes(vlm: VLM) -> int:
     share = max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
     journal = execution_of(vlm).journal
     measured = lambda: min(free_memory(vlm.device) // 4, share)  # noqa: E731
-    return measured() if journal is None else journal.parts.fact(f"working bytes of {vlm.name}", measured)
+    return measured() if journal is None else journal.unfinished.fact(f"working bytes of {vlm.name}", measured)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -17,7 +17,7 @@ from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError
-from ...execution.journal import Part
+from ...execution.journal import Checkpoints
 from ...interventions.engine import Path, require_packed
 from ...interventions.prefix import Prefix, read_prefix
 from ...vlm.vlm import VLM
@@ -85,15 +85,15 @@ def train_parameters(
     held: list[Batch],
     options: FitSettings,
     rate: float,
-    part: Part | None = None,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Cross-entropy over the choices [B, C] by AdamW without decay; the epochs go as those of fit_scales.
 
-    The history's train_loss is that of the epoch's steps, each before its own update. part: keeps each epoch.
+    The history's train_loss is that of the epoch's steps, each before its own update. checkpoints: keeps each epoch.
     """
     started = time.perf_counter()
     trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
-    done = trial.resume(part, rate)
+    done = trial.resume(checkpoints, rate)
     order = np.random.default_rng(0)
     for epoch in track(range(options.epochs + 1), f"training {sum(p.numel() for p in parameters):,} parameters", options.epochs + 1):
         batches: list[int] = order.permutation(len(learn)).tolist() if epoch else []
@@ -118,7 +118,7 @@ def train_parameters(
         if row["validation_loss"] < trial.best_loss:
             trial.best_loss, trial.best_epoch = row["validation_loss"], epoch
             trial.best = [p.detach().clone() for p in parameters]
-        trial.keep(part, rate, time.perf_counter() - started)
+        trial.keep(checkpoints, rate, time.perf_counter() - started)
     if not trial.best:
         raise EditError(f"lr={rate:g}: the held-out loss is not finite from the start; check the model's weights")
     seconds = trial.seconds + time.perf_counter() - started
@@ -137,20 +137,20 @@ class _Trial:
     history: list[dict[str, float]] = field(default_factory=list)
     seconds: float = 0.0
 
-    def keep(self, part: Part | None, rate: float, seconds: float) -> None:
+    def keep(self, checkpoints: Checkpoints | None, rate: float, seconds: float) -> None:
         """Everything that the next epoch needs, in place of what was kept of the last one."""
-        if part is None:
+        if checkpoints is None:
             return
         tensors = {f"{i} now": p for i, p in enumerate(self.parameters)} | {f"{i} best": p for i, p in enumerate(self.best)}
         for i, parameter in enumerate(self.parameters):
             tensors |= {f"{i} adam {key}": t for key, t in self.optimiser.state[parameter].items()}
         # as text, for a loss may be infinite
         progress = json.dumps([self.best_loss, self.best_epoch, self.history, self.seconds + seconds])
-        part.put(f"rate {rate:g}", tensors, {"progress": progress})
+        checkpoints.put(f"rate {rate:g}", tensors, {"progress": progress})
 
-    def resume(self, part: Part | None, rate: float) -> int:
+    def resume(self, checkpoints: Checkpoints | None, rate: float) -> int:
         """Take up the epoch that was kept; its number, -1 where none was."""
-        found = None if part is None else part.get(f"rate {rate:g}")
+        found = None if checkpoints is None else checkpoints.get(f"rate {rate:g}")
         if found is None:
             return -1
         tensors, meta = found

@@ -21,7 +21,7 @@ from transformers import AttentionInterface, LlavaForConditionalGeneration, Proc
 
 from ...data.scenes.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
 from ...data.scenes.task import RELATIONS, TASKS, Asked, place
-from ...execution.journal import Journal, Part
+from ...execution.journal import Checkpoints, Journal
 from .build import IMAGE_TOKENS, PATCH, processor, untrained
 
 MIXTURE = {
@@ -111,8 +111,8 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
         model.load_state_dict(load_file(out / "training" / f"{stage.after}.safetensors"), strict=False)
     trained = nn.ModuleDict({"model": model} if stage.rewrite else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
-    part = journal.parts.part(stage.name, stage, seed)
-    start = resume(part, trained, optimiser)
+    checkpoints = journal.unfinished.checkpoints(stage.name, stage, seed)
+    start = resume(checkpoints, trained, optimiser)
     batches = _Batches(seed, stage)
     for step in range(start, stage.steps):
         for group in optimiser.param_groups:
@@ -125,7 +125,7 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
         optimiser.step()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            checkpoint(part, step + 1, trained, optimiser)
+            checkpoint(checkpoints, step + 1, trained, optimiser)
     return saved_weights(out, model, stage, processor() if stage.released else None)
 
 
@@ -134,17 +134,17 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 
 
-def checkpoint(part: Part, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+def checkpoint(checkpoints: Checkpoints, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
     """Keep weights and optimiser, in place of those of the last checkpoint."""
     tensors = {f"weight.{k}": v for k, v in trained.state_dict().items()}
     for i, entry in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in entry.items()}
-    part.put("checkpoint", tensors, {"step": step})
+    checkpoints.put("checkpoint", tensors, {"step": step})
 
 
-def resume(part: Part, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+def resume(checkpoints: Checkpoints, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
     """Take up the last checkpoint; its step, 0 where there is none."""
-    found = part.get("checkpoint")
+    found = checkpoints.get("checkpoint")
     if found is None:
         return 0
     tensors, meta = found

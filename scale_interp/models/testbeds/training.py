@@ -56,8 +56,8 @@ def _train_stage(
     trained = nn.ModuleDict({"model": model, "readers": last.readers} if number else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
     batches = _Batches(circuit, seed, number)
-    part = journal.parts.part(stage.name, stage, seed)
-    for step in range(recipe.resume(part, trained, optimiser), stage.steps):
+    checkpoints = journal.unfinished.checkpoints(stage.name, stage, seed)
+    for step in range(recipe.resume(checkpoints, trained, optimiser), stage.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate(stage, step)
         loss = batches.answer_loss(model, last, step) if number else batches.patch_loss(model, labels, step)
@@ -68,7 +68,7 @@ def _train_stage(
         construction.hold()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % recipe.CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            recipe.checkpoint(part, step + 1, trained, optimiser)
+            recipe.checkpoint(checkpoints, step + 1, trained, optimiser)
     return recipe.saved_weights(out, model, stage, processor(circuit) if number else None)
 
 
