@@ -30,12 +30,12 @@ class Batches(Protocol):
 
 
 def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[BatchResult]:
-    """work(vlm, batch) of every batch, in order, on the CPU.
+    """work(vlm, batch) of every batch, in order, on the CPU. what: the progress bar's text.
 
     Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
     there are workers the others are done by them. A model with hooks of its own is asked here and now: nobody else has them.
     """
-    checkpoints, workers = checkpoints_of(vlm, what, batches.plan, work), execution_of(vlm).workers
+    checkpoints, workers = checkpoints_of(vlm, _name(work), batches.plan, work), execution_of(vlm).workers
     workers = None if workers is None or vlm.hooked else workers
     steps = [f"{i:06}" for i in range(len(batches))]
     done = {i for i, step in enumerate(steps) if checkpoints is not None and step in checkpoints}
@@ -57,13 +57,17 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
             yield keep(i, work(vlm, batches[i])) if i in done else next(computed)
 
 
-def checkpoints_of(vlm: VLM, what: str, *asked: Any) -> Checkpoints | None:
+def _name(work: Work) -> str:
+    return str(getattr(work, "func", work).__name__)
+
+
+def checkpoints_of(vlm: VLM, name: str, *key: Any) -> Checkpoints | None:
     """Where the model's journal keeps a piece of work, named by the weights and all else that its numbers depend on.
 
     None where nothing is kept, and for a model with hooks of its own.
     """
     journal = execution_of(vlm).journal
-    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(what, vlm.fingerprint, *asked)
+    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(name, vlm.fingerprint, *key)
 
 
 @dataclass(frozen=True)

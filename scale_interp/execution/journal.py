@@ -1,4 +1,4 @@
-"""Long work that loses nothing: a journal keeps every finished step and the checkpoints of the unfinished one, and a killed command goes on."""
+"""Long work that loses nothing: a journal keeps finished steps and the checkpoints of the unfinished one, so a killed command goes on."""
 
 from __future__ import annotations
 
