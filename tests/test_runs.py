@@ -43,14 +43,14 @@ def finish(folder, at=lambda step: None):
     """Take both steps, with something done in the midst of each; the sum that was found."""
     one = lambda: (at("one"), write_json(folder.path / "one.json", {"sum": sum(folder.job.settings["numbers"])}))[1]  # noqa: E731
     with folder.working():
-        found = folder.take("one", one, lambda: read_json(folder.path / "one.json"), "adding")["sum"]
+        found = folder.run_step("one", one, lambda: read_json(folder.path / "one.json"), "adding")["sum"]
 
         def two():
             at("two")
             write_json(folder.path / "more" / "two.json", {"twice": 2 * found})
             write_json(folder.path / "two.json", {"sum": found})
 
-        return folder.take("two", two, lambda: read_json(folder.path / "more" / "two.json"), "doubling")["twice"]
+        return folder.run_step("two", two, lambda: read_json(folder.path / "more" / "two.json"), "doubling")["twice"]
 
 
 def results(path):

@@ -96,7 +96,7 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
 
     kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
     with kept.working() as (vlm, asked):
-        return kept.take("ask", make, load_found, told)
+        return kept.run_step("ask", make, load_found, told)
 
 
 def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]:

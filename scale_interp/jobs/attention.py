@@ -115,7 +115,7 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
 
     kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
     with kept.working() as (vlm, asked):
-        return kept.take("attention", make, load_found, told)
+        return kept.run_step("attention", make, load_found, told)
 
 
 def write_attended(result: Attended, folder: Path, command: str) -> None:

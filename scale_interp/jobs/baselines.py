@@ -69,7 +69,7 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
     ranks = ", ".join(map(str, s.ranks))
     told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
     with kept.working() as (vlm, asked):
-        return kept.take("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+        return kept.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
 def shown(found: Baselines) -> Sequence[str]:

@@ -68,7 +68,7 @@ def run_sweeps(settings: BenchSettings, folder: Path, say: Say, show: Callable[[
 
     kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
     with kept.working():
-        found = kept.take("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
+        found = kept.run_step("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
     for benchmark in found:
         show(benchmark)
     return found
@@ -85,4 +85,4 @@ def run_fits(settings: BenchSettings, folder: Path, say: Say) -> FitsBenchmark:
 
     kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
     with kept.working():
-        return kept.take("bench", make, lambda: read_fits(path), "timing fits side by side")
+        return kept.run_step("bench", make, lambda: read_fits(path), "timing fits side by side")

@@ -29,7 +29,7 @@ def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: 
     job = Job("calibrate", again, {"suites": suites, "power": power} | asdict(of), {"calibrate": ("calibration.json", FINDINGS)})
     kept = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
     with kept.working():
-        return kept.take("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
+        return kept.run_step("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
 
 
 def headline(found: Calibration) -> dict[str, str]:

@@ -67,10 +67,10 @@ def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _:
     kept = RunFolder(folder, settings.job, settings.asked, say)
     path = folder / "comparison.safetensors"
     with kept.working() as (vlm, asked):
-        found = kept.take("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
+        found = kept.run_step("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
         if kept.taken:
             kept.forget("report")
-        kept.take("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
+        kept.run_step("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
     return found
 
 

@@ -45,7 +45,7 @@ class RunFolder:
     >>> job = Job("sum", "sum 1 2", {"numbers": [1, 2]}, {"add": ["sum.json"]})
     >>> folder = RunFolder(path, job, lambda: (None, {}))
     >>> add = lambda: write_json(path / "sum.json", {"sum": 3})
-    >>> folder.take("add", add, lambda: read_json(path / "sum.json"))
+    >>> folder.run_step("add", add, lambda: read_json(path / "sum.json"))
     {'sum': 3}
     >>> RunFolder(path, Job("sum", "sum 1 3", {"numbers": [1, 3]}, {}), lambda: (None, {}))
     Traceback (most recent call last):
@@ -67,7 +67,7 @@ class RunFolder:
         if (self.path / SETTINGS).exists():
             self._log(text)
 
-    def take(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
+    def run_step(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
         """The result of a step: loaded where its files are there and whole, else made and written first.
 
         make: writes the files; returns their names in the folder where the job does not know them.

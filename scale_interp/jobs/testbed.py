@@ -154,7 +154,7 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
     kept = RunFolder(folder, job, lambda: (None, {}), say)
     with kept.working():
-        found: list[str] = kept.take("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
+        found: list[str] = kept.run_step("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
     return found
 
 

@@ -244,13 +244,13 @@ def compare(
     steps = _Steps(journal, say)
     functional = EMPHASIS in methods or LATENT_HEADS in methods
     makers = locate(vlm, train, [*validation, *test, *others], top, seed, functional)
-    sets = HeadSets.join([steps.take(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
+    sets = HeadSets.join([steps.run_step(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
     chosen, left_out = _learn(steps, Tuner(vlm, train, validation, sets, top, seed), methods)
     named = {c.name: c for c in chosen if c.heads}
     own = HeadSets(vlm.n_layers, vlm.n_heads, {n: c.heads for n, c in named.items()}, {n: c.about for n, c in named.items()})
     asked = [(questions, Prompts(vlm, questions) if questions else None) for questions in (test, others)]
     answers = [
-        steps.take(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
+        steps.run_step(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
         for name, method in [(BASE, None), *((c.name, c.method) for c in chosen)]
     ]
     return Comparison(
@@ -275,7 +275,7 @@ def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Ch
     for name in (name for name in LEARN if name in methods):
         try:
             learn = partial(LEARN[name], tuner)
-            chosen.append(steps.take(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
+            chosen.append(steps.run_step(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
         except CANNOT as error:
             left_out[name] = str(error)
     return chosen, left_out
@@ -311,7 +311,7 @@ class _Steps:
     journal: Journal | None
     say: Say
 
-    def take(self, file: str, name: str, make: Callable[[], R], kind: type[R]) -> R:
+    def run_step(self, file: str, name: str, make: Callable[[], R], kind: type[R]) -> R:
         def made() -> R:
             self.say(name)
             return make()

@@ -97,7 +97,7 @@ class Run:
     def _map(self, name: str) -> HeadMap:
         path = self.folder / "head_maps" / f"{name}.safetensors"
         says = f"locating heads: {name.replace('_', ' ')}"
-        return self.kept.take(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
+        return self.kept.run_step(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
 
     def _locate(self, name: str) -> HeadMap:
         asked = self.train[: self.settings.n_locate]
@@ -132,7 +132,7 @@ class Run:
             ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
         ):
             make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
-            found |= self.kept.take(step, make, load, told)
+            found |= self.kept.run_step(step, make, load, told)
         return found
 
     def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
@@ -160,7 +160,7 @@ class Run:
         if not self.kept.done("evaluate"):
             self._scales()
         path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
-        tensors, _ = self.kept.take("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
+        tensors, _ = self.kept.run_step("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
         made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
         return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
 
@@ -186,7 +186,7 @@ class Run:
             falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
 
         says = f"falsifying: every control beside ScAle on {on}"
-        return self.kept.take(f"falsify {name}", make, lambda: Falsification.load(path), says)
+        return self.kept.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
         """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
@@ -259,7 +259,7 @@ class Run:
             summary = self.summary()
             if anew or self.kept.taken:
                 self.kept.forget("report")
-            self.kept.take("report", lambda: self._report(summary), lambda: None, "writing the report")
+            self.kept.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary
 
     def _report(self, summary: dict[str, Any]) -> None:
