@@ -11,7 +11,7 @@ from ..data.load import load_questions
 from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.baselines import Baselines, compare_baselines
 from ..models.load import load
-from .folder import Asked, RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
@@ -46,7 +46,7 @@ class BaselineSettings:
         files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
         return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
         others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]

@@ -19,7 +19,7 @@ from ..evaluation.comparison.tuning import ORDER
 from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import Asked, RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS, comparison_headline
 from .job import Job, command
 
@@ -54,7 +54,7 @@ class CompareSettings:
         steps = {"compare": ("comparison.safetensors",), "report": ("comparison.json", "report.html", FINDINGS)}
         return Job("compare", self.command, asdict(self), steps)
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
         splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}

@@ -29,7 +29,7 @@ from .job import Job, compare_contents, not_repeatable
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GOES_ON = "the same command goes on from here"
 T = TypeVar("T")
-Asked = tuple[Any, Mapping[str, Sequence[Question]]]
+ModelAndQuestions = tuple[Any, Mapping[str, Sequence[Question]]]
 """The model of a job (a VLM, or None where it opens several), and its questions by split."""
 
 
@@ -52,13 +52,13 @@ class RunFolder:
     scale_interp.errors.FileError: ... holds a run with other settings (numbers was [1, 2], now [1, 3]): use another --out, or delete it
     """
 
-    def __init__(self, path: str | Path, job: Job, asked: Callable[[], Asked], say: Say = lambda _: None):
+    def __init__(self, path: str | Path, job: Job, asked: Callable[[], ModelAndQuestions], say: Say = lambda _: None):
         self.path, self.job = Path(path), job
         self.journal = Journal(path, order=job.steps, say=self.say, working=self.working)
         self.working_journal: Journal | None = None
         """The journal while the folder is worked in; None before and after, and where a job's results are times."""
         self._asked, self._printed = asked, say
-        self._opened: Asked | None = None
+        self._opened: ModelAndQuestions | None = None
         self._check_settings()
 
     def say(self, text: str) -> None:
@@ -102,7 +102,7 @@ class RunFolder:
         return FINDINGS
 
     @contextmanager
-    def working(self) -> Iterator[Asked]:
+    def working(self) -> Iterator[ModelAndQuestions]:
         """Everything inside: for this process alone, batches and warnings kept, and state.json says how it ended."""
         if self._opened is not None:
             yield self._opened

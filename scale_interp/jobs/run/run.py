@@ -28,7 +28,7 @@ from ...interventions.edit import Head
 from ...interventions.prefix import Prompts
 from ...models.load import load
 from ...vlm.vlm import VLM
-from ..folder import Asked, RunFolder, Say
+from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import run_headline
 from .settings import MAPS, PLACES, Settings
 
@@ -54,7 +54,7 @@ class Run:
         except (KeyError, TypeError) as error:
             raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
 
-    def _asked(self) -> Asked:
+    def _asked(self) -> ModelAndQuestions:
         # Contrasts too: without any the run would end at its first step.
         _ = self.pairs
         return self.vlm, {"train": self.train, "test": self.test}
