@@ -311,9 +311,11 @@ class _Steps:
     journal: Journal | None
     say: Say
 
-    def run_step(self, file: str, name: str, make: Callable[[], R], kind: type[R]) -> R:
+    def run_step(self, file: str, message: str, make: Callable[[], R], kind: type[R]) -> R:
+        """The result in this file, whose name is the step's."""
+
         def made() -> R:
-            self.say(name)
+            self.say(message)
             return make()
 
         if self.journal is None:
@@ -324,7 +326,7 @@ class _Steps:
             made().save(path)
             return [file]
 
-        found: R = self.journal.step(name, write, lambda: kind.load(path))
+        found: R = self.journal.step(file, write, lambda: kind.load(path))
         return found
 
 
