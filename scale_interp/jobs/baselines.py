@@ -63,13 +63,13 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
         found.save(folder / "baselines.json")
         write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
         write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True, div_id="baselines").encode())
-        kept.write_findings(found.verdict, [])
+        run_folder.write_findings(found.verdict, [])
 
-    kept = RunFolder(folder, s.job, s.asked, say)
+    run_folder = RunFolder(folder, s.job, s.asked, say)
     ranks = ", ".join(map(str, s.ranks))
     told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
-    with kept.working() as (vlm, asked):
-        return kept.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
 def shown(found: Baselines) -> Sequence[str]:

@@ -21,15 +21,17 @@ def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: 
     of, path = calibration.Suites(), folder / "calibration.json"
 
     def make() -> None:
-        found = calibrate(suites, power, journal=kept.journal.inside(SUITES), of=of)
+        found = calibrate(suites, power, journal=run_folder.journal.inside(SUITES), of=of)
         found.save(path)
-        kept.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
+        run_folder.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
 
     again = command("calibrate", suites=suites, power=power)
     job = Job("calibrate", again, {"suites": suites, "power": power} | asdict(of), {"calibrate": ("calibration.json", FINDINGS)})
-    kept = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
-    with kept.working():
-        return kept.run_step("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
+    run_folder = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
+    with run_folder.working():
+        return run_folder.run_step(
+            "calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones"
+        )
 
 
 def headline(found: Calibration) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""The comparison of all methods in a run's folder: questions loaded, steps kept, the table, its numbers and a page written."""
+"""The comparison of all methods in a run's folder: questions loaded, steps run_folder, the table, its numbers and a page written."""
 
 from __future__ import annotations
 
@@ -64,28 +64,28 @@ class CompareSettings:
 
 def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
     """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
-    kept = RunFolder(folder, settings.job, settings.asked, say)
+    run_folder = RunFolder(folder, settings.job, settings.asked, say)
     path = folder / "comparison.safetensors"
-    with kept.working() as (vlm, asked):
-        found = kept.run_step("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
-        if kept.taken:
-            kept.forget("report")
-        kept.run_step("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
+    with run_folder.working() as (vlm, asked):
+        found = run_folder.run_step("compare", lambda: _compare(settings, run_folder, vlm, asked), lambda: Comparison.load(path))
+        if run_folder.taken:
+            run_folder.forget("report")
+        run_folder.run_step("report", lambda: _report(found, settings, run_folder), lambda: None, "writing the report")
     return found
 
 
-def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
-    s, steps = settings, kept.journal.inside(STEPS)
+def _compare(settings: CompareSettings, run_folder: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
+    s, steps = settings, run_folder.journal.inside(STEPS)
     splits = (asked[split] for split in ("train", "validation", "test"))
-    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, journal=steps, say=kept.say)
-    found.save(kept.path / "comparison.safetensors")
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, journal=steps, say=run_folder.say)
+    found.save(run_folder.path / "comparison.safetensors")
 
 
-def _report(found: Comparison, settings: CompareSettings, kept: RunFolder) -> None:
+def _report(found: Comparison, settings: CompareSettings, run_folder: RunFolder) -> None:
     content = summary(found, settings)
-    write_json(kept.path / "comparison.json", content)
-    kept.write_findings(comparison_headline(content), found.findings())
-    _write_page(found, settings, kept.path / "report.html")
+    write_json(run_folder.path / "comparison.json", content)
+    run_folder.write_findings(comparison_headline(content), found.findings())
+    _write_page(found, settings, run_folder.path / "report.html")
 
 
 def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:

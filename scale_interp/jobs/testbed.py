@@ -144,17 +144,17 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
     """Measure in a run's folder, with a page and pictures; `show` is given each table as soon as it is measured. The findings."""
 
     def make() -> list[str]:
-        known, plantings = measure(name, draws, kept.working_journal)
+        known, plantings = measure(name, draws, run_folder.working_journal)
         show_tables(known, plantings, show)
         best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
         made = write_docs(known, plantings, folder, job.command)
-        return [*made, kept.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
+        return [*made, run_folder.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
 
     again = command("testbed", *filter(None, [name]), draws=draws)
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
-    kept = RunFolder(folder, job, lambda: (None, {}), say)
-    with kept.working():
-        found: list[str] = kept.run_step("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
+    run_folder = RunFolder(folder, job, lambda: (None, {}), say)
+    with run_folder.working():
+        found: list[str] = run_folder.run_step("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
     return found
 
 

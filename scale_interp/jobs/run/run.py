@@ -41,7 +41,7 @@ class Run:
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
         self._given = vlm
-        self.kept = RunFolder(folder, settings.job, self._asked, say)
+        self.run_folder = RunFolder(folder, settings.job, self._asked, say)
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
@@ -62,7 +62,7 @@ class Run:
     @property
     def vlm(self) -> VLM:
         """The model; while the folder is worked in, with its journal."""
-        return with_journal(self._loaded, self.kept.working_journal)
+        return with_journal(self._loaded, self.run_folder.working_journal)
 
     @cached_property
     def _loaded(self) -> VLM:
@@ -97,7 +97,7 @@ class Run:
     def _map(self, name: str) -> HeadMap:
         path = self.folder / "head_maps" / f"{name}.safetensors"
         says = f"locating heads: {name.replace('_', ' ')}"
-        return self.kept.run_step(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
+        return self.run_folder.run_step(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
 
     def _locate(self, name: str) -> HeadMap:
         asked = self.train[: self.settings.n_locate]
@@ -115,7 +115,7 @@ class Run:
     @property
     def top_heads(self) -> list[Head]:
         """The heads with the largest patching effect."""
-        if not self.kept.done("locate patch"):
+        if not self.run_folder.done("locate patch"):
             raise FileError(f"{self.folder} has no head maps yet: run `scale-interp locate` on it first")
         return self._map("patch").top(self.settings.top)
 
@@ -132,7 +132,7 @@ class Run:
             ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
         ):
             make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
-            found |= self.kept.run_step(step, make, load, told)
+            found |= self.run_folder.run_step(step, make, load, told)
         return found
 
     def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
@@ -147,7 +147,7 @@ class Run:
 
     @property
     def _fitted(self) -> bool:
-        return self.kept.done("fit") and self.kept.done("fit retained")
+        return self.run_folder.done("fit") and self.run_folder.done("fit retained")
 
     def _scales(self) -> dict[str, ScAle]:
         if not self._fitted:
@@ -157,10 +157,10 @@ class Run:
     def evaluate(self) -> dict[str, dict[str, Evaluation]]:
         """Task -> fit -> answers on the test split; fits: base, all, top, retained."""
         asked: dict[str, Questions] = {"asked": self.test} | self.non_spatial("test")
-        if not self.kept.done("evaluate"):
+        if not self.run_folder.done("evaluate"):
             self._scales()
         path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
-        tensors, _ = self.kept.run_step("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
+        tensors, _ = self.run_folder.run_step("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
         made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
         return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
 
@@ -186,7 +186,7 @@ class Run:
             falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
 
         says = f"falsifying: every control beside ScAle on {on}"
-        return self.kept.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
+        return self.run_folder.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
         """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
@@ -251,22 +251,22 @@ class Run:
     def everything(self, anew: bool = False) -> dict[str, Any]:
         """The whole job, the summary and the report; anew: write these two also where they are there."""
         self.say(f"loading {self.settings.model} and {self.settings.data}")
-        with self.kept.working():
+        with self.run_folder.working():
             self.locate()
             self.fit()
             self.evaluate()
             self.falsify()
             summary = self.summary()
-            if anew or self.kept.taken:
-                self.kept.forget("report")
-            self.kept.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
+            if anew or self.run_folder.taken:
+                self.run_folder.forget("report")
+            self.run_folder.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary
 
     def _report(self, summary: dict[str, Any]) -> None:
         from .page import sentences, write_run_report
 
         write_json(self.folder / "summary.json", summary)
-        self.kept.write_findings(run_headline(summary), sentences(summary))
+        self.run_folder.write_findings(run_headline(summary), sentences(summary))
         write_run_report(self, summary)
 
 
