@@ -11,6 +11,7 @@ from PIL import Image
 import scale_interp as si
 from scale_interp.errors import DataWarning, EditError, FileError
 from scale_interp.execution import journal
+from scale_interp.execution.execution import execution_of, with_journal
 from scale_interp.interventions.prefix import Prompts
 
 
@@ -80,6 +81,53 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
         done = len(written)
         assert torch.equal(ANALYSES[name](vlm, pairs, questions), whole)
     assert len(written) == done
+
+
+def test_a_journal_is_handed_on_with_the_model(vlm, pairs, tmp_path):
+    """Without any block: the handed model's work is kept, that of the model itself is not, and a journal beats the user's block."""
+    questions = [p.clean for p in pairs][:8]
+    plain = si.ablate(vlm, questions).per_question
+    kept = with_journal(vlm, journal.Journal(tmp_path / "given"))
+    assert torch.equal(si.ablate(kept, questions).per_question, plain)
+    written = sorted((tmp_path / "given" / "parts").glob("*/*.safetensors"))
+    assert written and execution_of(vlm).journal is None
+    si.ablate(vlm, questions)
+    with si.resumable(tmp_path / "block"):
+        assert torch.equal(si.ablate(kept, questions).per_question, plain)
+        assert not list((tmp_path / "block").glob("*/*.safetensors"))
+        si.ablate(vlm, questions)
+        assert list((tmp_path / "block").glob("*/*.safetensors"))
+    assert sorted((tmp_path / "given" / "parts").glob("*/*.safetensors")) == written
+    damaged = si.testbeds.plant(kept, [(3, 0)], 0.25)
+    assert execution_of(damaged).journal is execution_of(kept).journal
+
+
+def test_a_step_is_committed_when_its_function_returns(tmp_path):
+    """A step that fails, or whose file is torn before it is recorded, is made again; a finished one is not, and parts go with it."""
+    made, path = [], tmp_path / "a.json"
+
+    def make(fail):
+        made.append(fail)
+        path.write_text("[1")
+        if fail:
+            raise Killed
+        path.write_text("[1]")
+        return ["a.json"]
+
+    first = journal.Journal(tmp_path)
+    first.unfinished.checkpoints("batches", 1).put("000000", {"x": torch.ones(1)})
+    with pytest.raises(Killed):
+        first.step("a", lambda: make(True), path.read_text)
+    assert "000000" in first.unfinished.checkpoints("batches", 1)
+    again = journal.Journal(tmp_path)
+    assert again.step("a", lambda: make(False), path.read_text) == "[1]"
+    assert "000000" not in again.unfinished.checkpoints("batches", 1)
+    assert journal.Journal(tmp_path).step("a", lambda: make(False), path.read_text) == "[1]" and made == [True, False]
+    path.write_text("[2]")
+    with pytest.warns(DataWarning, match="checksum differs"):
+        assert journal.Journal(tmp_path).step("a", lambda: make(False), path.read_text) == "[1]"
+    inner = again.inside("more")
+    assert inner.unfinished is again.unfinished and inner.folder == tmp_path / "more"
 
 
 def test_other_work_never_mixes_in(vlm, pairs, tmp_path):
