@@ -8,12 +8,15 @@ from contextvars import ContextVar
 from copy import copy
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from torch import Tensor
 
 from ..vlm.vlm import VLM
 from .journal import Journal, UnfinishedWork
+
+
+Model = TypeVar("Model", bound=VLM)
 
 
 class Workers(Protocol):
@@ -52,7 +55,7 @@ def execution_of(vlm: VLM) -> Execution:
     return Execution(given.journal or block.journal, given.workers or block.workers)
 
 
-def with_journal(vlm: VLM, journal: Journal | None) -> VLM:
+def with_journal(vlm: Model, journal: Journal | None) -> Model:
     """The same model, whose work is kept in this journal; None: as it is."""
     if journal is None:
         return vlm

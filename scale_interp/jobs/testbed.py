@@ -70,7 +70,7 @@ def known_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None)
 def shortfall(name: str, seeds: int = DRAWS, journal: Journal | None = None) -> dict[str, Recovery]:
     """Scalars fitted on a planted shortfall, without and with a penalty on mean |s - 1|, and tested on test questions."""
     chosen = PLANTINGS[name]
-    damaged, intact = (with_journal(vlm, journal) for vlm in (planted(name), load(chosen.model)))
+    damaged, intact = with_journal(planted(name), journal), with_journal(load(chosen.model), journal)
     train, test = load_questions(chosen.data, "train", n=FIT), load_questions(chosen.data, "test", n=2 * TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
