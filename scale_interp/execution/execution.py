@@ -15,7 +15,6 @@ from torch import Tensor
 from ..vlm.vlm import VLM
 from .journal import Journal, UnfinishedWork
 
-
 Model = TypeVar("Model", bound=VLM)
 
 
