@@ -20,8 +20,11 @@ DOCS = HERE.parent
 
 def main(folder: Path | None) -> None:
     """Write the page; from a folder, its numbers and log are copied here first."""
-    for name, here in (("calibration.json", "calibration.json"), ("suites.jsonl", "calibration.jsonl")) if folder else ():
-        shutil.copyfile(folder / name, HERE / here)
+    if folder is not None:
+        shutil.copyfile(folder / "calibration.json", HERE / "calibration.json")
+        about = json.dumps({"suites": json.loads((folder / "suites" / "settings.json").read_text())})
+        suites = [path.read_text().strip() for path in sorted((folder / "suites").glob("*-*.json"))]
+        write_bytes(HERE / "calibration.jsonl", "\n".join([about, *suites, ""]).encode())
     found, fits = Calibration.load(HERE / "calibration.json"), read_fits(HERE / "bench-fits.json")
     log = (json.loads(line) for line in (HERE / "calibration.jsonl").read_text().splitlines()[1:])
     seconds = sum(row["seconds"] for row in log)
@@ -46,7 +49,7 @@ def errors(found: Calibration, seconds: float) -> str:
     python -m docs.studies.calibration runs/calibration
 
 The first command runs the suites, {seconds / 60:.0f} minutes on one CPU thread, and resumes where it was stopped
-(one line per suite in `suites.jsonl`, here `docs/studies/calibration.jsonl`); the second writes this page from what the first has written.
+(one file per suite in `suites/`, here the lines of `docs/studies/calibration.jsonl`); the second writes this page from the results.
 Every suite is `falsify` as users call it, on all heads and MLPs, with
 {about["seeds"]} seeds, {about["epochs"]} epochs, {about["n_train"]} training and
 {about["n_test"]} test questions of `{about["data"]}`, with its own questions and seeds. Shortfalls were chosen on validation questions,

@@ -27,7 +27,7 @@ from scipy import stats
 import scale_interp as si
 from scale_interp.bench.realistic import open_model
 from scale_interp.core.record import read_json, versions, write_bytes, write_json
-from scale_interp.execution.batches import Found
+from scale_interp.execution.batches import BatchResult
 from scale_interp.interventions import paths
 from scale_interp.interventions.prefix import Prefix, Prompts
 from scale_interp.viz.theme import frame, look
@@ -113,7 +113,7 @@ def memory() -> dict:
     vlm, questions = si.load("demo"), si.load_questions("scenes/relation", split="train", n=2000)
     process, rows, work = psutil.Process(), [], paths.packed_work
 
-    def watched(vlm: si.VLM, prefix: Prefix, edit: si.Edit) -> Found:
+    def watched(vlm: si.VLM, prefix: Prefix, edit: si.Edit) -> BatchResult:
         found = work(vlm, prefix, edit)
         gc.collect()
         rows.append((prefix.rows.stop, process.memory_info().rss / 2**20))

@@ -14,7 +14,7 @@ from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
@@ -116,12 +116,12 @@ def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pro
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
-    found = [*each(vlm, prompts, clean_work, "clean runs")]
+    found = [*map_batches(vlm, prompts, clean_work, "clean runs")]
     scores = join([part["scores"][:, None] for part in found])[:, 0]
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 
 
-def clean_work(vlm: VLM, prefix: Prefix) -> Found:
+def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     z, _, scores = last_token(vlm, prefix)
     check_finite(vlm, prefix.questions, scores[:, None])
     return {"z": z, "scores": scores}

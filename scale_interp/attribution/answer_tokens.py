@@ -14,7 +14,7 @@ from ..core.arguments import Count, Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.capture import capture
 from ..vlm.vlm import VLM
 
@@ -41,12 +41,12 @@ def answer_activations(
     if positions == "first":
         return capture(vlm, questions, batch_size).z
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    found = each(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
+    found = map_batches(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
     return torch.stack(batches.restore([part["z"] for part in found]))
 
 
 @torch.no_grad()
-def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> Found:
+def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> BatchResult:
     z, told = _answer(vlm, questions, max_new_tokens)
     if positions == "last":
         return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}

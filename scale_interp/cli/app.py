@@ -46,9 +46,10 @@ def main() -> None:
 
     from ..errors import ScaleInterpError
 
-    warnings.showwarning = _show_warning
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except ScaleInterpError as error:
         _print_error(str(error))
         sys.exit(REFUSED)

@@ -48,17 +48,15 @@ def show(folder: Folder) -> None:
     run, out = read_run(folder), console()
     facts = Table(title=escape(f"{run.kind} in {run.folder}"), show_header=False)
     took = "" if run.seconds is None else f", {run.seconds:,.0f} s of work"
-    facts.add_row("status", escape(run.status + (f", {run.progress} steps done" if run.done is not None else "")))
+    facts.add_row("status", escape(f"{run.status}, {run.progress} steps done"))
     facts.add_row("began", f"{run.began:%Y-%m-%d %H:%M}{took}")
     if run.command:
         facts.add_row("again by", escape(run.command))
     for name, content in run.about.items():
         facts.add_row(name, escape(_told(content)))
     out.print(facts)
-    if run.done is not None:
-        left = ", ".join(step for step in run.steps if step not in run.done)
-        if left:
-            out.print(f"to do: {escape(left)}", highlight=False)
+    if left := ", ".join(step for step in run.steps if step not in run.done):
+        out.print(f"to do: {escape(left)}", highlight=False)
     for line in filter(None, (run.headline, *run.findings)):
         out.print(f"• {escape(line)}", highlight=False)
     files = Table(title="files")

@@ -19,7 +19,7 @@ from ..core.arguments import Count, checked
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.edit import Edit
 from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
@@ -112,11 +112,11 @@ def answer_texts(
     questions = require(questions)
     edit = edit.edit() if isinstance(edit, ScAle) else edit
     work = partial(text_work, edit=edit, max_new_tokens=max_new_tokens)
-    found = each(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
+    found = map_batches(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
     return [bytes(text.tolist()).decode() for part in found for text in part.values()]
 
 
-def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> Found:
+def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> BatchResult:
     """Answers as UTF-8, a tensor of bytes a question."""
     with nullcontext() if edit is None else attach(vlm.hf_model, edit):
         texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)

@@ -7,7 +7,6 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor
 from ..core.arguments import checked
 from ..errors import ClusterWarning, ModelError, ScaleInterpError
 from ..vlm.vlm import VLM
+from .execution import block
 from .memory import working_bytes
 
 ATTEMPTS = 3
@@ -24,12 +24,6 @@ ATTEMPTS = 3
 AHEAD = 4
 """Batches that may lie ready for each worker at work before the one that is waited for arrives."""
 Keep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-_current: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
-
-
-def current() -> Cluster | None:
-    """The cluster of the `si.cluster` block that runs now."""
-    return _current.get()
 
 
 @checked
@@ -69,11 +63,10 @@ def cluster(address: str | None = None, *, workers: int | None = None, gpus: int
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or give no address") from error
     here = Cluster(ray, workers, gpus)
-    token = _current.set(here)
     try:
-        yield here
+        with block(workers=here):
+            yield here
     finally:
-        _current.reset(token)
         here.close()
         if started:
             ray.shutdown()

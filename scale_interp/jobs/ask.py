@@ -89,14 +89,14 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
     def make() -> list[str]:
         found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
         first, *others = notes(found)
-        return [*write_asked(found, vlm, folder, s.job.command), kept.write_findings(first, others)]
+        return [*write_asked(found, vlm, folder, s.job.command), run_folder.write_findings(first, others)]
 
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
 
-    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
-    with kept.working() as (vlm, asked):
-        return kept.take("ask", make, load_found, told)
+    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("ask", make, load_found, told)
 
 
 def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]:

@@ -108,14 +108,14 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
         result = attend(vlm, asked["all"], s.pictures)
         write_attended(result, folder, s.job.command)
         first, *others = notes(result)
-        kept.write_findings(first, others)
+        run_folder.write_findings(first, others)
 
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
 
-    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
-    with kept.working() as (vlm, asked):
-        return kept.take("attention", make, load_found, told)
+    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("attention", make, load_found, told)
 
 
 def write_attended(result: Attended, folder: Path, command: str) -> None:

@@ -11,7 +11,7 @@ from ..data.load import load_questions
 from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.baselines import Baselines, compare_baselines
 from ..models.load import load
-from .folder import Asked, RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
@@ -46,7 +46,7 @@ class BaselineSettings:
         files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
         return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
         others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]
@@ -63,13 +63,13 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
         found.save(folder / "baselines.json")
         write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
         write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True, div_id="baselines").encode())
-        kept.write_findings(found.verdict, [])
+        run_folder.write_findings(found.verdict, [])
 
-    kept = RunFolder(folder, s.job, s.asked, say)
+    run_folder = RunFolder(folder, s.job, s.asked, say)
     ranks = ", ".join(map(str, s.ranks))
     told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
-    with kept.working() as (vlm, asked):
-        return kept.take("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
 def shown(found: Baselines) -> Sequence[str]:

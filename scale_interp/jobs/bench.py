@@ -64,11 +64,11 @@ def run_sweeps(settings: BenchSettings, folder: Path, say: Say, show: Callable[[
     def make() -> None:
         found = time_sweeps(settings)
         write_benchmarks(path, found)
-        kept.write_findings("; ".join(f"{b.about['model']}: {b.over_limit:.2f} of the limit's time" for b in found), [])
+        run_folder.write_findings("; ".join(f"{b.about['model']}: {b.over_limit:.2f} of the limit's time" for b in found), [])
 
-    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
-    with kept.working():
-        found = kept.take("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
+    run_folder = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with run_folder.working():
+        found = run_folder.run_step("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
     for benchmark in found:
         show(benchmark)
     return found
@@ -81,8 +81,8 @@ def run_fits(settings: BenchSettings, folder: Path, say: Say) -> FitsBenchmark:
     def make() -> None:
         found = time_fits(settings)
         write_fits(path, found)
-        kept.write_findings(f"{found.fits} fits side by side take {found.ratio:.2f} times one", [])
+        run_folder.write_findings(f"{found.fits} fits side by side take {found.ratio:.2f} times one", [])
 
-    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
-    with kept.working():
-        return kept.take("bench", make, lambda: read_fits(path), "timing fits side by side")
+    run_folder = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with run_folder.working():
+        return run_folder.run_step("bench", make, lambda: read_fits(path), "timing fits side by side")

@@ -12,8 +12,8 @@ from .folder import RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
-SUITES = "suites.jsonl"
-"""The log of the suites, with the seconds of each; a stopped calibration goes on from there."""
+SUITES = "suites"
+"""The folder of the suites, a file for each with its seconds; a stopped calibration goes on from there."""
 
 
 def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: None) -> Calibration:
@@ -21,15 +21,17 @@ def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: 
     of, path = calibration.Suites(), folder / "calibration.json"
 
     def make() -> None:
-        found = calibrate(suites, power, log=folder / SUITES, of=of)
+        found = calibrate(suites, power, journal=run_folder.journal.inside(SUITES), of=of)
         found.save(path)
-        kept.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
+        run_folder.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
 
     again = command("calibrate", suites=suites, power=power)
     job = Job("calibrate", again, {"suites": suites, "power": power} | asdict(of), {"calibrate": ("calibration.json", FINDINGS)})
-    kept = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
-    with kept.working():
-        return kept.take("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
+    run_folder = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
+    with run_folder.working():
+        return run_folder.run_step(
+            "calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones"
+        )
 
 
 def headline(found: Calibration) -> dict[str, str]:

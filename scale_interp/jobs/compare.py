@@ -1,4 +1,4 @@
-"""The comparison of all methods in a run's folder: questions loaded, steps kept, the table, its numbers and a page written."""
+"""The comparison of all methods in a run's folder: questions loaded, steps run_folder, the table, its numbers and a page written."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ from ..core.record import versions, write_json
 from ..data.load import load_questions
 from ..data.question import Question
 from ..data.scenes.task import NON_SPATIAL
-from ..evaluation.comparison.comparison import Comparison, Say, compare
+from ..evaluation.comparison.comparison import Comparison, compare
 from ..evaluation.comparison.tuning import ORDER
 from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import Asked, RunFolder
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS, comparison_headline
 from .job import Job, command
 
-KEPT = "steps"
-"""Where the results of the comparison's own steps lie: a set of heads, a learned method, its answers."""
+STEPS = "steps"
+"""The folder of the comparison's own steps: a set of heads, a learned method, its answers."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class CompareSettings:
         steps = {"compare": ("comparison.safetensors",), "report": ("comparison.json", "report.html", FINDINGS)}
         return Job("compare", self.command, asdict(self), steps)
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
         splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}
@@ -64,49 +64,28 @@ class CompareSettings:
 
 def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
     """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
-    kept = RunFolder(folder, settings.job, settings.asked, say)
+    run_folder = RunFolder(folder, settings.job, settings.asked, say)
     path = folder / "comparison.safetensors"
-    with kept.working() as (vlm, asked):
-        found = kept.take("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
-        if kept.taken:
-            kept.forget("report")
-        kept.take("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
+    with run_folder.working() as (vlm, asked):
+        found = run_folder.run_step("compare", lambda: _compare(settings, run_folder, vlm, asked), lambda: Comparison.load(path))
+        if run_folder.taken:
+            run_folder.forget("report")
+        run_folder.run_step("report", lambda: _report(found, settings, run_folder), lambda: None, "writing the report")
     return found
 
 
-def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
-    """Compare, with each step's files recorded as soon as the next one begins; damaged ones are taken away first, to be made anew."""
-    steps = kept.path / KEPT
-    for step, names in kept.kept().items():
-        if not kept.done(step):
-            for name in names:
-                (kept.path / name).unlink(missing_ok=True)
-    began: list[str] = []
-
-    def said(text: str) -> None:
-        record()
-        began.append(text)
-        kept.say(text)
-
-    def record() -> None:
-        known = {name for step, names in kept.kept().items() if kept.done(step) for name in names}
-        new = [str(path.relative_to(kept.path)) for path in sorted(steps.rglob("*")) if path.is_file()]
-        new = [name for name in new if name not in known]
-        if new:
-            kept.keep(began[-1] if began else "settings of the comparison", new)
-
-    s = settings
+def _compare(settings: CompareSettings, run_folder: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
+    s, steps = settings, run_folder.journal.inside(STEPS)
     splits = (asked[split] for split in ("train", "validation", "test"))
-    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, folder=steps, say=said)
-    record()
-    found.save(kept.path / "comparison.safetensors")
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, journal=steps, say=run_folder.say)
+    found.save(run_folder.path / "comparison.safetensors")
 
 
-def _report(found: Comparison, settings: CompareSettings, kept: RunFolder) -> None:
+def _report(found: Comparison, settings: CompareSettings, run_folder: RunFolder) -> None:
     content = summary(found, settings)
-    write_json(kept.path / "comparison.json", content)
-    kept.write_findings(comparison_headline(content), found.findings())
-    _write_page(found, settings, kept.path / "report.html")
+    write_json(run_folder.path / "comparison.json", content)
+    run_folder.write_findings(comparison_headline(content), found.findings())
+    _write_page(found, settings, run_folder.path / "report.html")
 
 
 def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:

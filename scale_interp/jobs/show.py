@@ -16,13 +16,14 @@ from .. import viz
 from ..adapters.scale.scale import ScAle
 from ..attribution import HeadMap
 from ..core import statistics
+from ..core.manifest import DAMAGED, MISSING
 from ..core.record import expect, read_json, read_tensors
 from ..errors import DataError, FileError
 from ..evaluation import Evaluation, Falsification, HeadSets
 from ..interventions.edit import Head
 from ..viz import Section
 from ..viz.runs import Rows
-from .info import DAMAGED, MISSING, read_run
+from .info import read_run
 from .run.page import FITS
 from .run.run import MAPS, PLACES, SCORES, Run
 

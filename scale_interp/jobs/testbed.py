@@ -14,6 +14,8 @@ from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from ..evaluation.ground_truth.localisation import ranking
+from ..execution.execution import with_journal
+from ..execution.journal import Journal
 from ..models.load import load
 from ..models.testbeds import NAMES, PLANTINGS, circuit, planted
 from ..models.testbeds.circuits import PREFIX, TASK
@@ -53,10 +55,10 @@ class Known:
         )
 
 
-def known_circuit(name: str, draws: int = DRAWS) -> Known:
+def known_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None) -> Known:
     """All methods on training questions of `draws` seeds, the rankings' faithfulness on test questions."""
     chosen = circuit(name)
-    vlm = load(PREFIX + chosen.name)
+    vlm = with_journal(load(PREFIX + chosen.name), journal)
     sets = [load_questions(f"scenes/{TASK}", "train", n=LOCATE, seed=seed) for seed in range(draws)]
     test = load_questions(f"scenes/{TASK}", "test", n=TEST)
     found = localise(vlm, sets, chosen.heads, faithful_on=test[:FAITHFUL])
@@ -65,22 +67,22 @@ def known_circuit(name: str, draws: int = DRAWS) -> Known:
     return Known(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
 
 
-def shortfall(name: str, seeds: int = DRAWS) -> dict[str, Recovery]:
+def shortfall(name: str, seeds: int = DRAWS, journal: Journal | None = None) -> dict[str, Recovery]:
     """Scalars fitted on a planted shortfall, without and with a penalty on mean |s - 1|, and tested on test questions."""
-    damaged, chosen = planted(name), PLANTINGS[name]
-    intact = load(chosen.model)
+    chosen = PLANTINGS[name]
+    damaged, intact = with_journal(planted(name), journal), with_journal(load(chosen.model), journal)
     train, test = load_questions(chosen.data, "train", n=FIT), load_questions(chosen.data, "test", n=2 * TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
 
-def measure(name: str | None = None, draws: int = DRAWS) -> tuple[list[Known], dict[str, Recovery]]:
-    """One known-circuit model or planted shortfall by name, or all of them."""
+def measure(name: str | None = None, draws: int = DRAWS, journal: Journal | None = None) -> tuple[list[Known], dict[str, Recovery]]:
+    """One known-circuit model or planted shortfall by name, or all of them; the work is kept in the journal."""
     if name is None:
-        found = [shortfall(n, draws) for n in PLANTINGS]
-        return [known_circuit(n, draws) for n in NAMES], {k: r for part in found for k, r in part.items()}
+        found = [shortfall(n, draws, journal) for n in PLANTINGS]
+        return [known_circuit(n, draws, journal) for n in NAMES], {k: r for part in found for k, r in part.items()}
     if name in PLANTINGS:
-        return [], shortfall(name, draws)
-    return [known_circuit(name, draws)], {}
+        return [], shortfall(name, draws, journal)
+    return [known_circuit(name, draws, journal)], {}
 
 
 def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, float], None] | None = None) -> None:
@@ -142,17 +144,17 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
     """Measure in a run's folder, with a page and pictures; `show` is given each table as soon as it is measured. The findings."""
 
     def make() -> list[str]:
-        known, plantings = measure(name, draws)
+        known, plantings = measure(name, draws, run_folder.working_journal)
         show_tables(known, plantings, show)
         best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
         made = write_docs(known, plantings, folder, job.command)
-        return [*made, kept.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
+        return [*made, run_folder.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
 
     again = command("testbed", *filter(None, [name]), draws=draws)
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
-    kept = RunFolder(folder, job, lambda: (None, {}), say)
-    with kept.working():
-        found: list[str] = kept.take("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
+    run_folder = RunFolder(folder, job, lambda: (None, {}), say)
+    with run_folder.working():
+        found: list[str] = run_folder.run_step("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
     return found
 
 

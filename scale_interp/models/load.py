@@ -83,17 +83,17 @@ def _checked(vlm: VLM, check: bool | None) -> VLM:
     known = vlm.family in KNOWN
     if check or (check is None and not known):
         try:
-            vlm.report = compare(vlm)
+            report = vlm.report = compare(vlm)
         except Exception as error:
             if known:
                 raise
             raise ModelError(
                 f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way fails on it: {error}"
             ) from error
-        if not known and (not vlm.report.agrees or vlm.report.path != "packed"):
+        if not known and (not report.agrees or report.path != "packed"):
             raise ModelError(
                 f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way does not hold for it: "
-                f"{vlm.report.why}; against a plain nnsight trace logits differ by {vlm.report.nnsight:.2g}. "
+                f"{report.why}; against a plain nnsight trace logits differ by {report.nnsight:.2g}. "
                 "load(..., check=False) takes it all the same, for the reference path"
             )
     return vlm

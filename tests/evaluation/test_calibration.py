@@ -20,8 +20,8 @@ SMALL = Suites(n_train=24, n_test=16, seeds=1, epochs=2, shortfalls=((((2, 4), (
 
 @pytest.fixture(scope="module")
 def ran(tmp_path_factory):
-    log = tmp_path_factory.mktemp("calibration") / "log.jsonl"
-    return calibrate(2, 1, log=log, of=SMALL), log
+    folder = tmp_path_factory.mktemp("calibration") / "suites"
+    return calibrate(2, 1, folder=folder, of=SMALL), folder
 
 
 def test_every_suite_is_there_with_questions_of_its_own(ran):
@@ -34,27 +34,33 @@ def test_every_suite_is_there_with_questions_of_its_own(ran):
 
 
 def test_a_stopped_calibration_goes_on_and_gives_the_same(ran, tmp_path, monkeypatch):
-    found, log = ran
-    lines = log.read_text().splitlines()
-    stopped = tmp_path / "log.jsonl"
-    # Two suites done, the third one's line cut short by a crash.
-    stopped.write_text("\n".join([*lines[:3], lines[3][:20]]))
+    found, whole = ran
+    stopped = tmp_path / "suites"
+    shutil.copytree(whole, stopped)
+    manifest = json.loads((stopped / "manifest.json").read_text())
+    last = list(manifest["steps"])[-1]
+    # Two suites done, the third one's file cut short by a crash, and its step not recorded.
+    (cut,) = manifest["steps"].pop(last)
+    (stopped / cut).write_bytes((stopped / cut).read_bytes()[:20])
+    (stopped / "manifest.json").write_text(json.dumps(manifest))
     asked = []
     suite = calibration._suite
     monkeypatch.setattr(calibration, "_suite", lambda kind, number, *rest: asked.append((kind, number)) or suite(kind, number, *rest))
-    again = calibrate(2, 1, log=stopped, of=SMALL)
-    done = {(row["kind"], row["number"]) for row in map(json.loads, lines[1:3])}
-    assert len(asked) == 1 and not set(asked) & done
+    again = calibrate(2, 1, folder=stopped, of=SMALL)
+    assert [f"{kind} {number}" for kind, number in asked] == [last]
     assert again.rows == found.rows
-    assert len(stopped.read_text().splitlines()) == 4
-    harmed = lines[1].replace('"accuracy": 0.', '"accuracy": 1.', 1)
-    assert harmed != lines[1]
-    stopped.write_text("\n".join([lines[0], harmed, *lines[2:]]))
+    assert {p.name for p in stopped.glob("*-*.json")} == {p.name for p in whole.glob("*-*.json")} and len(
+        list(stopped.glob("*-*.json"))
+    ) == 3
+    path = stopped / "no-signal-0000.json"
+    harmed = path.read_text().replace('"accuracy": 0.', '"accuracy": 1.', 1)
+    assert harmed != path.read_text()
+    path.write_text(harmed)
     with pytest.warns(DataWarning, match="checksum differs"):
-        assert calibrate(2, 1, log=stopped, of=SMALL).rows == found.rows
+        assert calibrate(2, 1, folder=stopped, of=SMALL).rows == found.rows
     assert len(asked) == 2
-    with pytest.raises(FileError, match="no log of these suites"):
-        calibrate(2, 1, log=stopped, of=Suites(n_train=25))
+    with pytest.raises(FileError, match="another calibration"):
+        calibrate(2, 1, folder=stopped, of=Suites(n_train=25))
 
 
 def test_it_survives_the_disk(ran, tmp_path):
@@ -87,10 +93,9 @@ def test_the_command_writes_numbers_and_a_log(tmp_path, monkeypatch):
     result = CliRunner().invoke(cli.app, ["calibrate", "--suites", "1", "--power", "0", "--out", str(tmp_path / "a")])
     assert result.exit_code == 0, result.output
     assert len(Calibration.load(tmp_path / "a" / "calibration.json").rows) == 1 and "1 suites without signal" in result.output
-    assert len((tmp_path / "a" / "suites.jsonl").read_text().splitlines()) == 2
-    # Another folder that has nothing but the first suite's line: the same bytes, without computing it.
-    (tmp_path / "b").mkdir()
-    shutil.copyfile(tmp_path / "a" / "suites.jsonl", tmp_path / "b" / "suites.jsonl")
+    assert [p.name for p in (tmp_path / "a" / "suites").glob("*-*.json")] == ["no-signal-0000.json"]
+    # Another folder that has nothing but the first suite: the same bytes, without computing it.
+    shutil.copytree(tmp_path / "a" / "suites", tmp_path / "b" / "suites")
     monkeypatch.setattr(calibration, "_suite", None)
     again = run_calibration(1, 0, tmp_path / "b")
     assert again.rows == Calibration.load(tmp_path / "a" / "calibration.json").rows

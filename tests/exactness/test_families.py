@@ -385,6 +385,29 @@ def test_check_on_load(name, dtype):
     assert set(TOLERANCE) == {torch.float32, torch.float16, torch.bfloat16}
 
 
+def test_a_changed_model_is_measured_again(questions):
+    """The report is of the model as it is now: changed attention, dtype or hooks have one of their own, and the first one stays."""
+    vlm = si.load("tiny-random/llava")
+    assert vlm.report is None
+    si.run_edits(vlm, questions[:1])
+    first = vlm.report
+    assert first is not None and first.dtype == "float32"
+    si.run_edits(vlm, questions[:1])
+    assert vlm.report is first
+    vlm.hf_model.set_attn_implementation("eager")
+    assert vlm.report is None
+    si.run_edits(vlm, questions[:1])
+    assert vlm.report.attention == "eager" != first.attention
+    vlm.hf_model.set_attn_implementation("sdpa")
+    assert vlm.report is first
+    hook = vlm.decoder.layers[0].register_forward_hook(lambda *_: None)
+    assert vlm.report is None
+    hook.remove()
+    assert vlm.report is first
+    vlm.hf_model.to(torch.bfloat16)
+    assert vlm.report is None
+
+
 def unknown_llava():
     tiny = si.load("tiny-random/llava")
     old = tiny.hf_model.config
@@ -482,10 +505,13 @@ def test_out_of_memory_halves_the_chunk(questions):
     try:
         with pytest.warns(MemoryWarning, match="no memory for 12 edits at once; going on with 6"):
             halved = si.run_edits(vlm, questions, sweep, path="packed", prompts=reads)
+        assert max(rows) > 4
+        rows.clear()
+        assert torch.equal(si.run_edits(vlm, questions, sweep, path="packed", prompts=reads), halved)
     finally:
         hook.remove()
     assert (halved - whole).nan_to_num(0, 0, 0).abs().max() <= 2e-6
-    assert vlm.memory is not None and max(rows) > 4
+    assert vlm.memory is None and vlm.measured.chunk_bytes.keys() == {None} and max(rows) < 12
 
 
 def test_no_memory_for_one_edit(questions):

@@ -12,7 +12,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import ClusterWarning, EditError, ModelError
-from scale_interp.execution import ray_cluster as machines
+from scale_interp.execution import ray_cluster
 
 pytestmark = pytest.mark.cluster
 ray = pytest.importorskip("ray")
@@ -111,7 +111,7 @@ def test_a_worker_and_a_machine_die(small, questions, nodes, monkeypatch):
     cluster, (first, second) = nodes
     arrived = []
     plain = si.ablate(small, questions).per_question
-    run = machines.Cluster.run
+    run = ray_cluster.Cluster.run
 
     def watched(self, vlm, plan, work, todo, keep):
         def kept(i, found):
@@ -125,7 +125,7 @@ def test_a_worker_and_a_machine_die(small, questions, nodes, monkeypatch):
 
         return run(self, vlm, plan, work, todo, kept)
 
-    monkeypatch.setattr(machines.Cluster, "run", watched)
+    monkeypatch.setattr(ray_cluster.Cluster, "run", watched)
     with si.cluster(), pytest.warns(ClusterWarning) as said:
         shared = si.ablate(small, questions).per_question
     assert torch.equal(shared, plain)

@@ -11,6 +11,7 @@ from PIL import Image
 import scale_interp as si
 from scale_interp.errors import DataWarning, EditError, FileError
 from scale_interp.execution import journal
+from scale_interp.execution.execution import execution_of, with_journal
 from scale_interp.interventions.prefix import Prompts
 
 
@@ -42,6 +43,10 @@ ANALYSES = {
     "whole passes": lambda vlm, pairs, qs: si.evaluate_scaled(vlm, qs[:3], [si.AttentionScale(0.5, rows="all")])[0].scores,
     "rescale": lambda vlm, pairs, qs: si.rescale(vlm, qs, (0.5, 2.0)).per_question,
     "fit": lambda vlm, pairs, qs: si.fit_scale(vlm, qs, epochs=4, batch_size=8).scalars,
+    "fit of a bias": lambda vlm, pairs, qs: si.fit_bias(vlm, qs, epochs=3, batch_size=8, learning_rates=[1e-2, 1e-1]).shift,
+    "fit of LoRA": lambda vlm, pairs, qs: torch.cat(
+        [w.flatten() for w in si.fit_lora(vlm, qs, rank=1, epochs=2, batch_size=8, learning_rates=[1e-3]).weights.values()]
+    ),
     "fit with retention": lambda vlm, pairs, qs: (
         si.fit_scale(vlm, qs, epochs=3, batch_size=8, retain=pairs[:8] and [p.clean for p in pairs[:8]]).scalars
     ),
@@ -55,7 +60,7 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
     monkeypatch.setattr(vlm, "memory", 2**21)
     whole = ANALYSES[name](vlm, pairs, questions)
     written = []
-    real = journal.Part.put
+    real = journal.Checkpoints.put
 
     def put(self, step, *args):
         real(self, step, *args)
@@ -63,7 +68,7 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
         if len(written) == stop:
             raise Killed
 
-    monkeypatch.setattr(journal.Part, "put", put)
+    monkeypatch.setattr(journal.Checkpoints, "put", put)
     stop = 2
     with pytest.raises(Killed), si.resumable(tmp_path):
         ANALYSES[name](vlm, pairs, questions)
@@ -76,6 +81,53 @@ def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, 
         done = len(written)
         assert torch.equal(ANALYSES[name](vlm, pairs, questions), whole)
     assert len(written) == done
+
+
+def test_a_journal_is_handed_on_with_the_model(vlm, pairs, tmp_path):
+    """Without any block: the handed model's work is kept, that of the model itself is not, and a journal beats the user's block."""
+    questions = [p.clean for p in pairs][:8]
+    plain = si.ablate(vlm, questions).per_question
+    kept = with_journal(vlm, journal.Journal(tmp_path / "given"))
+    assert torch.equal(si.ablate(kept, questions).per_question, plain)
+    written = sorted((tmp_path / "given" / "parts").glob("*/*.safetensors"))
+    assert written and execution_of(vlm).journal is None
+    si.ablate(vlm, questions)
+    with si.resumable(tmp_path / "block"):
+        assert torch.equal(si.ablate(kept, questions).per_question, plain)
+        assert not list((tmp_path / "block").glob("*/*.safetensors"))
+        si.ablate(vlm, questions)
+        assert list((tmp_path / "block").glob("*/*.safetensors"))
+    assert sorted((tmp_path / "given" / "parts").glob("*/*.safetensors")) == written
+    damaged = si.testbeds.plant(kept, [(3, 0)], 0.25)
+    assert execution_of(damaged).journal is execution_of(kept).journal
+
+
+def test_a_step_is_committed_when_its_function_returns(tmp_path):
+    """A step that fails, or whose file is torn before it is recorded, is made again; a finished one is not, and parts go with it."""
+    made, path = [], tmp_path / "a.json"
+
+    def make(fail):
+        made.append(fail)
+        path.write_text("[1")
+        if fail:
+            raise Killed
+        path.write_text("[1]")
+        return ["a.json"]
+
+    first = journal.Journal(tmp_path)
+    first.unfinished.checkpoints("batches", 1).put("000000", {"x": torch.ones(1)})
+    with pytest.raises(Killed):
+        first.step("a", lambda: make(True), path.read_text)
+    assert "000000" in first.unfinished.checkpoints("batches", 1)
+    again = journal.Journal(tmp_path)
+    assert again.step("a", lambda: make(False), path.read_text) == "[1]"
+    assert "000000" not in again.unfinished.checkpoints("batches", 1)
+    assert journal.Journal(tmp_path).step("a", lambda: make(False), path.read_text) == "[1]" and made == [True, False]
+    path.write_text("[2]")
+    with pytest.warns(DataWarning, match="checksum differs"):
+        assert journal.Journal(tmp_path).step("a", lambda: make(False), path.read_text) == "[1]"
+    inner = again.inside("more")
+    assert inner.unfinished is again.unfinished and inner.folder == tmp_path / "more"
 
 
 def test_other_work_never_mixes_in(vlm, pairs, tmp_path):

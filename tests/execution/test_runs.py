@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import suppress
 from functools import partial
@@ -18,7 +19,6 @@ from safetensors.torch import load_file, save_file
 import scale_interp as si
 from scale_interp.core.record import read_json, write_json
 from scale_interp.errors import FileError, RunWarning
-from scale_interp.execution.journal import current
 from scale_interp.jobs import compare as compare_run
 from scale_interp.jobs import info as run_info
 from scale_interp.jobs.ask import AskSettings, run_ask
@@ -43,14 +43,14 @@ def finish(folder, at=lambda step: None):
     """Take both steps, with something done in the midst of each; the sum that was found."""
     one = lambda: (at("one"), write_json(folder.path / "one.json", {"sum": sum(folder.job.settings["numbers"])}))[1]  # noqa: E731
     with folder.working():
-        found = folder.take("one", one, lambda: read_json(folder.path / "one.json"), "adding")["sum"]
+        found = folder.run_step("one", one, lambda: read_json(folder.path / "one.json"), "adding")["sum"]
 
         def two():
             at("two")
             write_json(folder.path / "more" / "two.json", {"twice": 2 * found})
             write_json(folder.path / "two.json", {"sum": found})
 
-        return folder.take("two", two, lambda: read_json(folder.path / "more" / "two.json"), "doubling")["twice"]
+        return folder.run_step("two", two, lambda: read_json(folder.path / "more" / "two.json"), "doubling")["twice"]
 
 
 def results(path):
@@ -84,13 +84,14 @@ def test_the_journal_is_open_while_work_is_done_and_its_parts_go(tmp_path):
     parts = []
 
     def at(step):
-        part = current().folder / f"{step}-part"
-        part.mkdir()
+        part = folder.working_journal.unfinished.folder / f"{step}-part"
+        part.mkdir(parents=True)
         (part / "batch").write_text("numbers")
-        parts.append([p.name for p in sorted(current().folder.glob("*/"))])
+        parts.append([p.name for p in sorted(folder.working_journal.unfinished.folder.glob("*/"))])
 
-    finish(sums(tmp_path), at)
-    assert parts == [["one-part"], ["two-part"]] and not list((tmp_path / run_info.PARTS).glob("*/")) and current() is None
+    folder = sums(tmp_path)
+    finish(folder, at)
+    assert parts == [["one-part"], ["two-part"]] and not list((tmp_path / run_info.PARTS).glob("*/")) and folder.working_journal is None
 
 
 def test_warnings_are_logged_and_still_given(tmp_path):
@@ -99,6 +100,30 @@ def test_warnings_are_logged_and_still_given(tmp_path):
         finish(sums(tmp_path, asked=lambda: (warn("the model"), {})), warn)
     log = (tmp_path / "log.txt").read_text()
     assert [f"UserWarning: {name} is rounded" in log for name in ("the model", "one", "two")] == [True] * 3 and len(given) == 3
+
+
+def test_the_processs_own_warnings_are_left_as_they_were(tmp_path):
+    """Neither an import nor an opened folder changes how warnings are shown; another thread's are shown, and not logged here."""
+    code = "import warnings as w; before = w.showwarning; import scale_interp, scale_interp.cli; assert w.showwarning is before"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+    def at(step):
+        if step == "one":
+            warn = lambda: warnings.warn("from elsewhere", UserWarning, stacklevel=1)  # noqa: E731
+            thread = threading.Thread(target=warn)
+            thread.start()
+            thread.join()
+
+    shown = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        warnings.showwarning = own = lambda message, *_, **__: shown.append(str(message))
+        filters = list(warnings.filters)
+        finish(sums(tmp_path), at)
+        assert warnings.showwarning is own and warnings.filters == filters
+        warnings.warn("later", UserWarning, stacklevel=1)
+    assert shown == ["from elsewhere", "later"]
+    assert "elsewhere" not in (tmp_path / "log.txt").read_text()
 
 
 @pytest.mark.parametrize("harm", [flip, lambda path: path.write_bytes(path.read_bytes()[:-4]), lambda path: path.unlink()])
@@ -137,7 +162,7 @@ def test_other_settings_and_other_work_are_refused(tmp_path):
     write_json(tmp_path / "settings.json", {"model": "demo", "train": {"data": "scenes/relation"}})
     with pytest.raises(FileError, match="not of `ask`"):
         run_ask(ASK, tmp_path)
-    with pytest.raises(FileError, match=r"a comparison of an older layout"):
+    with pytest.raises(FileError, match="not of `compare`"):
         run_comparison(CompareSettings(), tmp_path)
 
 

@@ -1,5 +1,4 @@
 import json
-import shutil
 import sys
 import tempfile
 import warnings
@@ -118,26 +117,6 @@ def test_runs_and_show(finished):
     for said in (SMALL.job.command, summary["falsification"]["top"]["verdict"], "n_test 40", "fingerprint", "scale/top/scale.safetensors"):
         assert said in shown.output
     assert shown.output.count("whole") == sum(len(files) for files in STEPS.values()) and "damaged" not in shown.output
-
-
-@pytest.mark.full
-def test_a_folder_of_the_layout_without_checksums_opens(finished, tmp_path):
-    folder, old = finished[0], tmp_path / "old"
-    shutil.copytree(folder, old)
-    for name in ("manifest.json", "state.json", "findings.json", "log.txt", ".lock"):
-        (old / name).unlink()
-    shutil.rmtree(old / "parts")
-    told = json.loads((folder / "settings.json").read_text())
-    (old / "settings.json").write_text(json.dumps({"settings": told["settings"], "versions": told["versions"]}))
-    assert Run.existing(old).locate()["patch"].top(8) == Run.existing(folder).top_heads
-    info = read_run(old)
-    assert (info.status, info.done, info.headline) == ("finished", None, read_run(folder).headline)
-    shown = CliRunner().invoke(cli.app, ["show", str(old)], env={"COLUMNS": "400"})
-    assert shown.exit_code == 0 and "no checksum" in shown.output
-    (old / "falsification_all.json").write_text("{")
-    done = run("report", old)
-    assert done.exit_code == 0 and "damaged" in done.output and "falsifying: every control beside ScAle on all heads" in done.output
-    assert "locating" not in done.output and results(old) == results(folder)
 
 
 def test_errors_are_one_line(tmp_path, monkeypatch, capsys):

@@ -134,7 +134,7 @@ def test_stopped_training_resumes_to_the_same_weights(tmp_path, monkeypatch):
         a, b = (load_file(tmp_path / run / name / "model.safetensors") for run in ("whole", "stopped"))
         assert all(torch.equal(a[k], b[k]) for k in a)
     assert si.load(tmp_path / "whole" / "demo").n_heads == 8
-    with pytest.raises(FileError, match="seed 0, not 1"):
+    with pytest.raises(FileError, match="seed was 0, now 1"):
         recipe.train(tmp_path / "whole", seed=1)
 
 

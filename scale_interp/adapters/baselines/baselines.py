@@ -22,6 +22,7 @@ from ...core.card import Card
 from ...core.record import write_json, write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
+from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
@@ -193,11 +194,13 @@ def fit_bias(
     """
     train, options = prepared(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
+    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
-        return train_parameters([shift], lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0], learn, held, options, rate)
+        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
+        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, learning_rates, options, seed)
     made = provenance(vlm, train, path="packed")
@@ -218,6 +221,7 @@ def _fit_peft(
     learn, held = read_batches(vlm, train, options, seed)
     given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
     names: list[str] = []
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
         # The weights have changed, so the prompt is run anew.
@@ -227,7 +231,7 @@ def _fit_peft(
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return train_parameters(list(weights.values()), scores, learn, held, options, rate)
+            return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")

@@ -63,6 +63,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
         raise ModelError(f"{vlm.name} holds a planted shortfall already: plant into the intact {vlm.origin}")
     name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
     damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)
+    damaged.execution = vlm.execution
     damaged.planted, damaged.factor, damaged.origin = chosen, float(factor), vlm.name
     with torch.no_grad():
         for layer, head in chosen:
