@@ -10,7 +10,7 @@ import pandas as pd
 from tables import p_value, span, table
 
 import scale_interp as si
-from scale_interp.core.record import read_json, write_bytes, write_json
+from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.data.items import Questions
 from scale_interp.data.scenes.task import NON_SPATIAL, TASKS
 from scale_interp.evaluation.table import Table

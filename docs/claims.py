@@ -7,7 +7,7 @@ from typing import Any
 import pandas as pd
 from tables import span, table
 
-from scale_interp.core.record import read_json, write_bytes
+from scale_interp.core.files import read_json, write_bytes
 
 HERE = Path(__file__).parent
 FUNCTIONAL, SCALING = "python docs/functional_heads.py", "python docs/attention_scaling.py"

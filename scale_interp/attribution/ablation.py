@@ -8,7 +8,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from ..core.record import versions
+from ..core.versions import versions
 from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question

@@ -166,6 +166,7 @@ def fits(value: Any, hint: Any, literal: bool = True) -> bool:
     >>> fits([1, 2], list[int]), fits([1, "2"], Sequence[int]), fits(float("nan"), float | None)
     (True, False, False)
     """
+    hint = getattr(hint, "array_type", hint)  # of an annotated shape the class: of axes the function says more
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
@@ -223,6 +224,7 @@ def words(hint: Any) -> str:
     >>> words(Sequence[int] | None), words(float)
     ('a list of whole numbers, or None', 'a finite number')
     """
+    hint = getattr(hint, "array_type", hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(words(one) for one in args))

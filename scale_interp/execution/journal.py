@@ -21,7 +21,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.record import read_json, read_tensors, write_json, write_tensors
+from ..core.files import read_json, write_json
+from ..core.tensors import read_tensors, write_tensors
 from ..data.question import Question
 from ..errors import DataWarning, EditError, FileError
 

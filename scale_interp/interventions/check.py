@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.question import Question
 from ..vlm.families import KNOWN
 from ..vlm.vlm import VLM
@@ -24,7 +24,7 @@ TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 
 
 @dataclass(frozen=True)
-class Report(Card):
+class Report(NotebookView):
     """What a model is, which path its edits take and why, and what was measured on one question.
 
     Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
@@ -61,7 +61,7 @@ class Report(Card):
     def __repr__(self) -> str:
         return f"<Report of {self.model}: {self.path} path. {self.why}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         largest = {"packed against reference": self.packed_reference, "unedited": self.clean, "against plain nnsight": self.nnsight}
         return (
             {"difference of logits": name, "largest": f"{value:.1e}", "allowed": f"{self.allowed:.0e}"} for name, value in largest.items()

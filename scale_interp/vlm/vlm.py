@@ -13,7 +13,7 @@ from nnsight import NNsight
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -37,7 +37,7 @@ def check_cache(name: str) -> PrefixCache:
     return name  # type: ignore[return-value]
 
 
-class VLM(Card):
+class VLM(NotebookView):
     """A transformers model and its processor, with its heads' places and one nnsight view of it.
 
     Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
@@ -77,7 +77,7 @@ class VLM(Card):
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
         told = {
             "class": type(self.hf_model).__name__,

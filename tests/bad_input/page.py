@@ -13,7 +13,7 @@ from bad_input import KINDS
 from bad_input.kind import Kind
 from bad_input.room import Room, offline
 from scale_interp.core import strict_json
-from scale_interp.core.record import write_bytes
+from scale_interp.core.files import write_bytes
 from scale_interp.data import question
 from scale_interp.errors import ScaleInterpError
 
