@@ -163,7 +163,8 @@ class Comparison(Result):
         for method in found["tuned"].values():
             entries(path, method, TUNED)
         # The order of the methods, which the header's sorted keys have lost.
-        return found | {"tuned": {name: found["tuned"][name] for name in sorted(found["tuned"], key=found["methods"].index)}}
+        tuned = found["tuned"]
+        return found | {"tuned": {name: tuned[name] for name in (*found["methods"], *tuned) if name in tuned}}
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
         if self.methods != (BASE, *self.tuned):
