@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
-from functools import cache
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
@@ -32,13 +31,12 @@ HEADS = tuple[tuple[int, int], ...]
 class Declared:
     """What a class declares: each tensor's axes and whether it holds whole numbers, each metadatum's type, and its axis."""
 
-    axes: Mapping[str, tuple[str, ...]]
-    whole: Mapping[str, bool]
-    metadata: Mapping[str, Any]
-    along: Mapping[str, str]
+    axes: dict[str, tuple[str, ...]]
+    whole: dict[str, bool]
+    metadata: dict[str, Any]
+    along: dict[str, str]
 
 
-@cache
 def declared(kind: type[Stored]) -> Declared:
     """What the fields of a class declare."""
     found = Declared({}, {}, {}, {})
@@ -46,12 +44,12 @@ def declared(kind: type[Stored]) -> Declared:
     for name in (field.name for field in fields(kind) if field.name not in kind.not_saved):  # type: ignore[arg-type]
         hint = hints[name]
         if isinstance(hint, type) and issubclass(hint, AbstractArray):
-            found.axes[name] = tuple(hint.dim_str.split())  # type: ignore[index]
-            found.whole[name] = hint.dtype is not Float  # type: ignore[index]
+            found.axes[name] = tuple(hint.dim_str.split())
+            found.whole[name] = hint.dtype is not Float
             continue
         if get_origin(hint) is Annotated:
-            hint, found.along[name] = get_args(hint)  # type: ignore[index]
-        found.metadata[name] = hint  # type: ignore[index]
+            hint, found.along[name] = get_args(hint)
+        found.metadata[name] = hint
     return found
 
 

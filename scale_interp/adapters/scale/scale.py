@@ -144,7 +144,8 @@ def _bounds(settings: Mapping[str, Any]) -> tuple[float, float]:
     """What a fit with these settings can give; everything for scalars that were not fitted."""
     if "bound" not in settings:
         return -math.inf, math.inf
-    bound, radius = settings["bound"], settings.get("radius")
+    bound: Any = settings["bound"]
+    radius: Any = settings.get("radius")
     if not fits(radius, float):
         raise Misfit(f"'radius' is {radius!r}, not a finite number")
     spans = {
