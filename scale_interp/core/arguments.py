@@ -166,7 +166,6 @@ def fits(value: Any, hint: Any, literal: bool = True) -> bool:
     >>> fits([1, 2], list[int]), fits([1, "2"], Sequence[int]), fits(float("nan"), float | None)
     (True, False, False)
     """
-    hint = getattr(hint, "array_type", hint)  # of an annotated shape the class: of axes the function says more
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
@@ -215,7 +214,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return callable(value) if hint is Callable else True
     if Protocol in hint.__mro__:
         return all(hasattr(value, name) for name in vars(hint) if not name.startswith("_")) and not isinstance(value, type)
-    return isinstance(value, hint)
+    # Of an annotated shape the class alone: of axes and numbers the function says more.
+    return isinstance(value, getattr(hint, "array_type", hint))
 
 
 def words(hint: Any) -> str:
@@ -224,7 +224,6 @@ def words(hint: Any) -> str:
     >>> words(Sequence[int] | None), words(float)
     ('a list of whole numbers, or None', 'a finite number')
     """
-    hint = getattr(hint, "array_type", hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(words(one) for one in args))
@@ -238,7 +237,8 @@ def words(hint: Any) -> str:
         return f"a list of {PLURAL.get(args[0], 'values')}" if args else "a list"
     if origin is Callable:
         return "a function"
-    return SINGULAR.get(hint) or MENDS.get(getattr(hint, "__name__", "")) or _article(getattr(hint, "__name__", str(hint)))
+    name = getattr(getattr(hint, "array_type", hint), "__name__", str(hint))
+    return SINGULAR.get(hint) or MENDS.get(name) or _article(name)
 
 
 SINGULAR: Mapping[Any, str] = {
