@@ -12,7 +12,7 @@ from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
 from scale_interp.adapters.attention_scaling.pasta import PASTA
 from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
 from scale_interp.adapters.steering.steering import Steering, fit_steering
-from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.files import write_bytes, write_json
 from scale_interp.core.statistics import holm
 from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
 from scale_interp.evaluation.attention_scaling.weight_curve import scaling_curve

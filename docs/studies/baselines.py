@@ -9,7 +9,7 @@ from typing import Any
 import pandas as pd
 
 import scale_interp as si
-from scale_interp.core.record import read_json, write_bytes, write_json
+from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.data.items import Questions
 from scale_interp.data.scenes.task import NON_SPATIAL, TASKS
 from scale_interp.evaluation.table import Table

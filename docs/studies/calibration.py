@@ -10,7 +10,7 @@ from pathlib import Path
 
 from scale_interp import viz
 from scale_interp.bench.fits import FitsBenchmark, read_fits
-from scale_interp.core.record import write_bytes
+from scale_interp.core.files import write_bytes
 from scale_interp.evaluation.falsification.calibration import NULL, PLANTED, Calibration, Share
 from scale_interp.evaluation.falsification.verdict import ALPHA
 

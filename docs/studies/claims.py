@@ -6,7 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from scale_interp.core.record import read_json, write_bytes
+from scale_interp.core.files import read_json, write_bytes
 
 from .tables import span, table
 

@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-from scale_interp.core.record import write_bytes
+from scale_interp.core.files import write_bytes
 from scale_interp.jobs.info import SETTINGS
 
 PAGE = Path(__file__).parents[1] / "runs.md"

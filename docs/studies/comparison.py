@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from scale_interp.core.record import read_json, write_bytes
+from scale_interp.core.files import read_json, write_bytes
 from scale_interp.evaluation import Comparison
 from scale_interp.evaluation.comparison import tuning
 from scale_interp.jobs.compare import figures

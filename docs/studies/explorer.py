@@ -16,7 +16,8 @@ import numpy as np
 from playwright.sync_api import Browser, Page, sync_playwright
 
 import scale_interp as si
-from scale_interp.core.record import versions, write_bytes, write_json
+from scale_interp.core.files import write_bytes, write_json
+from scale_interp.core.versions import versions
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent

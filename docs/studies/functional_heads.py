@@ -11,7 +11,7 @@ import scale_interp as si
 from scale_interp import viz
 from scale_interp.adapters.steering.emphasis import ALPHAS, GAINS
 from scale_interp.core import statistics
-from scale_interp.core.record import read_json, write_bytes, write_json
+from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.data.decomposed import TAXONOMY
 from scale_interp.data.items import Questions, require_disjoint
 from scale_interp.interventions.edit import Head

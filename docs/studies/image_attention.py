@@ -14,7 +14,7 @@ from scale_interp.attribution.attention.grid import patch_grid
 from scale_interp.attribution.attention.last_token import read_attention
 from scale_interp.attribution.attention.localization import localization_heads
 from scale_interp.attribution.attention.objects import ObjectAttention, object_attention
-from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.files import write_bytes, write_json
 from scale_interp.core.statistics import bootstrap_interval
 
 from .tables import p_value, span, table

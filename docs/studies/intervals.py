@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from scale_interp.core.record import write_bytes, write_json
+from scale_interp.core.files import write_bytes, write_json
 from scale_interp.core.statistics import (
     accuracy_interval,
     bootstrap_interval,

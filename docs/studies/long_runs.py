@@ -26,7 +26,8 @@ from scipy import stats
 
 import scale_interp as si
 from scale_interp.bench.realistic import open_model
-from scale_interp.core.record import read_json, versions, write_bytes, write_json
+from scale_interp.core.files import read_json, write_bytes, write_json
+from scale_interp.core.versions import versions
 from scale_interp.execution.batches import BatchResult
 from scale_interp.interventions import paths
 from scale_interp.interventions.prefix import Prefix, Prompts

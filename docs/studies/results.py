@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from scale_interp.bench import Benchmark, read_benchmarks
-from scale_interp.core.record import read_json, write_bytes
+from scale_interp.core.files import read_json, write_bytes
 from scale_interp.jobs.run.page import FITS, change
 
 HERE = Path(__file__).parent

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import Seed, checked
-from ..core.record import versions
+from ..core.versions import versions
 from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question

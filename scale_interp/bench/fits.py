@@ -13,8 +13,9 @@ import torch
 
 from ..adapters.scale.fit import Fit, fit_scales
 from ..adapters.scale.scale import ScAle
+from ..core.files import read_json, write_json
 from ..core.progress import track
-from ..core.record import read_json, versions, write_json
+from ..core.versions import versions
 from ..data.question import Question
 from ..errors import EditError, FileError
 from ..interventions.prefix import Prompts

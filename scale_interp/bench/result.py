@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from ..core.record import read_json, write_json
+from ..core.files import read_json, write_json
 from ..errors import FileError
 
 PER_HEAD = "one nnsight trace a head"

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..core.progress import track
-from ..core.record import versions
+from ..core.versions import versions
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..interventions.choices import choice_sequences

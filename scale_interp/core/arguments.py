@@ -237,7 +237,8 @@ def _is_a(value: Any, hint: Any) -> bool:
         return callable(value) if hint is Callable else True
     if Protocol in hint.__mro__:
         return all(hasattr(value, name) for name in vars(hint) if not name.startswith("_")) and not isinstance(value, type)
-    return isinstance(value, hint)
+    # Of an annotated shape the class alone: of axes and numbers the function says more.
+    return isinstance(value, getattr(hint, "array_type", hint))
 
 
 def words(hint: Any) -> str:
@@ -260,7 +261,8 @@ def words(hint: Any) -> str:
         return f"a list of {PLURAL.get(args[0], 'values')}" if args else "a list"
     if origin is Callable:
         return "a function"
-    name = getattr(hint, "__name__", str(hint))
+    kind = getattr(hint, "array_type", hint)
+    name = getattr(kind, "__name__", str(hint))
     return SINGULAR.get(hint) or getattr(hint, "asked_for", None) or MENDS.get(name) or _article(name)
 
 

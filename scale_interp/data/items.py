@@ -11,7 +11,7 @@ from typing import Any, Protocol, Self, TypeVar, overload
 import numpy as np
 
 from ..core.arguments import Listed
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..errors import LeakError
 from .question import Question
 
@@ -28,7 +28,7 @@ class Item(Protocol):
 T = TypeVar("T", bound=Item, covariant=True)
 
 
-class Items(Card, Sequence[T]):
+class Items(NotebookView, Sequence[T]):
     """Items of one data set, split and seed; slices keep these."""
 
     noun = "items"
@@ -37,7 +37,7 @@ class Items(Card, Sequence[T]):
         self.items = tuple(items)
         self.source, self.split, self.seed = source, split, seed
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return map(self._card_row, self.items)
 
     def _card_row(self, item: Any) -> Mapping[str, Any]:

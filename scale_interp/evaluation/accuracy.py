@@ -16,7 +16,7 @@ from ..attribution.ablation import provenance
 from ..attribution.metric import measure
 from ..core import statistics
 from ..core.arguments import checked
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
@@ -34,7 +34,7 @@ FEW = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Card):
+class Evaluation(NotebookView):
     """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest.
 
     >>> import scale_interp as si
@@ -55,7 +55,7 @@ class Evaluation(Card):
             f"on {len(self.questions)} questions, chance {self.chance:.3f}{notes}>"
         )
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         right = self.per_question.tolist()
         told = zip(self.questions, self.answers, right, strict=True)
         return ({"answered wrong": q.text, "right": q.answer_text, "given": given} for q, given, good in told if not good)

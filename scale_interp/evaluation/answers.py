@@ -59,7 +59,7 @@ class TextEvaluation(Evaluation):
     def part(self, members: np.ndarray) -> Self:
         return replace(super().part(members), texts=[self.texts[i] for i in np.flatnonzero(members).tolist()])
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         told = zip(self.questions, self.texts, self.per_question.tolist(), strict=True)
         return ({"answered wrong": q.text, "right": q.answer_text, "text": text} for q, text, good in told if not good)
 

@@ -21,8 +21,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.files import read_json, write_json
 from ..core.manifest import MANIFEST, MISSING, WHOLE, ResultFile, file_hash
-from ..core.record import read_json, read_tensors, write_json, write_tensors
+from ..core.tensors import read_tensors, write_tensors
 from ..data.question import Question
 from ..errors import DataWarning, EditError, FileError
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..core.arguments import Count, checked
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
 from ..execution.batches import BatchResult, Rows, map_batches
@@ -19,7 +19,7 @@ from .choices import read_choices
 
 
 @dataclass(frozen=True)
-class Activations(Card):
+class Activations(NotebookView):
     """z [Q, L, H, D] before W_O; mlp [Q, L, d_model]; logits [Q, C] over the choices' first tokens.
 
     >>> import scale_interp as si
@@ -35,7 +35,7 @@ class Activations(Card):
     def __repr__(self) -> str:
         return f"<Activations z {list(self.z.shape)}, mlp {list(self.mlp.shape)}, logits {list(self.logits.shape)}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         axes = {"z": "questions, layers, heads, numbers a head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
         return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
 

@@ -101,13 +101,13 @@ def _an_edit(edit: Any) -> Edit:
 
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:
-    """The path to take; "auto" is what `checked` found, with a warning where that was measured now and is not packed."""
+    """The path to take; "auto" is what `report_of` found, with a warning where that was measured now and is not packed."""
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
-    return path if path != "auto" else checked(vlm, questions[0]).path
+    return path if path != "auto" else report_of(vlm, questions[0]).path
 
 
-def checked(vlm: VLM, question: Question) -> Report:
+def report_of(vlm: VLM, question: Question) -> Report:
     """The check of this model as it is now: measured on the first question that it is asked, and again once it has changed.
 
     The result is kept in `vlm.report`. PathWarning where it was measured now, and the packed path cannot be taken.
@@ -123,5 +123,5 @@ def checked(vlm: VLM, question: Question) -> Report:
 def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: str) -> None:
     """Raise EditError where this model's edits run by the reference path, which carries no gradients."""
     if choose_path(vlm, questions, path) != "packed":
-        why = checked(vlm, questions[0]).why if path == "auto" else "path='reference' was asked for"
+        why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was asked for"
         raise EditError(f"{what} needs gradients, which only the packed path has, but {vlm.name} runs by the reference path: {why}")

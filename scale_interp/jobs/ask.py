@@ -11,7 +11,8 @@ import pandas as pd
 
 from .. import viz
 from ..attribution import HeadMap, ablate, patch
-from ..core.record import read_json, versions, write_bytes, write_json
+from ..core.files import read_json, write_bytes, write_json
+from ..core.versions import versions
 from ..data import Contrasts, Question, contrasts
 from ..data.contrast import Change
 from ..data.items import describe

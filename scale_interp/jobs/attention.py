@@ -15,7 +15,7 @@ from ..attribution.attention.grid import patch_grid
 from ..attribution.attention.last_token import read_attention
 from ..attribution.attention.localization import LocalizationHeads, choose_localization
 from ..attribution.attention.objects import ObjectAttention, object_attention
-from ..core.record import read_json, write_bytes, write_json
+from ..core.files import read_json, write_bytes, write_json
 from ..data import Question
 from ..data.load import load_questions
 from ..errors import DataError

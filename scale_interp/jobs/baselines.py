@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..core.record import write_bytes
+from ..core.files import write_bytes
 from ..data.load import load_questions
 from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.baselines import Baselines, compare_baselines

@@ -10,7 +10,8 @@ from typing import Any
 import pandas as pd
 
 from .. import viz
-from ..core.record import versions, write_json
+from ..core.files import write_json
+from ..core.versions import versions
 from ..data.load import load_questions
 from ..data.question import Question
 from ..data.scenes.task import NON_SPATIAL

@@ -17,7 +17,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
-from ..core.record import read_json, write_json
+from ..core.files import read_json, write_json
 from ..data.question import Question
 from ..errors import FileError, RunWarning, ScaleInterpError
 from ..execution.execution import with_journal

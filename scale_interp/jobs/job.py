@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from ..core.record import versions
+from ..core.versions import versions
 from ..data.items import describe
 from ..data.question import Question
 from ..errors import FileError

@@ -16,8 +16,9 @@ from .. import viz
 from ..adapters.scale.scale import ScAle
 from ..attribution import HeadMap
 from ..core import statistics
+from ..core.files import read_json
 from ..core.manifest import DAMAGED, MISSING
-from ..core.record import expect, read_json, read_tensors
+from ..core.tensors import expect, read_tensors
 from ..errors import DataError, FileError
 from ..evaluation import Evaluation, Falsification, HeadSets
 from ..interventions.edit import Head

@@ -9,7 +9,8 @@ from typing import Any
 
 import pandas as pd
 
-from ..core.record import read_json, versions, write_bytes, write_json
+from ..core.files import read_json, write_bytes, write_json
+from ..core.versions import versions
 from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover

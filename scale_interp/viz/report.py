@@ -92,7 +92,7 @@ def write_report(path: str | Path, *, title: str, sections: Sequence[Section], m
     >>> write_report(f"{tempfile.mkdtemp()}/report.html", title="Heads", sections=[Section("Result", ["None."])], meta={"seed": 0})
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
-    from ..core.record import write_bytes
+    from ..core.files import write_bytes
 
     numbers = count(1)
     parts = [(f"section-{i}", section.heading, _body(section.body, numbers)) for i, section in enumerate(sections, 1)]

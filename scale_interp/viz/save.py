@@ -36,7 +36,7 @@ def save_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> N
     >>> save_figure(go.Figure(), f"{tempfile.mkdtemp()}/empty.html")
     """
     # Here and not above: this module would make `import scale_interp.viz` wait for torch.
-    from ..core.record import write_bytes
+    from ..core.files import write_bytes
 
     path = require_suffix(path)
     if path.suffix.lower() == ".html":

@@ -6,11 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
-from ..core.card import Card
+from ..core.notebook import NotebookView
 
 
 @dataclass(frozen=True)
-class Report(Card):
+class Report(NotebookView):
     """What a model is, which path its edits take and why, and what was measured on one question.
 
     Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
@@ -47,7 +47,7 @@ class Report(Card):
     def __repr__(self) -> str:
         return f"<Report of {self.model}: {self.path} path. {self.why}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         largest = {"packed against reference": self.packed_reference, "unedited": self.clean, "against plain nnsight": self.nnsight}
         return (
             {"difference of logits": name, "largest": f"{value:.1e}", "allowed": f"{self.allowed:.0e}"} for name, value in largest.items()

@@ -14,7 +14,7 @@ from nnsight import NNsight
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -47,7 +47,7 @@ class Measured:
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
 
 
-class VLM(Card):
+class VLM(NotebookView):
     """A transformers model and its processor, with its heads' places and one nnsight view of it.
 
     Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
@@ -90,7 +90,7 @@ class VLM(Card):
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
         report = self.report
         told = {

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import scale_interp as si
 from scale_interp.core import strict_json
-from scale_interp.core.record import write_bytes
+from scale_interp.core.files import write_bytes
 from scale_interp.data import question
 from scale_interp.errors import ScaleInterpError
 from tests.bad_input import KINDS

@@ -22,7 +22,7 @@ from traitlets.config import Config
 import scale_interp as si
 from scale_interp.attribution.attention.grid import patch_grid
 from scale_interp.core import statistics
-from scale_interp.core.card import Card, card
+from scale_interp.core.notebook import NotebookView, notebook_html
 from scale_interp.evaluation.falsification.calibration import Calibration
 from tests.support import ROOT
 
@@ -168,10 +168,10 @@ def test_every_result_shows_itself_in_a_notebook_of_any_colour(results):
 
 def test_cards_escape_cut_and_count():
     rows = [{"name": EVIL, EVIL: 0.12345, "small": -0.00012, "none": None, "missing": float("nan")}] + [{"name": "x" * 300}] * 20
-    text = card(EVIL, rows, most=3)
+    text = notebook_html(EVIL, rows, most=3)
     assert "<script" not in text and text.count("&lt;script&gt;") == 3 and "0.123" in text and "-1.2e-04" in text and "nan" not in text
     assert Balanced(text).tags.count("tr") == 4 and "x" * 120 not in text
-    assert Balanced(card("nothing", [])).tags == ["div", "p"]
+    assert Balanced(notebook_html("nothing", [])).tags == ["div", "p"]
 
 
 def test_names_that_users_chose_are_escaped(vlm):
@@ -196,7 +196,7 @@ def test_results_are_shown_without_what_is_dear(results, monkeypatch):
 @pytest.mark.parametrize("renderer", ["browser", "plotly_mimetype"])
 def test_figures_fall_back_to_the_card(results, renderer, monkeypatch):
     monkeypatch.setattr(plotly.io.renderers, "default", renderer)
-    drawn = [found for found in results.values() if isinstance(found, Card) and hasattr(found, "_repr_mimebundle_")]
+    drawn = [found for found in results.values() if isinstance(found, NotebookView) and hasattr(found, "_repr_mimebundle_")]
     assert len(drawn) >= 8
     for found in drawn:
         shown = found._repr_mimebundle_()

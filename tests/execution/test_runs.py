@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import scale_interp as si
-from scale_interp.core.record import read_json, write_json
+from scale_interp.core.files import read_json, write_json
 from scale_interp.errors import FileError, RunWarning
 from scale_interp.jobs import compare as compare_run
 from scale_interp.jobs import info as run_info

@@ -10,7 +10,8 @@ from typer.testing import CliRunner
 from scale_interp import cli
 from scale_interp.attribution import HeadMap
 from scale_interp.core import statistics
-from scale_interp.core.record import read_json, read_tensors, write_json, write_tensors
+from scale_interp.core.files import read_json, write_json
+from scale_interp.core.tensors import read_tensors, write_tensors
 from scale_interp.errors import FileError
 from scale_interp.jobs.run.run import MAPS, SCORES, Run
 from scale_interp.jobs.show import compare_runs

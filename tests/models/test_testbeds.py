@@ -7,7 +7,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 import scale_interp as si
-from scale_interp.core.record import read_json
+from scale_interp.core.files import read_json
 from scale_interp.evaluation.ground_truth import localisation
 from scale_interp.models import testbeds
 from scale_interp.models.testbeds import build, training

@@ -18,8 +18,9 @@ from torch import Tensor, nn
 
 from ...attribution.ablation import provenance
 from ...core.arguments import Seed, checked
-from ...core.card import Card
-from ...core.record import write_json, write_tensors
+from ...core.files import write_json
+from ...core.notebook import NotebookView
+from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
 from ...execution.batches import checkpoints_of
@@ -41,7 +42,7 @@ FREE_RATES = (1e-2, 3e-3, 3e-2)
 
 
 @dataclass(frozen=True, eq=False)
-class PeftAdapter(Card):
+class PeftAdapter(NotebookView):
     """A LoRA or IA3 adapter of a VLM's text decoder; config and weights are peft's.
 
     history: a row an epoch of the fit. settings hold the learning rate that was kept, all that were tried, and the seconds.
@@ -63,7 +64,7 @@ class PeftAdapter(Card):
     def __repr__(self) -> str:
         return f"<{self.name} of {self.n_parameters:,} parameters>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property
@@ -85,7 +86,7 @@ class PeftAdapter(Card):
 
 
 @dataclass(frozen=True, eq=False)
-class LastTokenBias(Card):
+class LastTokenBias(NotebookView):
     """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
 
     >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
@@ -101,7 +102,7 @@ class LastTokenBias(Card):
     def __repr__(self) -> str:
         return f"<LastTokenBias of {self.n_parameters:,} parameters>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property

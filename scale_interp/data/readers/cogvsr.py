@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...core.arguments import checked
-from ...core.card import Card
+from ...core.notebook import NotebookView
 from ...errors import DataError
 from ..items import Items, Questions, require
 from ..prompts import digest, shuffled
@@ -35,7 +35,7 @@ class Sub(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CogQuestion(Card):
+class CogQuestion(NotebookView):
     """A main question and the steps that lead to its answer, all about one picture.
 
     Raises DataError for no steps, for a step without a function, and for steps about another picture.
@@ -77,7 +77,7 @@ class CogQuestion(Card):
         steps = ", ".join(function for _, function in self.subquestions)
         return f"<CogQuestion {self.id}: {self.question.text!r} {self.question.answer_text!r}; steps: {steps}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"step": q.text, "right": q.answer_text, "function": function} for q, function in self.subquestions)
 
     @property

@@ -7,19 +7,19 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...core import statistics
 from ...core.arguments import Count, Seed, checked
-from ...core.card import Card
 from ...core.figures import draw
-from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...core.result import APART, Misfit, Result, entries
 from ...data.items import describe, groups, require, require_disjoint
 from ...data.question import Question
 from ...errors import DataError
@@ -31,25 +31,17 @@ from .head_sets import HeadSets
 from .located import CANNOT, locate
 from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
 
-KIND, ANSWERS = "Comparison", "Answers"
 BASE = "base"
 ALPHA = 0.05
-TENSORS = {"right": 2, "groups": 1, "others": 2, "others_groups": 1}
+TUNED = {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}
+"""What is kept of each method's tuning."""
 
 
-class _Kept(Protocol):
-    """A result that is one file."""
-
-    def save(self, path: Path) -> None: ...
-    @staticmethod
-    def load(path: Path) -> Any: ...
-
-
-R = TypeVar("R", bound=_Kept)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Card):
+class Comparison(Result):
     """Right and wrong answers of every method to the same test questions, the base model first.
 
     right [Q, M], groups [Q]: the test questions and their pictures; others [P, M], others_groups [P]: questions of other tasks,
@@ -63,23 +55,24 @@ class Comparison(Card):
     <Comparison on 4 questions: base 0.500, ScAle 0.750>
     """
 
-    methods: tuple[str, ...]
-    right: Tensor
-    groups: Tensor
-    others: Tensor
-    others_groups: Tensor
-    others_tasks: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], "methods"]
+    right: Float[Tensor, "questions methods"]
+    groups: Int[Tensor, " questions"]
+    others: Float[Tensor, "others methods"]
+    others_groups: Int[Tensor, " others"]
+    others_tasks: Annotated[tuple[str, ...], "others"]
     tuned: Mapping[str, Mapping[str, Any]]
     heads: HeadSets
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     most = 100
+    may_be_empty = ("others",)
 
     def __repr__(self) -> str:
         accuracy = ", ".join(f"{name} {value:.3f}" for name, value in zip(self.methods, self.right.mean(0).tolist(), strict=True))
         return f"<Comparison on {len(self.right)} questions: {accuracy}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         right, others = self.right.double().mean(0).tolist(), self.others.double().mean(0).tolist()
         for i, name in enumerate(self.methods):
             row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
@@ -164,36 +157,18 @@ class Comparison(Card):
         """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
         return draw("comparison", self, **options)
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        meta = {
-            "methods": list(self.methods),
-            "others_tasks": list(self.others_tasks),
-            "tuned": {k: dict(v) for k, v in self.tuned.items()},
-        }
-        more = {"heads": self.heads.content(), "left_out": dict(self.left_out), "provenance": dict(self.provenance)}
-        write_tensors(Path(path), KIND, {name: getattr(self, name) for name in TENSORS}, meta | more)
-
-    @staticmethod
-    def load(path: str | Path) -> Comparison:
-        """Read a saved comparison. Raises FileError for a damaged or foreign file."""
-        path = Path(path)
-        tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if ndim == 2}
-        parts |= {name: numbered(path, tensors, name) for name, ndim in TENSORS.items() if ndim == 1}
-        methods, tasks = (tuple(entry(path, meta, name, list[str])) for name in ("methods", "others_tasks"))
-        together(path, parts["right"].shape == (len(parts["groups"]), len(methods)) and parts["right"].numel() > 0)
-        together(path, parts["others"].shape == (len(parts["others_groups"]), len(methods)) and len(tasks) == len(parts["others"]))
-        heads = HeadSets.from_content(entry(path, meta, "heads", dict[str, Any]), path)
-        given = entry(path, meta, "tuned", dict[str, dict[str, Any]])
-        for setting in given.values():
-            for name, hint in {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}.items():
-                entry(path, setting, name, hint)
-        together(path, methods[:1] == (BASE,) and set(given) == set(methods[1:]))
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._arguments(path, meta)
+        for method in found["tuned"].values():
+            entries(path, method, TUNED)
         # The order of the methods, which the header's sorted keys have lost.
-        tuned = {name: given[name] for name in methods[1:]}
-        left_out, about = entry(path, meta, "left_out", dict[str, str]), entry(path, meta, "provenance", dict[str, Any])
-        return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
+        tuned = found["tuned"]
+        return found | {"tuned": {name: tuned[name] for name in (*found["methods"], *tuned) if name in tuned}}
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if self.methods != (BASE, *self.tuned):
+            raise Misfit(f"{APART}: the tuned methods are not those that answered")
 
 
 @checked
@@ -283,11 +258,14 @@ def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Ch
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
+class _Answers(Result):
     """One method's right answers to the test questions [Q] and the others [P], and forward passes an answer."""
 
-    right: Tensor
-    others: Tensor
+    kind: ClassVar[str] = "Answers"
+    may_be_empty = ("others",)
+
+    right: Float[Tensor, " questions"]
+    others: Float[Tensor, " others"]
     passes: float
 
     @staticmethod
@@ -295,14 +273,6 @@ class _Answers:
         (test, test_prompts), (others, prompts) = asked
         right, passes = answer_with(vlm, test, method, test_prompts)
         return _Answers(right, answer_with(vlm, others, method, prompts)[0] if others else torch.zeros(0), passes)
-
-    def save(self, path: Path) -> None:
-        write_tensors(path, ANSWERS, {"right": self.right, "others": self.others}, {"passes": self.passes})
-
-    @staticmethod
-    def load(path: Path) -> _Answers:
-        tensors, meta = read_tensors(path, ANSWERS)
-        return _Answers(expect(path, tensors, "right", 1), expect(path, tensors, "others", 1), entry(path, meta, "passes", float))
 
 
 @dataclass(frozen=True)

@@ -18,14 +18,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from ...core.arguments import fits
-from ...core.card import Card
 from ...core.figures import draw
+from ...core.files import write_bytes
 from ...core.progress import track
-from ...core.record import entry, read_json, together, versions, write_bytes, write_json
+from ...core.result import APART, Misfit, Result, entries
+from ...core.versions import versions
 from ...data.items import Questions
 from ...data.load import load_questions
-from ...errors import DataError, FileError
+from ...errors import DataError
 from ...execution.execution import with_journal
 from ...execution.journal import Journal
 from ...interventions.edit import Head
@@ -38,6 +38,8 @@ from .verdict import ALPHA, FULL
 NULL, PLANTED = "no signal", "planted"
 KEPT = ("accuracy", "base_accuracy", "gain", "low", "high", "effect", "changed", "test", "p", "p_corrected")
 """Columns of ScAle's row that a calibration keeps of each suite."""
+ROW = {"kind": Literal[NULL, PLANTED], "gains": bool, "survives": bool} | dict.fromkeys(("p", "p_corrected", "low", "high"), float)
+"""Columns that the shares are made of."""
 Shortfall = tuple[tuple[Head, ...], float]
 """Damaged heads, and what their output weights are multiplied by."""
 SHORTFALLS: tuple[Shortfall, ...] = (
@@ -94,17 +96,19 @@ class Share:
 
 
 @dataclass(frozen=True, eq=False)
-class Calibration(Card):
+class Calibration(Result):
     """The outcomes of many suites, a row a suite: kind, number, ScAle's gain and p-values, survives, not_beaten."""
 
     rows: tuple[Mapping[str, Any], ...]
     about: Mapping[str, Any]
     most = 100
+    file = "json"
+    kind_key = "method"
 
     def __repr__(self) -> str:
         return f"<Calibration: {'; '.join(f'{name}: {share}' for name, share in self.shares().items())}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"share of suites": name, "found": str(share)} for name, share in self.shares().items())
 
     def of(self, kind: str) -> list[Mapping[str, Any]]:
@@ -150,25 +154,19 @@ class Calibration(Card):
         """The p-values' distribution against the uniform one (see viz.calibration)."""
         return draw("calibration", self, **options)
 
-    def save(self, path: str | Path) -> None:
-        """Write the suites, and the shares that follow from them, as JSON."""
-        shares = {name: asdict(s) | {"share": s.share} for name, s in self.shares().items()}
-        content = {"method": "Calibration", "about": self.about, "shares": shares, "rows": list(self.rows)}
-        write_json(Path(path), content, sealed=True)
+    def _summary(self) -> dict[str, Any]:
+        return {"shares": {name: asdict(s) | {"share": s.share} for name, s in self.shares().items()}}
 
-    @staticmethod
-    def load(path: str | Path) -> Calibration:
-        """Read a saved calibration. Raises FileError for another file."""
-        content = read_json(Path(path))
-        if content.get("method") != "Calibration" or {"rows", "about"} - content.keys():
-            raise FileError(f"{path} is no Calibration; give the file that one was saved in")
-        rows, about = entry(Path(path), content, "rows", list[Any]), entry(Path(path), content, "about", dict[str, Any])
-        together(Path(path), bool(rows) and all(fits(row, dict[str, Any]) for row in rows))
-        for row in rows:
-            entry(Path(path), row, "kind", Literal[NULL, PLANTED])
-            for name, hint in {"p": float, "p_corrected": float, "low": float, "high": float, "gains": bool, "survives": bool}.items():
-                entry(Path(path), row, name, hint)
-        return Calibration(tuple(rows), about)
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._arguments(path, meta)
+        for row in found["rows"]:
+            entries(path, row, ROW)
+        return found
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if not self.rows:
+            raise Misfit(f"{APART}: it holds no suite")
 
 
 def calibrate(

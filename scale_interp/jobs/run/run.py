@@ -14,7 +14,9 @@ from ...adapters.scale.fit import Fit, FitSettings, fit_scales
 from ...adapters.scale.scale import ScAle
 from ...attribution import HeadMap, ablate, amplify, attribute, patch, rescale
 from ...core import statistics
-from ...core.record import expect, read_json, read_tensors, versions, write_json, write_tensors
+from ...core.files import read_json, write_json
+from ...core.tensors import expect, read_tensors, write_tensors
+from ...core.versions import versions
 from ...data.contrast import Contrasts, contrasts
 from ...data.items import Questions, require_disjoint
 from ...data.load import load_questions

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ...adapters.scale.scale import CONFIG, WEIGHTS
+from ...adapters.scale.scale import ScAle
 from ..info import FINDINGS
 from ..job import Job, command, folder_name
 
@@ -14,8 +14,8 @@ PLACES = {"all": "scale", "top": "scale/top", "retained": "scale/retained"}
 MAPS = ("patch", "attribution_patching", "zero", "mean", "resample", "amplify", "gradient")
 STEPS: dict[str, tuple[str, ...]] = {
     **{f"locate {name}": (f"head_maps/{name}.safetensors",) for name in MAPS},
-    "fit": tuple(f"{PLACES[fit]}/{name}" for fit in ("all", "top") for name in (WEIGHTS, CONFIG)),
-    "fit retained": tuple(f"{PLACES['retained']}/{name}" for name in (WEIGHTS, CONFIG)),
+    "fit": tuple(f"{PLACES[fit]}/{name}" for fit in ("all", "top") for name in (ScAle.weights_file, ScAle.config_file)),
+    "fit retained": tuple(f"{PLACES['retained']}/{name}" for name in (ScAle.weights_file, ScAle.config_file)),
     "evaluate": ("scores.safetensors",),
     **{f"falsify {name}": (f"falsification_{name}.json",) for name in ("all", "top")},
     "report": ("summary.json", "report.html", FINDINGS),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from html import escape
 from itertools import islice
-from typing import Any
+from typing import Any, ClassVar
 
 MOST = 8
 LONGEST = 120
@@ -13,30 +13,41 @@ LONGEST = 120
 RIGHT, LEFT = "text-align:right;padding:2px 8px", "text-align:left;padding:2px 8px"
 
 
-class Card:
+class NotebookView:
     """A result that a notebook shows as its repr above the first rows of what it found.
 
-    >>> class Found(Card):
+    >>> class Two(NotebookView):
     ...     def __repr__(self):
-    ...         return "<Found: 1 < 2>"
-    ...     def _card_rows(self):
+    ...         return "<Two: 1 < 2>"
+    ...     def _notebook_rows(self):
     ...         return [{"head": (3, 1), "score": 0.25}]
-    >>> "Found: 1 &lt; 2" in Found()._repr_html_(), "0.250" in Found()._repr_html_()
+    >>> "Two: 1 &lt; 2" in Two()._repr_html_(), "0.250" in Two()._repr_html_()
     (True, True)
     """
 
-    most = MOST
+    most: ClassVar[int] = MOST
     """Rows that are shown."""
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         """What stands in the table, the most telling row first: nothing that takes long to compute."""
         return ()
 
     def _repr_html_(self) -> str:
-        return card(repr(self).removeprefix("<").removesuffix(">"), self._card_rows(), self.most)
+        return notebook_html(repr(self).removeprefix("<").removesuffix(">"), self._notebook_rows(), self.most)
 
 
-def card(title: str, rows: Iterable[Mapping[str, Any]], most: int = MOST) -> str:
+class FigureView(NotebookView):
+    """A result whose figure a notebook shows, where it draws plotly's; elsewhere its table and its repr."""
+
+    def plot(self, **options: Any) -> Any:
+        """A plotly figure."""
+        raise NotImplementedError
+
+    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
+        return {"text/plain": repr(self), "text/html": self._repr_html_()} | dict(self.plot()._repr_mimebundle_(include, exclude))
+
+
+def notebook_html(title: str, rows: Iterable[Mapping[str, Any]], most: int = MOST) -> str:
     """A line, and a table of the first rows, as HTML: escaped, and in the page's own colours."""
     found = list(islice(rows, most))
     line = f"<p style='margin:0 0 4px;overflow-wrap:anywhere'>{escape(title)}</p>"
@@ -58,8 +69,3 @@ def _cell(value: Any) -> str:
     if isinstance(value, float):
         text = f"{value:.1e}" if 0 < abs(value) < 0.0005 else f"{value:.3f}"
     return text if len(text) <= LONGEST else f"{text[: LONGEST - 1]}…"
-
-
-def bundle(result: Card, figure: Any, include: Any = None, exclude: Any = None) -> dict[str, Any]:
-    """A result's figure for notebooks that draw plotly's, beside its card and its repr for those that do not."""
-    return {"text/plain": repr(result), "text/html": result._repr_html_()} | dict(figure._repr_mimebundle_(include, exclude))
