@@ -67,7 +67,10 @@ def _print_error(text: str) -> None:
 def _show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
     from rich.markup import escape
 
-    console(stderr=True).print("[yellow]warning:[/]", escape(str(message)), highlight=False, soft_wrap=True)
+    from ..core.progress import lines_above_bars
+
+    with lines_above_bars():
+        console(stderr=True).print("[yellow]warning:[/]", escape(str(message)), highlight=False, soft_wrap=True)
 
 
 def _written_traceback(error: Exception) -> str:

@@ -9,7 +9,6 @@ import typer
 
 from .app import Model, app
 from .printed import console, frame_table, say
-from .train import training_bars
 
 if TYPE_CHECKING:
     from ..interventions.check import Report
@@ -64,10 +63,12 @@ def score_testbeds(
     training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
 ) -> None:
     """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
+    from ..core.progress import StageBars
     from ..jobs import testbed as bed
 
     if rebuild:
-        training_bars(lambda show: bed.rebuild(name, training, show))
+        with StageBars() as bars:
+            bed.rebuild(name, training, bars)
         console().print(f"model and card in {training / (name or '')}")
         return
     show = lambda title, table: frame_table(table, title)  # noqa: E731
