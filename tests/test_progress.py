@@ -42,10 +42,12 @@ def test_one_item_has_no_bar():
 
 
 def test_a_bar_is_cleared_when_the_work_fails():
+    def failing():
+        yield 0
+        raise ValueError("stop")
+
     with terminal() as stream, pytest.raises(ValueError, match="stop"):
-        for item in track(range(5), "sweep", 5):
-            if item == 2:
-                raise ValueError("stop")
+        list(track(failing(), "sweep", 5))
     assert stream.getvalue().endswith("\r")
 
 

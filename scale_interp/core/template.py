@@ -1,0 +1,26 @@
+"""HTML from template files: every value is escaped, and a value that is not given is an error."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+
+@cache
+def _environment(package: str) -> Environment:
+    return Environment(
+        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+    )
+
+
+def render(package: str, name: str, **values: object) -> Markup:
+    """Fill a template of a package's folder `templates`.
+
+    Args:
+        package: the package's full name.
+        name: the template's file name.
+        values: what the template shows. Text is escaped, unless it is Markup.
+    """
+    return Markup(_environment(package).get_template(name).render(values))
