@@ -1,4 +1,4 @@
-"""HTML from template files: every value is escaped, and a value that is not given is an error."""
+"""Pages from template files. In HTML every value is escaped; a value that is not given is an error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,13 @@ from markupsafe import Markup
 @cache
 def _environment(package: str) -> Environment:
     return Environment(
-        loader=PackageLoader(package), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, auto_reload=False
+        loader=PackageLoader(package),
+        autoescape=lambda name: name is None or not name.endswith(".md.jinja"),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        auto_reload=False,
     )
 
 
@@ -21,6 +27,6 @@ def render(package: str, name: str, **values: object) -> Markup:
     Args:
         package: the package's full name.
         name: the template's file name.
-        values: what the template shows. Text is escaped, unless it is Markup.
+        values: what the template shows. Text is escaped unless it is Markup; Markdown (`NAME.md.jinja`) is not escaped.
     """
     return Markup(_environment(package).get_template(name).render(values))

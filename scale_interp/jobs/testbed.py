@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from ..core.record import read_json, versions, write_bytes, write_json
+from ..core.template import render
 from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
@@ -199,82 +200,35 @@ def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder
 
 
 def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: str) -> str:
-    sections = "\n".join(_circuit_section(k) for k in known)
-    draws = known[0].found.scores.shape[1] if known else DRAWS
-    return f"""# Test-beds: do the methods find heads that are known to matter?
-
-    {command}
-
-measures this; with `--out FOLDER` it writes this page, its numbers (`testbeds.json`) and pictures. Two kinds of test instruments:
-
-**Known circuits** (`si.load("testbed/{NAMES[0]}")` and so on): models of the embedded architecture, trained with fixed weights
-that decide which heads can carry the picture to the answer. At the last token a *listed* head sees the picture, and it alone writes to
-the channels that its answer words are read from; a *decoy* sees as much and was trained to hold the answer, in channels that no answer is
-read from; a *word head* sees the question's words; all other heads are *parked* on the first token and say one constant. All heads are in
-use at other tokens. Why this makes the listed heads necessary and the others not, is in each model's card
-(`scale_interp/models/testbeds/weights/*/README.md`); the tests verify it on the weights and by ablation.
-
-**Planted shortfalls** (`si.testbeds.plant`): `demo-healthy`, or a known circuit, with the output weights of named heads scaled.
-
-Methods are scored on {draws} draws of {LOCATE} training questions; intervals are over draws (bootstrap, wider by Student's t)
-and have no width where all draws agree. AUROC: the chance that a listed head outscores another. Precision at k: the share of listed
-heads among the k best, k their number. CPR and CMD: area under the faithfulness curve and its mean distance from 1 (MIB, arXiv
-2504.13151), with heads outside the first k replaced by their means, on other (test) questions.
-
-![methods](pictures/testbed_methods.png)
-
-{sections}
-{_planting_section(plantings) if plantings else ""}"""
-
-
-def _circuit_section(k: Known) -> str:
-    parts = ("auroc", "precision", "cpr", "cmd")
-    rows = "\n".join(
-        f"| {r.method} | {' | '.join(_interval(r, part) for part in parts)} | {_cell(r.why)} |"
-        for r in k.found.to_frame().itertuples(index=False)
+    circuits = [
+        {
+            "name": k.name,
+            "short": k.name.removeprefix(PREFIX),
+            "listed": k.found.known,
+            "heads": k.found.scores[0, 0].numel(),
+            "accuracy": k.accuracy,
+            "methods": [
+                {"name": r.method, "scores": [_interval(r, part) for part in ("auroc", "precision", "cpr", "cmd")], "why": r.why}
+                for r in k.found.to_frame().itertuples(index=False)
+            ],
+        }
+        for k in known
+    ]
+    page = render(
+        "scale_interp.jobs",
+        "testbeds.md.jinja",
+        command=command,
+        first=NAMES[0],
+        task=TASK,
+        draws=known[0].found.scores.shape[1] if known else DRAWS,
+        locate=LOCATE,
+        circuits=circuits,
+        plantings=recovery_frame(plantings).to_dict("records"),
+        fits=len(next(iter(plantings.values())).scalars) if plantings else 0,
+        fit=FIT,
+        test=2 * TEST,
     )
-    right, low, high = k.accuracy
-    short = k.name.removeprefix(PREFIX)
-    heads = ", ".join(map(str, k.found.known))
-    return f"""## `{k.name}`
-
-Listed: {heads}, of {k.found.scores[0, 0].numel()} heads. Test accuracy on scenes/{TASK} {right:.3f}
-[{low:.3f}, {high:.3f}], chance 0.25.
-
-| method | AUROC | precision at k | CPR | CMD | why |
-|---|---|---|---|---|---|
-{rows}
-
-![faithfulness](pictures/testbed_faithfulness_{short}.png)
-"""
-
-
-def _planting_section(plantings: Mapping[str, Recovery]) -> str:
-    draws = len(next(iter(plantings.values())).scalars)
-    rows = "\n".join(_planting_row(r) for _, r in recovery_frame(plantings).iterrows())
-    return f"""## Planted shortfalls
-
-Scalars from 0.08 to 12.2 on all heads (no MLPs), {draws} fits of different seeds on {FIT} training questions, without and with a penalty
-on the mean of |s - 1|, tested on {2 * TEST} others. Recovered: the share of the lost accuracy that the scalars bring back, mean of the
-fits, with a 95% interval over pictures. AUROC and precision at k of the damaged heads among all, by |s - 1| and by |log s|, to which
-halving is as much as doubling. Places: where each damaged head stands by |log s|, fit by fit. Without a penalty scalars also move heads
-that were never damaged: the fit asks what helps, not what is broken.
-
-| planting | damaged heads | intact | damaged | repaired | recovered share | AUROC: size, log | precision: size, log | places |
-|---|---|---|---|---|---|---|---|---|
-{rows}
-"""
-
-
-def _planting_row(r: Any) -> str:
-    auroc, precision = (f"{r[f'{name} |s - 1|']:.3f}, {r[f'{name} |log s|']:.3f}" for name in ("auroc", "precision"))
-    share = f"{r['recovered']:.2f} [{r['recovered_low']:.2f}, {r['recovered_high']:.2f}]"
-    accuracies = f"{r['intact']:.3f} | {r['damaged']:.3f} | {r['repaired']:.3f}"
-    return f"| {r['planting']} | {r['heads']} x {r['factor']:g} | {accuracies} | {share} | {auroc} | {precision} | {r['ranks']} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return str(page)
 
 
 def _interval(row: Any, name: str) -> str:
