@@ -1,4 +1,8 @@
-"""Long work that loses nothing: each batch is on disk as soon as it is computed, so a killed run goes on with the same numbers."""
+"""Long work that loses nothing: each batch is on disk as soon as it is computed, so a killed run goes on with the same numbers.
+
+Own code: joblib.Memory names a call by the pickle of its arguments, in which an image on disk is only its path, and it keeps nothing of a
+call that was stopped halfway.
+"""
 
 from __future__ import annotations
 
