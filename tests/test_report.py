@@ -14,7 +14,7 @@ from scale_interp.core import statistics
 from scale_interp.core.record import read_json, read_tensors, write_json, write_tensors
 from scale_interp.errors import FileError
 from scale_interp.jobs.run.run import MAPS, SCORES, Run, Settings
-from scale_interp.jobs.show import compare_runs
+from scale_interp.jobs.two_runs import compare_runs
 
 TINY = Settings(n_train=24, n_locate=6, n_test=12, n_retain=4, top=3, seeds=1)
 PHONE, DESKTOP = (390, 844), (1366, 900)

@@ -76,7 +76,7 @@ def compare_two_runs(
     out: Annotated[Path | None, typer.Option(help="write a page here, .html")] = None,
 ) -> None:
     """Two finished runs side by side: settings, answers, verdicts, head maps, scalars; what cannot be compared is named."""
-    from ..jobs.show import compare_runs, shown, shown_agreement, write_compared
+    from ..jobs.two_runs import compare_runs, shown, shown_agreement, write_compared
     from ..viz.save import require_page
 
     if out is not None:
