@@ -29,6 +29,7 @@ from ...models.load import load
 from ...vlm.vlm import VLM
 from ..folder import Asked, RunFolder, Say
 from ..info import run_headline
+from .page import Results, sentences, write_run_report
 from .settings import MAPS, PLACES, Settings
 
 SCORES = "Scores"
@@ -258,11 +259,22 @@ class Run:
         return summary
 
     def _report(self, summary: dict[str, Any]) -> None:
-        from .page import sentences, write_run_report
-
         write_json(self.folder / "summary.json", summary)
         self.kept.write_findings(run_headline(summary), sentences(summary))
-        write_run_report(self, summary)
+        content = self.settings.job.content(self.vlm, {"train": self.train, "test": self.test})
+        results = Results(
+            settings=self.settings,
+            content=content,
+            train=self.train,
+            test=self.test,
+            maps=self.locate(),
+            top_heads=self.top_heads,
+            scales=self.fit(),
+            evaluations=self.evaluate(),
+            suites=self.falsify(),
+            rescaling=self.rescaling(),
+        )
+        write_run_report(self.folder / "report.html", results, summary)
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:
