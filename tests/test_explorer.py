@@ -167,7 +167,7 @@ class TestCode:
         explorer.strength = 0.6
         explorer.set(OTHER, 0.3)
         code = explorer.code()
-        assert "# questions: what si.viz.explore was given" in code and "load_questions" not in code
+        assert "# questions: as given to si.viz.explore" in code and "load_questions" not in code
         assert torch.equal(run(code, questions=mixed), explorer.probabilities)
 
     def test_a_part_of_a_set_is_not_taken_for_the_set(self, vlm, questions):

@@ -155,7 +155,7 @@ def test_the_page_says_what_it_is_of(folder):
     assert all(f">{mark}</td>" in page for mark in hashes)
     assert all(version in page for version in made["versions"].values())
     assert summary["falsification"]["all"]["verdict"].split(".")[0] in page and made["command"] in page
-    counts = [f"{kind}: " for kind in ("Still wrong", "Spoilt by the scalars", "Mended by the scalars")]
+    counts = [f"{kind}: " for kind in ("Still wrong", "Broken by the scalars", "Repaired by the scalars")]
     assert all(page.count(count) == 1 for count in counts)
     cells = page[page.index("chosen heads") :]
     for layer, head in summary["top_heads"]:

@@ -1,4 +1,4 @@
-"""How much the packed sweep saves: all heads zero-ablated in every way that is in use, in one run."""
+"""How much the packed sweep saves: all heads zero-ablated in every usual way, in one run."""
 
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD, Benchmark, Memory, Row, read_benchmarks, write_benchmarks
 from .timing import bench

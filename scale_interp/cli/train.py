@@ -1,4 +1,4 @@
-"""The command that trains the embedded models anew: train-demo."""
+"""The command that trains the embedded models again: train-demo."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from .printed import console
 
 @app.command("train-demo")
 def train_demo(
-    out: Annotated[Path, typer.Option(help="where checkpoints and the three models go; a stopped run resumes there")] = Path(
+    out: Annotated[Path, typer.Option(help="the folder for checkpoints and the three models; a stopped run continues there")] = Path(
         "demo-training"
     ),
     seed: int = 0,
 ) -> None:
-    """Train the embedded models anew, about 40 minutes on two cores, and measure them."""
+    """Train the embedded models again (about 40 minutes on two cores), and measure them."""
     from ..core.progress import StageBars
     from ..models.demo.card import write_cards
     from ..models.demo.recipe import train

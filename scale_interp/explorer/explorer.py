@@ -1,4 +1,4 @@
-"""What is being explored: one question, the heads and MLPs that are scaled, and a ScAle that is faded in. No widgets here."""
+"""The state that is explored: one question, the heads and MLPs that are scaled, and a ScAle that is faded in. No widgets here."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ Part = tuple[int, int | None]
 LARGEST = 4.0
 """The largest factor of a head or MLP; 1 changes nothing."""
 KEPT = 8
-"""Questions whose prompts stay in memory; one that is come back to after more others is read again."""
+"""How many questions' prompts stay in memory; those of earlier questions are read again."""
 
 
 def part_name(part: Part) -> str:
@@ -46,18 +46,23 @@ def part_name(part: Part) -> str:
 
 @dataclass(frozen=True)
 class Looking:
-    """Where the last token of the unedited model looks: weights [L, H, T] on the question's patch grid."""
+    """Where the last token of the unedited model looks: attention weights on the question's patch grid."""
 
     weights: Tensor
     grid: PatchGrid
 
 
 class Explorer:
-    """One question at a time, with an edit that is built by hand; what `si.viz.explore` returns.
+    """One question at a time, with an edit that is built by hand; `si.viz.explore` returns it.
 
-    index: which question. selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to. factors: what is
-    scaled, 0 to 4. scale: a ScAle or None; strength: how far it is faded in, 0 to 1, s(t) = 1 + t (s - 1).
-    base, probabilities [C]: the answer's, without and with the edit (softmax over the choices' scores).
+    Attributes:
+        index: index of the current question.
+        selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to.
+        factors: what is scaled, and by how much (0 to 4).
+        scale: a ScAle, or None.
+        strength: how far the ScAle is faded in, from 0 to 1: s(t) = 1 + t (s - 1).
+        base: the answer's probabilities [choices] without the edit (softmax over the choices' scores).
+        probabilities: the same with the edit [choices].
 
     >>> import scale_interp as si
     >>> explorer = Explorer(si.load("demo"), si.load_questions("scenes/relation", n=2))
@@ -121,7 +126,11 @@ class Explorer:
         return self._selected
 
     def select(self, part: Part) -> None:
-        """Choose the head or MLP that `factor` belongs to. Raises EditError for one that the model has not."""
+        """Choose the head (layer, head) or MLP (layer, None) that `factor` belongs to.
+
+        Raises:
+            EditError: the model does not have it.
+        """
         self._selected = self._checked(part)
         self._changed()
 
@@ -143,7 +152,15 @@ class Explorer:
         return MappingProxyType({part: self._factors[part] for part in order})
 
     def set(self, part: Part, factor: float) -> None:
-        """Multiply a head or MLP by 0 to 4. Raises EditError for other factors."""
+        """Multiply the output of a head or MLP.
+
+        Args:
+            part: (layer, head), or (layer, None) for the layer's MLP.
+            factor: from 0 to 4; 1 changes nothing.
+
+        Raises:
+            EditError: the model does not have this head, or the factor is out of range.
+        """
         part = self._checked(part)
         if not 0 <= factor <= LARGEST:
             raise EditError(f"factor {factor} of {part_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
@@ -153,17 +170,17 @@ class Explorer:
         self._changed()
 
     def remove(self, part: Part) -> None:
-        """Leave a head or MLP alone again."""
+        """Stop editing a head or MLP."""
         self.set(part, 1.0)
 
     def reset(self) -> None:
-        """Leave all heads and MLPs alone again; the ScAle stays."""
+        """Stop editing all heads and MLPs; the ScAle stays."""
         self._factors.clear()
         self._changed()
 
     def _checked(self, part: Part) -> Part:
         if not (isinstance(part, tuple) and len(part) == 2):
-            raise EditError(f"{part!r} is no (layer, head) pair; (layer, None) is a layer's MLP")
+            raise EditError(f"{part!r} is not a (layer, head) pair; (layer, None) is a layer's MLP")
         layer, head = part
         (found,) = check_heads([(layer, 0 if head is None else head)], self.vlm.n_layers, self.vlm.n_heads)
         return (found[0], None) if head is None else found
@@ -191,11 +208,16 @@ class Explorer:
 
     @property
     def folder(self) -> str | None:
-        """Where the ScAle was loaded from, as it was given; None where it was given itself."""
+        """The folder that the ScAle was loaded from, as it was given; None where a ScAle was given."""
         return self._folder
 
     def load(self, folder: str | Path) -> None:
-        """Take the ScAle of a folder, as `save_pretrained` writes it. Raises FileError, or EditError for another model's shape."""
+        """Load the ScAle that `save_pretrained` wrote into a folder.
+
+        Raises:
+            FileError: the folder does not hold one.
+            EditError: it belongs to a model of another shape.
+        """
         if not str(folder).strip():
             raise FileError("no folder is given: give one that `save_pretrained` or `scale-interp fit` wrote, such as runs/.../scale")
         if not Path(folder).is_dir():
@@ -204,7 +226,7 @@ class Explorer:
 
     @property
     def foreign(self) -> str | None:
-        """The model that the ScAle was fitted on, where it has this one's shape but another name."""
+        """The model that the ScAle was fitted on, where that has this model's shape but another name."""
         fitted = self._scale.provenance.get("model") if self._scale is not None else None
         return None if fitted in (None, self.vlm.name) else str(fitted)
 
@@ -225,7 +247,7 @@ class Explorer:
 
     @property
     def edit(self) -> Edit:
-        """The present edit, one variant: the faded ScAle, and the factors on top of it."""
+        """The current edit, one variant: the faded ScAle, with the factors applied on top."""
         L, H = self.vlm.n_layers, self.vlm.n_heads
         heads, mlps = torch.ones(1, L, H), torch.ones(1, L)
         for (layer, head), factor in self._factors.items():
@@ -252,7 +274,7 @@ class Explorer:
         return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
 
     def _prompts(self) -> Prompts:
-        """The question's prompt, read once while it is looked at."""
+        """The prompts of the current question, read once while it is shown."""
         found = self._read.pop(self._index, None) or Prompts(self.vlm, [self.question])
         self._read[self._index] = found
         if len(self._read) > KEPT:
@@ -261,14 +283,18 @@ class Explorer:
 
     @cached_property
     def head_map(self) -> HeadMap | None:
-        """The scores that heads are chosen by; None where the model's edits run by the reference path, which has no gradients."""
+        """The scores that heads are chosen by; None where the model runs by the reference path, which has no gradients."""
         if self._given is not None:
             return self._given
         return attribute(self.vlm, self.questions) if choose_path(self.vlm, self.questions) == "packed" else None
 
     @property
     def looking(self) -> Looking | None:
-        """Where the unedited model's heads look; None for a question without a picture. Raises ModelError where that cannot be read."""
+        """Where the unedited model's heads look; None for a question without an image.
+
+        Raises:
+            ModelError: the model's attention cannot be read.
+        """
         if not self.question.pictures:
             return None
         if self._index not in self._looking:
@@ -278,13 +304,13 @@ class Explorer:
 
     @cached_property
     def loading(self) -> str | None:
-        """The line of Python that loads these questions, None where there is none."""
+        """The line of Python that loads these questions, or None where there is none."""
         from .code import loading
 
         return loading(self.questions)
 
     def code(self) -> str:
-        """Python that runs the present edit on the present question and gives the same `probabilities`."""
+        """Python that runs the current edit on the current question and gives the same `probabilities`."""
         from .code import code
 
         return code(self)
@@ -296,7 +322,11 @@ class Explorer:
 
     @cached_property
     def panel(self) -> Panel:
-        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
+        """The widgets.
+
+        Raises:
+            ModelError: the packages that show them are not installed.
+        """
         try:
             from .panel import Panel
         except ImportError as error:
@@ -304,7 +334,7 @@ class Explorer:
         return Panel(self)
 
     def _repr_html_(self) -> str:
-        """What is left where no widgets are: the question and its answers."""
+        """The question and its answers, for pages that cannot show widgets."""
         rows = "".join(
             f"<tr><td>{escape(choice)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
             for choice, before, after in zip(self.question.choices, self.base.tolist(), self.probabilities.tolist(), strict=True)

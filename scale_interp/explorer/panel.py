@@ -1,4 +1,4 @@
-"""The explorer's widgets: they show an Explorer's state and pass on what is clicked, dragged and typed."""
+"""The explorer's widgets: they show an Explorer's state and pass on clicks, drags and typing."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from .figures import WIDTH, AnswersFigure, HeadsFigure, PictureFigure
 
 STEP = 0.05
 MLP = -1
-"""What the list of heads holds for the layer's MLP."""
+"""The value in the list of heads that stands for the layer's MLP."""
 ROW = 90
 """Letters of a question in the list of questions."""
 WIDE = {"width": "auto", "flex": "1 1 170px", "min_width": "150px"}
 
 
 class Page(anywidget.AnyWidget):
-    """Knows whether the page is dark and how often it was shown, and names controls: names is CSS selector -> attributes."""
+    """Knows whether the page is dark and how often it was shown, and labels controls: names maps CSS selectors to attributes."""
 
     _esm = Path(__file__).parent / "page.js"
     _css = Path(__file__).parent / "page.css"
@@ -37,7 +37,7 @@ class Page(anywidget.AnyWidget):
 
 
 class Panel:
-    """`root` is the widget to show; it follows the explorer, whoever changes it."""
+    """The widgets around an explorer. `root` is the one to show; it follows the explorer, whoever changes it."""
 
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
@@ -170,7 +170,7 @@ class Panel:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Say in the page what went wrong, in place of a traceback."""
+        """Show what went wrong in the page instead of a traceback."""
         self._error = ""
         try:
             yield
@@ -185,7 +185,7 @@ class Panel:
         self.message.value = "".join(f"<div class='{kind}'>{escape(text)}</div>" for kind, text in said)
 
     def show(self) -> None:
-        """Draw what has changed; figures that cannot be drawn are hidden, so that none is shown of another question."""
+        """Draw what has changed. Figures that cannot be drawn are hidden, so that none shows another question."""
         self._showing, failed = True, ""
         for draw in (self._bars, self._controls, self._pictures):
             try:
@@ -202,18 +202,18 @@ class Panel:
         self._tell()
 
     def _appeared(self, _: Any) -> None:
-        """Draw the figures once more: what changed while plotly was making them is not in them."""
+        """Draw the figures again: what changed while plotly was creating them is not in them."""
         for name in ("answers", "edited", "heads", "marks", "picture", "overlay"):
             self._drawn.pop(name, None)
         self._turn.ask()
 
     def _new(self, name: str, *key: Any) -> bool:
-        """Whether a part of the page has to be drawn anew."""
+        """Whether a part of the page has to be drawn again."""
         before, self._drawn[name] = self._drawn.get(name), key
         return before != key
 
     def _bars(self) -> None:
-        """The answers; drawn first, since a hand on the slider waits for them."""
+        """The answers, drawn first, as somebody moving the slider waits for them."""
         e = self.explorer
         if self._new("answers", e.index, self.dark):
             self.answers.draw(e.question, e.base, self.dark)
@@ -272,17 +272,20 @@ class Panel:
 
 
 def _names(part: Part | None) -> dict[str, dict[str, str]]:
-    """What screen readers call the parts that carry no label of their own."""
+    """What screen readers call the controls that have no label of their own."""
     chosen = "of the chosen head" if part is None else f"of {part_name(part)}"
     return {
         ".si-factor [role=slider]": {"aria-label": f"Scale {chosen}, 1 changes nothing"},
         ".si-strength [role=slider]": {"aria-label": "How far the ScAle is faded in"},
         ".si-edits select": {"aria-label": "Edited heads and MLPs"},
-        ".si-code textarea": {"aria-label": "Python code of the present edit", "readonly": "true"},
+        ".si-code textarea": {"aria-label": "Python code of the current edit", "readonly": "true"},
         ".si-message": {"role": "status", "aria-live": "polite"},
         ".si-said": {"aria-live": "polite"},
-        ".si-picture": {"role": "img", "aria-label": "Picture of the question with the chosen head's attention"},
-        ".si-heads": {"role": "img", "aria-label": "Heatmap of all heads by layer; Layer and Head choose the same by keyboard"},
+        ".si-picture": {"role": "img", "aria-label": "Image of the question with the chosen head's attention"},
+        ".si-heads": {
+            "role": "img",
+            "aria-label": "Heatmap of all heads by layer; the Layer and Head controls choose the same by keyboard",
+        },
         ".si-answers": {"role": "img", "aria-label": "Bars of the answers' probabilities, base and edited"},
     }
 

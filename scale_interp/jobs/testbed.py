@@ -23,22 +23,22 @@ from .info import FINDINGS
 from .job import Job, command
 
 DRAWS = 5
-LOCATE = 60
-"""Training questions of a draw."""
-TEST = 200
-FAITHFUL = 100
+N_LOCATE = 60
+"""Training questions per draw."""
+N_TEST = 200
+N_FAITHFULNESS = 100
 """The first of the test questions, on which faithfulness is measured."""
-FIT = 200
+N_FIT = 200
 BOUND: dict[str, Any] = {"bound": "exp", "radius": 2.5}
-"""Scalars from 0.08 to 12.2: what undoes a planted factor of 0.1 is in reach."""
+"""Scalars from 0.08 to 12.2, which can undo a planted factor of 0.1."""
 PENALTIES = (0.0, 1.0)
 SHOWN = ("patching", "zero ablation", "probe", "attention to object")
 """Rankings whose faithfulness curves are drawn."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What was measured on one known-circuit model."""
+class ScoredCircuit:
+    """What was measured on one known-circuit model: accuracy (with interval), methods, and faithfulness curves."""
 
     name: str
     found: Localisation
@@ -54,38 +54,49 @@ class Known:
         )
 
 
-def known_circuit(name: str, draws: int = DRAWS) -> Known:
-    """All methods on training questions of `draws` seeds, the rankings' faithfulness on test questions."""
+def score_circuit(name: str, draws: int = DRAWS) -> ScoredCircuit:
+    """Score all methods on training questions of `draws` seeds, and the faithfulness of some rankings on test questions."""
     chosen = circuit(name)
     vlm = load(PREFIX + chosen.name)
-    sets = [load_questions(f"scenes/{TASK}", "train", n=LOCATE, seed=seed) for seed in range(draws)]
-    test = load_questions(f"scenes/{TASK}", "test", n=TEST)
-    found = localise(vlm, sets, chosen.heads, faithful_on=test[:FAITHFUL])
+    sets = [load_questions(f"scenes/{TASK}", "train", n=N_LOCATE, seed=seed) for seed in range(draws)]
+    test = load_questions(f"scenes/{TASK}", "test", n=N_TEST)
+    found = localise(vlm, sets, chosen.heads, faithful_on=test[:N_FAITHFULNESS])
     answers = evaluate(vlm, test)
-    curves = {m: faithfulness(vlm, test[:FAITHFUL], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN}
-    return Known(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
+    curves = {
+        m: faithfulness(vlm, test[:N_FAITHFULNESS], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN
+    }
+    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
 
 
-def shortfall(name: str, seeds: int = DRAWS) -> dict[str, Recovery]:
-    """Scalars fitted on a planted shortfall, without and with a penalty on mean |s - 1|, and tested on test questions."""
+def score_planting(name: str, seeds: int = DRAWS) -> dict[str, Recovery]:
+    """Fit scalars on a planted shortfall, without and with a penalty on mean |s - 1|, and test them on test questions."""
     damaged, chosen = planted(name), PLANTINGS[name]
     intact = load(chosen.model)
-    train, test = load_questions(chosen.data, "train", n=FIT), load_questions(chosen.data, "test", n=2 * TEST)
+    train, test = load_questions(chosen.data, "train", n=N_FIT), load_questions(chosen.data, "test", n=2 * N_TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
 
-def measure(name: str | None = None, draws: int = DRAWS) -> tuple[list[Known], dict[str, Recovery]]:
-    """One known-circuit model or planted shortfall by name, or all of them."""
+def measure(name: str | None = None, draws: int = DRAWS) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
+    """Score one known-circuit model or planted shortfall by name, or all of them."""
     if name is None:
-        found = [shortfall(n, draws) for n in PLANTINGS]
-        return [known_circuit(n, draws) for n in NAMES], {k: r for part in found for k, r in part.items()}
+        found = [score_planting(n, draws) for n in PLANTINGS]
+        return [score_circuit(n, draws) for n in NAMES], {k: r for part in found for k, r in part.items()}
     if name in PLANTINGS:
-        return [], shortfall(name, draws)
-    return [known_circuit(name, draws)], {}
+        return [], score_planting(name, draws)
+    return [score_circuit(name, draws)], {}
 
 
 def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-    """Train a known-circuit model anew into `folder`/NAME, and write its card."""
+    """Train a known-circuit model again, and write its card.
+
+    Args:
+        name: the model.
+        folder: the model goes into `folder`/NAME; a stopped training continues there.
+        progress: called with stage, step, steps and loss after each step.
+
+    Raises:
+        ModelError: no model is named.
+    """
     from ..models.testbeds.card import write_card
     from ..models.testbeds.training import train
 
@@ -97,7 +108,7 @@ def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, f
 
 
 def recovery_frame(found: Mapping[str, Recovery]) -> pd.DataFrame:
-    """A row a planted shortfall: what it costs, what scalars bring back, and how they rank the damaged heads."""
+    """One row per planted shortfall: what it costs, what scalars bring back, and how they rank the damaged heads."""
     rows = []
     for name, r in found.items():
         lost, (share, low, high) = r.lost(), r.recovered()
@@ -140,7 +151,18 @@ def recovery_summary(found: Mapping[str, Recovery]) -> pd.DataFrame:
 
 
 def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None]) -> list[str]:
-    """Measure in a run's folder, with a page and pictures; `show` is given each table as soon as it is measured. The findings."""
+    """Measure in a run's folder, with a page and images.
+
+    Args:
+        name: a known-circuit model or a planted shortfall; None for all.
+        draws: draws of questions.
+        folder: the run's folder.
+        say: called with a line about the step.
+        show: called with the title and the table of each model as soon as it is measured.
+
+    Returns:
+        The findings in words.
+    """
 
     def make() -> list[str]:
         known, plantings = measure(name, draws)
@@ -157,7 +179,7 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
     return found
 
 
-def show_tables(known: Sequence[Known], plantings: Mapping[str, Recovery], show: Callable[[str, pd.DataFrame], None]) -> None:
+def show_tables(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], show: Callable[[str, pd.DataFrame], None]) -> None:
     """Show the table of each known circuit, and that of the planted shortfalls."""
     for k in known:
         show(k.name, k.summary())
@@ -169,8 +191,8 @@ def _recovered(plantings: Mapping[str, Recovery]) -> list[str]:
     return [f"{row.planting}: recovered {row.recovered}" for row in recovery_summary(plantings).itertuples()] if plantings else []
 
 
-def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
-    """testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); their names."""
+def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
+    """Write testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
     from ..viz import faithfulness_curves, localisation
 
     record: dict[str, Any] = {
@@ -199,7 +221,7 @@ def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder
     return ["testbeds.json", "testbeds.md", *(f"pictures/{name}" for name in drawn)]
 
 
-def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: str) -> str:
+def _page(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], command: str) -> str:
     circuits = [
         {
             "name": k.name,
@@ -221,12 +243,12 @@ def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: st
         first=NAMES[0],
         task=TASK,
         draws=known[0].found.scores.shape[1] if known else DRAWS,
-        locate=LOCATE,
+        locate=N_LOCATE,
         circuits=circuits,
         plantings=recovery_frame(plantings).to_dict("records"),
         fits=len(next(iter(plantings.values())).scalars) if plantings else 0,
-        fit=FIT,
-        test=2 * TEST,
+        fit=N_FIT,
+        test=2 * N_TEST,
     )
     return str(page)
 

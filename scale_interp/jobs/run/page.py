@@ -1,4 +1,4 @@
-"""The page of one run: what was asked, which heads, which scalars, and whether the gain is real."""
+"""The page of one run: what was asked, which heads matter, which scalars were learned, and whether the gain is real."""
 
 from __future__ import annotations
 
@@ -145,7 +145,7 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
 
 
 def what_was_asked(results: Results) -> list[Any]:
-    """The question in words, two of the test questions, and what tells this model and these questions from others of their names."""
+    """The question in words, two of the test questions, and the hashes that identify this model and these questions."""
     s, model = results.settings, results.content["model"]
     pictures = {"train": results.train, "test": results.test}
     splits = [
@@ -154,8 +154,8 @@ def what_was_asked(results: Results) -> list[Any]:
             "data": found["data"],
             "seed": found["seed"],
             "questions": found["n"],
-            "pictures": len({q.group for q in pictures[split]}),
-            "hash of words, answers and pictures": found["content_hash"],
+            "images": len({q.group for q in pictures[split]}),
+            "hash of words, answers and images": found["content_hash"],
         }
         for split, found in results.content["data"].items()
     ]
@@ -163,7 +163,7 @@ def what_was_asked(results: Results) -> list[Any]:
         f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
         "learned scalars on heads and MLPs make more of these answers right, and is that gain what it seems?",
         f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(results.train)}, and {len(results.test)} test "
-        "questions were answered with and without them. No picture is in both splits. Two of the test questions:",
+        "questions were answered with and without them. No image is in both splits. Two of the test questions:",
         *results.test[:2],
         pd.DataFrame(splits),
         pd.DataFrame([{k: model[k] for k in ("model", "family", "dtype")} | {"hash of the weights": model["fingerprint"]}]).assign(
@@ -173,20 +173,20 @@ def what_was_asked(results: Results) -> list[Any]:
 
 
 def chosen_heads(head_map: HeadMap, heads: list[Head], scales: Mapping[str, ScAle]) -> pd.DataFrame:
-    """A row a chosen head: its score with interval and corrected p, and its scalars."""
+    """One row per chosen head: its score with interval and corrected p, and its scalars."""
     table = head_map.to_frame().set_index(["layer", "head"]).loc[heads].reset_index()
     scalars = {f"scalar, {FITS[name]}": [float(scales[name].scalars[head]) for head in heads] for name in ("all", "top")}
     return table[["rank", "layer", "head", "score", "low", "high", "p"]].assign(**scalars)
 
 
 def failures(base: Evaluation, fitted: Evaluation, n: int = 3) -> list[Any]:
-    """What the scalars mended, spoilt and left wrong: how many questions, and the first n of each with both answers."""
+    """What the scalars repaired, broke and left wrong: how many questions, and the first n of each with both answers."""
     was, now = base.per_question.bool().tolist(), fitted.per_question.bool().tolist()
     out: list[Any] = []
     for kind, before, after in (
         ("Still wrong", False, False),
-        ("Spoilt by the scalars", True, False),
-        ("Mended by the scalars", False, True),
+        ("Broken by the scalars", True, False),
+        ("Repaired by the scalars", False, True),
     ):
         members = [i for i in range(len(was)) if (was[i], now[i]) == (before, after)]
         out.append(f"{kind}: {len(members)} of {len(was)} questions{', the first of them:' if len(members) > n else '.'}")
@@ -195,7 +195,7 @@ def failures(base: Evaluation, fitted: Evaluation, n: int = 3) -> list[Any]:
 
 
 def how_to_check(made: dict[str, Any]) -> str:
-    """What must be the same for the numbers to be."""
+    """What must be the same for the numbers to be the same."""
     packages = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return f"Computed with {packages}. The same numbers can be expected where the hashes of weights and questions are those above."
 

@@ -1,4 +1,4 @@
-"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not redone."""
+"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not repeated."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ SCORES = "Scores"
 
 
 class Run:
-    """One run folder. Every step writes its results whole and is skipped where they are there already."""
+    """One run folder. Every step writes its results completely, and is skipped where they are there already."""
 
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
@@ -46,17 +46,21 @@ class Run:
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
-        """The run that a folder holds."""
+        """Open the run in a folder.
+
+        Raises:
+            FileError: the folder holds the results of another command, or of another version.
+        """
         found = read_json(folder / "settings.json")
         if found.get("kind", "run") != "run":
-            raise FileError(f"{folder} holds the results of `{found['kind']}`, no run: `scale-interp show {folder}` shows them")
+            raise FileError(f"{folder} holds the results of `{found['kind']}`, not a run: `scale-interp show {folder}` shows them")
         try:
             return Run(folder, Settings(**found["settings"]), say)
         except (KeyError, TypeError) as error:
-            raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
+            raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
     def _asked(self) -> Asked:
-        # Contrasts too: without any the run would end at its first step.
+        # Contrasts too, as a run without any would fail at its first step.
         _ = self.pairs
         return self.vlm, {"train": self.train, "test": self.test}
 
@@ -80,7 +84,7 @@ class Run:
         return contrasts(self.train[: self.settings.n_locate])
 
     def non_spatial(self, split: str) -> dict[str, Questions]:
-        """Questions of the tasks that should not change, by task."""
+        """Task -> questions of the tasks that should not change."""
         return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
 
     def non_spatial_together(self, split: str) -> list[Question]:
@@ -120,7 +124,7 @@ class Run:
         found: dict[str, ScAle] = {}
         prompts = None
         if not self._fitted:
-            _ = self.top_heads  # or why there are none, before anything is opened
+            _ = self.top_heads  # fails here where there are none, before anything is loaded
             prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, told in (
@@ -185,12 +189,12 @@ class Run:
         return self.kept.take(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
-        """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
+        """The study without training: layers and MLPs rescaled by a grid of factors, on training questions."""
         asked = self.train[: self.settings.n_locate]
         return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
 
     def retention(self) -> list[dict[str, Any]]:
-        """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
+        """Change of non-spatial accuracy: one row per task and fit, and one per fit for all tasks together."""
         evaluations = self.evaluate()
         rows = []
         for fit in PLACES:
@@ -245,7 +249,14 @@ class Run:
         }
 
     def everything(self, anew: bool = False) -> dict[str, Any]:
-        """The whole job, the summary and the report; anew: write these two also where they are there."""
+        """Do the whole job, and write the summary and the report.
+
+        Args:
+            anew: whether to write these two even if they are there.
+
+        Returns:
+            The summary.
+        """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
         with self.kept.working():
             self.locate()
