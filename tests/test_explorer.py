@@ -19,7 +19,7 @@ import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, EditError, FileError, ModelError
 from scale_interp.explorer import explorer as explorer_module
-from scale_interp.explorer.event_queue import Turn
+from scale_interp.explorer.event_queue import DeferredCall
 from scale_interp.interventions import prefix
 
 HEAD, OTHER, MLP = (5, 4), (2, 4), (3, None)
@@ -251,7 +251,7 @@ class TestPanel:
         explorer = si.viz.explore(vlm, [blank, two], head_map=si.attribute(vlm, questions[:2]))
         panel = explorer.panel
         explorer.select(HEAD)
-        assert panel.picture.widget.layout.title.text == "No picture" and not panel.message.value
+        assert panel.picture.widget.layout.title.text == "No image" and not panel.message.value
         explorer.index = 1
         assert panel.which.layout.display is None and len(panel.which.options) == 2
         panel.which.value = 1
@@ -301,7 +301,7 @@ class TestTurn:
             add_callback = list.append
 
         loop, drawn, state = Loop(), [], {}
-        turn = Turn(lambda: drawn.append(state["value"]), loop)
+        turn = DeferredCall(lambda: drawn.append(state["value"]), loop)
         for value in range(50):
             state["value"] = value
             turn.ask()

@@ -10,6 +10,7 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.question import Question
@@ -32,7 +33,7 @@ COPIES = 64
 class Way:
     """A sweep over heads that returns the scores [questions, heads, choices], or None. by_head: whether it runs once per head."""
 
-    run: Callable[[HeadSweep], Tensor | None]
+    run: Callable[[HeadSweep], Float[Tensor, "questions heads choices"] | None]
     by_head: bool = False
 
 
@@ -206,7 +207,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
     return prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 1:]
 
 
-def _read(choices: Choices, logits: Tensor) -> Tensor:
+def _read(choices: Choices, logits: Float[Tensor, "questions heads vocabulary"]) -> Float[Tensor, "questions heads choices"]:
     """Scores [questions, heads, choices] of choices of one token from logits [questions, heads, vocabulary]."""
     tokens = choices.token[:, None, :, 0].expand(-1, logits.shape[1], -1)
     return logits.gather(2, tokens).float().masked_fill(~choices.used[:, None, :, 0], float("-inf"))

@@ -23,7 +23,7 @@ def main_loop() -> Any:
     return getattr(Kernel.instance(), "io_loop", None) if Kernel.initialized() else None
 
 
-class Turn:
+class DeferredCall:
     """A call that is made once, however often it was requested before the loop was free; outside a kernel it is made at once."""
 
     def __init__(self, call: Callable[[], None], loop: Any = None):
@@ -42,7 +42,7 @@ class Turn:
         self.call()
 
 
-def in_turn(root: widgets.Widget) -> None:
+def handle_in_order(root: widgets.Widget) -> None:
     """Handle all messages to a widget and its children on the main loop, in the order in which they came."""
     if (loop := main_loop()) is None:
         return

@@ -12,6 +12,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters.scale.scale import ScAle
@@ -31,7 +32,7 @@ from ..vlm.vlm import VLM
 if TYPE_CHECKING:
     from .panel import Panel
 
-Part = tuple[int, int | None]
+Component = tuple[int, int | None]
 """A head (layer, head), or the MLP of a layer (layer, None)."""
 LARGEST = 4.0
 """The largest factor of a head or MLP; 1 changes nothing."""
@@ -39,7 +40,7 @@ KEPT = 8
 """How many questions' prompts stay in memory; those of earlier questions are read again."""
 
 
-def part_name(part: Part) -> str:
+def component_name(part: Component) -> str:
     layer, head = part
     return f"MLP {layer}" if head is None else f"head {layer}.{head}"
 
@@ -48,7 +49,7 @@ def part_name(part: Part) -> str:
 class Looking:
     """Where the last token of the unedited model looks: attention weights on the question's patch grid."""
 
-    weights: Tensor
+    weights: Float[Tensor, "layers heads tokens"]
     grid: PatchGrid
 
 
@@ -91,8 +92,8 @@ class Explorer:
                 f"{vlm.n_layers} layers x {vlm.n_heads} heads: give a map of this model"
             )
         self._given, self._index, self._strength = head_map, 0, 1.0
-        self._selected: Part | None = None
-        self._factors: dict[Part, float] = {}
+        self._selected: Component | None = None
+        self._factors: dict[Component, float] = {}
         self._scale: ScAle | None = None
         self._folder: str | None = None
         self._read: OrderedDict[int, Prompts] = OrderedDict()
@@ -122,10 +123,10 @@ class Explorer:
         self._changed()
 
     @property
-    def selected(self) -> Part | None:
+    def selected(self) -> Component | None:
         return self._selected
 
-    def select(self, part: Part) -> None:
+    def select(self, part: Component) -> None:
         """Choose the head (layer, head) or MLP (layer, None) that `factor` belongs to.
 
         Raises:
@@ -146,12 +147,12 @@ class Explorer:
         self.set(self._selected, value)
 
     @property
-    def factors(self) -> Mapping[Part, float]:
+    def factors(self) -> Mapping[Component, float]:
         """What differs from 1, layer by layer, MLPs first."""
         order = sorted(self._factors, key=lambda part: (part[0], -1 if part[1] is None else part[1]))
         return MappingProxyType({part: self._factors[part] for part in order})
 
-    def set(self, part: Part, factor: float) -> None:
+    def set(self, part: Component, factor: float) -> None:
         """Multiply the output of a head or MLP.
 
         Args:
@@ -163,13 +164,13 @@ class Explorer:
         """
         part = self._checked(part)
         if not 0 <= factor <= LARGEST:
-            raise EditError(f"factor {factor} of {part_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
+            raise EditError(f"factor {factor} of {component_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
         self._factors.pop(part, None)
         if factor != 1:
             self._factors[part] = float(factor)
         self._changed()
 
-    def remove(self, part: Part) -> None:
+    def remove(self, part: Component) -> None:
         """Stop editing a head or MLP."""
         self.set(part, 1.0)
 
@@ -178,7 +179,7 @@ class Explorer:
         self._factors.clear()
         self._changed()
 
-    def _checked(self, part: Part) -> Part:
+    def _checked(self, part: Component) -> Component:
         if not (isinstance(part, tuple) and len(part) == 2):
             raise EditError(f"{part!r} is not a (layer, head) pair; (layer, None) is a layer's MLP")
         layer, head = part
@@ -259,18 +260,18 @@ class Explorer:
         return mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
 
     @property
-    def base(self) -> Tensor:
+    def base(self) -> Float[Tensor, " choices"]:
         if self._index not in self._base:
             self._base[self._index] = self._run(None)
         return self._base[self._index]
 
     @property
-    def probabilities(self) -> Tensor:
+    def probabilities(self) -> Float[Tensor, " choices"]:
         if self._edited is None:
             self._edited = self._run(self.edit)
         return self._edited
 
-    def _run(self, edit: Edit | None) -> Tensor:
+    def _run(self, edit: Edit | None) -> Float[Tensor, " choices"]:
         return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
 
     def _prompts(self) -> Prompts:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -19,7 +20,7 @@ from ..data.question import Question
 from ..viz.attention_map import HEAT
 from ..viz.heatmap import coloraxis, layer_head_axes, limit, score_trace
 from ..viz.theme import LETTER, frame, look
-from .explorer import Looking, Part, part_name
+from .explorer import Component, Looking, component_name
 
 WIDTH = 296
 """Width of a figure in pixels: three fit side by side in JupyterLab on a small screen, one on a phone."""
@@ -62,7 +63,7 @@ class _Figure:
         self._keep()
 
 
-class PictureFigure(_Figure):
+class ImageFigure(_Figure):
     """The image, the known boxes, and one head's attention over it."""
 
     def __init__(self) -> None:
@@ -85,14 +86,14 @@ class PictureFigure(_Figure):
             fig.update_yaxes(range=[height, 0])
             fig.data[0].update(z=[[0.0]], x=[width / 2], y=[height / 2])
             high = round(min(1.25, height / width) * (WIDTH - 24))
-        self._frame("Picture" if question.pictures else "No picture", "", dark, high + 12)
+        self._frame("Image" if question.pictures else "No image", "", dark, high + 12)
 
-    def overlay(self, question: Question, picture: int, looking: Looking | None, part: Part | None) -> str:
+    def overlay(self, question: Question, picture: int, looking: Looking | None, part: Component | None) -> str:
         """Draw where a head looks (nothing for an MLP), and return it in words."""
         if looking is None or part is None or part[1] is None:
             with self.changing() as fig:
                 fig.data[0].z = np.zeros((1, 1))
-            return "" if part is None or part[1] is not None else f"{part_name(part).capitalize()} has no attention."
+            return "" if part is None or part[1] is not None else f"{component_name(part).capitalize()} has no attention."
         row, grid = looking.weights[part[0], part[1]], looking.grid
         heat = grid.upsample(row, picture, 112).numpy()
         width, height = grid.sizes[picture]
@@ -100,7 +101,7 @@ class PictureFigure(_Figure):
         with self.changing() as fig:
             x, y = (np.arange(w) + 0.5) * width / w, (np.arange(h) + 0.5) * height / h
             fig.data[0].update(z=(heat / (heat.max() or 1.0)).astype(np.float32), x=x, y=y)
-        said = f"{part_name(part).capitalize()} (unedited): {float(heat.sum()):.0%} of its attention is on the image"
+        said = f"{component_name(part).capitalize()} (unedited): {float(heat.sum()):.0%} of its attention is on the image"
         boxes = [question.boxes[name] for name in question.about if name in question.boxes]
         if boxes and picture == 0:
             said += f", {float(row.double() @ grid.cover(boxes)):.0%} on {' and '.join(n for n in question.about if n in question.boxes)}"
@@ -149,7 +150,7 @@ class HeadsFigure(_Figure):
         )
         self.widget.update_yaxes(fixedrange=True)
 
-    def part(self, trace: int, x: float, y: float) -> Part:
+    def part(self, trace: int, x: float, y: float) -> Component:
         """The head or MLP whose cell was clicked."""
         return (round(y), None if trace == 1 else round(x))
 
@@ -169,13 +170,13 @@ class HeadsFigure(_Figure):
                 title, notes = f"Heads: {self.head_map.method}", f"{Q} question{'s' * (Q != 1)}. ◇ edited, □ chosen."
         self._frame(title, notes, dark, self.high + 92, self.wide, left=40, low=92)
 
-    def mark(self, selected: Part | None, factors: Mapping[Part, float], dark: bool) -> None:
+    def mark(self, selected: Component | None, factors: Mapping[Component, float], dark: bool) -> None:
         x = [self.at_mlp if head is None else head for _, head in factors]
         with self.changing() as fig:
             fig.data[2].update(x=x, y=[layer for layer, _ in factors])
             fig.layout.shapes = [] if selected is None else list(self._outline(selected, dark))
 
-    def _outline(self, part: Part, dark: bool) -> Iterator[dict[str, Any]]:
+    def _outline(self, part: Component, dark: bool) -> Iterator[dict[str, Any]]:
         layer, head = part
         middle, half = (self.at_mlp, self.at_mlp - self.H) if head is None else (head, 0.5)
         for colour, wide in ((look(dark).paper, 5), (look(dark).ink, 2.5)):
@@ -199,7 +200,7 @@ class AnswersFigure(_Figure):
         self.widget.update_xaxes(automargin=False)
         self.widget.update_yaxes(autorange="reversed", fixedrange=True, showgrid=False, automargin=False)
 
-    def draw(self, question: Question, base: Tensor, dark: bool) -> None:
+    def draw(self, question: Question, base: Float[Tensor, " choices"], dark: bool) -> None:
         colours, C = look(dark), len(question.choices)
         names = [_choice(choice, c == question.answer) for c, choice in enumerate(question.choices)]
         with self.changing() as fig:

@@ -14,9 +14,9 @@ import ipywidgets as widgets
 import traitlets
 
 from ..errors import ModelError, ScaleInterpError
-from .event_queue import Turn, in_turn
-from .explorer import LARGEST, Explorer, Part, part_name
-from .figures import WIDTH, AnswersFigure, HeadsFigure, PictureFigure
+from .event_queue import DeferredCall, handle_in_order
+from .explorer import LARGEST, Component, Explorer, component_name
+from .figures import WIDTH, AnswersFigure, HeadsFigure, ImageFigure
 
 STEP = 0.05
 MLP = -1
@@ -44,7 +44,7 @@ class Panel:
         self.page = Page()
         self.message = widgets.HTML()
         self.text = widgets.HTML()
-        self.picture, self.answers = PictureFigure(), AnswersFigure()
+        self.picture, self.answers = ImageFigure(), AnswersFigure()
         self._drawn: dict[str, Any] = {}
         self._error, self._notes = "", list[str]()
         self._showing = False
@@ -56,11 +56,11 @@ class Panel:
         except ScaleInterpError as error:
             self._unmapped = f"No head map: {error}"
         self.heads = HeadsFigure(head_map, vlm.n_layers, vlm.n_heads)
-        self._turn = Turn(self.show)
+        self._redraw = DeferredCall(self.show)
         self.root = self._build()
-        explorer.watchers.append(self._turn.ask)
+        explorer.watchers.append(self._redraw.ask)
         self.show()
-        in_turn(self.root)
+        handle_in_order(self.root)
 
     @property
     def dark(self) -> bool:
@@ -73,7 +73,7 @@ class Panel:
         before, after = (widgets.Button(description=name, layout={"width": "90px"}) for name in ("Previous", "Next"))
         before.on_click(lambda _: self._step(-1))
         after.on_click(lambda _: self._step(1))
-        self.which = widgets.Dropdown(description="Picture", layout={"width": "150px"})
+        self.which = widgets.Dropdown(description="Image", layout={"width": "150px"})
         self.said = widgets.HTML()
         layers, heads = ([(str(i), i) for i in range(n)] for n in (vlm.n_layers, vlm.n_heads))
         narrow = {"width": "136px"}
@@ -155,7 +155,7 @@ class Panel:
         self._picture = picture or 0
         self.show()
 
-    def _pick(self, part: Part | None) -> None:
+    def _pick(self, part: Component | None) -> None:
         if part is not None:
             self.explorer.select(part)
 
@@ -205,7 +205,7 @@ class Panel:
         """Draw the figures again: what changed while plotly was creating them is not in them."""
         for name in ("answers", "edited", "heads", "marks", "picture", "overlay"):
             self._drawn.pop(name, None)
-        self._turn.ask()
+        self._redraw.ask()
 
     def _new(self, name: str, *key: Any) -> bool:
         """Whether a part of the page has to be drawn again."""
@@ -229,12 +229,12 @@ class Panel:
             self.which.layout.display = None if len(q.pictures) > 1 else "none"
             self._picture = 0
         if self._new("part", part):
-            named = "Scale: choose a head first, by a click or by layer and head" if part is None else f"Scale of {part_name(part)}"
+            named = "Scale: choose a head first, by a click or by layer and head" if part is None else f"Scale of {component_name(part)}"
             self.name.value = f"<h4>{named}</h4>" + ("" if part is None else "<small>1 changes nothing</small>")
             self.layer.value, self.head.value = (None, 0) if part is None else (part[0], MLP if part[1] is None else part[1])
             self.factor.disabled = part is None
         self.factor.value = e.factor
-        edited = tuple((f"{part_name(p)} × {factor:.2f}", p) for p, factor in e.factors.items())
+        edited = tuple((f"{component_name(p)} × {factor:.2f}", p) for p, factor in e.factors.items())
         if self._new("edits", edited, part):
             with self.edits.hold_sync():
                 self.edits.options = edited
@@ -271,9 +271,9 @@ class Panel:
             self.said.value = escape(said)
 
 
-def _names(part: Part | None) -> dict[str, dict[str, str]]:
+def _names(part: Component | None) -> dict[str, dict[str, str]]:
     """What screen readers call the controls that have no label of their own."""
-    chosen = "of the chosen head" if part is None else f"of {part_name(part)}"
+    chosen = "of the chosen head" if part is None else f"of {component_name(part)}"
     return {
         ".si-factor [role=slider]": {"aria-label": f"Scale {chosen}, 1 changes nothing"},
         ".si-strength [role=slider]": {"aria-label": "How far the ScAle is faded in"},

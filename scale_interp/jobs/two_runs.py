@@ -143,12 +143,12 @@ def read_finished(folder: Path, name: str = "") -> FinishedRun:
     """
     info = read_run(folder)
     run = Run.existing(folder)
-    mend = f"`scale-interp report {folder}`"
+    remedy = f"`scale-interp report {folder}`"
     if not (folder / "summary.json").exists():
-        raise FileError(f"{folder} holds a run that is not finished: {mend} finishes it")
+        raise FileError(f"{folder} holds a run that is not finished: {remedy} finishes it")
     for file in info.files:
         if file.state() in (DAMAGED, MISSING):
-            raise FileError(f"{folder / file.name} is {file.state()}: {mend} computes it again")
+            raise FileError(f"{folder / file.name} is {file.state()}: {remedy} computes it again")
     summary = read_json(folder / "summary.json")
     maps = {method: HeadMap.load(folder / "head_maps" / f"{method}.safetensors") for method in MAPS}
     scales = {fit: ScAle.from_pretrained(folder / place) for fit, place in PLACES.items()}
@@ -156,7 +156,7 @@ def read_finished(folder: Path, name: str = "") -> FinishedRun:
     try:
         _ = summary["base"]["accuracy"], summary["top_heads"], [summary["fits"][fit]["gain"] for fit in PLACES]
     except (KeyError, TypeError) as error:
-        raise FileError(f"{folder / 'summary.json'} lacks {error}: {mend} writes it again") from error
+        raise FileError(f"{folder / 'summary.json'} lacks {error}: {remedy} writes it again") from error
     recorded = info.about.get("data", {}).get("test", {}).get("content_hash", "")
     answers, why = _saved_answers(run, summary, recorded)
     return FinishedRun(

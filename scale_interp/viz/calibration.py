@@ -11,12 +11,12 @@ from ..errors import DataError
 from .theme import frame, look
 
 if TYPE_CHECKING:
-    from ..evaluation.falsification.calibration import Calibration as Found
+    from ..evaluation.falsification.calibration import Calibration
 
 WIDTH, HEIGHT = 760, 460
 
 
-def calibration(found: Found, *, dark: bool = False) -> go.Figure:
+def calibration(found: Calibration, *, dark: bool = False) -> go.Figure:
     """Draw the share of suites whose p-value (ScAle against base, uncorrected) is at most x, without signal and on planted shortfalls.
 
     The band holds 95% of the shares of as many uniform p-values, separately at each x.

@@ -8,7 +8,7 @@ import plotly.graph_objects as go
 
 from ..errors import FileError
 
-PICTURES = (".png", ".svg", ".pdf", ".jpg", ".webp")
+IMAGE_FORMATS = (".png", ".svg", ".pdf", ".jpg", ".webp")
 
 
 def require_suffix(path: str | Path) -> Path:
@@ -21,8 +21,8 @@ def require_suffix(path: str | Path) -> Path:
         FileError: a figure cannot be written in that format.
     """
     path = Path(path)
-    if path.suffix.lower() not in (".html", *PICTURES):
-        raise FileError(f"figure {path}: name a file that ends in .html, {', '.join(PICTURES[:-1])} or {PICTURES[-1]}")
+    if path.suffix.lower() not in (".html", *IMAGE_FORMATS):
+        raise FileError(f"figure {path}: name a file that ends in .html, {', '.join(IMAGE_FORMATS[:-1])} or {IMAGE_FORMATS[-1]}")
     return path
 
 
@@ -65,11 +65,11 @@ def save_figure(figure: go.Figure, path: str | Path, *, scale: float = 2.0) -> N
     try:
         content = figure.to_image(path.suffix.lower().removeprefix("."), scale=scale)
     except (RuntimeError, ValueError) as error:
-        raise FileError(_mend(path, error)) from error
+        raise FileError(_remedy(path, error)) from error
     write_bytes(path, content)
 
 
-def _mend(path: Path, error: Exception) -> str:
+def _remedy(path: Path, error: Exception) -> str:
     said, other = str(error), f"or write {path.with_suffix('.html').name}, which needs neither"
     if "Chrome" in said:
         return f"figure {path}: an image needs Chrome or Chromium, and none was found: install one, run plotly_get_chrome, {other}"

@@ -147,14 +147,14 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
 def what_was_asked(results: Results) -> list[Any]:
     """The question in words, two of the test questions, and the hashes that identify this model and these questions."""
     s, model = results.settings, results.content["model"]
-    pictures = {"train": results.train, "test": results.test}
+    questions = {"train": results.train, "test": results.test}
     splits = [
         {
             "split": split,
             "data": found["data"],
             "seed": found["seed"],
             "questions": found["n"],
-            "images": len({q.group for q in pictures[split]}),
+            "images": len({q.group for q in questions[split]}),
             "hash of words, answers and images": found["content_hash"],
         }
         for split, found in results.content["data"].items()
