@@ -35,6 +35,13 @@ def test_a_terminal_shows_count_rate_and_time_left():
     assert shown.endswith("\r")  # the bar is gone
 
 
+def test_a_user_can_switch_bars_off(monkeypatch):
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    with terminal() as stream:
+        assert list(track(range(5), "sweep", 5)) == list(range(5))
+    assert stream.getvalue() == ""
+
+
 def test_one_item_has_no_bar():
     with terminal() as stream:
         assert list(track(["only"], "sweep", 1)) == ["only"]

@@ -1,7 +1,8 @@
-"""Progress bars on long work, drawn by tqdm; silent where nobody looks (no terminal, no notebook)."""
+"""Progress bars on long work, drawn by tqdm; silent where nobody looks (no terminal, no notebook) or TQDM_DISABLE is set."""
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
@@ -64,9 +65,9 @@ def lines_above_bars() -> AbstractContextManager[None]:
 
 
 def _bar(what: str, total: int, leave: bool, initial: int = 0) -> tqdm[Any]:
-    # "disable" is given only to silence, as a given value would win over the user's TQDM_DISABLE.
-    silence = {} if sys.stderr.isatty() or _in_notebook() else {"disable": True}
-    return tqdm(desc=what, total=total, initial=initial, leave=leave, dynamic_ncols=True, **silence)
+    # tqdm itself ignores TQDM_DISABLE in notebooks.
+    disable = bool(os.environ.get("TQDM_DISABLE")) or not (sys.stderr.isatty() or _in_notebook())
+    return tqdm(desc=what, total=total, initial=initial, leave=leave, disable=disable, dynamic_ncols=True)
 
 
 def _in_notebook() -> bool:
