@@ -126,7 +126,7 @@ class TestState:
         [
             (lambda e: e.select((6, 0)), EditError, r"\(6, 0\) is out of range: the model has 6 layers x 8 heads"),
             (lambda e: e.select((6, None)), EditError, r"out of range"),
-            (lambda e: e.select(5), EditError, "no .layer, head. pair"),
+            (lambda e: e.select(5), EditError, "not a .layer, head. pair"),
             (lambda e: setattr(e, "factor", 2.0), EditError, "no head is chosen"),
             (lambda e: e.set(HEAD, 4.5), EditError, "factor 4.5 of head 5.4: give 0 to 4"),
             (lambda e: e.set(MLP, float("nan")), EditError, "factor nan of MLP 3"),
@@ -261,7 +261,7 @@ class TestPanel:
     def test_a_model_without_gradients_has_an_empty_map(self, vlm, questions, monkeypatch):
         monkeypatch.setattr(explorer_module, "choose_path", lambda *_: "reference")
         panel = si.viz.explore(vlm, questions).panel
-        assert "carry no gradient" in panel.heads.widget.layout.title.subtitle.text.replace("<br>", " ")
+        assert "these have no gradient" in panel.heads.widget.layout.title.subtitle.text.replace("<br>", " ")
         panel._clicked(0, None, type("Points", (), {"xs": [4], "ys": [5]}), None)
         assert panel.explorer.selected == HEAD
 

@@ -483,7 +483,7 @@ def test_the_figure_shows_map_boxes_and_peak(vlm, asked):
     ):
         with pytest.raises(DataError, match=message):
             attention_over_picture(question, *arguments)
-    with pytest.raises(DataError, match="picture 1"):
+    with pytest.raises(DataError, match="image 1"):
         attention_over_picture(question, weights, grid, 0, 0, picture=1)
 
 

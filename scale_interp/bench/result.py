@@ -108,4 +108,4 @@ def read_benchmarks(path: Path) -> list[Benchmark]:
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         if isinstance(error, FileError):
             raise
-        raise FileError(f"{path} does not hold benchmarks ({error!r}); measure again with `scale-interp bench --out`") from error
+        raise FileError(f"{path} holds no benchmarks ({error!r}); measure again with `scale-interp bench --out`") from error

@@ -22,9 +22,9 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 720, 520
 ALPHA = 0.05
 PANEL = 208
-"""Height of one of several maps in pixels, where the model's layers can be told apart in that."""
+"""Height in pixels of each of several maps, unless the model has too many layers for it."""
 LAYER = 6
-"""The least height of a cell in pixels."""
+"""The smallest height of a cell in pixels."""
 COLUMNS = 3
 SMALL = 14
 """A frame around a cell with a shorter side than this would hide the cell, so it is drawn slightly outside."""
