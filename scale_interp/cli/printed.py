@@ -27,12 +27,14 @@ def say() -> Callable[[str], None]:
 
 
 def console(stderr: bool = False) -> Any:
+    """A console of rich on the standard output or error stream."""
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
 def frame_table(frame: pd.DataFrame, title: str) -> None:
+    """Print a table, with floats to three decimals."""
     from pandas.api.types import is_numeric_dtype
     from rich.table import Table
 

@@ -31,6 +31,7 @@ class DeferredCall:
         self.loop = main_loop() if loop is None else loop
 
     def ask(self) -> None:
+        """Request the call."""
         if self.loop is None:
             self.call()
         elif not self._waiting:

@@ -41,6 +41,7 @@ KEPT = 8
 
 
 def component_name(part: Component) -> str:
+    """The head or MLP in words."""
     layer, head = part
     return f"MLP {layer}" if head is None else f"head {layer}.{head}"
 
@@ -109,10 +110,12 @@ class Explorer:
 
     @property
     def question(self) -> Question:
+        """The current question."""
         return self.questions[self._index]
 
     @property
     def index(self) -> int:
+        """Index of the current question."""
         return self._index
 
     @index.setter
@@ -124,6 +127,7 @@ class Explorer:
 
     @property
     def selected(self) -> Component | None:
+        """The head or MLP that `factor` belongs to; None before one is chosen."""
         return self._selected
 
     def select(self, part: Component) -> None:
@@ -188,6 +192,7 @@ class Explorer:
 
     @property
     def scale(self) -> ScAle | None:
+        """The ScAle that is faded in, or None."""
         return self._scale
 
     @scale.setter
@@ -233,6 +238,7 @@ class Explorer:
 
     @property
     def strength(self) -> float:
+        """How far the ScAle is faded in: 0 is the base model, 1 the fitted scalars."""
         return self._strength
 
     @strength.setter
@@ -244,6 +250,7 @@ class Explorer:
 
     @property
     def scope(self) -> Scope:
+        """Which tokens the edit acts on: the ScAle's scope, or the last token without one."""
         return "last" if self._scale is None else self._scale.scope
 
     @property
@@ -261,12 +268,14 @@ class Explorer:
 
     @property
     def base(self) -> Float[Tensor, " choices"]:
+        """The answer's probabilities without the edit [choices]."""
         if self._index not in self._base:
             self._base[self._index] = self._run(None)
         return self._base[self._index]
 
     @property
     def probabilities(self) -> Float[Tensor, " choices"]:
+        """The answer's probabilities with the edit [choices]."""
         if self._edited is None:
             self._edited = self._run(self.edit)
         return self._edited

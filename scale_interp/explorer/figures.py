@@ -45,6 +45,7 @@ class _Figure:
 
     @contextmanager
     def changing(self) -> Iterator[Any]:
+        """Collect changes to the figure, and send them to the page in one message."""
         with self.widget.batch_update():
             yield self.widget
         self._keep()
@@ -75,6 +76,7 @@ class ImageFigure(_Figure):
         self.widget.update_yaxes(visible=False, scaleanchor="x", constrain="domain", fixedrange=True)
 
     def draw(self, question: Question, picture: int, dark: bool) -> None:
+        """Draw one of the images of a question, with its boxes."""
         image = question.images[picture] if question.pictures else Image.new("RGB", (4, 3), look(dark).empty)
         width, height = image.size
         image.thumbnail((LONGEST, LONGEST))
@@ -155,6 +157,7 @@ class HeadsFigure(_Figure):
         return (round(y), None if trace == 1 else round(x))
 
     def style(self, dark: bool) -> None:
+        """Set colours and title for a dark or a light page."""
         colours = look(dark)
         with self.changing() as fig:
             fig.data[1].colorscale = [[0, colours.empty], [1, colours.empty]]
@@ -171,6 +174,7 @@ class HeadsFigure(_Figure):
         self._frame(title, notes, dark, self.high + 92, self.wide, left=40, low=92)
 
     def mark(self, selected: Component | None, factors: Mapping[Component, float], dark: bool) -> None:
+        """Mark the edited heads and the chosen one."""
         x = [self.at_mlp if head is None else head for _, head in factors]
         with self.changing() as fig:
             fig.data[2].update(x=x, y=[layer for layer, _ in factors])
@@ -201,6 +205,7 @@ class AnswersFigure(_Figure):
         self.widget.update_yaxes(autorange="reversed", fixedrange=True, showgrid=False, automargin=False)
 
     def draw(self, question: Question, base: Float[Tensor, " choices"], dark: bool) -> None:
+        """Draw the base model's answers to another question."""
         colours, C = look(dark), len(question.choices)
         names = [_choice(choice, c == question.answer) for c, choice in enumerate(question.choices)]
         with self.changing() as fig:
@@ -212,6 +217,7 @@ class AnswersFigure(_Figure):
         self._frame("Answers", "✓ is the right answer.", dark, max(200, 62 * C + 60), left=round(longest * LETTER * 1.2) + 14, low=36)
 
     def edited(self, probabilities: Sequence[float]) -> None:
+        """Draw the answers with the edit."""
         with self.widget.batch_update():
             _set(self.widget.data[1], probabilities)
         self._keep(layout=False)

@@ -64,6 +64,7 @@ class Panel:
 
     @property
     def dark(self) -> bool:
+        """Whether figures are drawn dark."""
         return self.page.dark if self.explorer.dark is None else self.explorer.dark
 
     def _build(self) -> widgets.Widget:

@@ -44,6 +44,7 @@ class BaselineSettings:
 
     @property
     def elsewhere(self) -> tuple[str, ...]:
+        """The data sets that no method should change."""
         if self.others is not None:
             return self.others
         return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()

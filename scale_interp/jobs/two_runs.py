@@ -67,6 +67,7 @@ class FinishedRun:
 
     @property
     def top(self) -> list[Head]:
+        """The heads with the largest patching effect."""
         return [(layer, head) for layer, head in self.summary["top_heads"]]
 
 

@@ -66,6 +66,7 @@ DARK = Look(
 
 
 def look(dark: bool) -> Look:
+    """The colours of the dark or the light mode."""
     return DARK if dark else LIGHT
 
 

@@ -66,14 +66,17 @@ class Run:
 
     @cached_property
     def vlm(self) -> VLM:
+        """The model, loaded at first use."""
         return load(self.settings.model)
 
     @cached_property
     def train(self) -> Questions:
+        """The training questions."""
         return load_questions(self.settings.data, "train", self.settings.n_train, self.settings.seed)
 
     @cached_property
     def test(self) -> Questions:
+        """The test questions, which share no image with the training questions."""
         questions = load_questions(self.settings.data, "test", self.settings.n_test, self.settings.seed)
         require_disjoint(self.train, questions)
         return questions
@@ -88,6 +91,7 @@ class Run:
         return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
 
     def non_spatial_together(self, split: str) -> list[Question]:
+        """Questions of all tasks that should not change."""
         return [q for questions in self.non_spatial(split).values() for q in questions]
 
     def locate(self) -> dict[str, HeadMap]:
