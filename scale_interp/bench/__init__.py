@@ -1,4 +1,4 @@
-"""How much the packed sweep saves: all heads zero-ablated in every way that is in use, in one run."""
+"""How much the packed sweep saves: all heads zero-ablated in every usual way, in one run."""
 
 from .result import BARE as BARE
 from .result import BRIDGE as BRIDGE

@@ -1,4 +1,8 @@
-"""Long work that loses nothing: a journal keeps finished steps and the checkpoints of the unfinished one, so a killed command goes on."""
+"""Long work that loses nothing: a journal keeps finished steps and the checkpoints of the unfinished one, so a killed command goes on.
+
+Own code: joblib.Memory names a call by the pickle of its arguments, in which an image on disk is only its path, and it keeps nothing of a
+call that was stopped halfway.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The present edit as Python that anybody can run."""
+"""The current edit as Python that anybody can run."""
 
 from __future__ import annotations
 
@@ -42,15 +42,16 @@ class Explored(Protocol):
 
 
 def code(explorer: Explored) -> str:
-    """Imports, model, question, edit and run; what this package cannot load by name is taken from names that the reader has.
+    """Write the current edit as Python: imports, model, question, edit and run.
 
-    All text from outside is written as a Python string by repr, all numbers as they are held, so the same bits come back.
+    What this package cannot load by name is taken from names that the reader has. All text from outside is written with repr and all
+    numbers exactly, so running the code reproduces the same bits.
     """
     model, asked = _model(explorer), explorer.loading
     missing = [name for name, line in (("vlm", model), ("questions", asked)) if line is None]
     lines = ["import torch", "", "import scale_interp as si", ""]
     if missing:
-        lines.append(f"# {' and '.join(missing)}: what si.viz.explore was given")
+        lines.append(f"# {' and '.join(missing)}: as given to si.viz.explore")
     lines += [line for line in (model, asked) if line is not None]
     lines += [f"question = questions[{explorer.index}]", "", *_edit(explorer), ""]
     return "\n".join([*lines, "probabilities = si.run_edits(vlm, question, edit)[0, 0].softmax(-1)", ""])
@@ -68,7 +69,11 @@ def _model(explorer: Explored) -> str | None:
 
 
 def loading(questions: Sequence[Question]) -> str | None:
-    """The line that loads the questions, where it gives these and no others."""
+    """Write the line that loads these questions and no others.
+
+    Returns:
+        The line, or None where no such line exists.
+    """
     source, split, seed = (getattr(questions, name, None) for name in ("source", "split", "seed"))
     if not source or source == "given" or seed is None:
         return None

@@ -18,7 +18,18 @@ from .job import Job, command
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """What is compared. others: data sets that no method should change; None for the scenes' non-spatial tasks on scenes."""
+    """What is compared.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        others: data sets that no method should change; None for the scenes' non-spatial tasks where the data are scenes.
+        ranks: ranks of LoRA.
+        rates: how many learning rates each method tries.
+        epochs: the largest number of epochs of any method.
+        n_train, n_test, n_others: how many questions of each.
+        seed: of the questions and the fits.
+    """
 
     model: str = "demo"
     data: str = "scenes/relation"
@@ -33,6 +44,7 @@ class BaselineSettings:
 
     @property
     def elsewhere(self) -> tuple[str, ...]:
+        """The data sets that no method should change."""
         if self.others is not None:
             return self.others
         return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()
@@ -54,7 +66,13 @@ class BaselineSettings:
 
 
 def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _: None) -> Baselines:
-    """Compare in a run's folder: baselines.json, baselines.csv and baselines.html. They hold measured seconds."""
+    """Compare in a run's folder, and write baselines.json, baselines.csv and baselines.html, which contain measured seconds.
+
+    Args:
+        settings: what is compared.
+        folder: the run's folder.
+        say: called with a line about each step.
+    """
     s = settings
 
     def make() -> None:
@@ -72,7 +90,7 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
         return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
-def shown(found: Baselines) -> Sequence[str]:
-    """The columns that a terminal has room for."""
+def terminal_columns(found: Baselines) -> Sequence[str]:
+    """The columns that fit into a terminal."""
     columns = ["method", "parameters", "seconds", "accuracy", "gain", "low", "high", "p_corrected", "scale_minus", "recovered"]
     return [*columns, "others_change"] if "others_change" in found.rows[0] else columns

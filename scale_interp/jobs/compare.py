@@ -30,7 +30,16 @@ STEPS = "steps"
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """What a comparison is of. others: data sets that no method should change, of their test splits."""
+    """What is compared.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        others: data sets that no method should change; their test splits are asked.
+        n_train, n_validation, n_test, n_others: how many questions of each.
+        top: how many heads are taken from a method that only ranks them.
+        seed: of the questions and the fits.
+    """
 
     model: str = "demo"
     data: str = "scenes/relation"
@@ -44,7 +53,7 @@ class CompareSettings:
 
     @property
     def command(self) -> str:
-        """The command that makes this comparison again."""
+        """The command that repeats this comparison."""
         usual = CompareSettings()
         flags = {k: v for k, v in asdict(self).items() if k in ("model", "data") or v != getattr(usual, k)}
         return command("compare", **flags)
@@ -64,7 +73,15 @@ class CompareSettings:
 
 
 def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
-    """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
+    """Compare in a run's folder, and write comparison.safetensors, comparison.json and report.html.
+
+    Steps whose results are there are not repeated.
+
+    Args:
+        settings: what is compared.
+        folder: the run's folder.
+        say: called with a line about each step.
+    """
     run_folder = RunFolder(folder, settings.job, settings.asked, say)
     path = folder / "comparison.safetensors"
     with run_folder.working() as (vlm, asked):
@@ -90,7 +107,7 @@ def _report(found: Comparison, settings: CompareSettings, run_folder: RunFolder)
 
 
 def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
-    """All numbers of a comparison in JSON's words."""
+    """All numbers of a comparison as JSON values."""
     tuned = {name: dict(about) for name, about in found.tuned.items()}
     return {
         "command": settings.command,
@@ -108,7 +125,7 @@ def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
 
 
 def figures(found: Comparison) -> dict[str, Any]:
-    """The figures that there is something to show in, by name."""
+    """The figures that have something to show, by name."""
     out = {"methods": viz.comparison(found)} if len(found.methods) > 1 else {}
     if len(found.heads.sets) > 1:
         out |= {"overlap": viz.head_overlap(found.heads), "heads": viz.head_marks(found.heads)}
@@ -123,7 +140,7 @@ def _write_page(found: Comparison, settings: CompareSettings, path: Path) -> Non
     sections = [
         Section("What was found", [*found.findings(), found.shown(), *(drawn[k] for k in ("methods",) if k in drawn)]),
         Section("What it costs elsewhere", [found.by_task()] if len(found.others) else ["No other tasks were asked."]),
-        Section("The heads that the methods name", [*not_made, about, *(drawn[k] for k in ("heads", "overlap") if k in drawn)]),
+        Section("The heads that the methods select", [*not_made, about, *(drawn[k] for k in ("heads", "overlap") if k in drawn)]),
         Section("Overlap, pair by pair", [found.heads.overlap()]),
         Section("What was tuned", grids),
         Section("How to reproduce", [settings.command]),
@@ -134,7 +151,7 @@ def _write_page(found: Comparison, settings: CompareSettings, path: Path) -> Non
 
 
 def best_of(grid: Sequence[Any], n: int = 12) -> pd.DataFrame:
-    """The n best rows of a grid, in the order tried where they are equal."""
+    """The n best rows of a grid, in the order in which they were tried where they are equal."""
     frame = pd.DataFrame(list(grid)).sort_values("accuracy", ascending=False, kind="stable").head(n)
     return frame[[name for name in ORDER if name in frame]]
 

@@ -3,7 +3,6 @@
 import copy
 import json
 from dataclasses import replace
-from html import escape
 from math import log
 
 import numpy as np
@@ -11,6 +10,7 @@ import pandas as pd
 import plotly.io as pio
 import pytest
 import torch
+from markupsafe import escape
 from PIL import Image
 from scipy import stats
 from torch import nn
@@ -25,7 +25,7 @@ from scale_interp.attribution.attention.localization import choose_localization,
 from scale_interp.attribution.attention.objects import ObjectAttention, object_attention
 from scale_interp.attribution.elbow_rule import elbow
 from scale_interp.errors import DataError, DataWarning, FileError, ModelError, PathWarning
-from scale_interp.jobs.attention import attend, notes
+from scale_interp.jobs.attention import notes, study_attention
 from scale_interp.models import zoo
 from scale_interp.models.zoo.families import SIDE
 from scale_interp.viz.attention_map import attention_over_picture
@@ -483,7 +483,7 @@ def test_the_figure_shows_map_boxes_and_peak(vlm, asked):
     ):
         with pytest.raises(DataError, match=message):
             attention_over_picture(question, *arguments)
-    with pytest.raises(DataError, match="picture 1"):
+    with pytest.raises(DataError, match="image 1"):
         attention_over_picture(question, weights, grid, 0, 0, picture=1)
 
 
@@ -521,10 +521,10 @@ def test_the_command_writes_what_it_found(vlm, tmp_path):
     assert "look most at the asked" in result.output
     page = (folder / "report.html").read_text()
     assert page.count('class="panel figure ') == 1 + 1 + 2 and "scale-interp attention demo" in page and escape(summary["notes"][0]) in page
-    right = attend(vlm, [q for q, r in zip(asked, expected.correct, strict=True) if r], 1)
+    right = study_attention(vlm, [q for q, r in zip(asked, expected.correct, strict=True) if r], 1)
     assert right.auroc is None and "No AUROC: all" in notes(right)[2] and len(right.pictures) == 1
     with pytest.raises(DataError, match="can be placed"):
-        attend(vlm, [replace(q, boxes={}) for q in asked[:2]], 1)
+        study_attention(vlm, [replace(q, boxes={}) for q in asked[:2]], 1)
 
 
 def test_layouts_know_every_family_of_the_zoo():

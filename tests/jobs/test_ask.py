@@ -8,7 +8,7 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.jobs.ask import ask, notes, write_asked
+from scale_interp.jobs.ask import ask, notes, write_results
 from tests.support import SAMPLES
 
 needs_samples = pytest.mark.skipif(not (SAMPLES / "whatsup").is_dir(), reason=f"no genuine samples in {SAMPLES}: set SCALE_INTERP_DATA")
@@ -18,7 +18,7 @@ def test_a_set_without_contrasts_says_why_and_is_reported_all_the_same(vlm, tmp_
     found = ask(vlm, si.load_questions("scenes/count", n=12), sweep=4)
     assert found.pairs is None and set(found.maps) == {"ablate zero"}
     assert any("no patching" in note for note in notes(found))
-    write_asked(found, vlm, tmp_path, "scale-interp ask demo scenes/count")
+    write_results(found, vlm, tmp_path, "scale-interp ask demo scenes/count")
     assert {p.name for p in tmp_path.iterdir()} == {
         "answers.csv",
         "benchmark.csv",
@@ -51,7 +51,7 @@ def test_photographs_through_random_families(model, data, change, tmp_path):
     assert {"individual accuracy", "pair accuracy", "set accuracy"} <= set(found.table.metric)
     assert set(found.maps) == {"ablate zero", "patch"} and found.pairs is not None
     assert len(found.pairs) + len(found.pairs.skipped) == len(found.answers.questions)
-    write_asked(found, vlm, tmp_path, "")
+    write_results(found, vlm, tmp_path, "")
     page = (tmp_path / "report.html").read_text()
     assert "random weights" in page and "data:image/png" in page
 
@@ -62,5 +62,5 @@ def test_photographs_through_the_embedded_model(vlm, asked, tmp_path):
     questions = si.load_questions(f"boxes/{asked}:{SAMPLES / 'photos_with_boxes' / 'instances.json'}")[:20]
     found = ask(vlm, questions, sweep=4)
     assert len(found.answers.questions) == len(questions) and ("precision" in set(found.table.metric)) == asked.startswith("pope")
-    write_asked(found, vlm, tmp_path, "")
+    write_results(found, vlm, tmp_path, "")
     assert "random weights" not in (tmp_path / "report.html").read_text()

@@ -14,7 +14,7 @@ from scale_interp.core.files import read_json, write_json
 from scale_interp.core.tensors import read_tensors, write_tensors
 from scale_interp.errors import FileError
 from scale_interp.jobs.run.run import MAPS, SCORES, Run
-from scale_interp.jobs.show import compare_runs
+from scale_interp.jobs.two_runs import compare_runs
 from tests.support.lab_server import CHROMIUM, QUIET
 from tests.support.small_run import SMALL
 
@@ -156,7 +156,7 @@ def test_the_page_says_what_it_is_of(folder):
     assert all(f">{mark}</td>" in page for mark in hashes)
     assert all(version in page for version in made["versions"].values())
     assert summary["falsification"]["all"]["verdict"].split(".")[0] in page and made["command"] in page
-    counts = [f"{kind}: " for kind in ("Still wrong", "Spoilt by the scalars", "Mended by the scalars")]
+    counts = [f"{kind}: " for kind in ("Still wrong", "Broken by the scalars", "Repaired by the scalars")]
     assert all(page.count(count) == 1 for count in counts)
     cells = page[page.index("chosen heads") :]
     for layer, head in summary["top_heads"]:

@@ -18,7 +18,7 @@ import scale_interp as si
 from scale_interp import cli
 from scale_interp.errors import DataError, EditError, FileError, ModelError
 from scale_interp.explorer import explorer as explorer_module
-from scale_interp.explorer.event_queue import Turn
+from scale_interp.explorer.event_queue import DeferredCall
 from tests.support.lab_server import CHROMIUM, QUIET, free_port, jupyter_lab
 from tests.support.watched import inputs_of, times_seen
 
@@ -126,7 +126,7 @@ class TestState:
         [
             (lambda e: e.select((6, 0)), EditError, r"\(6, 0\) is out of range: the model has 6 layers x 8 heads"),
             (lambda e: e.select((6, None)), EditError, r"out of range"),
-            (lambda e: e.select(5), EditError, "no .layer, head. pair"),
+            (lambda e: e.select(5), EditError, "not a .layer, head. pair"),
             (lambda e: setattr(e, "factor", 2.0), EditError, "no head is chosen"),
             (lambda e: e.set(HEAD, 4.5), EditError, "factor 4.5 of head 5.4: give 0 to 4"),
             (lambda e: e.set(MLP, float("nan")), EditError, "factor nan of MLP 3"),
@@ -167,7 +167,7 @@ class TestCode:
         explorer.strength = 0.6
         explorer.set(OTHER, 0.3)
         code = explorer.code()
-        assert "# questions: what si.viz.explore was given" in code and "load_questions" not in code
+        assert "# questions: as given to si.viz.explore" in code and "load_questions" not in code
         assert torch.equal(run(code, questions=mixed), explorer.probabilities)
 
     def test_a_part_of_a_set_is_not_taken_for_the_set(self, vlm, questions):
@@ -251,7 +251,7 @@ class TestPanel:
         explorer = si.viz.explore(vlm, [blank, two], head_map=si.attribute(vlm, questions[:2]))
         panel = explorer.panel
         explorer.select(HEAD)
-        assert panel.picture.widget.layout.title.text == "No picture" and not panel.message.value
+        assert panel.picture.widget.layout.title.text == "No image" and not panel.message.value
         explorer.index = 1
         assert panel.which.layout.display is None and len(panel.which.options) == 2
         panel.which.value = 1
@@ -261,7 +261,7 @@ class TestPanel:
     def test_a_model_without_gradients_has_an_empty_map(self, vlm, questions, monkeypatch):
         monkeypatch.setattr(explorer_module, "choose_path", lambda *_: "reference")
         panel = si.viz.explore(vlm, questions).panel
-        assert "carry no gradient" in panel.heads.widget.layout.title.subtitle.text.replace("<br>", " ")
+        assert "these have no gradient" in panel.heads.widget.layout.title.subtitle.text.replace("<br>", " ")
         panel._clicked(0, None, type("Points", (), {"xs": [4], "ys": [5]}), None)
         assert panel.explorer.selected == HEAD
 
@@ -301,7 +301,7 @@ class TestTurn:
             add_callback = list.append
 
         loop, drawn, state = Loop(), [], {}
-        turn = Turn(lambda: drawn.append(state["value"]), loop)
+        turn = DeferredCall(lambda: drawn.append(state["value"]), loop)
         for value in range(50):
             state["value"] = value
             turn.ask()

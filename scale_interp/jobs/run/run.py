@@ -1,4 +1,4 @@
-"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not redone."""
+"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not repeated."""
 
 from __future__ import annotations
 
@@ -32,13 +32,14 @@ from ...models.load import load
 from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import run_headline
+from .page import Results, sentences, write_run_report
 from .settings import MAPS, PLACES, Settings
 
 SCORES = "Scores"
 
 
 class Run:
-    """One run folder. Every step writes its results whole and is skipped where they are there already."""
+    """One run folder. Every step writes its results completely, and is skipped where they are there already."""
 
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
@@ -47,17 +48,21 @@ class Run:
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
-        """The run that a folder holds."""
+        """Open the run in a folder.
+
+        Raises:
+            FileError: the folder holds the results of another command, or of another version.
+        """
         found = read_json(folder / "settings.json")
         if found.get("kind") != "run":
-            raise FileError(f"{folder} holds the results of `{found.get('kind')}`, no run: `scale-interp show {folder}` shows them")
+            raise FileError(f"{folder} holds the results of `{found.get('kind')}`, not a run: `scale-interp show {folder}` shows them")
         try:
             return Run(folder, Settings(**found["settings"]), say)
         except (KeyError, TypeError) as error:
-            raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
+            raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
     def _asked(self) -> ModelAndQuestions:
-        # Contrasts too: without any the run would end at its first step.
+        # Contrasts too, as a run without any would fail at its first step.
         _ = self.pairs
         return self.vlm, {"train": self.train, "test": self.test}
 
@@ -72,10 +77,12 @@ class Run:
 
     @cached_property
     def train(self) -> Questions:
+        """The training questions."""
         return load_questions(self.settings.data, "train", self.settings.n_train, self.settings.seed)
 
     @cached_property
     def test(self) -> Questions:
+        """The test questions, which share no image with the training questions."""
         questions = load_questions(self.settings.data, "test", self.settings.n_test, self.settings.seed)
         require_disjoint(self.train, questions)
         return questions
@@ -86,10 +93,11 @@ class Run:
         return contrasts(self.train[: self.settings.n_locate])
 
     def non_spatial(self, split: str) -> dict[str, Questions]:
-        """Questions of the tasks that should not change, by task."""
+        """Task -> questions of the tasks that should not change."""
         return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
 
     def non_spatial_together(self, split: str) -> list[Question]:
+        """Questions of all tasks that should not change."""
         return [q for questions in self.non_spatial(split).values() for q in questions]
 
     def locate(self) -> dict[str, HeadMap]:
@@ -126,7 +134,7 @@ class Run:
         found: dict[str, ScAle] = {}
         prompts = None
         if not self._fitted:
-            _ = self.top_heads  # or why there are none, before anything is opened
+            _ = self.top_heads  # fails here where there are none, before anything is loaded
             prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, told in (
@@ -191,12 +199,12 @@ class Run:
         return self.run_folder.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
-        """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
+        """The study without training: layers and MLPs rescaled by a grid of factors, on training questions."""
         asked = self.train[: self.settings.n_locate]
         return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
 
     def retention(self) -> list[dict[str, Any]]:
-        """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
+        """Change of non-spatial accuracy: one row per task and fit, and one per fit for all tasks together."""
         evaluations = self.evaluate()
         rows = []
         for fit in PLACES:
@@ -251,7 +259,14 @@ class Run:
         }
 
     def everything(self, anew: bool = False) -> dict[str, Any]:
-        """The whole job, the summary and the report; anew: write these two also where they are there."""
+        """Do the whole job, and write the summary and the report.
+
+        Args:
+            anew: whether to write these two even if they are there.
+
+        Returns:
+            The summary.
+        """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
         with self.run_folder.working():
             self.locate()
@@ -265,11 +280,22 @@ class Run:
         return summary
 
     def _report(self, summary: dict[str, Any]) -> None:
-        from .page import sentences, write_run_report
-
         write_json(self.folder / "summary.json", summary)
         self.run_folder.write_findings(run_headline(summary), sentences(summary))
-        write_run_report(self, summary)
+        content = self.settings.job.content(self.vlm, {"train": self.train, "test": self.test})
+        results = Results(
+            settings=self.settings,
+            content=content,
+            train=self.train,
+            test=self.test,
+            maps=self.locate(),
+            top_heads=self.top_heads,
+            scales=self.fit(),
+            evaluations=self.evaluate(),
+            suites=self.falsify(),
+            rescaling=self.rescaling(),
+        )
+        write_run_report(self.folder / "report.html", results, summary)
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Two finished runs side by side: settings, answers, verdicts, head maps and scalars. Read from their folders; no model is opened."""
+"""Two finished runs side by side: settings, answers, verdicts, head maps and scalars, read from their folders. No model is loaded."""
 
 from __future__ import annotations
 
@@ -29,13 +29,26 @@ from .run.page import FITS
 from .run.run import MAPS, PLACES, SCORES, Run
 
 FIT_NAMES = {"base": "base"} | FITS
-ALIKE = 1e-6
-"""A saved accuracy differs by less than this from that of the saved scores on the same questions."""
+ROUNDING = 1e-6
+"""A saved accuracy may differ by this much from that of the saved scores on the same questions."""
 
 
 @dataclass(frozen=True, eq=False)
 class FinishedRun:
-    """What a run's folder holds. answers: fit -> answers to the test questions; empty where these cannot be had again: no_answers."""
+    """What a run's folder holds.
+
+    Attributes:
+        name: how the run is called in tables.
+        folder: where it is.
+        about: settings, model, data, versions and machine.
+        summary: its headline numbers.
+        maps: attribution method -> head map.
+        scales: fit -> scalars.
+        suites: fit -> falsification.
+        answers: fit -> answers to the test questions; empty where the questions cannot be loaded as they were.
+        no_answers: why they cannot.
+        command: the command that repeats it.
+    """
 
     name: str
     folder: Path
@@ -50,22 +63,30 @@ class FinishedRun:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Layers and heads."""
+        """Number of layers and of heads per layer."""
         L, H = self.maps["patch"].scores.shape
         return L, H
 
     @property
     def top(self) -> list[Head]:
+        """The heads with the largest patching effect."""
         return [(layer, head) for layer, head in self.summary["top_heads"]]
 
 
 @dataclass(frozen=True, eq=False)
 class ComparedRuns:
-    """Two runs, and tables of what differs. left_out: what could not be compared, and why.
+    """Two runs, and tables of how they differ.
 
-    settings: a row a setting, version or hash that differs. answers: a row a fit: accuracies, gains, and, where both runs answered
-    the same questions, the second's minus the first's, paired, p Holm-corrected over the fits. verdicts: a row a suite. agreement: a
-    row a map, and one for the scalars: rank correlation, and how many top heads are shared, with the p-value of as many by chance.
+    Attributes:
+        runs: the two runs.
+        settings: one row per setting, version or hash that differs.
+        answers: one row per fit: accuracies, gains, and, where both runs answered the same questions, the second's minus the first's,
+            paired, with p Holm-corrected over the fits.
+        verdicts: one row per suite.
+        agreement: one row per map, and two for the scalars: rank correlation, and how many top heads are shared, with the p-value of
+            as many by chance.
+        questions: how many test questions both runs answered.
+        left_out: what could not be compared -> why.
     """
 
     runs: tuple[FinishedRun, FinishedRun]
@@ -81,17 +102,23 @@ class ComparedRuns:
 
     @property
     def notes(self) -> list[str]:
-        """What stands behind the tables, and what is missing in them."""
+        """What the tables are based on, and what they lack."""
         a, b = (run.name for run in self.runs)
         out = [f"{b} minus {a} is of the {self.questions} test questions that both answered, paired."] if self.questions else []
         return out + [f"Left out: {what}: {why}" for what, why in self.left_out.items()]
 
 
 def compare_runs(a: str | Path, b: str | Path) -> ComparedRuns:
-    """Lay the finished runs in two folders beside each other.
+    """Compare the finished runs in two folders.
 
-    What cannot be compared (maps of models of other shape, answers to other questions) is left out and named. Raises FileError for a
-    folder that holds no run, an unfinished one, or a damaged result.
+    What cannot be compared (maps of models of different shape, answers to different questions) is left out and named.
+
+    Args:
+        a: the folder of the first run.
+        b: the folder of the second.
+
+    Raises:
+        FileError: a folder holds no run, an unfinished one, or a damaged result, or both are the same.
     """
     folders = Path(a), Path(b)
     if folders[0].resolve() == folders[1].resolve():
@@ -108,15 +135,23 @@ def compare_runs(a: str | Path, b: str | Path) -> ComparedRuns:
 
 
 def read_finished(folder: Path, name: str = "") -> FinishedRun:
-    """The results of a finished run. Raises FileError where it is none."""
+    """Read the results of a finished run.
+
+    Args:
+        folder: the run's folder.
+        name: how the run is called in tables; by default as its folder.
+
+    Raises:
+        FileError: the folder holds no finished run, or a damaged result.
+    """
     info = read_run(folder)
     run = Run.existing(folder)
-    mend = f"`scale-interp report {folder}`"
+    remedy = f"`scale-interp report {folder}`"
     if not (folder / "summary.json").exists():
-        raise FileError(f"{folder} holds a run that is not finished: {mend} finishes it")
+        raise FileError(f"{folder} holds a run that is not finished: {remedy} finishes it")
     for file in info.files:
         if file.state() in (DAMAGED, MISSING):
-            raise FileError(f"{folder / file.name} is {file.state()}: {mend} computes it anew")
+            raise FileError(f"{folder / file.name} is {file.state()}: {remedy} computes it again")
     summary = read_json(folder / "summary.json")
     maps = {method: HeadMap.load(folder / "head_maps" / f"{method}.safetensors") for method in MAPS}
     scales = {fit: ScAle.from_pretrained(folder / place) for fit, place in PLACES.items()}
@@ -124,7 +159,7 @@ def read_finished(folder: Path, name: str = "") -> FinishedRun:
     try:
         _ = summary["base"]["accuracy"], summary["top_heads"], [summary["fits"][fit]["gain"] for fit in PLACES]
     except (KeyError, TypeError) as error:
-        raise FileError(f"{folder / 'summary.json'} lacks {error}: {mend} writes it anew") from error
+        raise FileError(f"{folder / 'summary.json'} lacks {error}: {remedy} writes it again") from error
     recorded = info.about.get("data", {}).get("test", {}).get("content_hash", "")
     answers, why = _saved_answers(run, summary, recorded)
     return FinishedRun(
@@ -133,7 +168,7 @@ def read_finished(folder: Path, name: str = "") -> FinishedRun:
 
 
 def _saved_answers(run: Run, summary: Mapping[str, Any], recorded: str) -> tuple[dict[str, Evaluation], str]:
-    """The answers, on the questions as they can be had now; recorded: the hash of those that were answered ("" in older folders)."""
+    """The answers, if the questions are still those that were answered, or why they are not; recorded: the hash of those ("" if none)."""
     path = run.folder / "scores.safetensors"
     tensors, _ = read_tensors(path, SCORES)
     try:
@@ -145,13 +180,13 @@ def _saved_answers(run: Run, summary: Mapping[str, Any], recorded: str) -> tuple
     if same and all(len(scores) == len(questions) for scores in found.values()):
         answers = {fit: Evaluation(questions, scores) for fit, scores in found.items()}
         saved = {"base": summary["base"]} | summary["fits"]
-        if all(abs(answers[fit].accuracy - saved[fit]["accuracy"]) < ALIKE for fit in answers):
+        if all(abs(answers[fit].accuracy - saved[fit]["accuracy"]) < ROUNDING for fit in answers):
             return answers, ""
     return {}, f"the questions of {run.settings.data} are no longer those that {run.folder} answered"
 
 
 def _answered_by_both(a: FinishedRun, b: FinishedRun, left_out: dict[str, str]) -> dict[str, tuple[Evaluation, Evaluation]]:
-    """Fit -> both runs' answers to the questions that they share, in one order."""
+    """Fit -> both runs' answers to the questions that they share, in the same order."""
     what = "paired differences"
     for run in (a, b):
         if run.no_answers:
@@ -179,7 +214,7 @@ def _chosen(answers: Evaluation, index: list[int]) -> Evaluation:
 def _settings(a: FinishedRun, b: FinishedRun) -> pd.DataFrame:
     one, two = (_flat(run.about) for run in (a, b))
     names = [name for name in dict.fromkeys([*one, *two]) if one.get(name) != two.get(name)]
-    rows = [{"setting": name, a.name: _told(one, name), b.name: _told(two, name)} for name in names]
+    rows = [{"setting": name, a.name: _recorded(one, name), b.name: _recorded(two, name)} for name in names]
     return pd.DataFrame(rows, columns=["setting", a.name, b.name])
 
 
@@ -190,7 +225,7 @@ def _flat(content: Mapping[str, Any], above: str = "") -> dict[str, Any]:
     return out
 
 
-def _told(flat: Mapping[str, Any], name: str) -> str:
+def _recorded(flat: Mapping[str, Any], name: str) -> str:
     return str(flat[name]) if name in flat else "not recorded"
 
 
@@ -228,15 +263,15 @@ def _agreement(a: FinishedRun, b: FinishedRun, left_out: dict[str, str]) -> pd.D
         left_out["agreement of heads"] = f"the models have {shapes} heads"
         return pd.DataFrame(columns=["of", "spearman", "p", "top", "shared", "by_chance", "p_shared"])
     k = min(len(a.top), len(b.top))
-    rows = [_alike(method.replace("_", " "), a.maps[method], b.maps[method], k) for method in MAPS]
+    rows = [_agreement_row(method.replace("_", " "), a.maps[method], b.maps[method], k) for method in MAPS]
     for name, of in (("scalars", lambda s: s.scalars), ("scalars, distance from 1", lambda s: (s.scalars - 1).abs())):
         one, two = (HeadMap("", "", of(run.scales["all"]).double()[None], torch.zeros(1)) for run in (a, b))
-        rows.append(_alike(name, one, two, k))
+        rows.append(_agreement_row(name, one, two, k))
     frame = pd.DataFrame(rows)
     return frame.assign(**{p: statistics.holm(frame[p].to_numpy(float)) for p in ("p", "p_shared")})
 
 
-def _alike(name: str, one: HeadMap, two: HeadMap, k: int) -> dict[str, Any]:
+def _agreement_row(name: str, one: HeadMap, two: HeadMap, k: int) -> dict[str, Any]:
     found = one.compare(two)
     row = {"of": name, "spearman": found["spearman"], "p": found["p"], "top": k}
     if np.isnan(found["spearman"]):  # all values of a run are equal: it has no top heads
@@ -246,7 +281,7 @@ def _alike(name: str, one: HeadMap, two: HeadMap, k: int) -> dict[str, Any]:
     return row | {"shared": int(sets["shared"]), "by_chance": float(sets["by_chance"]), "p_shared": float(sets["p"])}
 
 
-def shown(found: ComparedRuns) -> pd.DataFrame:
+def answers_table(found: ComparedRuns) -> pd.DataFrame:
     """The table of answers for reading: each number with its interval in one cell."""
     out = []
     for row in found.answers.to_dict("records"):
@@ -263,7 +298,7 @@ def shown(found: ComparedRuns) -> pd.DataFrame:
     return pd.DataFrame(out)
 
 
-def shown_agreement(found: ComparedRuns) -> pd.DataFrame:
+def agreement_table(found: ComparedRuns) -> pd.DataFrame:
     """The table of agreement for reading."""
     out = []
     for row in found.agreement.to_dict("records"):
@@ -281,7 +316,12 @@ def _span(row: Mapping[str, Any], value: str, low: str, high: str) -> str:
 
 
 def write_compared(found: ComparedRuns, path: str | Path) -> None:
-    """Write a page: the tables, accuracies and gains with intervals, and the head maps side by side on one colour scale."""
+    """Write a page: the tables, accuracies and gains with intervals, and the head maps side by side on one colour scale.
+
+    Args:
+        found: the comparison.
+        path: the HTML file.
+    """
     a, b = found.runs
     rows: Rows = found.answers.to_dict("records")
     names = a.name, b.name
@@ -290,10 +330,10 @@ def write_compared(found: ComparedRuns, path: str | Path) -> None:
     corrected = (
         "Spearman's rank correlation over all heads, and the heads that both runs name first; p after Holm's correction over the rows."
     )
-    agree = [corrected, shown_agreement(found)] if len(found.agreement) else [f"Left out: {found.left_out['agreement of heads']}."]
+    agree = [corrected, agreement_table(found)] if len(found.agreement) else [f"Left out: {found.left_out['agreement of heads']}."]
     settings = [found.settings] if len(found.settings) else ["Every recorded setting, version and hash is the same."]
     sections = [
-        Section("What was found", [*found.notes, shown(found), partial(viz.gains_of_runs, rows, names)]),
+        Section("What was found", [*found.notes, answers_table(found), partial(viz.gains_of_runs, rows, names)]),
         Section("Verdicts", [found.verdicts]),
         Section("Settings that differ", settings),
         Section(
@@ -309,5 +349,5 @@ def write_compared(found: ComparedRuns, path: str | Path) -> None:
         Section("How to reproduce", [a.command, b.command, f"scale-interp compare-runs {a.folder} {b.folder} --out {Path(path).name}"]),
     ]
     one, two = (_flat(run.about) for run in found.runs)
-    meta = {n: one[n] if one.get(n) == two.get(n) else f"{_told(one, n)} and {_told(two, n)}" for n in dict.fromkeys([*one, *two])}
+    meta = {n: one[n] if one.get(n) == two.get(n) else f"{_recorded(one, n)} and {_recorded(two, n)}" for n in dict.fromkeys([*one, *two])}
     viz.write_report(path, title=f"{a.name} and {b.name}", sections=sections, meta=meta)
