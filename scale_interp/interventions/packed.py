@@ -14,9 +14,9 @@ from torch import Tensor
 
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
-from .attention.rows import attention
 from .edit import LayerEdit, Variants, affine
 from .prefix import Prefix
+from .rows import attention
 
 
 def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor | None = None) -> tuple[Tensor, Tensor]:

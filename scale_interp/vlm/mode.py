@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from ..errors import ModelError
 
-if TYPE_CHECKING:
-    from .vlm import VLM
+
+class Addressed(Protocol):
+    """What a VLM is here: a transformers model, and views of its modules that can be made again."""
+
+    hf_model: Any
+
+    def renew(self) -> None: ...
 
 
-def require_ready(vlm: VLM | nn.Module, gradients_for: str | None = None) -> None:
+def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) -> None:
     """Raise ModelError where the model would give other numbers than its own; a VLM also sees modules that have changed.
 
     gradients_for: what needs gradients, such as "fitting"; then they have to be on, too.
@@ -47,11 +52,3 @@ def _require_gradients(model: nn.Module, what: str) -> None:
     name = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
     if name is not None:
         raise ModelError(f"{what} needs gradients, and {name} was made in torch.inference_mode: load the model outside it")
-
-
-def structure(model: nn.Module) -> int:
-    """What the modules of a model are now, as a number: another one once an adapter was added, or weights were cast or moved."""
-    weight = next(model.parameters())
-    config = getattr(model, "config", None)
-    kinds = tuple(type(module) for module in model.modules())
-    return hash((kinds, weight.dtype, weight.device, getattr(config, "_attn_implementation", None)))

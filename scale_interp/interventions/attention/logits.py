@@ -26,8 +26,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from ...errors import EditError
 from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
-from .rows import NAME as PACKED
-from .rows import attention, packed_attention, sink_logits
+from ..rows import NAME as PACKED
+from ..rows import attention, packed_attention, sink_logits
 
 Rows = Literal["last", "all"]
 Steps = Literal["prefill", "each_new_token"]
