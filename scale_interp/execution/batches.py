@@ -59,12 +59,12 @@ def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
 
 
 def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
-    """Where the journal keeps a piece of work, named by the weights and all else that its numbers hang on.
+    """Where the journal keeps a piece of work, named by the model, the libraries and all else that its numbers depend on.
 
     None outside `si.resumable`, and for a model with hooks of its own.
     """
     kept = journal()
-    return None if kept is None or vlm.hooked else kept.part(what, vlm.fingerprint, *asked)
+    return None if kept is None or vlm.hooked else kept.part(what, vlm.identity, *asked)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import inspect
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -14,16 +14,17 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.card import Card
+from ..core.record import versions
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
+from .fingerprint import fingerprint, numerics, processor_fingerprint
 
 if TYPE_CHECKING:
     from ..interventions.check import Report
 
 
-WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of what the model is."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
@@ -103,21 +104,38 @@ class VLM(Card):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights as they are now: of every value up to 64 MiB of weights, else of 4,096 values of each tensor."""
-        state = hashlib.blake2b(self.family.encode(), digest_size=16)
-        most = SAMPLED if self.n_bytes > WHOLE else None
-        for name, weight in self.hf_model.named_parameters():
-            values = weight.detach().flatten()
-            values = values if most is None else values[:: max(1, len(values) // most)]
-            state.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
-            state.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
-        return state.hexdigest()
+        """A hash of all weights, buffers, modules, adapters and the configuration as they are now, the same on every device."""
+        return fingerprint(self.hf_model)
+
+    @property
+    def processor_fingerprint(self) -> str:
+        """A hash of how questions become tokens and pixels: tokenizer, image processing, and the chat template or own prompt."""
+        return processor_fingerprint(self.processor, self.prompt)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that this model's numbers depend on: its fingerprint, how questions become tokens and pixels, device and libraries."""
+        return {
+            "weights": self.fingerprint,
+            "processor": self.processor_fingerprint,
+            "numerics": numerics(self.device),
+            "versions": versions(),
+        }
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
-        hooks = (hook for m in self.hf_model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-        return any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
+        """Whether somebody's code is in the model now, such as an attached ScAle: then its weights alone do not say what it does.
+
+        Hooks of modules and of torch itself count, edits that nnsight keeps, and a `forward` in the place of a class's own.
+        """
+        everywhere = nn.modules.module
+        hooks = [*everywhere._global_forward_hooks.values(), *everywhere._global_forward_pre_hooks.values()]
+        for module in self.hf_model.modules():
+            hooks += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+            if _replaced(module):
+                return True
+        edited = any(getattr(view, "_edits", None) for view in (self.nn, self.text))
+        return edited or any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
 
     @property
     def revision(self) -> str | None:
@@ -259,6 +277,15 @@ class VLM(Card):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether a module runs another `forward` than its class's; nnsight and accelerate wrap that one and say so."""
+    own = vars(module).get("forward")
+    if own is None:
+        return False
+    inner = inspect.unwrap(own)
+    return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:
