@@ -67,7 +67,7 @@ def checkpoints_of(vlm: VLM, name: str, *key: Any) -> Checkpoints | None:
     None where nothing is kept, and for a model with hooks of its own.
     """
     journal = execution_of(vlm).journal
-    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(name, vlm.fingerprint, *key)
+    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(name, vlm.identity, *key)
 
 
 @dataclass(frozen=True)

@@ -12,13 +12,14 @@ import json
 import os
 import platform
 import shutil
+import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import FunctionType, MethodType
+from types import CodeType, FunctionType, MethodType
 from typing import Any, TypeVar
 
 import numpy as np
@@ -264,6 +265,7 @@ def _feed(state: Any, value: Any) -> None:
         if "<" in value.__qualname__:
             raise EditError(f"{value.__module__}.{value.__qualname__} has no name of its own: give a function of a module")
         state.update(f"function {value.__module__}.{value.__qualname__};".encode())
+        _feed(state, (_code(value.__code__), value.__defaults__, value.__kwdefaults__))
     elif is_dataclass(value) and not isinstance(value, type):
         state.update(f"{type(value).__name__} ".encode())
         for field in fields(value):
@@ -281,3 +283,14 @@ def _feed(state: Any, value: Any) -> None:
             state.update(f"{type(value).__name__} {value.hex() if isinstance(value, bytes) else json.dumps(value)};".encode())
         except TypeError as error:
             raise EditError(f"a {type(value).__name__} has no digest: work that depends on it cannot be kept") from error
+
+
+def _code(code: CodeType) -> list[Any]:
+    """What a function does, whatever its name: its instructions, constants and the names that it uses."""
+    return [sys.version_info[:2], code.co_code, [_constant(one) for one in code.co_consts], code.co_names]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _code(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set has another order in another process

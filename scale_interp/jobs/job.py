@@ -43,7 +43,7 @@ class Job:
             "command": self.command,
             "settings": self.settings,
             "steps": list(self.steps),
-            "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint},
+            "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint, "processor": vlm.processor_fingerprint},
             "data": {split: _about(asked) for split, asked in questions.items()},
             "versions": {"python": platform.python_version()} | versions(),
             "machine": {"device": "cpu" if vlm is None else str(vlm.device), "threads": torch.get_num_threads()},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,15 +17,16 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.notebook import NotebookView
+from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
+from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .mode import require_ready
 from .report import Report
 
-WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of what the model is."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
@@ -121,26 +123,42 @@ class VLM(NotebookView):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights as they are now: of every value up to 64 MiB of weights, else of 4,096 values of each tensor."""
-        state = hashlib.blake2b(self.family.encode(), digest_size=16)
-        most = SAMPLED if self.n_bytes > WHOLE else None
-        for name, weight in self.hf_model.named_parameters():
-            values = weight.detach().flatten()
-            values = values if most is None else values[:: max(1, len(values) // most)]
-            state.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
-            state.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
-        return state.hexdigest()
+        """A hash of all weights, buffers, modules, adapters and the configuration as they are now, the same on every device."""
+        return fingerprint(self.hf_model)
+
+    @property
+    def processor_fingerprint(self) -> str:
+        """A hash of how questions become tokens and pixels: tokenizer, image processing, and the chat template or own prompt."""
+        return processor_fingerprint(self.processor, self.prompt)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that this model's numbers depend on: its fingerprint, how questions become tokens and pixels, device and libraries."""
+        return {
+            "weights": self.fingerprint,
+            "processor": self.processor_fingerprint,
+            "numerics": numerics(self.device),
+            "versions": versions(),
+        }
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
-        return any(True for _ in self._foreign_hooks())
+        """Whether somebody's code is in the model now, such as an attached ScAle: then its weights alone do not say what it does.
 
-    def _foreign_hooks(self) -> Iterator[tuple[str, Any]]:
+        Hooks of modules and of torch itself count, edits that nnsight keeps, and a `forward` in the place of a class's own.
+        """
+        return any(True for _ in self._foreign_code())
+
+    def _foreign_code(self) -> Iterator[tuple[str, Any]]:
+        everywhere = nn.modules.module
+        hooks = [("", hook) for hook in everywhere._global_forward_hooks.values()]
+        hooks += [("", hook) for hook in everywhere._global_forward_pre_hooks.values()]
         for name, module in self.hf_model.named_modules():
-            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
-                if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS:
-                    yield name, hook
+            hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+            if _replaced(module):
+                yield name, module.forward
+        yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
+        yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
 
     @property
     def state(self) -> str:
@@ -149,7 +167,7 @@ class VLM(NotebookView):
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
         about += sorted({f"{weight.dtype} {weight.device}" for weight in model.parameters()})
-        about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_hooks()]
+        about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_code()]
         return hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
 
     @property
@@ -335,6 +353,15 @@ class VLM(NotebookView):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether a module runs another `forward` than its class's; nnsight and accelerate wrap that one and say so."""
+    own = vars(module).get("forward")
+    if own is None:
+        return False
+    inner = inspect.unwrap(own)
+    return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:
