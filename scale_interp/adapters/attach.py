@@ -26,7 +26,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     if edit.n_variants != 1:
         raise EditError(f"only one edit can be attached, not {edit.n_variants}: pick one with edit[i]")
     require_model(model)
-    model = getattr(model, "_orig_mod", model)  # type: ignore[assignment]
+    model = getattr(model, "_orig_mod", model)
     require_ready(model)
     decoder = model.get_decoder()  # type: ignore[operator]
     H = model.config.get_text_config().num_attention_heads  # type: ignore[operator, union-attr]

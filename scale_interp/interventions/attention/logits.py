@@ -249,7 +249,7 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
     decide: in place of an edit; the prompt is then read once unedited before each reading. The prompt's last token is found for
     each row of a batch, see `PromptEnd`. Raises EditError where it, or the prompt's image tokens, cannot be known.
     """
-    model = getattr(model, "_orig_mod", model)  # type: ignore[assignment]
+    model = getattr(model, "_orig_mod", model)
     decoder = model.get_decoder()  # type: ignore[operator]
     image_token_id: int = model.config.image_token_id  # type: ignore[assignment, union-attr]
     if edit is not None:
@@ -264,7 +264,7 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
         running.rows = None
         if place.prompt is None or place.prompt.ids is None:
             raise EditError("inputs_embeds and caches do not say which tokens are images: give input_ids of the whole prompt")
-        prompt = place.prompt
+        prompt, ids = place.prompt, place.prompt.ids
         if decide is not None and prompt not in decided and place.ends_here:
             with end.aside():
                 decided[prompt] = decide(_next_logits(module, given, place, prompt))
@@ -275,7 +275,7 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
                 'rows="all" changes the prompt\'s keys and values, part of which are read already: give each prompt whole and from an '
                 "empty cache"
             )
-        columns = prompt.ids == image_token_id if now is None else now.choose(prompt.ids, image_token_id)
+        columns: Tensor = torch.eq(ids, image_token_id) if now is None else now.choose(ids, image_token_id)
         B = len(_tokens(given))
         if B % len(columns):
             raise EditError(f"a batch of {B} behind the cache of {len(columns)} prompts: give one row for each prompt")
