@@ -103,6 +103,7 @@ class Tuned(Result, FigureView):
     groups: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
     file = "json"
+    other_kind = "holds no tuning of AttentionScale or AdaptVis but {found!r}; give the file of a {kind}"
 
     def __repr__(self) -> str:
         return f"<Tuned {self.method}: accuracy {self.accuracy:.3f}, base {self.base:.3f} on {self.provenance.get('n')} questions>"

@@ -39,6 +39,7 @@ class HeadSets(Result):
     about: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     file = "json"
+    other_kind = "holds no head sets but {found!r}; give the file of {kind}"
 
     def __post_init__(self) -> None:
         checked = {name: tuple(check_heads(heads, self.n_layers, self.n_heads)) for name, heads in self.sets.items()}
