@@ -103,19 +103,19 @@ def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[A
 
 
 def groups(items: Sequence[Item]) -> np.ndarray:
-    """The number of each item's group, [Q]; items of one picture share it."""
+    """The number of each item's group, [Q]; items of one image share it."""
     return np.unique([q.group for q in items], return_inverse=True)[1]
 
 
 def require_disjoint(train: Iterable[Item | str], test: Iterable[Item]) -> None:
-    """Raise LeakError where anything was learned or chosen on a picture of the test questions.
+    """Raise LeakError where anything was learned or chosen on an image of the test questions.
 
-    train: the questions, or the names of their pictures (`group`), as results keep them.
+    train: the questions, or the names of their images (`group`), as results keep them.
     """
     shared = {item if isinstance(item, str) else item.group for item in train} & {q.group for q in test}
     if shared:
         raise LeakError(
-            f"{len(shared)} picture(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
+            f"{len(shared)} image(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
             "use different splits, or different seeds of one split without overlap"
         )
 

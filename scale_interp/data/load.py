@@ -52,15 +52,15 @@ def load_questions(
 ) -> Questions:
     """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
-    `scale-interp data` lists all names. The same arguments give the same questions, and splits share no picture unless
+    `scale-interp data` lists all names. The same arguments give the same questions, and splits share no image unless
     their authors' do. Rendered sets default to 200 questions of the split "test". For sets on disk n=None is all
     questions in the file's order, n a seeded sample of them; split None or "all" is the authors' whole file, or their
     test split where they publish several; "train", "validation" and "test" are the authors', or 50, 10 and 40 of 100
-    pictures drawn by the seed.
+    images drawn by the seed.
 
     root: the folder that sets lie in; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
     template: words in place of ours, with places in braces (docs/data.md lists them).
-    Pictures are opened when a question's image is asked for. Missing ones are a DataWarning here and an error there.
+    Images are opened when a question's image is asked for. Missing ones are a DataWarning here and an error there.
     Raises DataError for an unknown name or split, a missing file, a record that is not in the set's form.
 
     >>> load_questions("scenes/relation", split="train", n=4)
@@ -98,7 +98,7 @@ def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, f
         questions = [reader.question(i, record, ask) for i, record in enumerate(reader.records) if i in wanted]
     else:
         questions = [reader.question(i, reader.records[i], ask) for i in _sample(name, split, chosen, n, ask.seed)]
-    _warn_of_missing_pictures(name, questions, fetch)
+    _warn_of_missing_images(name, questions, fetch)
     return Questions(questions, name, split, ask.seed)
 
 
@@ -175,14 +175,14 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
     return array("L", (places[i] for i in order[:n]))
 
 
-def _warn_of_missing_pictures(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.pictures if _is_missing(p)]
+def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) -> None:
+    missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
     if missing:
-        count = sum(any(map(_is_missing, q.pictures)) for q in questions)
-        text = f"{name}: {count} of {len(questions)} questions have no picture on disk, the first should be {missing[0]}; {fetch}"
+        count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
+        text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {missing[0]}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)
 
 
-def _is_missing(picture: object) -> bool:
+def _is_missing(image: object) -> bool:
     # os.path, as Path.exists raises OSError for a name that is too long
-    return isinstance(picture, Path) and not os.path.exists(picture)
+    return isinstance(image, Path) and not os.path.exists(image)

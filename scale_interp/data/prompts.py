@@ -53,7 +53,7 @@ def check_template(template: str, fields: Sequence[str]) -> str:
 
 
 def shuffled(choices: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
-    """The choices in an order that hangs on key and seed alone; yes and no stay as they are.
+    """The choices in an order that depends on key and seed alone; yes and no stay as they are.
 
     >>> shuffled(("left", "right", "on", "under"), "whatsup/controlled_a/mug_on_table", seed=0)
     ('on', 'under', 'left', 'right')

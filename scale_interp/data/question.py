@@ -1,4 +1,4 @@
-"""A multiple-choice question about a picture."""
+"""A multiple-choice question about an image."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 from PIL import Image, UnidentifiedImageError
@@ -22,9 +23,11 @@ from PIL import Image, UnidentifiedImageError
 from ..errors import DataError
 
 Box = tuple[float, float, float, float]
-Picture = Image.Image | str | Path | Callable[[], Image.Image]
+ImageSource = Image.Image | str | Path | Callable[[], Image.Image]
+Picture = ImageSource
+"""An older name of `ImageSource`."""
 LARGEST = 100_000_000
-"""Pixels of the largest picture that is opened, which no model reads a tenth of; set this to open a larger one.
+"""Pixels of the largest image that is opened, which no model reads a tenth of; set this to open a larger one.
 
 PIL has a limit of its own, 2 * PIL.Image.MAX_IMAGE_PIXELS: 179 million.
 """
@@ -35,25 +38,37 @@ FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
 """Formats that are opened; PIL knows more, some of which (EPS) run another program."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Question:
-    """One multiple-choice question about a picture, about several, or about none.
+    """One multiple-choice question about an image, about several images, or about none.
 
-    picture: a PIL image, a path, a function that returns an image (opened only when asked for, or for an
-    id), a list of these, or None.
-    choices: at least two different, non-empty strings; answer: index of the right one.
-    group: what questions may share (a scene, a photograph): splits and intervals go by it. Default: the id.
-    boxes: name -> (left, top, right, bottom) in pixels of the picture; about: the names asked about, subject first.
+    Args:
+        text: The words to ask.
+        choices: At least two different, non-empty strings.
+        answer: The index of the right choice, from 0.
+        image: A PIL image, a path, a function that returns an image (called when the image is asked for, or for an id),
+            a list of these, or None. `picture=` is accepted as an older name.
+        id: Default: a hash of the content.
+        group: What several questions may share, such as a scene or a photograph; splits and intervals go by it. Default: the id.
+        task: The name of what is asked.
+        relation: The relation that is asked about, where there is one.
+        about: The names of the things asked about, the subject first.
+        boxes: Name -> (left, top, right, bottom) in pixels of the image.
+        meta: Anything else.
 
-    >>> q = Question("Where is the cat?", ("left", "right"), answer=0, picture=Image.new("RGB", (8, 8)))
-    >>> q.answer_text
-    'left'
+    Raises:
+        DataError: For a value that cannot be used; the message names it.
+
+    >>> q = Question("Where is the cat?", ("left", "right"), answer=0, image=Image.new("RGB", (8, 8)))
+    >>> q.answer_text, q.image.size
+    ('left', (8, 8))
     """
 
     text: str
     choices: tuple[str, ...]
     answer: int
-    picture: Picture | Sequence[Picture] | None = field(default=None, repr=False, compare=False)
+    image_sources: tuple[ImageSource, ...] = field(default=(), repr=False, compare=False)
+    """The images as given, none opened."""
     id: str = ""
     group: str = ""
     task: str = ""
@@ -62,18 +77,43 @@ class Question:
     boxes: Mapping[str, Box] = field(default_factory=dict, repr=False, compare=False)
     meta: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def __post_init__(self) -> None:
+    def __init__(
+        self,
+        text: str,
+        choices: Sequence[str],
+        answer: int,
+        image: ImageSource | Sequence[ImageSource] | EllipsisType | None = ...,
+        id: str = "",
+        group: str = "",
+        task: str = "",
+        relation: str | None = None,
+        about: Sequence[str] = (),
+        boxes: Mapping[str, Box] | None = None,
+        meta: Mapping[str, Any] | None = None,
+        *,
+        picture: ImageSource | Sequence[ImageSource] | EllipsisType | None = ...,
+        image_sources: Sequence[ImageSource] = (),
+    ):
+        if image is not ... and picture is not ...:
+            raise DataError(f"question {id or text!r}: both image= and picture= are given; give image= alone")
+        # dataclasses.replace(question, image=...) hands over the old sources as well: what is named wins.
+        given = image_sources if image is picture is ... else picture if image is ... else image
+        sources = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
+        values = (text, choices, answer, sources, id, group, task, relation, about, {} if boxes is None else boxes)
+        for name, value in zip(self.__dataclass_fields__, (*values, {} if meta is None else meta), strict=True):
+            object.__setattr__(self, name, value)
+        self._check()
+
+    def _check(self) -> None:
         where = f"question {self.id or self.text!r}"
         for name in ("text", "id", "group", "task"):
             if not isinstance(getattr(self, name), str):
                 raise DataError(f"{where}: {name}={getattr(self, name)!r} is a {type(getattr(self, name)).__name__}; give a text")
         if not self.text.strip():
             raise DataError(f"{where}: the text is empty; give the words to ask")
-        if isinstance(self.picture, list):
-            object.__setattr__(self, "picture", tuple(self.picture))
-        for picture in self.pictures:
-            if not (isinstance(picture, Image.Image | str | Path) or callable(picture)):
-                raise DataError(f"{where}: its picture is a {type(picture).__name__}; give a PIL image, a path, or a function to open one")
+        for image in self.image_sources:
+            if not (isinstance(image, Image.Image | str | Path) or callable(image)):
+                raise DataError(f"{where}: its image is a {type(image).__name__}; give a PIL image, a path, or a function to open one")
         if isinstance(self.choices, str) or not isinstance(self.choices, Iterable):
             raise DataError(f"{where}: choices {self.choices!r} are no list; give at least two texts")
         object.__setattr__(self, "choices", tuple(self.choices))
@@ -93,7 +133,7 @@ class Question:
         _require_boxes(self.boxes, where)
         if not self.id:
             content = f"{self.text}|{self.choices}|{self.answer}|".encode()
-            content += b"".join(_picture_bytes(picture) for picture in self.pictures)
+            content += b"".join(_image_bytes(image) for image in self.image_sources)
             object.__setattr__(self, "id", hashlib.blake2b(content, digest_size=8).hexdigest())
         if not self.group:
             object.__setattr__(self, "group", self.id)
@@ -103,40 +143,51 @@ class Question:
         return self.choices[self.answer]
 
     @property
-    def pictures(self) -> tuple[Picture, ...]:
-        """The pictures as given, none opened."""
-        if self.picture is None:
-            return ()
-        return self.picture if isinstance(self.picture, tuple) else (self.picture,)
+    def image_source(self) -> ImageSource | tuple[ImageSource, ...] | None:
+        """The image as given, not opened: one, a tuple of several, or None."""
+        return self.image_sources[0] if len(self.image_sources) == 1 else self.image_sources or None
+
+    picture = image_source
+    """An older name of `image_source`."""
+
+    @property
+    def pictures(self) -> tuple[ImageSource, ...]:
+        """An older name of `image_sources`."""
+        return self.image_sources
 
     @cached_property
-    def picture_digest(self) -> str:
-        """A hash of what the pictures show: of files their bytes, else the pixels; "" without one.
+    def image_digest(self) -> str:
+        """A hash of what the images show: of files their bytes, else the pixels; "" without one.
 
         Raises DataError when a file is missing.
         """
         state = hashlib.blake2b(digest_size=16)
-        for picture in self.pictures:
-            if isinstance(picture, str | Path):
-                with _explained(picture, f"question {self.id}"), _plain(picture).open("rb") as file:
+        for source in self.image_sources:
+            if isinstance(source, str | Path):
+                with _explained(source, f"question {self.id}"), _plain(source).open("rb") as file:
                     state.update(hashlib.file_digest(file, "blake2b").digest())
             else:
-                image = self._open(picture)
+                image = self._open(source)
                 state.update(f"{image.size}".encode() + image.tobytes())
-        return state.hexdigest() if self.pictures else ""
+        return state.hexdigest() if self.image_sources else ""
+
+    @property
+    def picture_digest(self) -> str:
+        """An older name of `image_digest`."""
+        return self.image_digest
 
     @property
     def images(self) -> list[Image.Image]:
-        """The pictures in RGB, opened now. Raises DataError when a file is missing or no picture."""
-        return [self._open(picture) for picture in self.pictures]
+        """The images in RGB, opened now. Raises DataError when a file is missing or no image."""
+        return [self._open(source) for source in self.image_sources]
 
     @property
     def image(self) -> Image.Image | None:
-        """The first picture in RGB, opened now; None for a question without one."""
-        return self._open(self.pictures[0]) if self.pictures else None
+        """The first image in RGB, opened now; None for a question without one."""
+        return self._open(self.image_sources[0]) if self.image_sources else None
 
-    def _open(self, picture: Picture) -> Image.Image:
-        return open_picture(picture, f"question {self.id}")
+    def _open(self, source: ImageSource) -> Image.Image:
+        return open_image(source, f"question {self.id}")
 
     def _repr_html_(self) -> str:
         from .question_card import question_card
@@ -144,26 +195,30 @@ class Question:
         return question_card(self)
 
 
-def open_picture(picture: Picture, where: str) -> Image.Image:
-    """The picture in RGB. Raises DataError where it is missing, damaged, no picture, or above `LARGEST`."""
-    with _explained(picture, where):
-        if isinstance(picture, str | Path):
-            with _opened(picture) as opened:
-                return _bounded(opened, picture, where).convert("RGB")
-        image = picture if isinstance(picture, Image.Image) else picture()
+def open_image(source: ImageSource, where: str) -> Image.Image:
+    """The image in RGB. Raises DataError where it is missing, damaged, not an image, or above `LARGEST`."""
+    with _explained(source, where):
+        if isinstance(source, str | Path):
+            with _opened(source) as opened:
+                return _bounded(opened, source, where).convert("RGB")
+        image = source if isinstance(source, Image.Image) else source()
         if not isinstance(image, Image.Image):
-            raise DataError(f"{where}: its picture's function returned a {type(image).__name__}; return a PIL image")
-        return _bounded(image, picture, where).convert("RGB")
+            raise DataError(f"{where}: its image's function returned a {type(image).__name__}; return a PIL image")
+        return _bounded(image, source, where).convert("RGB")
+
+
+open_picture = open_image
+"""An older name of `open_image`."""
 
 
 def open_size(path: str | Path, where: str) -> tuple[int, int]:
-    """Width and height of a picture, read without its pixels."""
+    """Width and height of an image, read without its pixels."""
     with _explained(path, where), _opened(path) as opened:
         return opened.size
 
 
 def open_embedded(content: bytes) -> Image.Image:
-    """A picture whose file's bytes lie in a table."""
+    """An image whose file's bytes lie in a table."""
     return Image.open(io.BytesIO(content), formats=FORMATS)
 
 
@@ -178,18 +233,18 @@ def _plain(path: str | Path) -> Path:
     return Path(path)
 
 
-def _bounded(image: Image.Image, picture: Picture, where: str) -> Image.Image:
+def _bounded(image: Image.Image, source: ImageSource, where: str) -> Image.Image:
     width, height = image.size
     if width * height > LARGEST:
         raise DataError(
-            f"{where}: {picture} has {width:,} x {height:,} pixels, more than {LARGEST:,}; scale it down, or set {HERE}.LARGEST to open it"
+            f"{where}: {source} has {width:,} x {height:,} pixels, more than {LARGEST:,}; scale it down, or set {HERE}.LARGEST to open it"
         )
     return image
 
 
 @contextmanager
-def _explained(picture: Picture, where: str) -> Iterator[None]:
-    """Whatever keeps a picture from being opened, as a DataError that names it."""
+def _explained(source: ImageSource, where: str) -> Iterator[None]:
+    """Whatever keeps an image from being opened, as a DataError that names it."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is a little higher
@@ -197,21 +252,21 @@ def _explained(picture: Picture, where: str) -> Iterator[None]:
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{where}: no picture at {picture}; check the data folder") from error
+        raise DataError(f"{where}: no image at {source}; check the data folder") from error
     except Image.DecompressionBombError as error:
         raise DataError(
-            f"{where}: {picture} has more than {LARGEST:,} pixels ({error}); scale it down, or set {HERE}.LARGEST and PIL's own limit"
+            f"{where}: {source} has more than {LARGEST:,} pixels ({error}); scale it down, or set {HERE}.LARGEST and PIL's own limit"
         ) from error
     except DAMAGED as error:
-        raise DataError(f"{where}: {picture} is damaged or no picture ({error}); fetch it again") from error
+        raise DataError(f"{where}: {source} is damaged or not an image ({error}); fetch it again") from error
 
 
-def _picture_bytes(picture: Picture) -> bytes:
-    """What tells one picture from another in an id: a path's text, or the pixels."""
-    if isinstance(picture, str | Path):
-        return str(picture).encode()
+def _image_bytes(source: ImageSource) -> bytes:
+    """What tells one image from another in an id: a path's text, or the pixels."""
+    if isinstance(source, str | Path):
+        return str(source).encode()
     buffer = io.BytesIO()
-    open_picture(picture, "a question without an id").save(buffer, "PNG")
+    open_image(source, "a question without an id").save(buffer, "PNG")
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-"""COCO-QA: one-word answers about COCO pictures, made multiple-choice (Ren et al. 2015, NeurIPS)."""
+"""COCO-QA: one-word answers about COCO images, made multiple-choice (Ren et al. 2015, NeurIPS)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from ...errors import DataError
 from ..prompts import Ask, digest
 from ..question import Question
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, is_picture_number
+from .image_files import COCO, ImageFiles, coco_names, is_image_number
 from .records import Key, Lines
 from .source import Source
 
@@ -23,7 +23,7 @@ DISTRACTORS = 3
 
 
 class Aligned:
-    """Line i of the four files together: question, answer, picture number, type."""
+    """Line i of the four files together: question, answer, image number, type."""
 
     def __init__(self, questions: Lines):
         self.folder: Path | None = questions.folder
@@ -61,12 +61,12 @@ class CocoQA:
         self.records = Aligned(questions)
         bases = (source.root / "coco", source.root, questions.folder, *source.places(entry))
         folder = "train2014" if split == "train" else "val2014"
-        self.pictures = Pictures(bases, ("", *COCO), source.root / "coco" / folder)
+        self.images = ImageFiles(bases, ("", *COCO), source.root / "coco" / folder)
 
     def key(self, i: int, record: Any) -> Key | str:
         _, _, image, kind = (part.strip() for part in record)
-        if not is_picture_number(image) or kind not in ("0", "1", "2", "3"):
-            found = f"picture {image[:40]!r}, type {kind[:40]!r}"
+        if not is_image_number(image) or kind not in ("0", "1", "2", "3"):
+            found = f"image {image[:40]!r}, type {kind[:40]!r}"
             raise DataError(f"{self.records.where(i)}: {found}; a number and 0 to 3 are expected: fetch the files again")
         group = f"coco/{int(image):012d}"
         return Key(f"{self.entry.name}/{self.split}/{i}", group, group)
@@ -104,6 +104,6 @@ class CocoQA:
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=self.pictures.find(coco_names(f"{int(image):012d}.jpg"), self.records.where(i)),
+            image=self.images.find(coco_names(f"{int(image):012d}.jpg"), self.records.where(i)),
             meta={"question_type": TYPES[int(kind)], "image": int(image)},
         )

@@ -14,7 +14,7 @@ from ..items import Items, Questions, require
 from ..prompts import digest, shuffled
 from ..question import Question
 from ..scenes.task import YES_NO
-from .image_files import Pictures, require_inside
+from .image_files import ImageFiles, require_inside
 from .records import JsonLines, JsonList, entries, is_number, text, texts
 
 OPTIONS = 4
@@ -34,9 +34,9 @@ class Sub(NamedTuple):
 
 @dataclass(frozen=True)
 class CogQuestion(Card):
-    """A main question and the steps that lead to its answer, all about one picture.
+    """A main question and the steps that lead to its answer, all about one image.
 
-    Raises DataError for no steps, for a step without a function, and for steps about another picture.
+    Raises DataError for no steps, for a step without a function, and for steps about another image.
 
     >>> main = Question("Is the cat left of the dog?", ("yes", "no"), 0, id="1")
     >>> where = Question("Where is the cat?", ("left", "right"), 0, id="2", group="1")
@@ -63,7 +63,7 @@ class CogQuestion(Card):
                 raise DataError(f"question {self.id}, step {step}: it has no function; tag it with one")
             if question.group != self.group:
                 raise DataError(
-                    f"question {self.id}, step {step}: group {question.group!r} is not {self.group!r}; steps share their picture: give it"
+                    f"question {self.id}, step {step}: group {question.group!r} is not {self.group!r}; steps share their image: give it"
                 )
 
     def __repr__(self) -> str:
@@ -99,8 +99,11 @@ class CogQuestions(Items[CogQuestion]):
 def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
     """All steps as questions of their own; meta holds "function", "step" (from 1) and "chain", the main question's id.
 
-    context: the text begins with the steps before it and their right answers (chain of thought; CogVSR,
-    arXiv 2603.20662). balanced: every function as often as the rarest, whole chains' steps left out at random by `seed`.
+    Args:
+        cogs: Decomposed questions.
+        context: Begin each text with the steps before it and their right answers (chain of thought; CogVSR, arXiv 2603.20662).
+        balanced: Keep every function as often as the rarest one; steps are left out at random.
+        seed: Draws the steps that are left out.
 
     >>> from scale_interp.data.scenes.decomposed import cog_questions
     >>> subquestions(cog_questions("train", n=2), context=True)[1].meta["function"]
@@ -158,8 +161,8 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     for chain in chains:
         for asked in chain.all:
             pool.setdefault(asked.function, []).append(asked.answer)
-    pictures = Pictures((path.parent,), ("",), path.parent)
-    return CogQuestions([_cog(f"{path.stem}/{i + 1}", c, pool, pictures, seed) for i, c in enumerate(chains)], str(path), "", seed)
+    images = ImageFiles((path.parent,), ("",), path.parent)
+    return CogQuestions([_cog(f"{path.stem}/{i + 1}", c, pool, images, seed) for i, c in enumerate(chains)], str(path), "", seed)
 
 
 def _begins_a_list(path: Path) -> bool:
@@ -167,7 +170,7 @@ def _begins_a_list(path: Path) -> bool:
         return file.read(1000).lstrip(b"\xef\xbb\xbf \t\r\n")[:1] == b"["
 
 
-class _Asked(NamedTuple):
+class _Step(NamedTuple):
     text: str
     answer: str
     function: str
@@ -176,7 +179,7 @@ class _Asked(NamedTuple):
 
 
 class _Chain(NamedTuple):
-    all: tuple[_Asked, ...]
+    all: tuple[_Step, ...]
     image: str | None
     where: str
 
@@ -190,16 +193,16 @@ def _chain(where: str, record: Any) -> _Chain:
     image = record.get("image")
     if image is not None:
         require_inside(text(record, "image", where), where)
-    found = [_asked(record, "question", "", where)]
+    found = [_read_step(record, "question", "", where)]
     for number, step in enumerate(steps, 1):
         place = f"{where}, subquestion {number}"
         step = entries(step, place)
         function = text(step, "cognitive_skill" if "cognitive_skill" in step else "function", place)
-        found.append(_asked(step, "subquestion" if "subquestion" in step else "question", function, place))
+        found.append(_read_step(step, "subquestion" if "subquestion" in step else "question", function, place))
     return _Chain(tuple(found), image, where)
 
 
-def _asked(record: Any, field: str, function: str, where: str) -> _Asked:
+def _read_step(record: Any, field: str, function: str, where: str) -> _Step:
     answer = record.get("answer")
     if is_number(answer):
         answer = str(answer)
@@ -208,22 +211,22 @@ def _asked(record: Any, field: str, function: str, where: str) -> _Asked:
     choices = tuple(texts(record, "choices", where)) if "choices" in record else ()
     if choices and answer not in choices:
         raise DataError(f"{where}: answer {answer!r} is none of the choices {list(choices)}; give one of these")
-    return _Asked(text(record, field, where), answer.strip() if not choices else answer, function, choices, where)
+    return _Step(text(record, field, where), answer.strip() if not choices else answer, function, choices, where)
 
 
-def _cog(id: str, chain: _Chain, pool: dict[str, list[str]], pictures: Pictures, seed: int) -> CogQuestion:
-    picture = None if chain.image is None else pictures.find([chain.image], chain.where)
+def _cog(id: str, chain: _Chain, pool: dict[str, list[str]], images: ImageFiles, seed: int) -> CogQuestion:
+    image = None if chain.image is None else images.find([chain.image], chain.where)
     group = id if chain.image is None else f"cog/{chain.image}"
     questions = []
     for step, asked in enumerate(chain.all):
         own = id if step == 0 else f"{id}#{step}"
         choices = shuffled(asked.choices or _offered(asked, pool[asked.function], own, seed), own, seed)
-        questions.append(Question(asked.text, choices, choices.index(asked.answer), picture=picture, id=own, group=group, task="cog"))
+        questions.append(Question(asked.text, choices, choices.index(asked.answer), image=image, id=own, group=group, task="cog"))
     subs = tuple(Sub(q, asked.function) for q, asked in zip(questions[1:], chain.all[1:], strict=True))
     return CogQuestion(questions[0], subs)
 
 
-def _offered(asked: _Asked, pool: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
+def _offered(asked: _Step, pool: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
     """The right answer and wrong ones."""
     if asked.answer.casefold() in YES_NO:
         return tuple(asked.answer if asked.answer.casefold() == word else word for word in YES_NO)

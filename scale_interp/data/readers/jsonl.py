@@ -8,7 +8,7 @@ from typing import Any
 from ...errors import DataError
 from ..prompts import Ask
 from ..question import Box, Question, open_size
-from .image_files import Pictures, require_inside
+from .image_files import ImageFiles, require_inside
 from .records import JsonLines, Key, entries, is_number, text, texts
 
 KNOWN = ("image", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta")
@@ -25,7 +25,7 @@ class JsonL:
         if not path.is_file():
             raise DataError(f"{name}: there is no file {path}; give the path of a file of JSON lines after 'jsonl:'")
         self.name, self.path, self.records = name, path, JsonLines(path)
-        self.pictures = Pictures((path.parent,), ("",), path.parent)
+        self.images = ImageFiles((path.parent,), ("",), path.parent)
 
     def key(self, i: int, record: Any) -> Key | str:
         where = self.records.where(i)
@@ -51,10 +51,10 @@ class JsonL:
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         where, key = self.records.where(i), self.key(i, record)
         assert isinstance(key, Key)
-        pictures = [self.pictures.find([image], where) for image in _images(record, where)]
+        images = [self.images.find([image], where) for image in _images(record, where)]
         boxes = _boxes(record, where)
         if boxes:
-            _require_inside_picture(boxes, pictures, where)
+            _require_inside_image(boxes, images, where)
         return ask(
             {"question": record["question"]},
             record["choices"],
@@ -62,7 +62,7 @@ class JsonL:
             id=key.id,
             group=key.group,
             task=record.get("task") or self.name,
-            picture=pictures[0] if len(pictures) == 1 else pictures or None,
+            image=images[0] if len(images) == 1 else images or None,
             relation=record.get("relation"),
             about=tuple(record.get("about", ())),
             boxes=boxes,
@@ -98,14 +98,14 @@ def _boxes(record: Any, where: str) -> dict[str, Box]:
     return {name: tuple(box) for name, box in boxes.items()}
 
 
-def _require_inside_picture(boxes: dict[str, Box], pictures: list[Path], where: str) -> None:
-    """Boxes are of the first picture; of it only the size is read, and nothing where it is missing."""
-    if not pictures:
-        raise DataError(f"{where}: it has boxes but no image; boxes are places in a picture")
-    if not pictures[0].exists():
+def _require_inside_image(boxes: dict[str, Box], images: list[Path], where: str) -> None:
+    """Boxes are of the first image; of it only the size is read, and nothing where it is missing."""
+    if not images:
+        raise DataError(f"{where}: it has boxes but no image; boxes are places in an image")
+    if not images[0].exists():
         return
-    width, height = open_size(pictures[0], where)
+    width, height = open_size(images[0], where)
     for name, (_, _, right, bottom) in boxes.items():
         if right > width or bottom > height:
             size = f"{width} x {height} pixels; correct it"
-            raise DataError(f"{where}: box {name!r} ends at ({right:g}, {bottom:g}), outside {pictures[0]} of {size}")
+            raise DataError(f"{where}: box {name!r} ends at ({right:g}, {bottom:g}), outside {images[0]} of {size}")

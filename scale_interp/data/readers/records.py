@@ -1,4 +1,4 @@
-"""Records as they lie on disk or on the hub, read when they are asked for; and their checked fields."""
+"""Records as they are stored on disk or on the hub, read when they are asked for; and their checked fields."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from ..question import Question, open_embedded
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a record before it is asked: its id, its picture's key, and the key that our splits go by."""
+    """What is known of a record before it is asked: its id, its image's key, and the key that our splits go by."""
 
     id: str
     group: str
@@ -32,7 +32,7 @@ class Records(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the records' file lies in; None for records from the hub."""
+        """The folder that holds the records' file; None for records from the hub."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
@@ -106,7 +106,7 @@ class Lines:
 
 
 class JsonLines(Lines):
-    """JSON objects, one a line."""
+    """JSON objects, one per line."""
 
     def __getitem__(self, i: int) -> Any:
         return self._parsed(i, super().__getitem__(i))
@@ -145,7 +145,7 @@ class JsonList:
 
 
 class Table:
-    """Rows of a `datasets` table, some of them or all; pictures stay in it until they are opened."""
+    """Rows of a `datasets` table, some of them or all; images stay in it until they are opened."""
 
     def __init__(self, table: Any, name: str, image: str | None, rows: Sequence[int] | None = None, folder: Path | None = None):
         self.table, self.name, self.image, self.folder = table, name, image, folder
@@ -168,29 +168,29 @@ class Table:
         """The table with these rows alone."""
         return Table(self.table, self.name, self.image, rows, self.folder)
 
-    def picture(self, i: int) -> Embedded:
+    def embedded(self, i: int) -> Embedded:
         return Embedded(self, i)
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The picture inside a row of a table; calling it opens it."""
+    """The image inside a row of a table; calling it opens it."""
 
     table: Table
     i: int
 
     def __str__(self) -> str:
-        return f"the picture in {self.table.where(self.i)}"
+        return f"the image in {self.table.where(self.i)}"
 
     def __call__(self) -> Image.Image:
         from datasets import Image as Undecoded
 
         table, column = self.table.table, self.table.image
         if column not in table.column_names:
-            raise DataError(f"{self.table.where(self.i)}: there is no column {column!r} with pictures; fetch the table again")
+            raise DataError(f"{self.table.where(self.i)}: there is no column {column!r} with images; fetch the table again")
         cell = table.select_columns(column).cast_column(column, Undecoded(decode=False))[int(self.table.rows[self.i])][column]
         if cell is None or cell["bytes"] is None:
-            raise DataError(f"{self.table.where(self.i)}: the row holds no picture; fetch the table again")
+            raise DataError(f"{self.table.where(self.i)}: the row holds no image; fetch the table again")
         return open_embedded(cell["bytes"])
 
 

@@ -1,4 +1,4 @@
-"""Visual Spatial Reasoning: is a sentence about two objects in a COCO picture true? (Liu et al. 2023, TACL)"""
+"""Visual Spatial Reasoning: is a sentence about two objects in a COCO image true? (Liu et al. 2023, TACL)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import DataError
 from ..prompts import Ask
 from ..question import Question
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, coco_number, require_inside
+from .image_files import COCO, ImageFiles, coco_names, coco_number, require_inside
 from .records import Key, entries, text
 from .source import Source
 
@@ -35,7 +35,7 @@ class VSR:
     def __init__(self, entry: Entry, source: Source, split: str):
         self.entry, self.split, self.records = entry, split, source.records(entry, split)
         bases = (source.root / "coco", source.root, self.records.folder, *source.places(entry))
-        self.pictures = Pictures(bases, ("", *COCO, "trainval2017"), source.root / "coco" / "train2017")
+        self.images = ImageFiles(bases, ("", *COCO, "trainval2017"), source.root / "coco" / "train2017")
 
     def key(self, i: int, record: Any) -> Key | str:
         where = self.records.where(i)
@@ -67,7 +67,7 @@ class VSR:
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=self.pictures.find(coco_names(record["image"]), self.records.where(i)),
+            image=self.images.find(coco_names(record["image"]), self.records.where(i)),
             relation=relation,
             about=about,
             meta={"category": CATEGORY.get(relation), "caption": record["caption"], **rest},

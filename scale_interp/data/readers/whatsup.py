@@ -1,4 +1,4 @@
-"""What'sUp's controlled photographs: four pictures of each object pair, one for each relation (Kamath et al. 2023, section 2)."""
+"""What'sUp's controlled photographs: four images of each object pair, one for each relation (Kamath et al. 2023, section 2)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..prompts import Ask
 from ..question import Question
 from .captions import read_relation
 from .catalog import Entry
-from .image_files import Pictures, require_inside
+from .image_files import ImageFiles, require_inside
 from .records import Key, entries, text, texts
 from .source import Source
 
@@ -21,7 +21,7 @@ class WhatsUp:
     def __init__(self, entry: Entry, source: Source, split: str):
         self.entry, self.records = entry, source.records(entry, split)
         folder = self.records.folder or source.root
-        self.pictures = Pictures((folder, source.root), ("",), folder)
+        self.images = ImageFiles((folder, source.root), ("",), folder)
 
     def _parts(self, i: int, record: Any) -> tuple[str, list[str]]:
         where = self.records.where(i)
@@ -49,7 +49,7 @@ class WhatsUp:
             id=f"{self.entry.name}/{stem}",
             group=f"whatsup/{stem}",
             task=self.entry.name,
-            picture=self.pictures.find([path.removeprefix("data/"), path], self.records.where(i)),
+            image=self.images.find([path.removeprefix("data/"), path], self.records.where(i)),
             relation=word,
             about=(subject, other),
             meta={"set": _pair(stem), "captions": captions, "image_path": path},
