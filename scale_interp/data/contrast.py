@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -60,6 +60,10 @@ class Contrast:
     @property
     def group(self) -> str:
         return self.clean.group
+
+    @property
+    def pixel_keys(self) -> tuple[Hashable, ...]:
+        return self.clean.pixel_keys
 
 
 class Contrasts(Items[Contrast]):

@@ -5,12 +5,7 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import os
-import struct
-import warnings
-import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
@@ -18,24 +13,19 @@ from pathlib import Path
 from types import EllipsisType
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
 from ..errors import DataError
+from . import decoding
+from .decoding import DECODER, ImageSource, decode, explained, image_source, plain_file
+from .identity import pixel_key
+from .wording import alike, clean, clean_text, short
 
 Box = tuple[float, float, float, float]
-ImageSource = Image.Image | str | Path | Callable[[], Image.Image]
 Picture = ImageSource
 """An older name of `ImageSource`."""
-LARGEST = 100_000_000
-"""Pixels of the largest image that is opened, which no model reads a tenth of; set this to open a larger one.
-
-PIL has a limit of its own, 2 * PIL.Image.MAX_IMAGE_PIXELS: 179 million.
-"""
-HERE = "scale_interp.data.question"
-DAMAGED = (UnidentifiedImageError, OSError, SyntaxError, ValueError, struct.error, zlib.error, EOFError, MemoryError, OverflowError)
-"""What PIL's readers raise for a file that they cannot read."""
-FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000")
-"""Formats that are opened; PIL knows more, some of which (EPS) run another program."""
+LARGEST = decoding.LARGEST
+"""Pixels of the largest image that is opened, which no model reads a tenth of; set this to open a larger one."""
 
 
 @dataclass(frozen=True, init=False)
@@ -105,32 +95,40 @@ class Question:
         self._check()
 
     def _check(self) -> None:
-        where = f"question {self.id or self.text!r}"
+        where = f"question {self.id or short(self.text)}"
         for name in ("text", "id", "group", "task"):
             if not isinstance(getattr(self, name), str):
-                raise DataError(f"{where}: {name}={getattr(self, name)!r} is a {type(getattr(self, name)).__name__}; give a text")
-        if not self.text.strip():
+                raise DataError(f"{where}: {name}={short(getattr(self, name))} is a {type(getattr(self, name)).__name__}; give a text")
+        object.__setattr__(self, "text", clean_text(self.text))
+        if not self.text:
             raise DataError(f"{where}: the text is empty; give the words to ask")
-        for image in self.image_sources:
-            if not (isinstance(image, Image.Image | str | Path) or callable(image)):
-                raise DataError(f"{where}: its image is a {type(image).__name__}; give a PIL image, a path, or a function to open one")
+        object.__setattr__(self, "image_sources", tuple(image_source(given, where) for given in self.image_sources))
         if isinstance(self.choices, str) or not isinstance(self.choices, Iterable):
-            raise DataError(f"{where}: choices {self.choices!r} are no list; give at least two texts")
-        object.__setattr__(self, "choices", tuple(self.choices))
-        if not all(isinstance(c, str) and c.strip() for c in self.choices):
-            raise DataError(f"{where}: choices {self.choices!r} hold one without text; every choice needs a word")
-        if len(self.choices) < 2 or len(set(self.choices)) < len(self.choices):
-            raise DataError(f"{where}: choices {self.choices!r}: give at least two, all different")
+            raise DataError(f"{where}: choices {short(self.choices)} are no list; give at least two texts")
+        given = tuple(self.choices)
+        if not all(isinstance(c, str) and clean(c) for c in given):
+            raise DataError(f"{where}: choices {short(given)} hold one without text; every choice needs a word")
+        if same := alike(given):
+            raise DataError(f"{where}: choices {short(same[0])} and {short(same[1])} read the same; give at least two, all different")
+        if len(given) < 2:
+            raise DataError(f"{where}: choices {short(given)}: give at least two, all different")
+        object.__setattr__(self, "choices", tuple(map(clean, given)))
         if isinstance(self.answer, bool) or not isinstance(self.answer, Integral) or not 0 <= self.answer < len(self.choices):
-            raise DataError(f"{where}: answer {self.answer!r} is no index of its {len(self.choices)} choices; give a whole number from 0")
+            mend = f"no index of its {len(self.choices)} choices; give a whole number from 0"
+            raise DataError(f"{where}: answer {short(self.answer)} is {mend}")
         if not (self.relation is None or isinstance(self.relation, str)):
-            raise DataError(f"{where}: relation={self.relation!r} is a {type(self.relation).__name__}; give a text or None")
+            raise DataError(f"{where}: relation={short(self.relation)} is a {type(self.relation).__name__}; give a text or None")
         if isinstance(self.about, str) or not isinstance(self.about, Iterable) or not all(isinstance(name, str) for name in self.about):
-            raise DataError(f"{where}: about={self.about!r} is no list of names; give one, the subject first")
-        object.__setattr__(self, "about", tuple(self.about))
+            raise DataError(f"{where}: about={short(self.about)} is no list of names; give one, the subject first")
+        object.__setattr__(self, "relation", None if self.relation is None else clean(self.relation))
+        object.__setattr__(self, "about", tuple(map(clean, self.about)))
         if not isinstance(self.meta, Mapping):
             raise DataError(f"{where}: meta is a {type(self.meta).__name__}; give a mapping")
         _require_boxes(self.boxes, where)
+        if any(clean(name) != name for name in self.boxes if isinstance(name, str)):
+            if same := alike(self.boxes):
+                raise DataError(f"{where}: the boxes {same[0]!r} and {same[1]!r} read the same; give each thing a name of its own")
+            object.__setattr__(self, "boxes", {clean(name): box for name, box in self.boxes.items()})
         if not self.id:
             content = f"{self.text}|{self.choices}|{self.answer}|".encode()
             content += b"".join(_image_bytes(image) for image in self.image_sources)
@@ -157,15 +155,15 @@ class Question:
 
     @cached_property
     def image_digest(self) -> str:
-        """A hash of what the images show: of files their bytes, else the pixels; "" without one.
+        """A hash of what the images show: of files their bytes and the decoder's version, else the pixels; "" without one.
 
         Raises DataError when a file is missing.
         """
         state = hashlib.blake2b(digest_size=16)
         for source in self.image_sources:
             if isinstance(source, str | Path):
-                with _explained(source, f"question {self.id}"), _plain(source).open("rb") as file:
-                    state.update(hashlib.file_digest(file, "blake2b").digest())
+                with explained(source, f"question {self.id}"), plain_file(source).open("rb") as file:
+                    state.update(DECODER + hashlib.file_digest(file, "blake2b").digest())
             else:
                 image = self._open(source)
                 state.update(f"{image.size}".encode() + image.tobytes())
@@ -175,6 +173,11 @@ class Question:
     def picture_digest(self) -> str:
         """An older name of `image_digest`."""
         return self.image_digest
+
+    @cached_property
+    def pixel_keys(self) -> tuple[Hashable, ...]:
+        """For each image what tells its pixels from those of others (`identity.pixel_key`); files are opened for it."""
+        return tuple(pixel_key(source, f"question {self.id}", LARGEST) for source in self.image_sources)
 
     @property
     def images(self) -> list[Image.Image]:
@@ -196,69 +199,12 @@ class Question:
 
 
 def open_image(source: ImageSource, where: str) -> Image.Image:
-    """The image in RGB. Raises DataError where it is missing, damaged, not an image, or above `LARGEST`."""
-    with _explained(source, where):
-        if isinstance(source, str | Path):
-            with _opened(source) as opened:
-                return _bounded(opened, source, where).convert("RGB")
-        image = source if isinstance(source, Image.Image) else source()
-        if not isinstance(image, Image.Image):
-            raise DataError(f"{where}: its image's function returned a {type(image).__name__}; return a PIL image")
-        return _bounded(image, source, where).convert("RGB")
+    """`decode` with the limit that is set here."""
+    return decode(source, where, LARGEST)
 
 
 open_picture = open_image
 """An older name of `open_image`."""
-
-
-def open_size(path: str | Path, where: str) -> tuple[int, int]:
-    """Width and height of an image, read without its pixels."""
-    with _explained(path, where), _opened(path) as opened:
-        return opened.size
-
-
-def open_embedded(content: bytes) -> Image.Image:
-    """An image whose file's bytes lie in a table."""
-    return Image.open(io.BytesIO(content), formats=FORMATS)
-
-
-def _opened(path: str | Path) -> Image.Image:
-    return Image.open(_plain(path), formats=FORMATS)
-
-
-def _plain(path: str | Path) -> Path:
-    """The path of a file, or of nothing; OSError for a pipe, which would be waited for without end, or a device."""
-    if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("it is no plain file")
-    return Path(path)
-
-
-def _bounded(image: Image.Image, source: ImageSource, where: str) -> Image.Image:
-    width, height = image.size
-    if width * height > LARGEST:
-        raise DataError(
-            f"{where}: {source} has {width:,} x {height:,} pixels, more than {LARGEST:,}; scale it down, or set {HERE}.LARGEST to open it"
-        )
-    return image
-
-
-@contextmanager
-def _explained(source: ImageSource, where: str) -> Iterator[None]:
-    """Whatever keeps an image from being opened, as a DataError that names it."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own bound is a little higher
-            yield
-    except DataError:
-        raise
-    except FileNotFoundError as error:
-        raise DataError(f"{where}: no image at {source}; check the data folder") from error
-    except Image.DecompressionBombError as error:
-        raise DataError(
-            f"{where}: {source} has more than {LARGEST:,} pixels ({error}); scale it down, or set {HERE}.LARGEST and PIL's own limit"
-        ) from error
-    except DAMAGED as error:
-        raise DataError(f"{where}: {source} is damaged or not an image ({error}); fetch it again") from error
 
 
 def _image_bytes(source: ImageSource) -> bytes:
@@ -276,6 +222,6 @@ def _require_boxes(boxes: Any, where: str) -> None:
         raise DataError(f"{where}: boxes is a {type(boxes).__name__}; give name -> (left, top, right, bottom)")
     for name, box in boxes.items():
         if isinstance(box, str) or not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(v, Real) for v in box):
-            raise DataError(f"{where}: box {name!r} is {box!r}; give (left, top, right, bottom) in pixels")
+            raise DataError(f"{where}: box {name!r} is {short(box)}; give (left, top, right, bottom) in pixels")
         if not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
-            raise DataError(f"{where}: box {name!r} is {box!r}; its numbers must be finite, left below right and top below bottom")
+            raise DataError(f"{where}: box {name!r} is {short(box)}; its numbers must be finite, left below right and top below bottom")

@@ -42,9 +42,10 @@ def alike(words: Iterable[str]) -> tuple[str, str] | None:
     """
     first: dict[str, str] = {}
     for word in words:
-        same = first.setdefault(re.sub(f"[{EDGE}]", "", clean(word)), word)
-        if same is not word:
-            return same, word
+        key = re.sub(f"[{EDGE}]", "", clean(word))
+        if key in first:
+            return first[key], word
+        first[key] = word
     return None
 
 

@@ -11,8 +11,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from ...core.progress import track
 from ...errors import DataError, DataWarning
 from ..article import with_article
+from ..decoding import LARGEST as LARGEST_IMAGE
+from ..decoding import open_size, stored_orientation
+from ..identity import Families, pixel_key
 from ..items import Questions
 from ..prompts import TEMPLATES, Ask, digest
 from ..question import Question
@@ -204,7 +208,15 @@ def relation(subject: Instance, other: Instance, photo: Photo) -> str:
 def _photos(boxes: Boxes, split: str, seed: int) -> list[Photo]:
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: photographs with boxes have the splits {', '.join(SPLITS)}")
-    return [photo for photo in boxes.photos if split in ("all", split_of(photo.group, seed))]
+    if split == "all":
+        return list(boxes.photos)
+    families = Families()
+    for photo in track(boxes.photos, "comparing images", len(boxes.photos)):
+        # COCO's numbers are one image each.
+        key = None if photo.group.startswith("coco/") else pixel_key(photo.file, boxes.source, LARGEST_IMAGE)
+        if key is not None:
+            families.add(photo.group, key)
+    return [photo for photo in boxes.photos if split_of(families.of(photo.group), seed) == split]
 
 
 def _exists(ask: Ask, photo: Photo, kind: str, name: str, answer: str) -> Question:
@@ -248,12 +260,34 @@ def _check(questions: Questions, boxes: Boxes, skipped: Mapping[str, int]) -> No
         why = "; ".join(f"{reason} ({times})" for reason, times in skipped.items()) or "no image of this split shows anything"
         raise DataError(f"{boxes.source} gives no question for {questions.source}, split {questions.split!r}: {why}")
     files = dict.fromkeys(q.image_source for q in questions)
+    sizes = {q.image_source: tuple(q.meta["size"]) for q in questions}
+    for file, size in sizes.items():
+        if isinstance(file, Path) and file.is_file():
+            _require_orientation(file, size, boxes)
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
     if missing:
         warnings.warn(
             f"{len(missing)} of {len(files)} images of {boxes.source} are missing, {missing[0]} first: give images=FOLDER",
             DataWarning,
             stacklevel=4,
+        )
+
+
+def _require_orientation(file: Path, size: tuple[int, int], boxes: Boxes) -> None:
+    """DataError where the boxes are those of another size than the image is shown with; a warning where nobody can tell."""
+    orientation, shown = stored_orientation(file, boxes.source), open_size(file, boxes.source)
+    if shown != size:
+        turned = f" (EXIF orientation {orientation} turns it)" if orientation >= 5 and shown == size[::-1] else ""
+        raise DataError(
+            f"{file} is shown with {shown[0]} x {shown[1]} pixels{turned}, but {boxes.source} says {size[0]} x {size[1]}: its boxes are of "
+            "another image; give those of the image as it is shown, or, where they are of the stored pixels, remove the file's orientation"
+        )
+    if orientation != 1 and (orientation < 5 or size[0] == size[1]):
+        warnings.warn(
+            f"{file} is turned for showing (EXIF orientation {orientation}): its boxes are taken to be those of the upright image; "
+            "if they are of the stored pixels, remove the orientation from the file",
+            DataWarning,
+            stacklevel=6,
         )
 
 

@@ -102,7 +102,7 @@ class Captions:
         key = self.key(i, record)
         assert isinstance(key, Key)
         return ask(
-            {"subject": subject, "object": "".join(other)},
+            {"subject": subject, **({"object": other[0]} if other else {})},
             self.entry.choices,
             word,
             id=key.id,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from ..prompts import Ask, digest
 from ..question import Question
 from .catalog import Entry
 from .image_files import COCO, ImageFiles, coco_names, is_image_number
-from .records import Key, Lines
+from .records import Key, Lines, walked
 from .source import Source
 
 FILES = ("questions.txt", "answers.txt", "img_ids.txt", "types.txt")
@@ -39,7 +40,8 @@ class Aligned:
         return len(self.files[0])
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return zip(*self.files, strict=True)
+        with ExitStack() as stack:
+            yield from zip(*(stack.enter_context(walked(file)) for file in self.files), strict=True)
 
     def __getitem__(self, i: int) -> tuple[str, ...]:
         return tuple(file[i] for file in self.files)

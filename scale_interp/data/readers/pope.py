@@ -52,7 +52,7 @@ class POPE:
         thing = THING.search(asked)
         records = self.records
         return ask(
-            {"question": asked, "object": thing[1] if thing else ""},
+            {"question": asked, **({"object": thing[1]} if thing else {})},
             self.entry.choices,
             label,
             id=key.id,

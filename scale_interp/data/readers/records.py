@@ -3,19 +3,35 @@
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from ...core import strict_json
 from ...errors import DataError
+from ..decoding import ImageSource, open_embedded
 from ..prompts import Ask
-from ..question import Question, open_embedded
+from ..question import Question
+from ..wording import short
+
+
+@runtime_checkable
+class LooksAtImages(Protocol):
+    """A reader of which our splits go by pixels, where its records do not say what belongs together."""
+
+    def own_group(self, record: Any) -> bool:
+        """Whether the record says what it belongs to, so that its image need not be opened."""
+
+    def image_sources(self, i: int, record: Any) -> list[ImageSource]: ...
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -51,6 +67,17 @@ class Reader(Protocol):
         """The key of record i, or why it cannot be asked. Raises DataError where the record is not in the set's form."""
 
     def question(self, i: int, record: Any, ask: Ask) -> Question: ...
+
+
+@contextmanager
+def walked(records: Iterable[T]) -> Iterator[Iterator[T]]:
+    """An iterator over records whose file is closed at the end, also where an error ends it early and is kept."""
+    iterator = iter(records)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class Lines:
@@ -222,7 +249,7 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     """A field that must hold words."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {field!r} is {value!r}; it must hold text")
+        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold text")
     return value
 
 
@@ -235,5 +262,5 @@ def texts(record: Mapping[str, Any], field: str, where: str) -> list[str]:
     """A field that must hold a list of words."""
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise DataError(f"{where}: {field!r} is {value!r}; it must hold a list of texts")
+        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold a list of texts")
     return value

@@ -6,6 +6,7 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import DataError
+from ..decoding import ImageSource
 from ..prompts import Ask
 from ..question import Question
 from .captions import read_relation
@@ -38,6 +39,13 @@ class WhatsUp:
         stem = PurePosixPath(path).stem
         return Key(f"{self.entry.name}/{stem}", f"whatsup/{stem}", f"whatsup/{_pair(stem)}")
 
+    def own_group(self, record: Any) -> bool:
+        return False
+
+    def image_sources(self, i: int, record: Any) -> list[ImageSource]:
+        path, _ = self._parts(i, record)
+        return [self.images.find([path.removeprefix("data/"), path], self.records.where(i))]
+
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         path, captions = self._parts(i, record)
         subject, word, other = read_relation(captions[0], self.entry.choices) or ("", "", "")
@@ -49,7 +57,7 @@ class WhatsUp:
             id=f"{self.entry.name}/{stem}",
             group=f"whatsup/{stem}",
             task=self.entry.name,
-            image=self.images.find([path.removeprefix("data/"), path], self.records.where(i)),
+            image_sources=self.image_sources(i, record),
             relation=word,
             about=(subject, other),
             meta={"set": _pair(stem), "captions": captions, "image_path": path},

@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -65,6 +66,9 @@ class Thing:
 @dataclass(frozen=True)
 class Scene:
     """What is in an image, and the seed of its background noise."""
+
+    renders_its_content: ClassVar[bool] = True
+    """Equal scenes are equal images, so that they are told apart without being drawn."""
 
     things: tuple[Thing, ...]
     noise: int = 0

@@ -23,6 +23,8 @@ SIDE = 336
 class Layout(ABC):
     """One generated scene: the same content can be drawn and put into words."""
 
+    renders_its_content: ClassVar[bool] = True
+    """Equal layouts are equal images, so that they are told apart without being drawn."""
     caption: ClassVar[str]
     """What an image of this kind shows, and how to read it."""
 

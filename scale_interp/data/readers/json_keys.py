@@ -1,0 +1,58 @@
+"""The keys of a JSON line, and what people write in their place."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from difflib import SequenceMatcher
+from typing import Any
+
+from ...errors import DataError
+
+KNOWN = ("image", "images", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta")
+OTHER_NAMES = {
+    name: re.compile(words, re.VERBOSE)
+    for name, words in {
+        "image": "(img|image|picture|pic|photo|frame|visual)s? (path|file|filename|name|source|ur[il])?s? | (file|filename|path|ur[il])s?",
+        "question": "questions? (text)? | query | prompt | text | instruction | problem | stem",
+        "choices": "choices? | options? | candidates? | alternatives | answers? (choice|option)?s | multiplechoice",
+        "answer": "(correct|right|gold|true)? (answer|choice|option|label|target)s? (index|idx|id|key|letter)? "
+        "| correct | gold | gt | groundtruth",
+        "boxes": "(bound(ing)?)? (box|boxes) | bbox(es)?",
+        "group": "groups? (id|name)?",
+    }.items()
+}
+"""Other names of a key, without capitals and signs."""
+SHOWN = re.compile(r"image|img|picture|photo", re.I)
+CLOSE = 0.8
+"""Share of a key's letters that are in place where it is taken for a slip."""
+
+
+def require_keys(record: Mapping[str, Any], where: str) -> None:
+    """DataError where a key was probably meant as one that is read, and would be passed over.
+
+    >>> require_keys({"image_path": "a.png", "question": "Where?"}, "line 1")
+    Traceback (most recent call last):
+    scale_interp.errors.DataError: line 1: the key 'image_path' is not read; did you mean 'image'?
+    """
+    if record.get("image") is not None and "images" in record and _listed(record["image"]) != _listed(record["images"]):
+        raise DataError(f"{where}: 'image' and 'images' differ; give one of them")
+    missing = [name for name in KNOWN if name not in record and not (name in ("image", "images") and "images" in record)]
+    for key in record:
+        if key in KNOWN:
+            continue
+        plain = re.sub(r"[\W_]", "", key).casefold()
+        for name in KNOWN:
+            if plain == name or (name in missing and _meant(key, plain, name)):
+                raise DataError(f"{where}: the key {key!r} is not read; did you mean {name!r}?")
+
+
+def _meant(key: str, plain: str, name: str) -> bool:
+    if name == "image" and SHOWN.search(key):
+        return True
+    close = len(name) > 3 and SequenceMatcher(None, plain, name).ratio() >= CLOSE
+    return close or (name in OTHER_NAMES and OTHER_NAMES[name].fullmatch(plain) is not None)
+
+
+def _listed(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
