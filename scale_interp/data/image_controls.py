@@ -142,7 +142,7 @@ def _controls(
     for i, (q, sources) in enumerate(zip(questions, images, strict=True)):
         # The scene behind a rendered image would tell what is no longer shown.
         meta = {k: v for k, v in q.meta.items() if k != "scene"} | {"control": name} | (notes[i] if notes else {})
-        made.append(replace(q, image_sources=sources, id=f"{q.id}~{name}", boxes={}, meta=meta))
+        made.append(replace(q, image_sources=tuple(sources), id=f"{q.id}~{name}", boxes={}, meta=meta))
     source = f"{getattr(questions, 'source', 'given')} {name}"
     return Questions(made, source, getattr(questions, "split", ""), getattr(questions, "seed", None))
 
