@@ -160,6 +160,15 @@ def test_photographs_with_boxes_under_two_names_are_in_one_split(tmp_path):
     require_disjoint(*parts)
 
 
+def test_mirrored_boxes_go_by_the_image_and_not_by_what_a_line_calls_size(tmp_path):
+    noise(0, (20, 10)).save(tmp_path / "a.png")
+    boxes = {"cup": [2, 1, 6, 5], "dog": [10, 1, 14, 5]}
+    about = {"about": ["cup", "dog"], "relation": "left", "boxes": boxes, "size": [500, 400]}
+    name = lines(tmp_path, ["a.png"], question="Where is the cup relative to the dog?", choices=["left", "right"], answer="left", **about)
+    (pair,) = si.contrasts(si.load_questions(name, template="{question}"))
+    assert pair.corrupt.boxes == {"cup": (14, 1, 18, 5), "dog": (6, 1, 10, 5)}
+
+
 # Leaks.
 
 

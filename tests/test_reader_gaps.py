@@ -1,5 +1,6 @@
 """Readers: records that cannot be asked, templates that ask for what is not there, files that stay open."""
 
+import base64
 import json
 import warnings
 from collections import Counter
@@ -82,6 +83,32 @@ def test_cog_answers_are_free_of_white_space(tmp_path):
     records[0]["generated"][0]["choices"] = ["left", "left "]
     with pytest.raises(DataError, match=r"line 1, subquestion 1: choices 'left' and 'left ' read the same"):
         si.read_cog(write(tmp_path / "cog.jsonl", records))
+
+
+@pytest.mark.parametrize("key", ["image_path", "images", "img", "Image", "picture"])
+def test_cog_records_with_another_key_for_their_image_are_refused(tmp_path, key):
+    records = [chain(i, step(str(i), "Counting")) for i in range(3)]
+    records[2][key] = "a.png"
+    with pytest.raises(DataError, match=rf"line 3: the key '{key}' is not read; did you mean 'image'"):
+        si.read_cog(write(tmp_path / "cog.jsonl", records))
+
+
+def test_cog_images_may_be_data_uris_and_no_addresses(tmp_path):
+    uri = f"data:image/png;base64,{base64.b64encode(picture()).decode()}"
+    records = [chain(i, step(str(i), "Counting"), image=uri) for i in range(3)]
+    assert si.read_cog(write(tmp_path / "cog.jsonl", records))[0].question.image.size == (8, 6)
+    records[1]["image"] = "https://example.org/a.png"
+    with pytest.raises(DataError, match=r"line 2: no image at 'https://example.org/a.png': that is an address"):
+        si.read_cog(write(tmp_path / "cog.jsonl", records))
+
+
+@pytest.mark.parametrize(("name", "file"), [("vsr/random", "vsr/random/test.jsonl"), ("pope/random", "pope/coco_pope_random.json")])
+def test_addresses_in_official_sets_are_refused(tmp_path, name, file):
+    record = vsr() if name.startswith("vsr") else {"question_id": 1, "text": "Is there a cat in the image?", "label": "yes"}
+    write(tmp_path / file, [record | {"image": f"http://images.cocodataset.org/{'x' * 5000}.jpg"}])
+    with pytest.raises(DataError, match="is an address") as error:
+        si.load_questions(name, root=tmp_path)
+    assert len(str(error.value)) < 500
 
 
 # Templates.

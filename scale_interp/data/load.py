@@ -30,6 +30,7 @@ from .readers.vsr import VSR
 from .readers.whatsup import WhatsUp
 from .scenes.questions import scene_questions
 from .splits import SHARES, split_of
+from .wording import short
 
 READERS: dict[str, Callable[..., Reader]] = {
     "whatsup": WhatsUp,
@@ -211,7 +212,8 @@ def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) ->
     missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
     if missing:
         count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
-        text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {missing[0]}; {fetch}"
+        expected = short(str(missing[0]), 300)
+        text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {expected}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)
 
 

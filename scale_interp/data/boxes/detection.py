@@ -13,6 +13,7 @@ from ...errors import DataError
 from ..question import Box
 from ..readers.image_files import coco_number
 from ..readers.records import entries, is_number, read_json_file, text
+from ..wording import clean
 
 ROUNDING = 1.0
 """Pixels by which a box may reach over the image's edge; it is cut there."""
@@ -103,7 +104,7 @@ def read_boxes(path: str | Path, images: str | Path | None = None) -> Boxes:
     path = Path(path)
     folder = _folder(path, images)
     content = _content(path)
-    classes = {_id(c, path): text(c, "name", f"{path}, category {c['id']}") for c in content["categories"]}
+    classes = {_id(c, path): clean(text(c, "name", f"{path}, category {c['id']}")) for c in content["categories"]}
     _require_once([c["id"] for c in content["categories"]], "category id", path)
     _require_once(list(classes.values()), "category name", path)
     _require_once([_id(i, path) for i in content["images"]], "image id", path)

@@ -13,6 +13,7 @@ from typing import Any
 from ...errors import DataError
 from ..prompts import Ask, digest
 from ..question import Question
+from ..wording import clean
 from .catalog import Entry
 from .image_files import COCO, ImageFiles, coco_names, is_image_number
 from .records import Key, Lines, walked
@@ -79,7 +80,7 @@ class CocoQA:
         numbers: dict[str, int] = {}
         pools = [array("L") for _ in TYPES]
         for _, answer, _, kind in self.records:
-            pools[int(kind)].append(numbers.setdefault(answer.strip(), len(numbers)))
+            pools[int(kind)].append(numbers.setdefault(clean(answer), len(numbers)))
         return list(numbers), pools, [len(set(pool)) for pool in pools]
 
     def _distractors(self, answer: str, kind: int, key: str, where: str) -> list[str]:
@@ -96,6 +97,7 @@ class CocoQA:
 
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         asked, answer, image, kind = (part.strip() for part in record)
+        answer = clean(answer)
         key = self.key(i, record)
         assert isinstance(key, Key)
         wrong = self._distractors(answer, int(kind), f"distractors|{ask.seed}|{key.id}", self.records.where(i))

@@ -16,7 +16,8 @@ from ..prompts import digest, shuffled, without_marks
 from ..question import Question
 from ..scenes.task import YES_NO
 from ..wording import alike, clean, clean_text, short
-from .image_files import ImageFiles, require_inside
+from .image_files import ImageFiles, require_place
+from .json_keys import require_key
 from .records import JsonLines, JsonList, entries, is_number, text, texts, walked
 
 OPTIONS = 4
@@ -237,8 +238,9 @@ def _chain(where: str, record: Any) -> _Chain:
     if not (paragraph and name not in record) and (not isinstance(steps, list) or not steps):
         raise DataError(f"{where}: {name!r} is {short(steps)}; it must hold a list of at least one subquestion")
     image = record.get("image")
+    require_key("image", record, ("question", "answer", "generated", "subquestions", "choices", "paragraph"), where)
     if image is not None:
-        require_inside(text(record, "image", where), where)
+        require_place(text(record, "image", where), where)
     found = [_read_step(record, "question", "", paragraph, image, where)]
     for number, step in enumerate(steps or [], 1):
         place = f"{where}, subquestion {number}"
@@ -265,7 +267,7 @@ def _read_step(record: Any, field: str, function: str, paragraph: str, image: st
 
 
 def _cog(id: str, chain: _Chain, pool: dict[str, list[str]], images: ImageFiles, seed: int) -> CogQuestion:
-    image = None if chain.image is None else images.find([chain.image], chain.where)
+    image = None if chain.image is None else images.source(chain.image, chain.where)
     group = id if chain.image is None else f"cog/{chain.image}"
     questions = []
     for step, asked in enumerate(chain.all):

@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from ...errors import DataError
+from ..decoding import ADDRESS, DATA_URI, ImageSource, image_source
+from ..wording import short
 
 COCO = ("val2017", "train2017", "val2014", "train2014", "images")
 NUMBER = re.compile(r"^(?:COCO_(?:train|val|test)\d{4}_)?(\d{12})\.jpg$")
@@ -20,6 +22,10 @@ class ImageFiles:
         places = (base / folder for base in bases if base is not None for folder in folders)
         self.folders = list(dict.fromkeys(place for place in places if place.is_dir()))
         self.expected = expected
+
+    def source(self, image: str, where: str) -> ImageSource:
+        """The image of a data URI, or that of a path as `find` finds it."""
+        return image_source(image, where) if DATA_URI.match(image) else self.find([image], where)
 
     def find(self, names: Sequence[str], where: str) -> Path:
         """The first image there is; where there is none, the place it is expected in. Raises DataError for a path that leaves it."""
@@ -34,10 +40,17 @@ class ImageFiles:
 
 def require_inside(name: str, where: str) -> str:
     """The name of an image, or DataError where it is absolute or climbs out of its folder."""
+    if ADDRESS.match(name):
+        image_source(name, where)  # says what to do with an address
     parts = re.split(r"[\\/]", name)
     if ".." in parts or not parts[0] or re.match(r"[A-Za-z]:", name) or "\0" in name:
-        raise DataError(f"{where}: the image {name!r} leaves the set's folder; give a path inside it")
+        raise DataError(f"{where}: the image {short(name)} leaves the set's folder; give a path inside it")
     return name
+
+
+def require_place(image: str, where: str) -> str:
+    """What a record says of its image: a path inside the set's folder or a data URI, or DataError."""
+    return image if DATA_URI.match(image) else require_inside(image, where)
 
 
 def _require_real_place_inside(path: Path, folder: Path, where: str) -> Path:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from difflib import SequenceMatcher
 from typing import Any
 
 from ...errors import DataError
+from ..wording import short
 
 KNOWN = ("image", "images", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta")
 OTHER_NAMES = {
@@ -37,14 +38,17 @@ def require_keys(record: Mapping[str, Any], where: str) -> None:
     """
     if record.get("image") is not None and "images" in record and _listed(record["image"]) != _listed(record["images"]):
         raise DataError(f"{where}: 'image' and 'images' differ; give one of them")
-    missing = [name for name in KNOWN if name not in record and not (name in ("image", "images") and "images" in record)]
+    for name in KNOWN:
+        if name != "images" and not (name == "image" and "images" in record):
+            require_key(name, record, KNOWN, where)
+
+
+def require_key(name: str, record: Mapping[str, Any], known: Sequence[str], where: str) -> None:
+    """DataError where a key that is not known is the name in other letters, or is probably meant as it and the name is missing."""
     for key in record:
-        if key in KNOWN:
-            continue
         plain = re.sub(r"[\W_]", "", key).casefold()
-        for name in KNOWN:
-            if plain == name or (name in missing and _meant(key, plain, name)):
-                raise DataError(f"{where}: the key {key!r} is not read; did you mean {name!r}?")
+        if key not in (name, *known) and (plain == name or (name not in record and _meant(key, plain, name))):
+            raise DataError(f"{where}: the key {short(key)} is not read; did you mean {name!r}?")
 
 
 def _meant(key: str, plain: str, name: str) -> bool:

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, DataWarning
-from ..decoding import ADDRESS, DATA_URI, ImageSource, image_source, open_size
+from ..decoding import DATA_URI, ImageSource, open_size
 from ..prompts import Ask, digest, without_marks
 from ..question import Box, Question
 from ..wording import alike, clean, short
 from .answers import Answers, read_answer
-from .image_files import ImageFiles, require_inside
+from .image_files import ImageFiles, require_place
 from .json_keys import KNOWN, require_keys
 from .records import JsonLines, Key, entries, is_number, text, texts
 
@@ -72,7 +72,7 @@ class JsonL:
 
     def image_sources(self, i: int, record: Any) -> list[ImageSource]:
         where = self.records.where(i)
-        return [self._source(image, where) for image in _images(record, where)]
+        return [self.images.source(image, where) for image in _images(record, where)]
 
     def finish(self) -> None:
         """Once all records were read: what only the whole file can tell."""
@@ -114,9 +114,6 @@ class JsonL:
             meta={**{name: value for name, value in record.items() if name not in KNOWN}, **record.get("meta", {})},
         )
 
-    def _source(self, image: str, where: str) -> ImageSource:
-        return image_source(image, where) if DATA_URI.match(image) else self.images.find([image], where)
-
     def _count(self, i: int, record: Mapping[str, Any], choices: list[str], images: list[str]) -> None:
         if self.answers is None and isinstance(record.get("answer"), int) and str(record["answer"]) not in choices:
             self._counted += 1
@@ -151,10 +148,7 @@ def _images(record: Mapping[str, Any], where: str) -> list[str]:
     listed = images if isinstance(images, list) else [] if images is None else [images]
     if not all(isinstance(image, str) and image for image in listed):
         raise DataError(f"{where}: {name!r} is {short(images)}; it must be a path, a list of paths, or null")
-    for image in listed:
-        if ADDRESS.match(image) and not DATA_URI.match(image):
-            image_source(image, where)
-    return [image if DATA_URI.match(image) else require_inside(image, where) for image in listed]
+    return [require_place(image, where) for image in listed]
 
 
 def _label(image: str) -> str:

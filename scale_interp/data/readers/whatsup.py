@@ -9,6 +9,7 @@ from ...errors import DataError
 from ..decoding import ImageSource
 from ..prompts import Ask
 from ..question import Question
+from ..wording import clean
 from .captions import read_relation
 from .catalog import Entry
 from .image_files import ImageFiles, require_inside
@@ -28,8 +29,9 @@ class WhatsUp:
         where = self.records.where(i)
         record = entries(record, where)
         path, captions = text(record, "image_path", where), texts(record, "caption_options", where)
-        if len(captions) != 4 or len(set(captions)) != 4:
-            raise DataError(f"{where}: caption_options holds {len(set(captions))} captions, not 4 different ones: {captions}; give four")
+        different = len(set(map(clean, captions)))
+        if len(captions) != 4 or different != 4:
+            raise DataError(f"{where}: caption_options holds {different} captions, not 4 different ones: {captions}; give four")
         return require_inside(path, where), captions
 
     def key(self, i: int, record: Any) -> Key | str:
