@@ -9,7 +9,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from official_sets import picture
 from PIL import Image
 
 import scale_interp as si
@@ -21,6 +20,12 @@ from scale_interp.errors import LeakError
 
 FIELD = Path(__file__).parent / "field"
 SPLITS = ("train", "validation", "test")
+
+
+def picture(kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, kind)
+    return buffer.getvalue()
 
 
 def noise(seed, size=(12, 9)):

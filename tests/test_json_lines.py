@@ -1,11 +1,12 @@
 """JSON lines: keys that nearly fit, answers of two meanings, white space, placeholders, lines without their image."""
 
+import io
 import json
 import warnings
 from pathlib import Path
 
 import pytest
-from official_sets import picture
+from PIL import Image
 
 import scale_interp as si
 from scale_interp.data.readers.answers import readings
@@ -13,6 +14,12 @@ from scale_interp.errors import DataError, DataWarning
 
 FIELD = Path(__file__).parent / "field"
 NUMBERS = ["1", "2", "3", "4"]
+
+
+def picture(kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, kind)
+    return buffer.getvalue()
 
 
 def lines(folder, *records, **options):
@@ -51,6 +58,9 @@ def test_field_images_key_is_read():
         "image_id",
         "imgage",
         " image",
+        "media",
+        "visual_input",
+        "src",
     ],
 )
 def test_a_key_that_nearly_says_image_is_refused(tmp_path, key):
@@ -80,6 +90,13 @@ def test_keys_that_nearly_say_another_are_refused(tmp_path, key, name, value):
 def test_boxes_by_another_name_are_refused(tmp_path, key):
     with pytest.raises(DataError, match=rf"'{key}' is not read; did you mean 'boxes'"):
         lines(tmp_path, {key: {"disc": [0, 0, 2, 2]}})
+
+
+def test_an_image_under_any_key_is_not_passed_over(tmp_path):
+    for value in (["a.png"], f"data:image/png;base64,{'A' * 9000}", "photos/IMG_1.JPEG "):
+        with pytest.raises(DataError, match="the key 'shown' is not read; did you mean 'image'"):
+            lines(tmp_path, {"image": ..., "shown": value})
+    assert lines(tmp_path, {"image": None, "shown": "a.png"}, {"shown": "a.png"})[1].meta == {"shown": "a.png"}
 
 
 def test_what_a_line_holds_beside_is_kept(tmp_path):
@@ -143,6 +160,10 @@ def test_an_answer_of_two_meanings_is_refused(tmp_path, answer, choices, message
         ("A", ["A", "B"], "A"),
         ("right", {"A": "left", "B": "right"}, "right"),
         ("C", {"A": "left", "C": "right"}, "right"),
+        (1, {"1": "left", "2": "right"}, "left"),
+        ("2", {"1": "left", "2": "right"}, "right"),
+        (" B\u00a0", ["left", "right"], "right"),
+        ("(B)", ["left", "right"], "right"),
     ],
 )
 def test_an_answer_of_one_meaning_is_taken(tmp_path, answer, choices, expected):

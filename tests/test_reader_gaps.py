@@ -1,13 +1,14 @@
 """Readers: records that cannot be asked, templates that ask for what is not there, files that stay open."""
 
 import base64
+import io
 import json
 import warnings
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from official_sets import picture
+from PIL import Image
 
 import scale_interp as si
 from scale_interp.data.readers import records as records_module
@@ -16,6 +17,12 @@ from scale_interp.errors import DataError, DataWarning
 
 FIELD = Path(__file__).parent / "field"
 MISSING = pytest.mark.filterwarnings("ignore:.*no image on disk")
+
+
+def picture(kind="PNG"):
+    buffer = io.BytesIO()
+    Image.new("RGB", (8, 6), "red").save(buffer, kind)
+    return buffer.getvalue()
 
 
 def step(answer, skill):

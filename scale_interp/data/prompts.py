@@ -55,7 +55,8 @@ def check_template(template: str, fields: Sequence[str]) -> str:
 
 
 MARK = re.compile(
-    r"<(?:image|img|video|image_placeholder|image_soft_token|start_of_image|image_?\d+)>|<\|(?:image|image_\d+|image_pad|video_pad)\|>|\[IMG\]",
+    r"<(?:image|img|video|image_placeholder|image_soft_token|start_of_image|image[-_ ]?\d+)>"
+    r"|<\|(?:image|image_\d+|image_pad|video_pad)\|>|\[IMG\]",
     re.I,
 )
 """Placeholders that files in other tools' forms have where an image goes."""

@@ -46,9 +46,10 @@ def read_answer(answer: Any, choices: Sequence[str], labels: Sequence[str], answ
         if answers not in found:
             raise DataError(f"{where}: answer {short(answer)} is none of the choices {short(list(choices))} by answers={answers!r}")
         return found[answers]
-    ways = ("text", "letter") if isinstance(answer, str) else ("text", "index")
+    # An object of choices may have numbers for letters: {"1": "left", "2": "right"}.
+    ways = ("text", "letter") if isinstance(answer, str) or "letter" in found else ("text", "index")
     fits = {way: found[way] for way in ways if way in found}
-    if isinstance(answer, str) and answer != clean(answer).upper() and "text" not in fits:
+    if isinstance(answer, str) and clean(answer) != clean(answer).upper() and "text" not in fits:
         fits.pop("letter", None)  # a small letter may be a word
     if not isinstance(answer, str) and "text" in fits and "index" not in fits and "index1" in found:
         fits["index1"] = found["index1"]
@@ -77,7 +78,7 @@ def readings(answer: Any, choices: Sequence[str], labels: Sequence[str]) -> dict
         found["text"] = list(choices).index(words)
     letter = re.sub(r"^[(\[]|[)\].:]+$", "", words).casefold()
     folded = [label.casefold() for label in labels]
-    if isinstance(answer, str) and letter in folded:
+    if letter in folded:
         found["letter"] = folded.index(letter)
     if isinstance(answer, int) or re.fullmatch(r"\d{1,6}", words):
         number = int(words)

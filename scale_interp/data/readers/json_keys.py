@@ -24,6 +24,7 @@ OTHER_NAMES = {
     }.items()
 }
 """Other names of a key, without capitals and signs."""
+FILE = re.compile(r"\.(png|jpe?g|webp|gif|bmp|tiff?|ppm|pgm|jp2)\s*$", re.I)
 SHOWN = re.compile(r"image|img|picture|photo", re.I)
 CLOSE = 0.8
 """Share of a key's letters that are in place where it is taken for a slip."""
@@ -47,7 +48,9 @@ def require_key(name: str, record: Mapping[str, Any], known: Sequence[str], wher
     """DataError where a key that is not known is the name in other letters, or is probably meant as it and the name is missing."""
     for key in record:
         plain = re.sub(r"[\W_]", "", key).casefold()
-        if key not in (name, *known) and (plain == name or (name not in record and _meant(key, plain, name))):
+        if key in (name, *known):
+            continue
+        if plain == name or (name not in record and (_meant(key, plain, name) or (name == "image" and _names_image(record[key])))):
             raise DataError(f"{where}: the key {short(key)} is not read; did you mean {name!r}?")
 
 
@@ -56,6 +59,11 @@ def _meant(key: str, plain: str, name: str) -> bool:
         return True
     close = len(name) > 3 and SequenceMatcher(None, plain, name).ratio() >= CLOSE
     return close or (name in OTHER_NAMES and OTHER_NAMES[name].fullmatch(plain) is not None)
+
+
+def _names_image(value: Any) -> bool:
+    words = (part for part in _listed(value) if isinstance(part, str))
+    return any(part.lstrip().startswith("data:image/") or FILE.search(part[-20:]) is not None for part in words)
 
 
 def _listed(value: Any) -> list[Any]:
