@@ -61,7 +61,20 @@ def box_questions(
     seed: int = 0,
     images: str | Path | None = None,
 ) -> Questions:
-    """Questions from a COCO detection JSON: `read_boxes`, then "pope", "place" or "relation" (kind is POPE's)."""
+    """Questions from a COCO detection JSON, as `pope_questions`, `place_questions` or `relation_questions` ask them.
+
+    Args:
+        path: The JSON file.
+        ask: "pope", "place" or "relation".
+        kind: How absent things are chosen, for "pope".
+        split: "train", "validation", "test" or "all"; images that show the same pixels are in one split.
+        n: How many questions; None is all.
+        seed: Draws splits, samples and the order of options.
+        images: The folder of the images; default: `images` beside the file, else the file's own folder.
+
+    Raises:
+        DataError: For a file that is not in this form, an unknown form or kind, or where nothing can be asked.
+    """
     if ask not in ("pope", "place", "relation"):
         raise DataError(f"ask={ask!r}: choose 'pope', 'place' or 'relation'")
     boxes = read_boxes(path, images)
@@ -78,8 +91,17 @@ def pope_questions(
     The things of a "no" are drawn from all classes that the image lacks ("random"), or are the ones in most images of
     the set ("popular"), or those that most often share an image with what this one shows ("adversarial"; then by
     popularity). Right only where every thing of the set's classes has a box.
-    per_image: questions per image; fewer, with a DataWarning, where it shows or lacks too few classes.
-    Raises DataError for an unknown kind, or an odd n or per_image.
+
+    Args:
+        boxes: Photographs with boxes.
+        kind: How the things of a "no" are chosen: "random", "popular" or "adversarial".
+        n: How many questions, an even number; None is all.
+        per_image: Questions per image; fewer, with a DataWarning, where it shows or lacks too few classes.
+        seed: Draws splits, things and samples.
+        split: "train", "validation", "test" or "all".
+
+    Raises:
+        DataError: For an unknown kind or split, or an odd n or per_image.
     """
     if kind not in KINDS:
         raise DataError(f"kind {kind!r}: choose from {', '.join(KINDS)}")

@@ -25,10 +25,18 @@ KINDS: dict[str, Kind] = {"map": MAP, "maze": MAZE, "grid": GRID}
 def generated_questions(form: str, kind: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
     """n four-option questions about generated maps, mazes or grids, in the form of SpatialEval.
 
-    form: "vqa" shows an image, "tqa" describes the same scene in words, "vtqa" does both. kind: "map", "maze" or
-    "grid". The same kind, split, n and seed give the same scenes and questions in every form, ids differing by the
-    form only. A scene is asked each type of question at most once; types and right answers come in equal shares
-    (up to one). Raises DataError for an unknown form, kind or split, and for n below 1.
+    The same kind, split, n and seed give the same scenes and questions in every form; ids differ by the form only. A scene
+    is asked each type of question at most once; types and right answers come in equal shares (up to one).
+
+    Args:
+        form: "vqa" shows an image, "tqa" describes the same scene in words, "vtqa" does both.
+        kind: "map", "maze" or "grid".
+        split: "train", "validation" or "test".
+        n: How many questions.
+        seed: Draws layouts and questions.
+
+    Raises:
+        DataError: For an unknown form, kind or split, and for n below 1.
 
     >>> questions = generated_questions("tqa", "grid", n=8)
     >>> questions
