@@ -79,7 +79,7 @@ class JsonL:
         if self._counted and not self._zeros and (chance := math.exp(self._chance)) < PERHAPS:
             said = (
                 f"{self.path}: none of {self._counted} answers that are numbers is 0: are they counted from 1? They "
-                f"{'would be' if chance < SURELY else 'are'} read as counted from 0; say answers='index1' or answers='index'"
+                f"{'would be' if chance < SURELY else 'are'} read as counted from 0; say answers='index1' or answers='index', or words"
             )
             if chance < SURELY:
                 raise DataError(said)
