@@ -10,18 +10,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import combinations
-from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import statistics
-from ..core.card import Card
+from ..core.arguments import Count, Seed, checked
+from ..core.figures import draw
 from ..core.progress import track
-from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..core.result import APART, Misfit, Result, require_below
 from ..data.identity import image_names
 from ..data.items import groups, require
 from ..data.question import Question
@@ -35,12 +36,11 @@ from .head_probe import Label, label_name, permuted, read_labels, require_pictur
 from .headmap import HeadMap
 from .joint_probe import fit_joint_probe, importance
 
-KIND = "FunctionalHeads"
 RESAMPLES = 500
 
 
 @dataclass(frozen=True, eq=False)
-class FunctionalHeads(Card):
+class FunctionalHeads(Result):
     """The joint probe's importance of every head for every function, on held-out questions.
 
     importance [Q, L, H]: gradient x activation for each held-out question's own function; codes [Q]: the number of that
@@ -54,13 +54,13 @@ class FunctionalHeads(Card):
     True
     """
 
-    functions: tuple[str, ...]
-    importance: Tensor
-    codes: Tensor
-    verdicts: Tensor
-    groups: Tensor
-    null: Tensor
-    null_accuracy: Tensor
+    functions: Annotated[tuple[str, ...], "functions"]
+    importance: Float[Tensor, "questions layers heads"]
+    codes: Int[Tensor, " questions"]
+    verdicts: Int[Tensor, " questions"]
+    groups: Int[Tensor, " questions"]
+    null: Float[Tensor, "permutations functions layers heads"]
+    null_accuracy: Float[Tensor, " permutations"]
     pictures: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -68,7 +68,7 @@ class FunctionalHeads(Card):
         counts = ", ".join(f"{name} {len(self.heads(name))}" for name in self.functions)
         return f"<FunctionalHeads of {self.mean[0].numel()}: {counts}; probe right on {self.accuracy:.2f} of {len(self.codes)} held out>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         found = ((name, self.heads(name)) for name in self.functions)
         return ({"function": name, "heads": len(heads), "first": ", ".join(map(str, heads[:3]))} for name, heads in found)
 
@@ -194,31 +194,16 @@ class FunctionalHeads(Card):
 
     def plot(self, **options: Any) -> Any:
         """Layer histograms, one a function (see viz.layer_histogram)."""
-        from ..viz import layer_histogram
+        return draw("layer_histogram", self, **options)
 
-        return layer_histogram(self, **options)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        names = ("importance", "codes", "verdicts", "groups", "null", "null_accuracy")
-        meta = {"functions": list(self.functions), "pictures": list(self.pictures), "provenance": self.provenance}
-        write_tensors(Path(path), KIND, {name: getattr(self, name) for name in names}, meta)
-
-    @staticmethod
-    def load(path: str | Path) -> FunctionalHeads:
-        """Read saved heads. Raises FileError for a damaged or foreign file."""
-        path = Path(path)
-        tensors, meta = read_tensors(path, KIND)
-        functions, pictures = (tuple(entry(path, meta, name, list[str])) for name in ("functions", "pictures"))
-        found = {name: expect(path, tensors, name, n) for name, n in (("importance", 3), ("null", 4), ("null_accuracy", 1))}
-        found |= {name: numbered(path, tensors, name, len(functions)) for name in ("codes", "verdicts")}
-        found["groups"] = numbered(path, tensors, "groups")
-        together(path, len({len(found[name]) for name in ("importance", "codes", "verdicts", "groups")}) == 1)
-        together(path, set(found["codes"].tolist()) == set(range(len(functions))) and found["importance"].numel() > 0)
-        together(path, found["null"].shape == (len(found["null_accuracy"]), len(functions), *found["importance"].shape[1:]))
-        return FunctionalHeads(functions, **found, pictures=pictures, provenance=entry(path, meta, "provenance", dict[str, Any]))
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        for name in ("codes", "verdicts"):
+            require_below(name, getattr(self, name), len(self.functions))
+        if set(self.codes.tolist()) != set(range(len(self.functions))):
+            raise Misfit(f"{APART}: a function has no question")
 
 
+@checked
 def functional_heads(
     vlm: VLM,
     questions: Sequence[Question],
@@ -227,8 +212,8 @@ def functional_heads(
     positions: Positions = "all",
     held_out: float = 0.4,
     epochs: int = 20,
-    permutations: int = 39,
-    seed: int = 0,
+    permutations: Count = 39,
+    seed: Seed = 0,
 ) -> FunctionalHeads:
     """Which heads tell a joint probe what function a question asks for (CogQA pipeline, arXiv 2512.10978, steps 1 to 5).
 
@@ -241,7 +226,7 @@ def functional_heads(
 
     >>> import scale_interp as si
     >>> from scale_interp.data.readers.cogvsr import subquestions
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> steps = subquestions(cog_questions("train", n=12))
     >>> functional_heads(si.load("demo"), steps, epochs=1, permutations=1).functions[0]
     'attribute recognition'

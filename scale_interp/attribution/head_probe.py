@@ -6,18 +6,18 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegressionCV
 from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ..core.arguments import AtLeast, Count, Seed, checked
 from ..core.progress import track
-from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
@@ -26,7 +26,6 @@ from .ablation import provenance
 from .answer_tokens import Positions, answer_activations
 from .headmap import HeadMap
 
-KIND = "ProbeMap"
 Label = str | Callable[[Question], Any]
 STRENGTHS = (0.001, 0.01, 0.1, 1.0)
 """Inverse regularisation strengths C to choose from; features have unit variance."""
@@ -46,7 +45,7 @@ class ProbeMap(HeadMap):
 
     significance: ClassVar[str] = "above chance (max-statistic, {alpha})"
 
-    p: Tensor
+    p: Float[Tensor, "layers heads"]
     classes: tuple[str, ...]
     chance: float
 
@@ -54,38 +53,17 @@ class ProbeMap(HeadMap):
     def p_values(self) -> Tensor:
         return self.p
 
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        tensors = {"per_question": self.per_question, "groups": self.groups, "p": self.p}
-        meta = {"method": self.method, "unit": self.unit, "classes": list(self.classes), "chance": self.chance}
-        write_tensors(Path(path), KIND, tensors, meta | {"provenance": dict(self.provenance)})
 
-    @staticmethod
-    def load(path: str | Path) -> ProbeMap:
-        """Read a saved map. Raises FileError for a damaged or foreign file."""
-        path = Path(path)
-        tensors, meta = read_tensors(path, KIND)
-        per_question, p, numbers = (
-            expect(path, tensors, "per_question", 3),
-            expect(path, tensors, "p", 2),
-            numbered(path, tensors, "groups"),
-        )
-        together(path, len(numbers) == len(per_question) and p.shape == per_question.shape[1:] and per_question.numel() > 0)
-        method, unit = (entry(path, meta, name, str) for name in ("method", "unit"))
-        classes, chance = tuple(entry(path, meta, "classes", list[str])), entry(path, meta, "chance", float)
-        about = entry(path, meta, "provenance", dict[str, Any])
-        return ProbeMap(method, unit, per_question, numbers, about, p=p, classes=classes, chance=chance)
-
-
+@checked
 def probe(
     vlm: VLM,
     questions: Sequence[Question],
     label: Label = "relation",
     *,
     positions: Positions = "first",
-    folds: int = 5,
-    permutations: int = 1000,
-    seed: int = 0,
+    folds: Annotated[int, AtLeast(2)] = 5,
+    permutations: Count = 1000,
+    seed: Seed = 0,
 ) -> ProbeMap:
     """Held-out accuracy of a logistic probe on each head's z (the simple variant, after ITI, arXiv 2306.03341).
 

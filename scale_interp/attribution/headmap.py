@@ -5,26 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
 from ..core import statistics
-from ..core.card import MOST, Card, bundle
-from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..core.figures import draw
+from ..core.notebook import MOST, FigureView
+from ..core.result import Result
 from ..errors import DataError
 from ..interventions.edit import Head
 
-KIND = "HeadMap"
-
 
 @dataclass(frozen=True, eq=False)
-class HeadMap(Card):
+class HeadMap(Result, FigureView):
     """Scores of all heads by one method.
 
     per_question [Q, L, H]: the effect of each head on each question; scores [L, H]: its mean. groups [Q]: questions
@@ -37,8 +36,8 @@ class HeadMap(Card):
 
     method: str
     unit: str
-    per_question: Tensor
-    groups: Tensor
+    per_question: Float[Tensor, "questions layers heads"]
+    groups: Int[Tensor, " questions"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     significance: ClassVar[str] = "differs from 0 (Holm, {alpha})"
@@ -50,12 +49,9 @@ class HeadMap(Card):
         best = f"({layer}, {head}) {self.scores[layer, head]:+.3f} {self.unit}"
         return f"<{type(self).__name__} {self.method}: {L} layers x {H} heads, {Q} questions; top head {best}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         heads = self.top(min(MOST, self.scores.numel()))
         return ({"layer": layer, "head": head, self.unit: float(self.scores[layer, head])} for layer, head in heads)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
 
     @cached_property
     def scores(self) -> Tensor:
@@ -149,28 +145,4 @@ class HeadMap(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly heatmap, layer by head (see viz.head_heatmap)."""
-        from ..viz import head_heatmap
-
-        return head_heatmap(self, **options)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header.
-
-        >>> import tempfile
-        >>> m, path = HeadMap("mine", "logit diff", torch.rand(4, 2, 8), torch.arange(4)), f"{tempfile.mkdtemp()}/mine.safetensors"
-        >>> m.save(path)
-        >>> HeadMap.load(path).top(3) == m.top(3)
-        True
-        """
-        tensors = {"per_question": self.per_question, "groups": self.groups}
-        write_tensors(Path(path), KIND, tensors, {"method": self.method, "unit": self.unit, "provenance": dict(self.provenance)})
-
-    @staticmethod
-    def load(path: str | Path) -> HeadMap:
-        """Read a saved map. Raises FileError for a damaged or foreign file."""
-        path = Path(path)
-        tensors, meta = read_tensors(path, KIND)
-        per_question, groups = expect(path, tensors, "per_question", 3), numbered(path, tensors, "groups")
-        together(path, len(groups) == len(per_question) and per_question.numel() > 0)
-        method, unit = (entry(path, meta, name, str) for name in ("method", "unit"))
-        return HeadMap(method, unit, per_question, groups, entry(path, meta, "provenance", dict[str, Any]))
+        return draw("head_heatmap", self, **options)

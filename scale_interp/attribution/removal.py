@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import statistics
-from ..core.card import Card
-from ..core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ..core.arguments import Seed, checked
+from ..core.figures import draw
+from ..core.result import Result
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import EditError
@@ -24,12 +25,11 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .metric import Metric, measure
 
-KIND = "RemovalCurve"
 KINDS = ("top", "random", "low", "keep")
 
 
 @dataclass(frozen=True, eq=False)
-class RemovalCurve(Card):
+class RemovalCurve(Result):
     """A metric after k heads were removed, with `base` [Q] before.
 
     per_question [Q, K, 4]: for top, random (mean of draws), low and keep-only; random [K, R]: the mean over questions of
@@ -42,18 +42,18 @@ class RemovalCurve(Card):
     [1, 4]
     """
 
-    ks: tuple[int, ...]
+    ks: Annotated[tuple[int, ...], "points"]
     metric: str
-    per_question: Tensor
-    random: Tensor
-    base: Tensor
-    groups: Tensor
+    per_question: Float[Tensor, "questions points 4"]
+    random: Float[Tensor, "points draws"]
+    base: Float[Tensor, " questions"]
+    groups: Int[Tensor, " questions"]
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<RemovalCurve of {self.metric}, k = {', '.join(map(str, self.ks))}: top minus random {self.area()}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         means = self.per_question.double().mean(0).tolist()
         return ({"k": k} | dict(zip(KINDS, row, strict=True)) for k, row in zip(self.ks, means, strict=True))
 
@@ -95,28 +95,10 @@ class RemovalCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """The four curves with bands (see viz.removal_curves)."""
-        from ..viz import removal_curves
-
-        return removal_curves(self, **options)
-
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        tensors = {"per_question": self.per_question, "random": self.random, "base": self.base, "groups": self.groups}
-        write_tensors(FilePath(path), KIND, tensors, {"ks": list(self.ks), "metric": self.metric, "provenance": self.provenance})
-
-    @staticmethod
-    def load(path: str | FilePath) -> RemovalCurve:
-        """Read a saved curve. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        found = {name: expect(path, tensors, name, n) for name, n in (("per_question", 3), ("random", 2), ("base", 1))}
-        found["groups"] = numbered(path, tensors, "groups")
-        ks, metric = tuple(entry(path, meta, "ks", list[int])), entry(path, meta, "metric", str)
-        together(path, found["per_question"].shape == (len(found["base"]), len(ks), len(KINDS)) and found["per_question"].numel() > 0)
-        together(path, len(found["groups"]) == len(found["base"]) and len(found["random"]) == len(ks))
-        return RemovalCurve(ks, metric, **found, provenance=entry(path, meta, "provenance", dict[str, Any]))
+        return draw("removal_curves", self, **options)
 
 
+@checked
 def remove_heads_curve(
     vlm: VLM,
     test: Sequence[Question],
@@ -127,7 +109,7 @@ def remove_heads_curve(
     draws: int = 20,
     chosen_on: Iterable[Question | str] = (),
     metric: Metric = "accuracy",
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> RemovalCurve:
     """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.

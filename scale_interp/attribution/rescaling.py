@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
-from ..core.card import Card
+from ..core.arguments import checked
+from ..core.notebook import NotebookView
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
@@ -31,7 +32,7 @@ FACTORS = (0.0, 0.5, 1.5, 2.0, 4.0)
 
 
 @dataclass(frozen=True, eq=False)
-class Rescaling(Card):
+class Rescaling(NotebookView):
     """Change of a metric for every unit and factor: per_question [Q, F, U]; units name the U rescaled parts.
 
     >>> change = torch.tensor([[[0.0, 0.5]], [[0.0, 1.0]]])
@@ -57,7 +58,7 @@ class Rescaling(Card):
         factor, unit = self.factors[best // len(self.units)], self.units[best % len(self.units)]
         return f"<Rescaling of {len(self.units)} {self.unit}s: best {unit} x{factor:g}, {self.metric} {self.change.max():+.3f}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         U = len(self.units)
         order = self.change.flatten().argsort(descending=True, stable=True).tolist()
         return ({self.unit: self.units[i % U], "factor": self.factors[i // U], "change": float(self.change.flatten()[i])} for i in order)
@@ -75,6 +76,7 @@ class Rescaling(Card):
         return pd.DataFrame(rows)
 
 
+@checked
 def rescale(
     vlm: VLM,
     questions: Sequence[Question],

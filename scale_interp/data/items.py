@@ -10,8 +10,9 @@ from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..core.card import Card
-from ..errors import DataError, LeakError
+from ..core.arguments import Listed
+from ..core.notebook import NotebookView
+from ..errors import LeakError
 from .identity import PIXELS, merged_groups, same_image
 from .question import Question
 
@@ -30,7 +31,7 @@ class Item(Protocol):
 T = TypeVar("T", bound=Item, covariant=True)
 
 
-class Items(Card, Sequence[T]):
+class Items(NotebookView, Sequence[T]):
     """Items of one data set, split and seed; slices keep these."""
 
     noun = "items"
@@ -39,7 +40,7 @@ class Items(Card, Sequence[T]):
         self.items = tuple(items)
         self.source, self.split, self.seed = source, split, seed
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return map(self._card_row, self.items)
 
     def _card_row(self, item: Any) -> Mapping[str, Any]:
@@ -89,20 +90,9 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[Any]:
+def require(questions: Sequence[Any] | Any, kind: type[Listed] = Question) -> Sequence[Any]:
     """The questions (or contrasts) as a non-empty sequence, or DataError."""
-    if isinstance(questions, kind):
-        questions = [questions]
-    if isinstance(questions, str | bytes | Mapping | type) or not (hasattr(questions, "__len__") and hasattr(questions, "__getitem__")):
-        mend = "si.load_questions('scenes/relation')" if kind is Question else "si.contrasts(questions)"
-        raise DataError(f"expected a list of {kind.__name__}s, found a {type(questions).__name__}: give such as {mend} returns")
-    if len(questions) == 0:
-        raise DataError("an empty set of questions: load at least one")
-    wrong = next((q for q in questions if not isinstance(q, kind)), None)
-    if wrong is not None:
-        mend = "pass questions, not pairs" if kind is Question else "build pairs with si.contrasts(questions)"
-        raise DataError(f"expected {kind.__name__}s, found a {type(wrong).__name__}: {mend}")
-    return questions
+    return kind.require_items(questions)
 
 
 def groups(items: Sequence[Item]) -> np.ndarray:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arguments import checked
 from ..core.progress import track
 from ..errors import DataError, DataWarning
 from .identity import Families, pixel_key
@@ -45,6 +46,7 @@ RENDERED, MOST_RENDERED = 200, 1_000_000
 """Questions of a rendered set where no number is asked for, and the most: scenes that differ run out."""
 
 
+@checked
 def load_questions(
     name: str,
     split: str | None = None,

@@ -6,12 +6,12 @@ import hashlib
 import io
 import math
 from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
 from types import EllipsisType
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image
 
@@ -19,6 +19,8 @@ from ..errors import DataError
 from . import decoding
 from .decoding import DECODER, ImageSource, decode, explained, image_source, plain_file
 from .identity import pixel_key
+from .question_card import question_card
+from .require import require_items
 from .wording import alike, clean, clean_text, short
 
 Box = tuple[float, float, float, float]
@@ -53,6 +55,8 @@ class Question:
     >>> q.answer_text, q.image.size
     ('left', (8, 8))
     """
+
+    asked_for: ClassVar[str] = "a Question, as in si.load_questions('scenes/relation')[0]"
 
     text: str
     choices: tuple[str, ...]
@@ -90,9 +94,14 @@ class Question:
         given = image_sources if image is picture is ... else picture if image is ... else image
         sources = () if given is None else tuple(given) if isinstance(given, list | tuple) else (given,)
         values = (text, choices, answer, sources, id, group, task, relation, about, {} if boxes is None else boxes)
-        for name, value in zip(self.__dataclass_fields__, (*values, {} if meta is None else meta), strict=True):
-            object.__setattr__(self, name, value)
+        for given_field, value in zip(fields(self), (*values, {} if meta is None else meta), strict=True):
+            object.__setattr__(self, given_field.name, value)
         self._check()
+
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.load_questions('scenes/relation')", "pass questions, not pairs")
 
     def _check(self) -> None:
         where = f"question {self.id or short(self.text)}"
@@ -193,8 +202,6 @@ class Question:
         return open_image(source, f"question {self.id}")
 
     def _repr_html_(self) -> str:
-        from .question_card import question_card
-
         return question_card(self)
 
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..attribution.ablation import provenance
 from ..attribution.metric import measure
 from ..core import statistics
-from ..core.card import Card
+from ..core.arguments import checked
+from ..core.notebook import NotebookView
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
@@ -33,7 +34,7 @@ FEW = 10
 
 
 @dataclass(frozen=True, eq=False)
-class Evaluation(Card):
+class Evaluation(NotebookView):
     """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest.
 
     >>> import scale_interp as si
@@ -54,7 +55,7 @@ class Evaluation(Card):
             f"on {len(self.questions)} questions, chance {self.chance:.3f}{notes}>"
         )
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         right = self.per_question.tolist()
         told = zip(self.questions, self.answers, right, strict=True)
         return ({"answered wrong": q.text, "right": q.answer_text, "given": given} for q, given, good in told if not good)
@@ -157,6 +158,7 @@ class Evaluation(Card):
         )
 
 
+@checked
 def evaluate(
     vlm: VLM,
     questions: Sequence[Question],
@@ -181,6 +183,7 @@ def evaluate(
     return evaluate_many(vlm, questions, edit, path=path, prompts=prompts, scoring=scoring)[0]
 
 
+@checked
 def evaluate_many(
     vlm: VLM,
     questions: Sequence[Question],

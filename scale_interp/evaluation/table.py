@@ -5,21 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 import pandas as pd
 
 from ..core import statistics
-from ..core.card import Card
-from ..core.record import entry, read_json, write_json
-from ..errors import FileError
-
-PARTS = ("about", "provenance")
+from ..core.result import Misfit, Result
 
 
 @dataclass(frozen=True, eq=False)
-class Table(Card):
+class Table(Result):
     """rows: mappings with the same columns; None where a column says nothing of a row. about: what else was found."""
 
     rows: tuple[Mapping[str, Any], ...]
@@ -28,32 +23,20 @@ class Table(Card):
     columns: ClassVar[tuple[str, ...]] = ()
     """Columns that every row of this kind of table has."""
     most = 100
+    file = "json"
 
     def to_frame(self) -> pd.DataFrame:
         """The rows as a data frame."""
         return pd.DataFrame(list(self.rows))
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({name: row.get(name) for name in self.columns or row} for row in self.rows)
 
-    def save(self, path: str | Path) -> None:
-        """Write one JSON file."""
-        parts = {"rows": list(self.rows), "about": dict(self.about), "provenance": dict(self.provenance)}
-        write_json(Path(path), {"kind": type(self).__name__} | parts, sealed=True)
-
-    @classmethod
-    def load(cls, path: str | Path) -> Self:
-        """Read a saved table. Raises FileError for a damaged or foreign file."""
-        found = read_json(Path(path))
-        if found.get("kind") != cls.__name__:
-            raise FileError(f"{path} is no {cls.__name__} but {found.get('kind', 'a foreign file')!r}; give the file of a {cls.__name__}")
-        rows = found.get("rows")
-        if not isinstance(rows, list) or not rows or not all(isinstance(row, dict) for row in rows):
-            raise FileError(f"{path} holds no rows; save it again")
-        if missing := {name for row in rows for name in set(cls.columns) - set(row)}:
-            raise FileError(f"{path}: its rows lack {', '.join(sorted(missing))}; save it again")
-        about, provenance = (entry(Path(path), {"about": {}, "provenance": {}} | found, name, dict[str, Any]) for name in PARTS)
-        return cls(tuple(rows), about, provenance)
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if not self.rows:
+            raise Misfit("it holds no rows")
+        if missing := {name for row in self.rows for name in set(self.columns) - set(row)}:
+            raise Misfit(f"its rows lack {', '.join(sorted(missing))}")
 
 
 def known(value: float) -> float | None:

@@ -9,16 +9,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..core.card import Card
+from ..core.arguments import Count, checked
+from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..vlm.vlm import VLM
 from .choices import read_choices
 
 
 @dataclass(frozen=True)
-class Activations(Card):
+class Activations(NotebookView):
     """z [Q, L, H, D] before W_O; mlp [Q, L, d_model]; logits [Q, C] over the choices' first tokens.
 
     >>> import scale_interp as si
@@ -34,12 +35,13 @@ class Activations(Card):
     def __repr__(self) -> str:
         return f"<Activations z {list(self.z.shape)}, mlp {list(self.mlp.shape)}, logits {list(self.logits.shape)}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         axes = {"z": "questions, layers, heads, numbers a head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
         return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
 
 
-def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int = 16) -> Activations:
+@checked
+def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: Count = 16) -> Activations:
     """Read z and MLP outputs of the prompt's last token in whole, unedited forward passes.
 
     Questions of one prompt length share a batch, so no padding enters the numbers.
@@ -51,7 +53,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
     """
     questions = require(questions)
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    found = [*each(vlm, batches, capture_work, "reading activations")]
+    found = [*map_batches(vlm, batches, capture_work, "reading activations")]
     z, mlp, logits = (batches.restore([part[name] for part in found]) for name in ("z", "mlp", "logits"))
     C = max(map(len, logits))
     padded = [torch.nn.functional.pad(row, (0, C - len(row)), value=float("-inf")) for row in logits]
@@ -59,7 +61,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
 
 
 @torch.no_grad()
-def capture_work(vlm: VLM, questions: Sequence[Question]) -> Found:
+def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):

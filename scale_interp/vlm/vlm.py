@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from nnsight import NNsight
 from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
-from ..core.card import Card
+from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
-
-if TYPE_CHECKING:
-    from ..interventions.check import Report
-
+from .report import Report
 
 WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")
@@ -37,7 +35,19 @@ def check_cache(name: str) -> PrefixCache:
     return name  # type: ignore[return-value]
 
 
-class VLM(Card):
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model while it was used; no setting is among it.
+
+    reports: how the paths agree, by the state of the model that was measured (`VLM.state`). chunk_bytes: what a packed call may take
+    after memory ran out, by the setting (`VLM.memory`) under which it did.
+    """
+
+    reports: dict[str, Report] = field(default_factory=dict)
+    chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+
+
+class VLM(NotebookView):
     """A transformers model and its processor, with its heads' places and one nnsight view of it.
 
     Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
@@ -48,6 +58,8 @@ class VLM(Card):
     >>> len(vlm.encode(q)["input_ids"]), len(vlm.choice_ids(q)) == len(q.choices)
     (1, True)
     """
+
+    asked_for = "a model, as in si.load('demo')"
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
@@ -65,26 +77,28 @@ class VLM(Card):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
-        self.report: Report | None = None
-        """How the paths agree on one question, once that was measured: on load with check=True, else on first use."""
+        self.measured = Measured()
         self.memory: int | None = None
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
-        self.source: dict[str, Any] | None = None
-        """The arguments of `load` with which another process opens the same model; None for a live model."""
+        self.execution: Any = None
+        """The journal that keeps the work on this model, and who does it (`execution.Execution`); None: as the user's block says."""
+        self.reopen: Callable[[], VLM] | None = None
+        """Opens the same model in another process, to which it is pickled; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
+        report = self.report
         told = {
             "class": type(self.hf_model).__name__,
             "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
             "width": f"{self.d_model}, {self.head_dim} a head",
             "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
-            "path": "measured on first use" if self.report is None else f"{self.report.path}: {self.report.why}",
+            "path": "measured on first use" if report is None else f"{report.path}: {report.why}",
         }
         return ({"": name, self.name: value} for name, value in told.items())
 
@@ -116,8 +130,35 @@ class VLM(Card):
     @property
     def hooked(self) -> bool:
         """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
-        hooks = (hook for m in self.hf_model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-        return any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
+        return any(True for _ in self._foreign_hooks())
+
+    def _foreign_hooks(self) -> Iterator[tuple[str, Any]]:
+        for name, module in self.hf_model.named_modules():
+            for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values()):
+                if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS:
+                    yield name, hook
+
+    @property
+    def state(self) -> str:
+        """A hash of what decides, beside the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        model = self.hf_model
+        about = [self.decoder.config._attn_implementation, str(model.training)]
+        about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
+        about += sorted({f"{weight.dtype} {weight.device}" for weight in model.parameters()})
+        about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_hooks()]
+        return hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
+
+    @property
+    def report(self) -> Report | None:
+        """How the paths agree on one question: measured on load with check=True, else on first use; None before.
+
+        It is of the model as it is now: after a change of its attention, dtype, device, modules or hooks it is measured again.
+        """
+        return self.measured.reports.get(self.state)
+
+    @report.setter
+    def report(self, report: Report) -> None:
+        self.measured.reports[self.state] = report
 
     @property
     def revision(self) -> str | None:

@@ -7,22 +7,19 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, Self
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
 
 from ...core.arguments import checked_settings, fits
-from ...core.card import Card
-from ...core.record import made, read_json, write_json
-from ...errors import EditError, FileError
+from ...core.result import Adapter, entries
+from ...errors import EditError
 from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_logits
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head, check_heads
 from ...vlm.vlm import VLM
 from ..attach import require_model
-
-CONFIG = "attention_config.json"
 
 
 class AttentionMethod(Protocol):
@@ -44,34 +41,25 @@ class AttentionMethod(Protocol):
 
 
 @dataclass(frozen=True)
-class SavedSettings(Card):
+class SavedSettings(Adapter):
     """Settings that are written as a folder with one readable JSON file, and read back."""
 
     most = 100
+    config_file = "attention_config.json"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"setting": name, "value": "all" if value is None else str(value)} for name, value in asdict(self).items())
 
     def config(self) -> dict[str, Any]:
         """The method's name and its settings."""
         return {"method": type(self).__name__, "settings": asdict(self)}
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write attention_config.json."""
-        write_json(Path(folder) / CONFIG, self.config(), sealed=True)
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return {}, {"settings": asdict(self)}
 
     @classmethod
-    def from_pretrained(cls, folder: str | Path) -> Self:
-        """Read saved settings. Raises FileError for a damaged or foreign folder."""
-        path = Path(folder) / CONFIG
-        return cls.from_config(read_json(path), path)
-
-    @classmethod
-    def from_config(cls, config: Mapping[str, Any], path: Path) -> Self:
-        """What `save_pretrained` wrote; path: named in errors."""
-        if config.get("method") != cls.__name__:
-            raise FileError(f"{path} describes {config.get('method', 'no method')!r}, no {cls.__name__}; give the folder of one")
-        return made(path, lambda: cls(**config["settings"]))
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        return entries(path, meta, {"settings": dict[str, Any]})["settings"]
 
 
 @checked_settings

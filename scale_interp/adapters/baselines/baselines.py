@@ -17,10 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ...attribution.ablation import provenance
-from ...core.card import Card
-from ...core.record import write_json, write_tensors
+from ...core.arguments import Seed, checked
+from ...core.files import write_json
+from ...core.notebook import NotebookView
+from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
+from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
@@ -39,7 +42,7 @@ FREE_RATES = (1e-2, 3e-3, 3e-2)
 
 
 @dataclass(frozen=True, eq=False)
-class PeftAdapter(Card):
+class PeftAdapter(NotebookView):
     """A LoRA or IA3 adapter of a VLM's text decoder; config and weights are peft's.
 
     history: a row an epoch of the fit. settings hold the learning rate that was kept, all that were tried, and the seconds.
@@ -61,7 +64,7 @@ class PeftAdapter(Card):
     def __repr__(self) -> str:
         return f"<{self.name} of {self.n_parameters:,} parameters>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property
@@ -83,7 +86,7 @@ class PeftAdapter(Card):
 
 
 @dataclass(frozen=True, eq=False)
-class LastTokenBias(Card):
+class LastTokenBias(NotebookView):
     """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
 
     >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
@@ -99,7 +102,7 @@ class LastTokenBias(Card):
     def __repr__(self) -> str:
         return f"<LastTokenBias of {self.n_parameters:,} parameters>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
 
     @property
@@ -119,13 +122,14 @@ class LastTokenBias(Card):
         return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
 
 
+@checked
 def fit_lora(
     vlm: VLM,
     train: Sequence[Question],
     rank: int = 4,
     *,
     learning_rates: Sequence[float] = LORA_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -145,12 +149,13 @@ def fit_lora(
     return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_ia3(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -171,12 +176,13 @@ def fit_ia3(
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_bias(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> LastTokenBias:
@@ -189,11 +195,13 @@ def fit_bias(
     """
     train, options = prepared(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
+    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
-        return train_parameters([shift], lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0], learn, held, options, rate)
+        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
+        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, learning_rates, options, seed)
     made = provenance(vlm, train, path="packed")
@@ -214,6 +222,7 @@ def _fit_peft(
     learn, held = read_batches(vlm, train, options, seed)
     given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
     names: list[str] = []
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
         # The weights have changed, so the prompt is run anew.
@@ -223,7 +232,7 @@ def _fit_peft(
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return train_parameters(list(weights.values()), scores, learn, held, options, rate)
+            return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")

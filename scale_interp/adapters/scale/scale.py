@@ -6,30 +6,27 @@ import math
 from collections.abc import Iterable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import pandas as pd
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
-from ...core.arguments import checked_settings
-from ...core.card import Card
-from ...core.record import entry, expect, heads_of, made, read_json, read_tensors, write_json, write_tensors
-from ...errors import EditError, FileError
+from ...core.arguments import checked_settings, fits
+from ...core.result import Adapter, Misfit
+from ...errors import EditError
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...vlm.vlm import VLM
 from ..attach import attach
 
-KIND = "ScAle"
-CONFIG, WEIGHTS = "scale_config.json", "scale.safetensors"
 ROUNDING = 1e-5
 """By which a scalar may pass the bounds of its fit."""
 
 
 @checked_settings
 @dataclass(frozen=True, eq=False)
-class ScAle(Card):
+class ScAle(Adapter):
     """Learned scalars: scalars [L, H] on heads, mlp_scalars [L] on MLPs; 1 changes nothing.
 
     n_parameters: how many numbers were learned (fewer than L * H + L where heads were chosen or a layer shares one).
@@ -40,14 +37,16 @@ class ScAle(Card):
     ([((0, 1), 0.5)], tensor([[[1.0000, 0.7500]]]))
     """
 
-    scalars: Tensor
-    mlp_scalars: Tensor
+    scalars: Float[Tensor, "layers heads"]
+    mlp_scalars: Float[Tensor, " layers"]
     n_parameters: int
     heads: tuple[Head, ...]
     scope: Scope = "each_new_token"
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[Mapping[str, float], ...] = ()
+    history: tuple[Mapping[str, Any], ...] = ()
+    config_file = "scale_config.json"
+    weights_file = "scale.safetensors"
 
     def __post_init__(self) -> None:
         for name, ndim in (("scalars", 2), ("mlp_scalars", 1)):
@@ -64,7 +63,7 @@ class ScAle(Card):
         low, high = float(self.scalars.min()), float(self.scalars.max())
         return f"<ScAle of {self.n_parameters} parameters, {moved} differ from 1; heads {low:.2f} to {high:.2f}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"layer": layer, "head": head, "scalar": scalar} for (layer, head), scalar in self.ranking())
 
     def edit(self, strength: float = 1.0) -> Edit:
@@ -124,61 +123,31 @@ class ScAle(Card):
             scalars[list(layers), list(numbers)] = change(torch.stack(heads))
         return replace(self, scalars=scalars, mlp_scalars=change(self.mlp_scalars) if self.settings.get("mlp") else self.mlp_scalars)
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write scale.safetensors and a readable scale_config.json.
+    def _weights_meta(self) -> dict[str, Any]:
+        return {"n_parameters": self.n_parameters}
 
-        >>> import tempfile
-        >>> folder = tempfile.mkdtemp()
-        >>> ScAle(torch.tensor([[1.0, 0.5]]), torch.ones(1), 1, ((0, 1),)).save_pretrained(folder)
-        >>> ScAle.from_pretrained(folder).scalars
-        tensor([[1.0000, 0.5000]])
-        """
-        folder = Path(folder)
-        tensors = {"scalars": self.scalars, "mlp_scalars": self.mlp_scalars}
-        write_tensors(folder / WEIGHTS, KIND, tensors, {"n_parameters": self.n_parameters})
-        config = {
-            "method": KIND,
-            "n_parameters": self.n_parameters,
-            "scope": self.scope,
-            "settings": dict(self.settings),
-            "largest": self._largest(),
-            "heads": [list(h) for h in self.heads],
-            "provenance": dict(self.provenance),
-            "history": [dict(h) for h in self.history],
-        }
-        write_json(folder / CONFIG, config, sealed=True)
+    def _summary(self) -> dict[str, Any]:
+        return {"largest": self._largest()}
 
-    @staticmethod
-    def from_pretrained(folder: str | Path) -> ScAle:
-        """Read saved scalars. Raises FileError for a damaged or foreign folder."""
-        folder = Path(folder)
-        config = read_json(folder / CONFIG)
-        if config.get("method") != KIND:
-            raise FileError(f"{folder / CONFIG} describes {config.get('method', 'no method')!r}, no {KIND}; give the folder of one")
-        tensors, _ = read_tensors(folder / WEIGHTS, KIND)
-        scalars, mlp = expect(folder / WEIGHTS, tensors, "scalars", 2), expect(folder / WEIGHTS, tensors, "mlp_scalars", 1)
-        if len(mlp) != len(scalars):
-            raise FileError(f"{folder}: scalars for {len(scalars)} layers but {len(mlp)} MLPs; save it again")
-        path = folder / CONFIG
-        count, scope = entry(path, config, "n_parameters", int), entry(path, config, "scope", Scope)
-        settings, about = (entry(path, config, name, dict[str, Any]) for name in ("settings", "provenance"))
-        heads, history = heads_of(path, entry(path, config, "heads", list), *scalars.shape), entry(path, config, "history", list[Any])
-        if not 0 <= count <= scalars.numel() + len(mlp):
-            raise FileError(f"{path}: n_parameters {count} for {scalars.numel()} heads and {len(mlp)} MLPs; save it again")
-        found = made(path, lambda: ScAle(scalars, mlp, count, heads, scope, settings, about, tuple(history)))
-        if "largest" in config and config["largest"] != found._largest():
-            raise FileError(f"{path} describes other scalars than {WEIGHTS} holds; give a whole saved folder")
-        low, high = _bounds(path, settings)
-        if not all(bool(((part >= low - ROUNDING) & (part <= high + ROUNDING)).all()) for part in (scalars, mlp)):
-            raise FileError(f"{folder}: a scalar is outside {low:g} to {high:g}, the bounds of its fit; save it again")
-        return found
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if not 0 <= self.n_parameters <= self.scalars.numel() + len(self.mlp_scalars):
+            heads = f"{self.scalars.numel()} heads and {len(self.mlp_scalars)} MLPs"
+            raise Misfit(f"n_parameters {self.n_parameters} for {heads}")
+        if "largest" in meta and meta["largest"] != self._largest():
+            raise Misfit(f"it describes other scalars than {self.weights_file} holds", "give a whole saved folder")
+        low, high = _bounds(self.settings)
+        if not all(bool(((part >= low - ROUNDING) & (part <= high + ROUNDING)).all()) for part in (self.scalars, self.mlp_scalars)):
+            raise Misfit(f"a scalar is outside {low:g} to {high:g}, the bounds of its fit")
 
 
-def _bounds(path: Path, settings: Mapping[str, Any]) -> tuple[float, float]:
+def _bounds(settings: Mapping[str, Any]) -> tuple[float, float]:
     """What a fit with these settings can give; everything for scalars that were not fitted."""
     if "bound" not in settings:
         return -math.inf, math.inf
-    radius = entry(path, settings, "radius", float)
+    bound: Any = settings["bound"]
+    radius: Any = settings.get("radius")
+    if not fits(radius, float):
+        raise Misfit(f"'radius' is {radius!r}, not a finite number")
     spans = {
         "tanh": (1 - radius, 1 + radius),
         "clamp": (1 - radius, 1 + radius),
@@ -186,4 +155,6 @@ def _bounds(path: Path, settings: Mapping[str, Any]) -> tuple[float, float]:
         "exp": (math.exp(-radius), math.exp(radius)),
         "none": (-math.inf, math.inf),
     }
-    return spans[entry(path, settings, "bound", Literal["tanh", "clamp", "sigmoid", "exp", "none"])]
+    if bound not in spans:
+        raise Misfit(f"'bound' is {bound!r}, not one of {', '.join(spans)}")
+    return spans[bound]

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...attribution.head_probe import Label, read_labels
 from ...attribution.metric import measure
-from ...core.card import MOST, Card
-from ...core.record import entry, expect, read_tensors, together, write_tensors
+from ...core.arguments import Count, checked
+from ...core.notebook import MOST
+from ...core.result import Result
 from ...data.identity import count_images, image_names
 from ...data.items import require
 from ...data.question import Question
@@ -23,11 +24,9 @@ from ...interventions.engine import Path, run_edits
 from ...vlm.vlm import VLM
 from .steering import fit_steering
 
-KIND = "AnswerDirection"
-
 
 @dataclass(frozen=True, eq=False)
-class AnswerDirection(Card):
+class AnswerDirection(Result):
     """unit [L, H, D]: from wrong to right answers, of length 1; sigma [L, H]: spread of z along it. pictures: learned from.
 
     >>> found = AnswerDirection(torch.full((6, 8, 16), 0.25), torch.ones(6, 8), ("scene 1", "scene 2"))
@@ -35,8 +34,8 @@ class AnswerDirection(Card):
     <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
     """
 
-    unit: Tensor
-    sigma: Tensor
+    unit: Float[Tensor, "layers heads dim"]
+    sigma: Float[Tensor, "layers heads"]
     pictures: tuple[str, ...]
     provenance: dict[str, Any] = field(default_factory=dict)
 
@@ -44,7 +43,7 @@ class AnswerDirection(Card):
         L, H, D = self.unit.shape
         return f"<AnswerDirection on {L} layers x {H} heads of {D}, learned from {count_images(self.pictures)} images>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         H = self.sigma.shape[1]
         largest = self.sigma.flatten().argsort(descending=True, stable=True)[:MOST].tolist()
         return ({"layer": i // H, "head": i % H, "sigma": float(self.sigma[i // H, i % H])} for i in largest)
@@ -53,23 +52,8 @@ class AnswerDirection(Card):
         """z += alpha * sigma * unit on the given heads."""
         return Edit(shift=(alpha * self.sigma[..., None] * self.unit)[None], scope=scope).restrict(heads)
 
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        meta = {"pictures": list(self.pictures), "provenance": self.provenance}
-        write_tensors(FilePath(path), KIND, {"unit": self.unit, "sigma": self.sigma}, meta)
 
-    @staticmethod
-    def load(path: str | FilePath) -> AnswerDirection:
-        """Read a saved direction. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        unit, sigma = expect(path, tensors, "unit", 3), expect(path, tensors, "sigma", 2)
-        together(path, unit.shape[:2] == sigma.shape and unit.numel() > 0)
-        return AnswerDirection(
-            unit, sigma, tuple(entry(path, meta, "pictures", list[str])), entry(path, meta, "provenance", dict[str, Any])
-        )
-
-
+@checked
 def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto") -> AnswerDirection:
     """The direction of step 7 of the CogQA pipeline (arXiv 2512.10978): mean z of right minus of wrong answers, on every head.
 
@@ -89,8 +73,9 @@ def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto"
     return AnswerDirection(found.directions, found.sigma, image_names(train), made)
 
 
+@checked
 def answer_directions(
-    vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: int = 5, path: Path = "auto"
+    vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: Count = 5, path: Path = "auto"
 ) -> dict[str, AnswerDirection]:
     """answer_direction of every function's training questions, by the function's name.
 

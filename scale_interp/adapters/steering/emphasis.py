@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...attribution.ablation import provenance
@@ -17,8 +17,9 @@ from ...attribution.functional import FunctionalHeads
 from ...attribution.head_probe import Label, label_name, read_labels
 from ...attribution.metric import Metric, measure
 from ...core import statistics
-from ...core.card import Card
-from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.result import Result, require_below
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
 from ...errors import DataError, EditError
@@ -27,7 +28,6 @@ from ...interventions.engine import Path, choose_path, run_with_clean
 from ...vlm.vlm import VLM
 from .direction import AnswerDirection
 
-KIND = "Interventions"
 ALPHAS = (1.0, 2.0, 5.0, 10.0)
 """The release uses 5."""
 GAINS = (1.5, 2.0, 4.0)
@@ -35,7 +35,7 @@ How = Literal["remove", "gain", "direction"]
 
 
 @dataclass(frozen=True, eq=False)
-class Interventions(Card):
+class Interventions(Result):
     """Named edits on questions of several functions: per_question [Q, N] and base [Q] of a metric, codes [Q] of functions.
 
     >>> changed, base = torch.tensor([[1.0], [1.0]]), torch.tensor([0.0, 1.0])
@@ -44,19 +44,19 @@ class Interventions(Card):
     ('gain 2', tensor([[0.5000]], dtype=torch.float64))
     """
 
-    names: tuple[str, ...]
+    names: Annotated[tuple[str, ...], "edits"]
     functions: tuple[str, ...]
     metric: str
-    per_question: Tensor
-    base: Tensor
-    codes: Tensor
-    groups: Tensor
+    per_question: Float[Tensor, "questions edits"]
+    base: Float[Tensor, " questions"]
+    codes: Int[Tensor, " questions"]
+    groups: Int[Tensor, " questions"]
     provenance: dict[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Interventions: {len(self.names)} edits on {len(self.functions)} functions, {len(self.base)} questions, {self.metric}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         found = zip(self.names, self.change.tolist(), strict=True)
         return ({"change of " + self.metric: name} | dict(zip(self.functions, row, strict=True)) for name, row in found)
 
@@ -123,30 +123,13 @@ class Interventions(Card):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the change, edit by function (see viz.function_heatmap)."""
-        from ...viz import function_heatmap
+        return draw("function_heatmap", self, **options)
 
-        return function_heatmap(self, **options)
-
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        tensors = {name: getattr(self, name) for name in ("per_question", "base", "codes", "groups")}
-        meta = {"names": list(self.names), "functions": list(self.functions), "metric": self.metric, "provenance": self.provenance}
-        write_tensors(FilePath(path), KIND, tensors, meta)
-
-    @staticmethod
-    def load(path: str | FilePath) -> Interventions:
-        """Read saved interventions. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        names, functions = (tuple(entry(path, meta, name, list[str])) for name in ("names", "functions"))
-        found = {name: expect(path, tensors, name, n) for name, n in (("per_question", 2), ("base", 1))}
-        found |= {"codes": numbered(path, tensors, "codes", len(functions)), "groups": numbered(path, tensors, "groups")}
-        together(path, found["per_question"].shape == (len(found["base"]), len(names)) and found["per_question"].numel() > 0)
-        together(path, len({len(part) for part in found.values()}) == 1)
-        metric, about = entry(path, meta, "metric", str), entry(path, meta, "provenance", dict[str, Any])
-        return Interventions(names, functions, metric, **found, provenance=about)
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        require_below("codes", self.codes, len(self.functions))
 
 
+@checked
 def intervene(
     vlm: VLM,
     test: Sequence[Question],
@@ -178,6 +161,7 @@ def intervene(
     return Interventions(tuple(edits), functions, metric, found, base, torch.from_numpy(codes), torch.from_numpy(groups(test)), made)
 
 
+@checked
 def emphasise(
     vlm: VLM,
     test: Sequence[Question],
@@ -210,6 +194,7 @@ def emphasise(
     return intervene(vlm, test, edits, by, metric=metric, path=path, heads=[list(head) for head in chosen])
 
 
+@checked
 def function_matrix(
     vlm: VLM,
     test: Sequence[Question],

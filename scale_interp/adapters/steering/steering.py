@@ -6,21 +6,22 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.head_probe import held_out_guesses
 from ...attribution.metric import measure
-from ...core.card import Card
-from ...core.record import entry, expect, heads_of, made, read_json, read_tensors, write_json, write_tensors
+from ...core.arguments import AtLeast, Seed, checked
+from ...core.result import Adapter, Misfit, entries, require_heads
 from ...data.items import groups, require
 from ...data.question import Question
-from ...errors import DataError, EditError, FileError
+from ...errors import DataError, EditError
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, choose_path, run_edits
@@ -28,13 +29,11 @@ from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 from ..attach import attach
 
-KIND = "Steering"
-CONFIG, WEIGHTS = "steering_config.json", "steering.safetensors"
 Direction = Literal["mean", "probe"]
 
 
 @dataclass(frozen=True, eq=False)
-class Steering(Card):
+class Steering(Adapter):
     """z += alpha * sigma * direction on chosen heads (arXiv 2306.03341, section 3.2).
 
     directions [L, H, D]: unit vectors, 0 on heads that are left alone; sigma [L, H]: the standard deviation of the training
@@ -46,8 +45,8 @@ class Steering(Card):
     <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
     """
 
-    directions: Tensor
-    sigma: Tensor
+    directions: Float[Tensor, "layers heads dim"]
+    sigma: Float[Tensor, "layers heads"]
     alpha: float
     heads: tuple[Head, ...]
     scope: Scope = "each_new_token"
@@ -55,11 +54,13 @@ class Steering(Card):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     whole: ClassVar[bool] = False
     passes: ClassVar[int] = 1
+    config_file = "steering_config.json"
+    weights_file = "steering.safetensors"
 
     def __repr__(self) -> str:
         return f"<Steering of {len(self.heads)} heads, alpha {self.alpha:g}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"layer": h[0], "head": h[1], "length of the shift": self.alpha * float(self.sigma[h])} for h in self.heads)
 
     @property
@@ -82,38 +83,27 @@ class Steering(Card):
     def config(self) -> dict[str, Any]:
         """The method's name and its settings."""
         heads = [list(h) for h in self.heads]
-        return {"method": KIND, "settings": {"alpha": self.alpha, "scope": self.scope, "heads": heads} | dict(self.settings)}
+        return {"method": self.kind, "settings": {"alpha": self.alpha, "scope": self.scope, "heads": heads} | dict(self.settings)}
 
-    def save_pretrained(self, folder: str | FilePath) -> None:
-        """Write steering.safetensors and a readable steering_config.json."""
-        folder = FilePath(folder)
-        write_tensors(folder / WEIGHTS, KIND, {"directions": self.directions, "sigma": self.sigma}, {})
-        write_json(folder / CONFIG, self.config() | {"provenance": dict(self.provenance)}, sealed=True)
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        return super()._parts()[0], {"settings": self.config()["settings"], "provenance": self.provenance}
 
-    @staticmethod
-    def from_pretrained(folder: str | FilePath) -> Steering:
-        """Read a saved steering. Raises FileError for a damaged or foreign folder."""
-        folder = FilePath(folder)
-        config = read_json(folder / CONFIG)
-        if config.get("method") != KIND:
-            raise FileError(f"{folder / CONFIG} describes {config.get('method', 'no method')!r}, no {KIND}; give the folder of one")
-        tensors, _ = read_tensors(folder / WEIGHTS, KIND)
-        directions, sigma = expect(folder / WEIGHTS, tensors, "directions", 3), expect(folder / WEIGHTS, tensors, "sigma", 2)
-        if directions.shape[:2] != sigma.shape:
-            shapes = f"directions for {tuple(directions.shape[:2])} heads but sigma for {tuple(sigma.shape)}"
-            raise FileError(f"{folder}: {shapes}; save it again")
-        path = folder / CONFIG
-        settings, about = (dict(entry(path, config, name, dict[str, Any])) for name in ("settings", "provenance"))
-        heads = heads_of(path, entry(path, settings, "heads", list), *sigma.shape)
-        if wrong := [head for head in sigma.nonzero().tolist() if tuple(head) not in heads]:
-            raise FileError(f"{path} is of another steering than {WEIGHTS}, which steers head {tuple(wrong[0])}; give a whole saved folder")
-        alpha, scope = entry(path, settings, "alpha", float), entry(path, settings, "scope", Scope)
-        rest = {name: value for name, value in settings.items() if name not in ("heads", "alpha", "scope")}
-        found = Steering(directions, sigma, alpha, heads, scope, rest, about)
-        made(path, found.edit)
-        return found
+    @classmethod
+    def _arguments(cls, path: FilePath, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = entries(path, meta, {"settings": dict[str, Any], "provenance": dict[str, Any]})
+        own = entries(path, found["settings"], {"alpha": float, "heads": tuple[Head, ...], "scope": Scope})
+        rest = {name: value for name, value in found["settings"].items() if name not in own}
+        return own | {"settings": rest, "provenance": found["provenance"]}
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        require_heads(self.heads, *self.sigma.shape)
+        if wrong := [head for head in self.sigma.nonzero().tolist() if tuple(head) not in self.heads]:
+            where = f"{self.weights_file}, which steers head {tuple(wrong[0])}"
+            raise Misfit(f"it is of another steering than {where}", "give a whole saved folder")
+        self.edit()
 
 
+@checked
 def fit_steering(
     vlm: VLM,
     train: Sequence[Question],
@@ -122,8 +112,8 @@ def fit_steering(
     *,
     direction: Direction = "mean",
     scope: Scope = "each_new_token",
-    folds: int = 2,
-    seed: int = 0,
+    folds: Annotated[int, AtLeast(2)] = 2,
+    seed: Seed = 0,
     prompts: Prompts | None = None,
     path: Path = "auto",
 ) -> Steering:

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...core.card import Card
+from ...core.arguments import checked
+from ...core.notebook import NotebookView
 from ...data.decoding import ImageSource, open_size
 from ...data.question import Box, Question, open_image
 from ...errors import ModelError
@@ -48,7 +49,7 @@ class Raster:
 
 
 @dataclass(frozen=True)
-class PatchGrid(Card):
+class PatchGrid(NotebookView):
     """Where the pictures of one prompt of T tokens are: sizes (width, height) of the pictures, and their rasters.
 
     A picture that is shown whole and in tiles has two rasters, the finer one last. Tokens of no raster show nothing: words,
@@ -67,7 +68,7 @@ class PatchGrid(Card):
     def __repr__(self) -> str:
         return f"<PatchGrid of {len(self.sizes)} picture(s), {int(self.shown.sum())} of {self.n_tokens} tokens show a part of one>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return (
             {"picture": r.picture, "size": "{} x {}".format(*self.sizes[r.picture]), "tokens": "{} x {}".format(*r.tokens.shape)}
             for r in self.rasters
@@ -122,6 +123,7 @@ class PatchGrid(Card):
         return out
 
 
+@checked
 def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
     """The patch grid of a question's prompt, several pictures and none included.
 

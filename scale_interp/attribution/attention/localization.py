@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 
-from ...core.card import Card, bundle
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.notebook import FigureView
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError
@@ -26,7 +28,7 @@ HEADS = 3
 
 
 @dataclass(frozen=True, eq=False)
-class LocalizationHeads(Card):
+class LocalizationHeads(FigureView):
     """The chosen heads, most gathered map first; those above the elbow, most attention first; and both maps of all heads.
 
     >>> import scale_interp as si
@@ -44,20 +46,16 @@ class LocalizationHeads(Card):
         chosen = ", ".join(f"({layer}, {head})" for layer, head in self.heads)
         return f"<LocalizationHeads {chosen} of {len(self.above)} above the elbow, {len(self.image.per_question)} questions>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         image, entropy = self.image.scores, self.entropy.scores
         return ({"layer": h[0], "head": h[1], "on the picture": float(image[h]), "entropy (nats)": float(entropy[h])} for h in self.heads)
 
     def plot(self, **options: Any) -> Any:
         """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.image, self.entropy], **({"marks": self.heads} | options))
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
+        return draw("head_heatmaps", [self.image, self.entropy], **({"marks": self.heads} | options))
 
 
+@checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
     """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
 

@@ -5,17 +5,19 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core import statistics
-from ...core.card import MOST, Card, bundle
-from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.notebook import MOST, FigureView
+from ...core.result import Result
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, DataWarning
@@ -29,7 +31,6 @@ from .box_tokens import OUTSIDE, asked_cover, without_box
 from .grid import PatchGrid, patch_grid
 from .last_token import image_mass, spatial_entropy, stream_attention
 
-KIND = "ObjectAttention"
 Measure = Literal["box", "image", "focus", "lift", "entropy"]
 UNITS: Mapping[Measure, str] = {
     "box": "share of attention",
@@ -41,7 +42,7 @@ UNITS: Mapping[Measure, str] = {
 
 
 @dataclass(frozen=True, eq=False)
-class ObjectAttention(Card):
+class ObjectAttention(Result, FigureView):
     """The last token's attention to the picture and to the asked objects' boxes, for every head.
 
     per_question [Q, L, H]: image_mass, on tokens that show a part of a picture; box_mass, on the union of the asked boxes, a token
@@ -55,16 +56,16 @@ class ObjectAttention(Card):
     'share of image attention'
     """
 
-    image_mass: Tensor
-    box_mass: Tensor
-    spatial_entropy: Tensor
-    area: Tensor
-    image_share: Tensor
-    correct: Tensor
-    confidence: Tensor
-    groups: Tensor
-    ids: tuple[str, ...]
-    relations: tuple[str | None, ...]
+    image_mass: Float[Tensor, "questions layers heads"]
+    box_mass: Float[Tensor, "questions layers heads"]
+    spatial_entropy: Float[Tensor, "questions layers heads"]
+    area: Float[Tensor, " questions"]
+    image_share: Float[Tensor, " questions"]
+    correct: Float[Tensor, " questions"]
+    confidence: Float[Tensor, " questions"]
+    groups: Int[Tensor, " questions"]
+    ids: Annotated[tuple[str, ...], "questions"]
+    relations: Annotated[tuple[str | None, ...], "questions"]
     skipped: Mapping[str, str]
     provenance: Mapping[str, Any]
 
@@ -75,7 +76,7 @@ class ObjectAttention(Card):
         left_out = f", {len(self.skipped)} skipped" if self.skipped else ""
         return f"<ObjectAttention: {L} layers x {H} heads, {Q} questions{left_out}; most attention on the box: {most}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         box, image = self.box.scores, self.image.scores
         heads = self.box.top(min(MOST, box.numel()))
         return ({"layer": h[0], "head": h[1], "on the box": float(box[h]), "on the picture": float(image[h])} for h in heads)
@@ -194,35 +195,10 @@ class ObjectAttention(Card):
 
     def plot(self, **options: Any) -> Any:
         """The measures as plotly heatmaps side by side, layer by head (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.map(of) for of in UNITS], **options)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
-
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        meta = {"ids": self.ids, "relations": self.relations, "skipped": dict(self.skipped), "provenance": dict(self.provenance)}
-        write_tensors(FilePath(path), KIND, {name: getattr(self, name) for name in TENSORS}, meta)
-
-    @staticmethod
-    def load(path: str | FilePath) -> ObjectAttention:
-        """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if name != "groups"}
-        parts["groups"] = numbered(path, tensors, "groups")
-        ids, relations = tuple(entry(path, meta, "ids", list[str])), tuple(entry(path, meta, "relations", list[str | None]))
-        together(path, {len(part) for part in (*parts.values(), relations)} == {len(ids)} and parts["box_mass"].numel() > 0)
-        together(path, len({parts[name].shape for name in ("image_mass", "box_mass", "spatial_entropy")}) == 1)
-        skipped, about = (entry(path, meta, name, dict[str, Any]) for name in ("skipped", "provenance"))
-        return ObjectAttention(**parts, ids=ids, relations=relations, skipped=skipped, provenance=about)
+        return draw("head_heatmaps", [self.map(of) for of in UNITS], **options)
 
 
-TENSORS = {"image_mass": 3, "box_mass": 3, "spatial_entropy": 3, "area": 1, "image_share": 1, "correct": 1, "confidence": 1, "groups": 1}
-
-
+@checked
 def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
     """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
 

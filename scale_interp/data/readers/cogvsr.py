@@ -9,11 +9,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ...core.card import Card
+from ...core.arguments import checked
+from ...core.notebook import NotebookView
 from ...errors import DataError, DataWarning
 from ..items import Items, Questions, require
 from ..prompts import digest, shuffled, without_marks
 from ..question import Question
+from ..require import require_items
 from ..scenes.task import YES_NO
 from ..wording import alike, clean, clean_text, short
 from .image_files import ImageFiles, require_place
@@ -36,7 +38,7 @@ class Sub(NamedTuple):
 
 
 @dataclass(frozen=True)
-class CogQuestion(Card):
+class CogQuestion(NotebookView):
     """A main question and the steps that lead to its answer, all about one image.
 
     Raises DataError for no steps, for a step without a function, and for steps about another image.
@@ -49,6 +51,11 @@ class CogQuestion(Card):
 
     question: Question
     subquestions: tuple[Sub, ...]
+
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.cog_questions('train')", "pass decomposed questions, as si.cog_questions gives")
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, Question):
@@ -73,7 +80,7 @@ class CogQuestion(Card):
         steps = ", ".join(function for _, function in self.subquestions)
         return f"<CogQuestion {self.id}: {self.question.text!r} {self.question.answer_text!r}; steps: {steps}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"step": q.text, "right": q.answer_text, "function": function} for q, function in self.subquestions)
 
     @property
@@ -92,7 +99,7 @@ class CogQuestion(Card):
 class CogQuestions(Items[CogQuestion]):
     """Decomposed questions, as `cog_questions` and `read_cog` give them.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> len(cog_questions("train", n=3)[:2])
     2
     """
@@ -103,6 +110,7 @@ class CogQuestions(Items[CogQuestion]):
         return {"question": item.question.text, "right": item.question.answer_text, "steps": len(item.subquestions)}
 
 
+@checked
 def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
     """All steps as questions of their own; meta holds "function", "step" (from 1) and "chain", the main question's id.
 
@@ -112,7 +120,7 @@ def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced
         balanced: Keep every function as often as the rarest one; steps are left out at random.
         seed: Draws the steps that are left out.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> subquestions(cog_questions("train", n=2), context=True)[1].meta["function"]
     'counting'
     """
@@ -139,6 +147,7 @@ def _step(cog: CogQuestion, step: int, context: bool) -> Question:
     )
 
 
+@checked
 def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     """Decomposed questions from a file: JSON lines, or one JSON list.
 

@@ -18,13 +18,14 @@ from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionS
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
-from ...core.arguments import fits
-from ...core.card import Card, bundle
-from ...core.record import entry, read_json, together, write_json
+from ...core.arguments import checked, fits
+from ...core.figures import draw
+from ...core.notebook import FigureView
+from ...core.result import APART, Misfit, Result, declared, entries
 from ...data.identity import image_names
 from ...data.items import require, require_disjoint
 from ...data.question import Question
-from ...errors import EditError, FileError, LeakError
+from ...errors import EditError, LeakError
 from ...interventions.attention.run import answer_all
 from ...interventions.choices import Scoring
 from ...interventions.engine import Path, choose_path
@@ -39,6 +40,7 @@ PAPER_THRESHOLDS = (0.3, 0.35, 0.4)
 DECILES = 10
 
 
+@checked
 def evaluate_scaled(
     vlm: VLM,
     questions: Sequence[Question],
@@ -84,7 +86,7 @@ def evaluate_scaled(
 
 
 @dataclass(frozen=True, eq=False)
-class Tuned(Card):
+class Tuned(Result, FigureView):
     """The setting with the highest accuracy on validation questions, and the whole grid.
 
     grid: a row a setting, in the order tried; base: the unedited model's accuracy; passes: forward passes taken; groups: the
@@ -96,16 +98,17 @@ class Tuned(Card):
     """
 
     method: AttentionScale | AdaptVis
-    grid: tuple[Mapping[str, float], ...]
+    grid: tuple[Mapping[str, Any], ...]
     base: float
     passes: int
     groups: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    file = "json"
 
     def __repr__(self) -> str:
         return f"<Tuned {self.method}: accuracy {self.accuracy:.3f}, base {self.base:.3f} on {self.provenance.get('n')} questions>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return sorted(self.grid, key=lambda row: -row["accuracy"])
 
     @property
@@ -119,32 +122,26 @@ class Tuned(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
-        from ...viz import tuning_grid
+        return draw("tuning_grid", self, **options)
 
-        return tuning_grid(self, **options)
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = super()._parts()
+        return tensors, self.method.config() | {name: value for name, value in meta.items() if name != "method"}
 
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
+    @classmethod
+    def _arguments(cls, path: FilePath, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = entries(path, meta, {"settings": dict[str, Any]} | declared(cls).metadata | {"method": str})
+        config = {"method": found["method"], "settings": found.pop("settings")}
+        if found["method"] not in METHODS:
+            raise Misfit(f"it holds no tuning of {' or '.join(METHODS)}")
+        return found | {"method": METHODS[found["method"]].from_content(config, path)}
 
-    def save(self, path: str | FilePath) -> None:
-        """Write one JSON file."""
-        parts = {"grid": list(self.grid), "base": self.base, "passes": self.passes, "groups": list(self.groups)}
-        write_json(FilePath(path), {"kind": "Tuned", **self.method.config(), **parts, "provenance": dict(self.provenance)}, sealed=True)
-
-    @staticmethod
-    def load(path: str | FilePath) -> Tuned:
-        """Read a saved tuning. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        found = read_json(path)
-        if found.get("kind") != "Tuned" or found.get("method") not in METHODS:
-            raise FileError(f"{path} holds no tuning of AttentionScale or AdaptVis; give the file of a Tuned")
-        method = METHODS[found["method"]].from_config(found, path)
-        grid, base = tuple(entry(path, found, "grid", list[Any])), entry(path, found, "base", float)
-        together(path, bool(grid) and all(fits(row, Mapping[str, float]) and "accuracy" in row for row in grid))
-        passes, pictures = entry(path, found, "passes", int), tuple(entry(path, found, "groups", list[str]))
-        return Tuned(method, grid, base, passes, pictures, entry(path, found, "provenance", dict[str, Any]))
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if not self.grid or not all("accuracy" in row and fits(row, Mapping[str, float]) for row in self.grid):
+            raise Misfit(f"{APART}: a row of the grid has no accuracy")
 
 
+@checked
 def tune_scaling(
     vlm: VLM,
     questions: Sequence[Question],
@@ -173,6 +170,7 @@ def tune_scaling(
     return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
 
 
+@checked
 def tune_adaptvis(
     vlm: VLM,
     questions: Sequence[Question],
@@ -218,6 +216,7 @@ def tune_adaptvis(
     return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
 
 
+@checked
 def transfer_table(
     vlm: VLM,
     tuned: Mapping[str, Tuned],

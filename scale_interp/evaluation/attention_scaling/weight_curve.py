@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...adapters.attention_scaling.adaptvis import AdaptVis, gated_scores
@@ -18,8 +18,10 @@ from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
-from ...core.card import Card, bundle
-from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.notebook import FigureView
+from ...core.result import Result
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError
@@ -30,13 +32,12 @@ from ...interventions.paths import check_finite
 from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 
-KIND = "ScalingCurve"
 WEIGHTS = (0.5, 0.8, 1.2, 1.5, 2.0)
 """The weights that the AdaptVis paper tries (arXiv 2503.01773)."""
 
 
 @dataclass(frozen=True, eq=False)
-class ScalingCurve(Card):
+class ScalingCurve(Result, FigureView):
     """Answers at each weight: per_question [Q, W], 1.0 where right; base [Q] at weight 1; confidence [Q] there, over the vocabulary.
 
     >>> import scale_interp as si
@@ -45,11 +46,11 @@ class ScalingCurve(Card):
     [1, 1, 2, 2]
     """
 
-    weights: tuple[float, ...]
-    per_question: Tensor
-    base: Tensor
-    confidence: Tensor
-    groups: Tensor
+    weights: Annotated[tuple[float, ...], "weights"]
+    per_question: Float[Tensor, "questions weights"]
+    base: Float[Tensor, " questions"]
+    confidence: Float[Tensor, " questions"]
+    groups: Int[Tensor, " questions"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -57,7 +58,7 @@ class ScalingCurve(Card):
         told = f"base {float(self.base.mean()):.3f}, best {float(self.per_question[:, best].mean()):.3f} at weight {self.weights[best]:g}"
         return f"<ScalingCurve of {len(self.weights)} weights: {told}, {len(self.base)} questions>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"weight": w, "accuracy": right} for w, right in zip(self.weights, self.per_question.mean(0).tolist(), strict=True))
 
     def to_frame(self) -> pd.DataFrame:
@@ -89,33 +90,10 @@ class ScalingCurve(Card):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the paired difference against the weight (see viz.scaling_curves)."""
-        from ...viz import scaling_curves
-
-        return scaling_curves({"": self}, **options)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
-
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        tensors = {name: getattr(self, name) for name in TENSORS}
-        write_tensors(FilePath(path), KIND, tensors, {"weights": self.weights, "provenance": dict(self.provenance)})
-
-    @staticmethod
-    def load(path: str | FilePath) -> ScalingCurve:
-        """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if name != "groups"}
-        parts["groups"], weights = numbered(path, tensors, "groups"), tuple(entry(path, meta, "weights", list[float]))
-        together(path, parts["per_question"].shape == (len(parts["base"]), len(weights)) and parts["per_question"].numel() > 0)
-        together(path, len({len(part) for part in parts.values()}) == 1)
-        return ScalingCurve(weights, **parts, provenance=entry(path, meta, "provenance", dict[str, Any]))
+        return draw("scaling_curves", {"": self}, **options)
 
 
-TENSORS = {"per_question": 2, "base": 1, "confidence": 1, "groups": 1}
-
-
+@checked
 def scaling_curve(
     vlm: VLM,
     questions: Sequence[Question],

@@ -7,46 +7,41 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...core import statistics
-from ...core.card import Card
-from ...core.record import entry, expect, numbered, read_json, read_tensors, together, write_json, write_tensors
+from ...core.arguments import Count, Seed, checked
+from ...core.figures import draw
+from ...core.result import APART, Misfit, Result, entries
 from ...data.items import describe, groups, require, require_disjoint
 from ...data.question import Question
-from ...errors import DataError, FileError
+from ...errors import DataError
+from ...execution.execution import with_journal
+from ...execution.journal import Journal, Say
 from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 from .head_sets import HeadSets
 from .located import CANNOT, locate
 from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
 
-KIND, ANSWERS = "Comparison", "Answers"
 BASE = "base"
 ALPHA = 0.05
-TENSORS = {"right": 2, "groups": 1, "others": 2, "others_groups": 1}
-Say = Callable[[str], None]
+TUNED = {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}
+"""What is kept of each method's tuning."""
 
 
-class _Kept(Protocol):
-    """A result that is one file."""
-
-    def save(self, path: Path) -> None: ...
-    @staticmethod
-    def load(path: Path) -> Any: ...
-
-
-R = TypeVar("R", bound=_Kept)
+R = TypeVar("R", bound=Result)
 
 
 @dataclass(frozen=True, eq=False)
-class Comparison(Card):
+class Comparison(Result):
     """Right and wrong answers of every method to the same test questions, the base model first.
 
     right [Q, M], groups [Q]: the test questions and their pictures; others [P, M], others_groups [P]: questions of other tasks,
@@ -60,23 +55,24 @@ class Comparison(Card):
     <Comparison on 4 questions: base 0.500, ScAle 0.750>
     """
 
-    methods: tuple[str, ...]
-    right: Tensor
-    groups: Tensor
-    others: Tensor
-    others_groups: Tensor
-    others_tasks: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], "methods"]
+    right: Float[Tensor, "questions methods"]
+    groups: Int[Tensor, " questions"]
+    others: Float[Tensor, "others methods"]
+    others_groups: Int[Tensor, " others"]
+    others_tasks: Annotated[tuple[str, ...], "others"]
     tuned: Mapping[str, Mapping[str, Any]]
     heads: HeadSets
     left_out: Mapping[str, str] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     most = 100
+    may_be_empty = ("others",)
 
     def __repr__(self) -> str:
         accuracy = ", ".join(f"{name} {value:.3f}" for name, value in zip(self.methods, self.right.mean(0).tolist(), strict=True))
         return f"<Comparison on {len(self.right)} questions: {accuracy}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         right, others = self.right.double().mean(0).tolist(), self.others.double().mean(0).tolist()
         for i, name in enumerate(self.methods):
             row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
@@ -159,42 +155,23 @@ class Comparison(Card):
 
     def plot(self, **options: Any) -> Any:
         """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
-        from ...viz import comparison
+        return draw("comparison", self, **options)
 
-        return comparison(self, **options)
-
-    def save(self, path: str | Path) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        meta = {
-            "methods": list(self.methods),
-            "others_tasks": list(self.others_tasks),
-            "tuned": {k: dict(v) for k, v in self.tuned.items()},
-        }
-        more = {"heads": self.heads.content(), "left_out": dict(self.left_out), "provenance": dict(self.provenance)}
-        write_tensors(Path(path), KIND, {name: getattr(self, name) for name in TENSORS}, meta | more)
-
-    @staticmethod
-    def load(path: str | Path) -> Comparison:
-        """Read a saved comparison. Raises FileError for a damaged or foreign file."""
-        path = Path(path)
-        tensors, meta = read_tensors(path, KIND)
-        parts: dict[str, Any] = {name: expect(path, tensors, name, ndim) for name, ndim in TENSORS.items() if ndim == 2}
-        parts |= {name: numbered(path, tensors, name) for name, ndim in TENSORS.items() if ndim == 1}
-        methods, tasks = (tuple(entry(path, meta, name, list[str])) for name in ("methods", "others_tasks"))
-        together(path, parts["right"].shape == (len(parts["groups"]), len(methods)) and parts["right"].numel() > 0)
-        together(path, parts["others"].shape == (len(parts["others_groups"]), len(methods)) and len(tasks) == len(parts["others"]))
-        heads = HeadSets.from_content(entry(path, meta, "heads", dict[str, Any]), path)
-        given = entry(path, meta, "tuned", dict[str, dict[str, Any]])
-        for setting in given.values():
-            for name, hint in {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}.items():
-                entry(path, setting, name, hint)
-        together(path, methods[:1] == (BASE,) and set(given) == set(methods[1:]))
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found = super()._arguments(path, meta)
+        for method in found["tuned"].values():
+            entries(path, method, TUNED)
         # The order of the methods, which the header's sorted keys have lost.
-        tuned = {name: given[name] for name in methods[1:]}
-        left_out, about = entry(path, meta, "left_out", dict[str, str]), entry(path, meta, "provenance", dict[str, Any])
-        return Comparison(methods, **parts, others_tasks=tasks, heads=heads, tuned=tuned, left_out=left_out, provenance=about)
+        tuned = found["tuned"]
+        return found | {"tuned": {name: tuned[name] for name in (*found["methods"], *tuned) if name in tuned}}
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if self.methods != (BASE, *self.tuned):
+            raise Misfit(f"{APART}: the tuned methods are not those that answered")
 
 
+@checked
 def compare(
     vlm: VLM,
     train: Sequence[Question],
@@ -203,9 +180,10 @@ def compare(
     *,
     others: Sequence[Question] = (),
     methods: Sequence[str] = tuple(LEARN),
-    top: int = 8,
-    seed: int = 0,
+    top: Count = 8,
+    seed: Seed = 0,
     folder: str | Path | None = None,
+    journal: Journal | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:
     """ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, beside the base model.
@@ -213,8 +191,8 @@ def compare(
     Heads, directions and scalars are learned on `train`; the setting of each method is the one of its grid (evaluation/tuning)
     with the most right answers on `validation`, doing nothing among them; `test` is answered last, once a method. others:
     questions of other tasks, which no method should change. methods: some of them. top: the size of head sets that a method
-    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again. say: is told
-    of each step.
+    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again; or the journal of
+    the command that compares. say: is told of each step.
 
     Raises LeakError where two splits, or a learning split and `others`, share a picture; DataError for an unknown method;
     FileError where the folder holds another comparison. A method that cannot run on this model or data is left out with the reason.
@@ -230,18 +208,25 @@ def compare(
         raise DataError(f"methods {list(methods)}: choose from {', '.join(LEARN)}")
     require_disjoint(train, validation)
     require_disjoint([*train, *validation], [*test, *others])
-    steps = _Steps(folder, say)
+    if journal is None and folder is not None:
+        options: dict[str, Any] = {"others": others, "methods": methods, "top": top, "seed": seed, "say": say}
+        with Journal(folder).opened() as journal:
+            return compare(vlm, train, validation, test, **options, journal=journal)
+    vlm = with_journal(vlm, journal)
     splits = {"train": train, "validation": validation, "test": test, "others": others}
-    steps.claim(vlm.describe() | {"top": top, "seed": seed} | {name: _mark(questions) for name, questions in splits.items()})
+    if journal is not None:
+        about = vlm.describe() | {"fingerprint": vlm.fingerprint, "top": top, "seed": seed}
+        journal.claim("comparison", about | {name: _mark(questions) for name, questions in splits.items()})
+    steps = _Steps(journal, say)
     functional = EMPHASIS in methods or LATENT_HEADS in methods
     makers = locate(vlm, train, [*validation, *test, *others], top, seed, functional)
-    sets = HeadSets.join([steps.take(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
+    sets = HeadSets.join([steps.run_step(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
     chosen, left_out = _learn(steps, Tuner(vlm, train, validation, sets, top, seed), methods)
     named = {c.name: c for c in chosen if c.heads}
     own = HeadSets(vlm.n_layers, vlm.n_heads, {n: c.heads for n, c in named.items()}, {n: c.about for n, c in named.items()})
     asked = [(questions, Prompts(vlm, questions) if questions else None) for questions in (test, others)]
     answers = [
-        steps.take(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
+        steps.run_step(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
         for name, method in [(BASE, None), *((c.name, c.method) for c in chosen)]
     ]
     return Comparison(
@@ -266,18 +251,21 @@ def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Ch
     for name in (name for name in LEARN if name in methods):
         try:
             learn = partial(LEARN[name], tuner)
-            chosen.append(steps.take(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
+            chosen.append(steps.run_step(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
         except CANNOT as error:
             left_out[name] = str(error)
     return chosen, left_out
 
 
 @dataclass(frozen=True, eq=False)
-class _Answers:
+class _Answers(Result):
     """One method's right answers to the test questions [Q] and the others [P], and forward passes an answer."""
 
-    right: Tensor
-    others: Tensor
+    kind: ClassVar[str] = "Answers"
+    may_be_empty = ("others",)
+
+    right: Float[Tensor, " questions"]
+    others: Float[Tensor, " others"]
     passes: float
 
     @staticmethod
@@ -286,43 +274,31 @@ class _Answers:
         right, passes = answer_with(vlm, test, method, test_prompts)
         return _Answers(right, answer_with(vlm, others, method, prompts)[0] if others else torch.zeros(0), passes)
 
-    def save(self, path: Path) -> None:
-        write_tensors(path, ANSWERS, {"right": self.right, "others": self.others}, {"passes": self.passes})
 
-    @staticmethod
-    def load(path: Path) -> _Answers:
-        tensors, meta = read_tensors(path, ANSWERS)
-        return _Answers(expect(path, tensors, "right", 1), expect(path, tensors, "others", 1), entry(path, meta, "passes", float))
-
-
+@dataclass(frozen=True)
 class _Steps:
-    """Results kept in a folder, or nowhere: what is there is read, what is not is made and written whole."""
+    """Results that a journal keeps, or nobody: what is there is read, what is not is made, and committed when its function returns."""
 
-    def __init__(self, folder: str | Path | None, say: Say):
-        self.folder, self.say = None if folder is None else Path(folder), say
+    journal: Journal | None
+    say: Say
 
-    def claim(self, about: Mapping[str, Any]) -> None:
-        """Raise FileError where the folder is another comparison's."""
-        if self.folder is None:
-            return
-        path = self.folder / "settings.json"
-        if not path.exists():
-            return write_json(path, about)
-        theirs = read_json(path)
-        changed = [f"{k} was {theirs.get(k)!r}, now {about[k]!r}" for k in about if theirs.get(k) != about[k]]
-        if changed:
-            raise FileError(f"{self.folder} holds another comparison ({'; '.join(changed)}): use another folder, or delete it")
+    def run_step(self, file: str, message: str, make: Callable[[], R], kind: type[R]) -> R:
+        """The result in this file, whose name is the step's."""
 
-    def take(self, name: str, what: str, make: Callable[[], R], kind: type[R]) -> R:
-        path = None if self.folder is None else self.folder / name
-        if path is not None and path.exists():
-            found: R = kind.load(path)
-            return found
-        self.say(what)
-        made = make()
-        if path is not None:
-            made.save(path)
-        return made
+        def made() -> R:
+            self.say(message)
+            return make()
+
+        if self.journal is None:
+            return made()
+        path = self.journal.folder / file
+
+        def write() -> list[str]:
+            made().save(path)
+            return [file]
+
+        found: R = self.journal.step(file, write, lambda: kind.load(path))
+        return found
 
 
 def _mark(questions: Sequence[Question]) -> dict[str, Any]:

@@ -13,17 +13,17 @@ import pandas as pd
 from scipy import stats
 
 from ...core import statistics
-from ...core.arguments import fits
-from ...core.card import Card
-from ...core.record import entry, heads_of, read_json, together, write_json
-from ...errors import DataError, FileError
+from ...core.figures import draw
+from ...core.result import APART, Misfit, Result, entries
+from ...errors import DataError
 from ...interventions.edit import Head, check_heads
 
-KIND = "HeadSets"
+PART = {"name": str, "heads": tuple[Head, ...], "about": str}
+"""What a file says of each set."""
 
 
 @dataclass(frozen=True, eq=False)
-class HeadSets(Card):
+class HeadSets(Result):
     """Named sets of heads of one model.
 
     sets: name -> heads, the most important first; about: name -> how they were found; left_out: name -> why there are none.
@@ -38,6 +38,7 @@ class HeadSets(Card):
     sets: Mapping[str, tuple[Head, ...]]
     about: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
+    file = "json"
 
     def __post_init__(self) -> None:
         checked = {name: tuple(check_heads(heads, self.n_layers, self.n_heads)) for name, heads in self.sets.items()}
@@ -47,7 +48,7 @@ class HeadSets(Card):
         counts = ", ".join(f"{name} {len(heads)}" for name, heads in self.sets.items())
         return f"<HeadSets of {self.n_layers} layers x {self.n_heads} heads: {counts or 'none'}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         found = self.sets.items()
         return ({"set": name, "heads": len(heads), "first": ", ".join(map(str, heads[:4]))} for name, heads in found)
 
@@ -106,33 +107,24 @@ class HeadSets(Card):
 
     def plot(self, **options: Any) -> Any:
         """The overlap matrix as a plotly heatmap (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
-        from ...viz import head_overlap
+        return draw("head_overlap", self, **options)
 
-        return head_overlap(self, **options)
-
-    def content(self) -> dict[str, Any]:
-        """All of it in JSON's words."""
+    def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         # A list, as sorted keys would lose the order that figures and tables go by.
-        sets = [{"name": n, "heads": [list(head) for head in h], "about": self.about.get(n, "")} for n, h in self.sets.items()]
-        return {"kind": KIND, "n_layers": self.n_layers, "n_heads": self.n_heads, "sets": sets, "left_out": dict(self.left_out)}
+        sets = [{"name": name, "heads": heads, "about": self.about.get(name, "")} for name, heads in self.sets.items()]
+        return {}, {"n_layers": self.n_layers, "n_heads": self.n_heads, "sets": sets, "left_out": self.left_out}
 
-    @staticmethod
-    def from_content(found: Mapping[str, Any], path: Path) -> HeadSets:
-        """What `content` gave; path: named in errors."""
-        if found.get("kind") != KIND:
-            raise FileError(f"{path} holds no head sets but {found.get('kind', 'a foreign file')!r}; give the file of HeadSets")
-        layers, heads = (entry(path, found, name, int) for name in ("n_layers", "n_heads"))
-        parts, left_out = entry(path, found, "sets", list[Any]), entry(path, found, "left_out", dict[str, str])
-        together(path, all(fits(part, dict[str, Any]) for part in parts) and layers > 0 and heads > 0)
-        sets = {entry(path, part, "name", str): heads_of(path, entry(path, part, "heads", list), layers, heads) for part in parts}
-        together(path, len(sets) == len(parts))
-        return HeadSets(layers, heads, sets, {part["name"]: entry(path, part, "about", str) for part in parts}, left_out)
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        hints = {"n_layers": int, "n_heads": int, "sets": list[dict[str, Any]], "left_out": dict[str, str]}
+        found = entries(path, meta, hints)
+        parts = [entries(path, part, PART) for part in found["sets"]]
+        sets = {part["name"]: part["heads"] for part in parts}
+        about = {part["name"]: part["about"] for part in parts if part["about"]}
+        if len(sets) < len(parts):
+            raise Misfit(f"{APART}: a set is there twice")
+        return found | {"sets": sets, "about": about}
 
-    def save(self, path: str | Path) -> None:
-        """Write one JSON file."""
-        write_json(Path(path), self.content(), sealed=True)
-
-    @staticmethod
-    def load(path: str | Path) -> HeadSets:
-        """Read saved sets. Raises FileError for a damaged or foreign file."""
-        return HeadSets.from_content(read_json(Path(path)), Path(path))
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if min(self.n_layers, self.n_heads) < 1:
+            raise Misfit(f"{APART}: a model of {self.n_layers} layers x {self.n_heads} heads has no heads")

@@ -7,7 +7,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -20,10 +20,10 @@ from ...adapters.steering.direction import answer_direction
 from ...adapters.steering.emphasis import ALPHAS, GAINS
 from ...adapters.steering.steering import fit_steering
 from ...attribution.metric import measure
-from ...core.card import Card
-from ...core.record import entry, expect, read_tensors, write_tensors
+from ...core.result import Result, declared, entries, made
+from ...core.tensors import expect
 from ...data.question import Question
-from ...errors import DataError, EditError, FileError
+from ...errors import DataError, FileError
 from ...interventions.edit import Edit, Head
 from ...interventions.engine import run_edits
 from ...interventions.prefix import Prompts
@@ -33,7 +33,6 @@ from ..attention_scaling.answers import Tuned, evaluate_scaled, tune_adaptvis, t
 from .head_sets import HeadSets
 from .located import FUNCTIONAL, LATENT
 
-KIND = "Chosen"
 EMPHASIS, LATENT_HEADS = "CogVSR emphasis", "latent heads"
 WEIGHTS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
 """ScalingVis; the paper's end at 2. AdaptVis takes those up to 1 where it is unsure and those from 1 where it is sure."""
@@ -48,6 +47,8 @@ STRENGTHS = (0.5, 1.0)
 CLASSES: dict[str, type[SavedSettings]] = {"AttentionScale": AttentionScale, "AdaptVis": AdaptVis, "PASTA": PASTA}
 ORDER = ("of", "heads", "weight", "weight_low", "weight_high", "threshold", "gain", "alpha", "strength", "accuracy")
 """The order in which a setting is told, whatever order a file keeps it in."""
+AXES = {"scale": 3, "shift": 4, "mlp_scale": 2}
+"""Of the parts of an edit of one variant."""
 Setting = Mapping[str, float | str]
 Method = Edit | AttentionMethod
 
@@ -62,7 +63,7 @@ class Option:
 
 
 @dataclass(frozen=True, eq=False)
-class Chosen(Card):
+class Chosen(Result):
     """A method with the setting of the highest accuracy on validation questions; of equals the gentlest.
 
     method: what answers, an Edit of one variant or an attention method. setting: by name, empty where doing nothing was best.
@@ -81,41 +82,34 @@ class Chosen(Card):
     def __repr__(self) -> str:
         return f"<Chosen {self.name}: {told(self.setting)}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return sorted(self.grid, key=lambda row: -row["accuracy"])
 
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        parts = ("scale", "shift", "mlp_scale")
-        if isinstance(self.method, Edit):
-            tensors = {name: part for name in parts if (part := getattr(self.method, name)) is not None}
-            config: dict[str, Any] = {"scope": self.method.scope}
-        else:
-            tensors, config = {}, self.method.config()
-        told = {"name": self.name, "setting": dict(self.setting), "parameters": self.parameters, "grid": [dict(row) for row in self.grid]}
-        heads = {"heads": [list(head) for head in self.heads], "about": self.about}
-        write_tensors(FilePath(path), KIND, tensors, told | heads | {"method": config})
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = super()._parts()
+        if not isinstance(self.method, Edit):
+            return tensors, meta | {"method": self.method.config()}
+        parts = {name: part for name in AXES if (part := getattr(self.method, name)) is not None}
+        return parts, meta | {"method": {"scope": self.method.scope}}
 
-    @staticmethod
-    def load(path: str | FilePath) -> Chosen:
-        """Read a saved choice. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        axes = {"scale": 3, "shift": 4, "mlp_scale": 2}
-        try:
-            config = meta["method"]
-            if "scope" in config:
-                method: Any = Edit(**{name: expect(path, tensors, name, axes[name]) for name in tensors}, scope=config["scope"])
-            else:
-                method = CLASSES[config["method"]].from_config(config, path)
-            heads = tuple((int(layer), int(head)) for layer, head in meta["heads"])
-            name, setting = entry(path, meta, "name", str), entry(path, meta, "setting", dict[str, Any])
-            count, grid = entry(path, meta, "parameters", int), tuple(entry(path, meta, "grid", list[dict[str, Any]]))
-            return Chosen(name, method, setting, count, grid, heads, entry(path, meta, "about", str))
-        except FileError:
-            raise
-        except (AttributeError, KeyError, TypeError, ValueError, EditError) as error:
-            raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+    @classmethod
+    def _tensors(cls, path: FilePath, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        if unknown := tensors.keys() - AXES:
+            raise FileError(f"{path} holds an unknown tensor {min(unknown)!r}, and one of the edit is missing; save it again")
+        return {"method": {name: expect(path, tensors, name, AXES[name]) for name in tensors}}
+
+    @classmethod
+    def _read(cls, path: FilePath, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
+        config = entries(path, meta, {"method": dict[str, Any]})["method"]
+        if "scope" in config:
+            method: Any = made(path, lambda: Edit(**tensors["method"], scope=config["scope"]))
+        else:
+            method = made(path, lambda: CLASSES[config["method"]]).from_content(config, path)
+        return super()._read(path, {"method": method}, meta)
+
+    @classmethod
+    def _arguments(cls, path: FilePath, meta: Mapping[str, Any]) -> dict[str, Any]:
+        return entries(path, meta, {name: hint for name, hint in declared(cls).metadata.items() if name != "method"})
 
 
 def told(setting: Setting) -> str:

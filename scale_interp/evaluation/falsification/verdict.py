@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import html
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
 import pandas as pd
 
 from ...adapters.scale.scale import ScAle
 from ...core.arguments import fits
-from ...core.card import card
-from ...core.record import entry, made, read_json, together, write_json
-from ...errors import FileError
+from ...core.figures import draw
+from ...core.notebook import notebook_html
+from ...core.result import APART, Misfit, Result
 
 ALPHA = 0.05
 FULL = "ScAle"
@@ -23,20 +22,10 @@ PICTURES = ("no picture", "noise for a picture", "another picture")
 MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *PICTURES)
 """What any real gain must beat, so far as it was run."""
 SHOWN = ("control", "accuracy", "gain", "low", "high", "effect", "p_corrected", "full_minus", "full_minus_p_corrected")
-SAVED: Mapping[str, Any] = {
-    "base_accuracy": float,
-    "rows": list[Any],
-    "frozen_changed": int,
-    "frozen_bits_changed": int,
-    "registration": str,
-    "registered": dict[str, Any],
-    "provenance": dict[str, Any],
-    "left_out": dict[str, str],
-}
 
 
 @dataclass(frozen=True, eq=False)
-class Falsification:
+class Falsification(Result):
     """The suite's outcome: a row a control, the fitted scalars, and what follows.
 
     rows: see `to_frame`. frozen_changed, frozen_bits_changed: answers and last-token logits that scalars frozen at 1
@@ -57,6 +46,9 @@ class Falsification:
     provenance: Mapping[str, Any]
     scales: tuple[ScAle, ...] = ()
     left_out: Mapping[str, str] = field(default_factory=dict)
+    file = "json"
+    kind_key = "method"
+    not_saved = ("scales",)
 
     def __repr__(self) -> str:
         return f"<Falsification: {'survives' if self.survives else 'does not survive'}. {self.verdict}>"
@@ -64,7 +56,7 @@ class Falsification:
     def _repr_html_(self) -> str:
         shown = [{name: row.get(name) for name in SHOWN if name in row} for row in self.rows]
         reasons = "".join(f"<li>{html.escape(reason)}</li>" for reason in self.reasons)
-        return f"<div>{card(self.verdict, shown, len(shown))}<ul style='margin:4px 0'>{reasons}</ul></div>"
+        return f"<div>{notebook_html(self.verdict, shown, len(shown))}<ul style='margin:4px 0'>{reasons}</ul></div>"
 
     def __getitem__(self, control: str) -> Mapping[str, Any]:
         return next(row for row in self.rows if row["control"] == control)
@@ -164,35 +156,19 @@ class Falsification:
 
     def plot(self, **options: Any) -> Any:
         """Bars of every control's gain with intervals (see viz.controls)."""
-        from ...viz import controls
+        return draw("controls", self, **options)
 
-        return controls(self, **options)
+    def _summary(self) -> dict[str, Any]:
+        return {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}
 
-    def save(self, path: str | Path) -> None:
-        """Write the whole outcome as JSON (the scalars are saved by ScAle.save_pretrained)."""
-        content = asdict(replace(self, scales=()))
-        content.pop("scales")
-        said = {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}
-        write_json(Path(path), {"method": "Falsification"} | said | content, sealed=True)
-
-    @staticmethod
-    def load(path: str | Path) -> Falsification:
-        """Read a saved suite. Raises FileError for a foreign file, and for one of an older version."""
-        content = read_json(Path(path))
-        if content.get("method") != "Falsification":
-            raise FileError(f"{path} is no Falsification; give the file that one was saved in")
-        if missing := [name for name in SAVED if name not in content]:
-            raise FileError(f"{path} lacks {', '.join(missing)}: an older version wrote it, or it is damaged; run the suite again")
-        values = {name: entry(Path(path), content, name, hint) for name, hint in SAVED.items()}
-        rows = values["rows"]
-        together(Path(path), all(fits(row, dict[str, Any]) and isinstance(row.get("control"), str) for row in rows))
-        full: Mapping[str, Any] = next((row for row in rows if row["control"] == FULL), {})
-        together(Path(path), all(fits(full.get(name), float) for name in ("gain", "low", "high", "p_corrected")))
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        full: Mapping[str, Any] = next((row for row in self.rows if row.get("control") == FULL), {})
         against = ("gain", "full_minus", "full_minus_p_corrected")
-        together(Path(path), all(fits(row.get(name), float) for row in rows if row is not full for name in against))
-        found = Falsification(**values | {"rows": tuple(rows)})
-        made(Path(path), lambda: (found.verdict, found.reasons))
-        return found
+        wanted = [(row, name) for row in self.rows if row is not full for name in against]
+        wanted += [(full, name) for name in ("gain", "low", "high", "p_corrected")]
+        for row, name in wanted:
+            if not fits(row.get("control"), str) or not fits(row.get(name), float):
+                raise Misfit(f"{APART}: a row of {row.get('control', FULL)!r} has no {name}")
 
 
 def _beaten(row: Mapping[str, Any]) -> bool:

@@ -4,19 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path as FilePath
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.metric import Metric, measure
 from ...core import statistics
-from ...core.card import MOST, Card, bundle
-from ...core.record import entry, expect, numbered, read_tensors, together, write_tensors
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.notebook import MOST, FigureView
+from ...core.result import Result
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
 from ...errors import DataError, EditError
@@ -25,13 +27,12 @@ from ...interventions.engine import Path, choose_path, run_with_clean
 from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 
-KIND = "Faithfulness"
 Curve = Literal["keep", "remove"]
 POINTS = 32
 
 
 @dataclass(frozen=True, eq=False)
-class Faithfulness(Card):
+class Faithfulness(Result, FigureView):
     """A metric with only the first k heads of a ranking left as they are (keep), or only these silenced (remove).
 
     keep, remove [Q, K] at ks, from 0 to all heads; faithfulness is (m - m_none) / (m_all - m_none) of the means over questions,
@@ -44,22 +45,19 @@ class Faithfulness(Card):
     0.5
     """
 
-    ks: tuple[int, ...]
+    ks: Annotated[tuple[int, ...], "points"]
     metric: str
-    keep: Tensor
-    remove: Tensor
-    groups: Tensor
+    keep: Float[Tensor, "questions points"]
+    remove: Float[Tensor, "questions points"]
+    groups: Int[Tensor, " questions"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"<Faithfulness of {self.metric}, {len(self.keep)} questions: CPR {self.cpr:.3f}, CMD {self.cmd:.3f}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         keep, remove, step = self.curve("keep").tolist(), self.curve("remove").tolist(), -(-len(self.ks) // MOST)
         return ({"heads": self.ks[i], "only these kept": keep[i], "these removed": remove[i]} for i in range(0, len(self.ks), step))
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
 
     def curve(self, which: Curve = "keep") -> np.ndarray:
         """Faithfulness at every k [K]."""
@@ -114,26 +112,10 @@ class Faithfulness(Card):
 
     def plot(self, **options: Any) -> Any:
         """Both curves with bands (see viz.faithfulness_curves)."""
-        from ...viz import faithfulness_curves
-
-        return faithfulness_curves({"ranking": self}, **options)
-
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        tensors = {"keep": self.keep, "remove": self.remove, "groups": self.groups}
-        write_tensors(FilePath(path), KIND, tensors, {"ks": list(self.ks), "metric": self.metric, "provenance": dict(self.provenance)})
-
-    @staticmethod
-    def load(path: str | FilePath) -> Faithfulness:
-        """Read a saved curve. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
-        keep, remove, members = expect(path, tensors, "keep", 2), expect(path, tensors, "remove", 2), numbered(path, tensors, "groups")
-        ks, metric = tuple(entry(path, meta, "ks", list[int])), entry(path, meta, "metric", str)
-        together(path, keep.shape == remove.shape == (len(members), len(ks)) and keep.numel() > 0)
-        return Faithfulness(ks, metric, keep, remove, members, entry(path, meta, "provenance", dict[str, Any]))
+        return draw("faithfulness_curves", {"ranking": self}, **options)
 
 
+@checked
 def faithfulness(
     vlm: VLM,
     questions: Sequence[Question],

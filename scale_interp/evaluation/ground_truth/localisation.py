@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Float
 from scipy import stats
 from torch import Tensor
 
@@ -21,9 +22,12 @@ from ...attribution.head_probe import probe
 from ...attribution.integrated import integrated_gradients
 from ...attribution.patching import patch
 from ...core import statistics
-from ...core.card import Card, bundle
+from ...core.arguments import checked
+from ...core.figures import draw
+from ...core.notebook import FigureView
 from ...core.progress import track
-from ...core.record import entry, expect, heads_of, read_tensors, together, write_tensors
+from ...core.result import APART, Misfit, Result, require_heads
+from ...core.tensors import expect
 from ...data.contrast import contrasts
 from ...data.items import require, require_disjoint
 from ...data.question import Question
@@ -32,7 +36,6 @@ from ...interventions.edit import Head, check_heads
 from ...vlm.vlm import VLM
 from .faithfulness import faithfulness
 
-KIND = "Localisation"
 FOLDS = 3
 
 
@@ -98,7 +101,7 @@ METHODS: Mapping[str, Method] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Localisation(Card):
+class Localisation(Result, FigureView):
     """Scores of every head by M methods on S draws of questions, against the heads that are known to matter.
 
     scores [M, S, L, H]; known: the heads; cpr, cmd [M, S]: the rankings' areas of faithfulness on other questions (nan where
@@ -109,11 +112,11 @@ class Localisation(Card):
     [[1.0]]
     """
 
-    methods: tuple[str, ...]
+    methods: Annotated[tuple[str, ...], "methods"]
     known: tuple[Head, ...]
-    scores: Tensor
-    cpr: Tensor
-    cmd: Tensor
+    scores: Float[Tensor, "methods draws layers heads"]
+    cpr: Float[Tensor, "methods draws"]
+    cmd: Float[Tensor, "methods draws"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -122,12 +125,9 @@ class Localisation(Card):
         worst = self.methods[int(found.argmin())]
         return f"<Localisation of {len(self.known)} of {L * H} heads by {M} methods, {S} draws; lowest AUROC {found.min():.3f}, {worst}>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         found = zip(self.methods, self.auroc().mean(1).tolist(), self.precision().mean(1).tolist(), strict=True)
         return ({"method": method, "AUROC": area, "precision at k": precision} for method, area, precision in found)
-
-    def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> Any:
-        return bundle(self, self.plot(), include, exclude)
 
     def _flat(self) -> tuple[np.ndarray, np.ndarray]:
         H = self.scores.shape[-1]
@@ -169,30 +169,28 @@ class Localisation(Card):
 
     def plot(self, **options: Any) -> Any:
         """AUROC and precision of every method with intervals (see viz.localisation)."""
-        from ...viz import localisation
+        return draw("localisation", {"": self}, **options)
 
-        return localisation({"": self}, **options)
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = super()._parts()
+        return {"scores": self.scores} if self.cpr.isnan().any() else tensors, meta
 
-    def save(self, path: str | FilePath) -> None:
-        """Write one safetensors file; the metadata is JSON in its header."""
-        meta = {"methods": list(self.methods), "known": [list(h) for h in self.known], "provenance": dict(self.provenance)}
-        areas = {} if self.cpr.isnan().any() else {"cpr": self.cpr, "cmd": self.cmd}
-        write_tensors(FilePath(path), KIND, {"scores": self.scores} | areas, meta)
-
-    @staticmethod
-    def load(path: str | FilePath) -> Localisation:
-        """Read what `save` wrote. Raises FileError for a damaged or foreign file."""
-        path = FilePath(path)
-        tensors, meta = read_tensors(path, KIND)
+    @classmethod
+    def _tensors(cls, path: FilePath, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        if tensors.keys() != {"scores"}:
+            return super()._tensors(path, tensors)
         scores = expect(path, tensors, "scores", 4)
-        methods, known = tuple(entry(path, meta, "methods", list[str])), heads_of(path, entry(path, meta, "known", list), *scores.shape[2:])
-        together(path, len(methods) == len(scores) and 0 < len(known) < scores[0, 0].numel())
         nothing = torch.full(scores.shape[:2], float("nan"), dtype=torch.double)
-        cpr, cmd = (expect(path, tensors, name, 2) if name in tensors else nothing for name in ("cpr", "cmd"))
-        together(path, cpr.shape == cmd.shape == scores.shape[:2])
-        return Localisation(methods, known, scores, cpr, cmd, entry(path, meta, "provenance", dict[str, Any]))
+        return {"scores": scores, "cpr": nothing, "cmd": nothing}
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        L, H = self.scores.shape[2:]
+        require_heads(self.known, L, H)
+        if not 0 < len(self.known) < L * H:
+            raise Misfit(f"{APART}: {len(self.known)} of {L * H} heads are known")
 
 
+@checked
 def localise(
     vlm: VLM,
     draws: Sequence[Sequence[Question]],

@@ -13,7 +13,8 @@ from torch import Tensor
 from ...adapters.scale.fit import Fit, fit_scales
 from ...attribution.ablation import provenance
 from ...core import statistics
-from ...core.card import Card
+from ...core.arguments import Count, checked
+from ...core.notebook import NotebookView
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
 from ...errors import DataError, ModelError
@@ -24,7 +25,7 @@ from .localisation import Localisation
 
 
 @dataclass(frozen=True, eq=False)
-class Recovery(Card):
+class Recovery(NotebookView):
     """S fits on a model with a planted shortfall, each with a seed of its own, and the same test questions answered by all.
 
     intact, damaged [Q] and repaired [S, Q]: right answers; scalars [S, L, H].
@@ -49,7 +50,7 @@ class Recovery(Card):
         share, low, high = self.recovered()
         return f"<Recovery of {len(self.planted)} planted heads: {share:.2f} [{low:.2f}, {high:.2f}] of the lost accuracy>"
 
-    def _card_rows(self) -> Iterable[Mapping[str, Any]]:
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         parts = {"intact": self.intact, "damaged": self.damaged, "repaired, mean of fits": self.repaired}
         return ({"model": name, "accuracy": float(right.double().mean())} for name, right in parts.items())
 
@@ -77,8 +78,9 @@ class Recovery(Card):
         return order[:, [layer * H + head for layer, head in self.planted]].numpy() + 1
 
 
+@checked
 def recover(
-    damaged: PlantedVLM, intact: VLM, train: Sequence[Question], test: Sequence[Question], *, seeds: int = 5, **settings: Any
+    damaged: PlantedVLM, intact: VLM, train: Sequence[Question], test: Sequence[Question], *, seeds: Count = 5, **settings: Any
 ) -> Recovery:
     """Fit scalars on all heads of a model with a planted shortfall, a fit a seed side by side, and answer the test questions.
 

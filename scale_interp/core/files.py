@@ -1,0 +1,84 @@
+"""Files that are written whole or not at all, and JSON with a checksum.
+
+What is written with a seal holds the SHA-256 of its content, so that a changed byte is an error and never another number. Nothing that is
+read is ever unpickled or run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors import FileError
+from . import strict_json
+
+SEAL = "sha256"
+"""The key of the checksum; a file without one, as an older version wrote it, is read as it is."""
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file whole: a reader, or a crash, sees the old content or the new, nothing between."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(name, 0o644)
+        os.replace(name, path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+
+
+def write_json(path: Path, content: Mapping[str, Any], sealed: bool = False) -> None:
+    """A JSON file; what is not a number becomes null, for which JSON has a word. sealed: with a checksum."""
+    plain = as_json(content)
+    if sealed:
+        plain[SEAL] = checksum(plain)
+    write_bytes(path, (json.dumps(plain, indent=2, ensure_ascii=False, allow_nan=False) + "\n").encode())
+
+
+def as_json(value: Any) -> Any:
+    """The value in JSON's types: lists for tuples, None for what is not a finite number."""
+    if isinstance(value, Mapping):
+        return {k: as_json(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object, or FileError; the checksum of a sealed one is compared and left out."""
+    try:
+        content = strict_json.read(path)
+    except FileNotFoundError as error:
+        raise FileError(f"no file {path}; give the place of a saved result") from error
+    except (ValueError, OSError) as error:
+        raise FileError(f"{path} is damaged or no JSON ({error}); write it again") from error
+    if not isinstance(content, dict):
+        raise FileError(f"{path} holds no JSON object but a {type(content).__name__}; give the file of a saved result")
+    require_seal(path, content, f"save it again, or take the line {SEAL!r} out to have it as it is")
+    return content
+
+
+def checksum(content: Mapping[str, Any], *parts: bytes) -> str:
+    """The SHA-256 of an object in JSON's types, and of the bytes that belong to it."""
+    # Through JSON and back, as keys that are numbers become texts in a file.
+    state = hashlib.sha256(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
+    for part in parts:
+        state.update(part)
+    return state.hexdigest()
+
+
+def require_seal(path: Path, content: dict[str, Any], mend: str, *parts: bytes) -> None:
+    """Raise FileError where the checksum in a file's content is not that of the rest; it is taken out of the content."""
+    if (written := content.pop(SEAL, None)) is not None and written != checksum(content, *parts):
+        raise FileError(f"{path} is damaged or was changed (its checksum differs): {mend}")

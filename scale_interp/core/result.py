@@ -1,0 +1,294 @@
+"""What every saved result has in common: it declares what it holds, and saving, reading, checking and showing follow from that.
+
+A result is a dataclass. A field that is annotated with a shape, `Float[Tensor, "questions layers heads"]`, is a tensor of the file; every
+other field is metadata, checked against its annotation. Axes of one name are of one length, in all tensors of a result and in metadata that
+are annotated with an axis, `Annotated[tuple[int, ...], "points"]`; an axis may be a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
+
+from jaxtyping import AbstractArray, Float
+from torch import Tensor
+
+from ..errors import FileError, ScaleInterpError
+from .arguments import fits, words
+from .files import as_json, read_json, write_json
+from .notebook import NotebookView
+from .tensors import FORMAT, expect, read_tensors, require_format, write_tensors
+
+T = TypeVar("T")
+FORMAT_KEY = "format"
+APART = "its parts do not fit together"
+HEADS = tuple[tuple[int, int], ...]
+
+
+@dataclass(frozen=True)
+class Declared:
+    """What a class declares: each tensor's axes and whether it holds whole numbers, each metadatum's type, and its axis."""
+
+    axes: dict[str, tuple[str, ...]]
+    whole: dict[str, bool]
+    metadata: dict[str, Any]
+    along: dict[str, str]
+
+
+def declared(kind: type[Stored]) -> Declared:
+    """What the fields of a class declare."""
+    found = Declared({}, {}, {}, {})
+    hints = get_type_hints(kind, include_extras=True)
+    for name in (field.name for field in fields(kind) if field.name not in kind.not_saved):  # type: ignore[arg-type]
+        hint = hints[name]
+        if isinstance(hint, type) and issubclass(hint, AbstractArray):
+            found.axes[name] = tuple(hint.dim_str.split())
+            found.whole[name] = hint.dtype is not Float
+            continue
+        if get_origin(hint) is Annotated:
+            hint, found.along[name] = get_args(hint)
+        found.metadata[name] = hint
+    return found
+
+
+def _require_axes(found: Declared, values: Mapping[str, Any], may_be_empty: Sequence[str]) -> None:
+    """Raise Misfit where axes of one name differ in length, or one of them is empty."""
+    lengths = dict[str, tuple[int, str]]()
+    sizes = [(name, axis, len(values[name])) for name, axis in found.along.items()]
+    sizes += [(name, axis, size) for name, axes in found.axes.items() for axis, size in zip(axes, values[name].shape, strict=True)]
+    for name, axis, size in sizes:
+        wanted, where = (int(axis), "it must have") if axis.isdigit() else lengths.setdefault(axis, (size, f"{name} has"))
+        if size != wanted:
+            raise Misfit(f"{APART}: {name} has length {size} along {axis}, {where} {wanted}")
+        if size == 0 and axis not in may_be_empty:
+            raise Misfit(f"{APART}: {name} is empty along {axis}")
+
+
+class Misfit(ValueError):
+    """What is wrong with a file's content, and what to do; whoever reads the file says which file it is."""
+
+    def __init__(self, what: str, mend: str = "save it again"):
+        super().__init__(f"{what}; {mend}")
+
+
+class Stored(NotebookView):
+    """What results and adapters share: their parts for a file, and how these are checked when they come back."""
+
+    kind: ClassVar[str] = ""
+    """What the file says it is; by default the class's name."""
+    kind_key: ClassVar[str] = "kind"
+    """The entry of a JSON file that holds the kind."""
+    other_kind: ClassVar[str] = "is no {kind} of scale_interp but {found!r}; give the file of a {kind}"
+    """What is said of a JSON file of another kind."""
+    not_saved: ClassVar[tuple[str, ...]] = ()
+    """Fields that no file holds."""
+    may_be_empty: ClassVar[tuple[str, ...]] = ()
+    """Axes that may have the length 0."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "kind" not in vars(cls):
+            cls.kind = cls.__name__
+
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the metadata as a file holds them."""
+        found = declared(type(self))
+        values = {name: getattr(self, name) for name in found.metadata}
+        meta = {name: value.content() if isinstance(value, Stored) else value for name, value in values.items()}
+        return {name: getattr(self, name) for name in found.axes}, meta
+
+    def _summary(self) -> dict[str, Any]:
+        """What follows from the rest and is written for readers of the file alone."""
+        return {}
+
+    @classmethod
+    def _tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
+        """The file's tensors as arguments of the class, checked one by one."""
+        found = declared(cls)
+        checked = {name: expect(path, tensors, name, len(axes), found.whole[name]) for name, axes in found.axes.items()}
+        if unknown := tensors.keys() - checked.keys():
+            raise FileError(f"{path} holds an unknown tensor {min(unknown)!r}; save it again")
+        return checked
+
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        """The file's metadata as arguments of the class, checked one by one."""
+        return entries(path, meta, declared(cls).metadata)
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        """Raise Misfit where parts that were read do not fit together; meta: the metadata as the file holds them."""
+
+    def content(self) -> dict[str, Any]:
+        """All but the tensors, in JSON's types."""
+        return as_json({self.kind_key: self.kind} | self._summary() | self._parts()[1])
+
+    @classmethod
+    def from_content(cls, content: Mapping[str, Any], path: Path) -> Self:
+        """What `content` gave; path: named in errors."""
+        return cls._read(path, {}, cls._opened(path, content))
+
+    @classmethod
+    def _opened(cls, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+        """A JSON file's content without its kind and format, both checked; files of older versions say no format."""
+        found = content.get(cls.kind_key, "a foreign file")
+        if found != cls.kind:
+            raise FileError(f"{path} {cls.other_kind.format(found=found, kind=cls.kind)}")
+        require_format(path, content.get(FORMAT_KEY, FORMAT))
+        return {name: value for name, value in content.items() if name not in (cls.kind_key, FORMAT_KEY)}
+
+    @classmethod
+    def _read(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
+        """The result of checked tensors, and of metadata that are yet to be checked."""
+        return made(path, lambda: cls._made(path, tensors, meta))
+
+    @classmethod
+    def _made(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
+        arguments = {**tensors, **cls._arguments(path, meta)}
+        _require_axes(declared(cls), arguments, cls.may_be_empty)
+        found = cls(**arguments)
+        found._validate(meta)
+        if unknown := meta.keys() - found.content().keys():
+            raise Misfit(f"it holds an unknown {min(unknown)!r}")
+        return found
+
+
+class Result(Stored):
+    """A result that is one file: safetensors with its metadata as JSON in the header, or JSON alone.
+
+    >>> import tempfile, torch
+    >>> from scale_interp import HeadMap
+    >>> m, path = HeadMap("mine", "logit diff", torch.rand(4, 2, 8), torch.arange(4)), f"{tempfile.mkdtemp()}/mine.safetensors"
+    >>> m.save(path)
+    >>> HeadMap.load(path).top(3) == m.top(3)
+    True
+    """
+
+    file: ClassVar[Literal["safetensors", "json"]] = "safetensors"
+
+    def save(self, path: str | Path) -> None:
+        """Write one file, whole or not at all, with a checksum.
+
+        Args:
+            path: where; folders on the way to it are made.
+        """
+        if self.file == "json":
+            return write_json(Path(path), self.content() | {FORMAT_KEY: FORMAT}, sealed=True)
+        tensors, meta = self._parts()
+        write_tensors(Path(path), self.kind, tensors, self._summary() | meta)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read what `save` wrote.
+
+        Args:
+            path: the file.
+
+        Raises:
+            FileError: the file is missing, damaged, of another kind or format, or its parts do not fit together.
+        """
+        path = Path(path)
+        if cls.file == "json":
+            return cls.from_content(read_json(path), path)
+        tensors, meta = read_tensors(path, cls.kind)
+        return cls._read(path, cls._tensors(path, tensors), meta)
+
+
+class Adapter(Stored):
+    """An edit that is a folder: a readable configuration, and weights beside it where it has tensors.
+
+    >>> import tempfile, torch
+    >>> from scale_interp import ScAle
+    >>> folder = tempfile.mkdtemp()
+    >>> ScAle(torch.tensor([[1.0, 0.5]]), torch.ones(1), 1, ((0, 1),)).save_pretrained(folder)
+    >>> ScAle.from_pretrained(folder).scalars
+    tensor([[1.0000, 0.5000]])
+    """
+
+    kind_key = "method"
+    other_kind = "describes {found!r}, no {kind}; give the folder of one"
+    config_file: ClassVar[str]
+    weights_file: ClassVar[str] = ""
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write the configuration, and the weights if there are any, each with a checksum.
+
+        Args:
+            folder: where; it is made.
+        """
+        if self.weights_file:
+            write_tensors(Path(folder) / self.weights_file, self.kind, self._parts()[0], self._weights_meta())
+        write_json(Path(folder) / self.config_file, self.content() | {FORMAT_KEY: FORMAT}, sealed=True)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path) -> Self:
+        """Read what `save_pretrained` wrote.
+
+        Args:
+            folder: the folder.
+
+        Raises:
+            FileError: a file is missing, damaged, of another kind or format, or the files do not belong together.
+        """
+        path, weights = Path(folder) / cls.config_file, Path(folder) / cls.weights_file
+        meta = cls._opened(path, read_json(path))
+        tensors = cls._tensors(weights, read_tensors(weights, cls.kind)[0]) if cls.weights_file else {}
+        return cls._read(path, tensors, meta)
+
+    def _weights_meta(self) -> dict[str, Any]:
+        """Metadata in the header of the weights, for readers alone."""
+        return {}
+
+
+def entries(path: Path, meta: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
+    """Entries of a file's metadata, checked: there, and of these types."""
+    if missing := [name for name in hints if name not in meta]:
+        why = "entries are missing or wrong where an older version wrote a file, or where it is damaged"
+        raise FileError(f"{path} lacks {', '.join(missing)}: {why}; save it again")
+    return {name: _value(path, name, meta[name], hint) for name, hint in hints.items()}
+
+
+def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
+    nested = isinstance(hint, type) and issubclass(hint, Stored)
+    if not fits(value, dict if nested else hint):
+        wanted = "no list of (layer, head) pairs" if hint == HEADS else f"not {words(hint)}"
+        raise FileError(f"{path}: {name!r} is {str(value)[:60]!r}, {wanted}; save it again")
+    return hint.from_content(value, path) if nested else _restored(value, hint)
+
+
+def _restored(value: Any, hint: Any) -> Any:
+    """JSON's lists as tuples where these are annotated."""
+    args: Sequence[Any] = get_args(hint)
+    if get_origin(hint) is tuple:
+        hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
+        return tuple(_restored(one, of) for one, of in zip(value, hints, strict=True))
+    if isinstance(value, dict) and len(args) == 2:
+        return {key: _restored(one, args[1]) for key, one in value.items()}
+    return value
+
+
+def made(path: Path, make: Callable[[], T]) -> T:
+    """What is made of a file's content; whatever a constructor finds wrong with it becomes a FileError that names the file."""
+    try:
+        return make()
+    except FileError:
+        raise
+    except Misfit as error:
+        raise FileError(f"{path}: {error}") from error
+    except (ScaleInterpError, AttributeError, IndexError, KeyError, TypeError, ValueError) as error:
+        raise FileError(f"{path}: {error!r} is missing or wrong; save it again") from error
+
+
+def require_heads(heads: Sequence[tuple[int, int]], n_layers: int, n_heads: int) -> None:
+    """Raise Misfit for a (layer, head) pair that a model of this shape does not have, and for one that is there twice."""
+    wrong = [h for h in heads if not (0 <= h[0] < n_layers and 0 <= h[1] < n_heads)]
+    if wrong or len(set(heads)) < len(heads):
+        what = f"head {wrong[0]} is out of range" if wrong else "a head is there twice"
+        raise Misfit(f"{what}, its values are of {n_layers} layers x {n_heads} heads", "save it again, or give its own folder")
+
+
+def require_below(name: str, numbers: Tensor, below: int) -> None:
+    """Raise Misfit for a number that is not below this one."""
+    if int(numbers.max()) >= below:
+        raise Misfit(f"{name} must hold whole numbers from 0 to {below - 1}")
