@@ -175,7 +175,5 @@ def _answered(question: Question, answer: int, *stale: str) -> Question:
 def _mirrored_boxes(question: Question) -> dict[str, Box]:
     if not question.boxes:
         return {}
-    # Only sets of boxes give the size that their image is shown with; in lines of a user's own "size" may be anything.
-    known = question.task.startswith("boxes/") and "size" in question.meta
-    width = question.meta["size"][0] if known else question.images[0].width
+    width = question.meta["size"][0] if "size" in question.meta else question.images[0].width
     return {name: (width - right, top, width - left, bottom) for name, (left, top, right, bottom) in question.boxes.items()}

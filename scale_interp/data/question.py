@@ -26,6 +26,7 @@ from .wording import alike, clean, clean_text, short
 Box = tuple[float, float, float, float]
 Picture = ImageSource
 """An older name of `ImageSource`."""
+FORMATS = decoding.FORMATS
 LARGEST = decoding.LARGEST
 """Pixels of the largest image that is opened, which no model reads a tenth of; set this to open a larger one."""
 

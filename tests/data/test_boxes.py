@@ -24,7 +24,9 @@ def write(folder, pictures, classes=CLASSES, crowds=(), size=(100, 80)):
     (folder / "images").mkdir(exist_ok=True)
     ids = {name: i + 1 for i, name in enumerate(pictures)}
     for name in pictures:
-        Image.new("RGB", size).save(folder / "images" / name)
+        image = Image.new("RGB", size)
+        image.putdata([(c, c, c) for c in name.encode()])  # copies would be one image
+        image.save(folder / "images" / name)
     boxes = [(ids[name], c, list(box), 0) for name, things in pictures.items() for c, *box in things]
     boxes += [(ids[name], c, [0, 0, 50, 50], 1) for name, c in crowds]
     content = {

@@ -98,8 +98,13 @@ class JsonL:
         choices, labels = _choices(record, where)
         images = self.image_sources(i, record)
         boxes = _boxes(record, where)
+        meta = {**{name: value for name, value in record.items() if name not in KNOWN}, **record.get("meta", {})}
         if boxes:
-            _require_inside_image(boxes, images, where)
+            size = _require_inside_image(boxes, images, where)
+            # Beside boxes "size" is the size of the image that they lie in, whatever a line calls so.
+            meta = {name: value for name, value in meta.items() if name != "size"} | (
+                {"size": list(size)} if size and "size" in meta else {}
+            )
         return ask(
             {"question": without_marks(record["question"], len(images), where)},
             choices,
@@ -111,7 +116,7 @@ class JsonL:
             relation=record.get("relation"),
             about=tuple(record.get("about", ())),
             boxes=boxes,
-            meta={**{name: value for name, value in record.items() if name not in KNOWN}, **record.get("meta", {})},
+            meta=meta,
         )
 
     def _count(self, i: int, record: Mapping[str, Any], choices: list[str], images: list[str]) -> None:
@@ -167,15 +172,16 @@ def _boxes(record: Mapping[str, Any], where: str) -> dict[str, Box]:
     return {name: tuple(box) for name, box in boxes.items()}
 
 
-def _require_inside_image(boxes: dict[str, Box], images: list[ImageSource], where: str) -> None:
-    """Boxes are of the first image; of it only the size is read, and nothing where it is missing."""
+def _require_inside_image(boxes: dict[str, Box], images: list[ImageSource], where: str) -> tuple[int, int] | None:
+    """The size of the first image, which boxes are of; None where it is not a file that is there."""
     if not images:
         raise DataError(f"{where}: it has boxes but no image; boxes are places in an image")
     first = images[0]
     if not isinstance(first, str | Path) or not os.path.exists(first):
-        return
+        return None
     width, height = open_size(first, where)
     for name, (_, _, right, bottom) in boxes.items():
         if right > width or bottom > height:
             size = f"{width} x {height} pixels; correct it"
             raise DataError(f"{where}: box {name!r} ends at ({right:g}, {bottom:g}), outside {first} of {size}")
+    return width, height
