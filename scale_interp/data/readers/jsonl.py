@@ -175,7 +175,7 @@ def _boxes(record: Mapping[str, Any], where: str) -> dict[str, Box]:
 def _require_inside_image(boxes: dict[str, Box], images: list[ImageSource], where: str) -> tuple[int, int] | None:
     """The size of the first image, which boxes are of; None where it is not a file that is there."""
     if not images:
-        raise DataError(f"{where}: it has boxes but no image; boxes are places in an image")
+        raise DataError(f"{where}: it has boxes but no image; give the image that they lie in, or remove them")
     first = images[0]
     if not isinstance(first, str | Path) or not os.path.exists(first):
         return None
