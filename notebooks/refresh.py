@@ -21,8 +21,6 @@ from nbformat import NotebookNode
 
 FOLDER = Path(__file__).parent
 FIGURE, PICTURE = "application/vnd.plotly.v1+json", "image/png"
-SILENT = "from scale_interp import progress; progress.console = progress.Console(force_terminal=False, force_jupyter=False)"
-"""Run before the first cell: no progress bars."""
 SCALE = 1.5
 SHOWN = "shown"
 """The tag of the cell whose picture stands for its notebook in docs/notebooks.md."""
@@ -37,12 +35,11 @@ def executed(path: Path, timeout: int = 180) -> NotebookNode:
             timeout=timeout,
             kernel_name="python3",
             coalesce_streams=True,
-            extra_arguments=[f"--IPKernelApp.exec_lines={SILENT}"],
             record_timing=False,
             resources={"metadata": {"path": folder}},
         )
         # One thread: sums in one order, and no waiting for a core that another process has.
-        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype"})
+        client.execute(env={**os.environ, "OMP_NUM_THREADS": "1", "PLOTLY_RENDERER": "plotly_mimetype", "TQDM_DISABLE": "1"})
     for output in (output for cell in notebook.cells for output in cell.get("outputs", [])):
         if FIGURE in output.get("data", {}):
             output.data.pop("text/html", None)  # a page would show this table in place of the figure
@@ -87,7 +84,7 @@ def refresh(names: Iterable[str]) -> None:
             notebook = with_pictures(executed(path))
             nbformat.validate(notebook)
             nbformat.write(notebook, path)
-            (FOLDER.parent / "docs" / "pictures" / f"notebook_{path.name[:2]}.png").write_bytes(shown(notebook))
+            (FOLDER.parent / "docs" / "images" / f"notebook_{path.name[:2]}.png").write_bytes(shown(notebook))
             print(f"{path.name}: {path.stat().st_size / 1024:.0f} KiB")
 
 

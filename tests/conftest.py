@@ -1,16 +1,13 @@
 import os
-import sys
-from pathlib import Path
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and a thread each
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test waits for a hub
 
 import pytest
 import torch
 
 import scale_interp as si
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 
 @pytest.fixture(scope="session")

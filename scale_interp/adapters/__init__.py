@@ -1,36 +1,24 @@
 """Learned and tuned edits: ScAle, attention scaling, steering and emphasis, and how they are attached to a plain model."""
 
-from .attention_scaling.adaptvis import AdaptVis
-from .attention_scaling.pasta import PASTA
-from .attention_scaling.scalingvis import AttentionScale
-from .baselines.baselines import LastTokenBias, PeftAdapter, fit_bias, fit_ia3, fit_lora
-from .scale.fit import Fit, FitSettings, fit_scale, fit_scales
-from .scale.scale import ScAle
-from .steering.direction import AnswerDirection, answer_direction, answer_directions
-from .steering.emphasis import Interventions, emphasise, function_matrix, intervene
-from .steering.steering import Steering, fit_steering
-
-__all__ = [
-    "PASTA",
-    "AdaptVis",
-    "AnswerDirection",
-    "AttentionScale",
-    "Fit",
-    "FitSettings",
-    "Interventions",
-    "LastTokenBias",
-    "PeftAdapter",
-    "ScAle",
-    "Steering",
-    "answer_direction",
-    "answer_directions",
-    "emphasise",
-    "fit_bias",
-    "fit_ia3",
-    "fit_lora",
-    "fit_scale",
-    "fit_scales",
-    "fit_steering",
-    "function_matrix",
-    "intervene",
-]
+from .attention_scaling.adaptvis import AdaptVis as AdaptVis
+from .attention_scaling.pasta import PASTA as PASTA
+from .attention_scaling.scalingvis import AttentionScale as AttentionScale
+from .baselines.baselines import LastTokenBias as LastTokenBias
+from .baselines.baselines import PeftAdapter as PeftAdapter
+from .baselines.baselines import fit_bias as fit_bias
+from .baselines.baselines import fit_ia3 as fit_ia3
+from .baselines.baselines import fit_lora as fit_lora
+from .scale.fit import Fit as Fit
+from .scale.fit import FitSettings as FitSettings
+from .scale.fit import fit_scale as fit_scale
+from .scale.fit import fit_scales as fit_scales
+from .scale.scale import ScAle as ScAle
+from .steering.direction import AnswerDirection as AnswerDirection
+from .steering.direction import answer_direction as answer_direction
+from .steering.direction import answer_directions as answer_directions
+from .steering.emphasis import Interventions as Interventions
+from .steering.emphasis import emphasise as emphasise
+from .steering.emphasis import function_matrix as function_matrix
+from .steering.emphasis import intervene as intervene
+from .steering.steering import Steering as Steering
+from .steering.steering import fit_steering as fit_steering

@@ -8,12 +8,13 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ..core.arguments import Seed, checked
 from ..core.versions import versions
 from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
@@ -32,6 +33,7 @@ def provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **setti
     return vlm.describe() | describe(items) | settings | {"versions": versions()}
 
 
+@checked
 def ablate(
     vlm: VLM,
     questions: Sequence[Question],
@@ -39,7 +41,7 @@ def ablate(
     *,
     metric: Metric = "logit_diff",
     reference: Sequence[Question] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> HeadMap:
     """How much the metric falls when one head's last-token output is removed.
@@ -67,6 +69,7 @@ def ablate(
     return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
 
 
+@checked
 def amplify(
     vlm: VLM,
     questions: Sequence[Question],
@@ -113,12 +116,12 @@ def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pro
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
-    found = [*each(vlm, prompts, clean_work, "clean runs")]
+    found = [*map_batches(vlm, prompts, clean_work, "clean runs")]
     scores = join([part["scores"][:, None] for part in found])[:, 0]
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 
 
-def clean_work(vlm: VLM, prefix: Prefix) -> Found:
+def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     z, _, scores = last_token(vlm, prefix)
     check_finite(vlm, prefix.questions, scores[:, None])
     return {"z": z, "scores": scores}

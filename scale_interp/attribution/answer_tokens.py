@@ -5,23 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import Literal, get_args
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import Count, Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.capture import capture
 from ..vlm.vlm import VLM
 
-Positions = Literal["first", "last", "all"]
+Positions = Annotated[Literal["first", "last", "all"], Raises(DataError)]
 
 
+@checked
 def answer_activations(
-    vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: int = 8, batch_size: int = 16
+    vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: Count = 8, batch_size: Count = 16
 ) -> Tensor:
     """z [Q, L, H, D] before W_O, averaged over the tokens of the model's own greedy answer.
 
@@ -36,17 +38,15 @@ def answer_activations(
     torch.Size([2, 6, 8, 16])
     """
     questions = require(questions)
-    if positions not in get_args(Positions):
-        raise DataError(f"positions {positions!r}: choose 'first', 'last' or 'all'")
     if positions == "first":
         return capture(vlm, questions, batch_size).z
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    found = each(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
+    found = map_batches(vlm, batches, partial(answer_work, positions=positions, max_new_tokens=max_new_tokens), "reading answers")
     return torch.stack(batches.restore([part["z"] for part in found]))
 
 
 @torch.no_grad()
-def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> Found:
+def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> BatchResult:
     z, told = _answer(vlm, questions, max_new_tokens)
     if positions == "last":
         return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}

@@ -5,9 +5,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..errors import DataError
 
 
+@checked
 def elbow(values: Tensor) -> int:
     """How many of the values stand before the bend of their descending curve: the point farthest from its chord.
 

@@ -19,6 +19,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Count, Seed, checked
+from ..core.figures import draw
 from ..core.progress import track
 from ..core.result import APART, Misfit, Result, require_below
 from ..data.items import groups, require
@@ -191,9 +193,7 @@ class FunctionalHeads(Result):
 
     def plot(self, **options: Any) -> Any:
         """Layer histograms, one a function (see viz.layer_histogram)."""
-        from ..viz import layer_histogram
-
-        return layer_histogram(self, **options)
+        return draw("layer_histogram", self, **options)
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
         for name in ("codes", "verdicts"):
@@ -202,6 +202,7 @@ class FunctionalHeads(Result):
             raise Misfit(f"{APART}: a function has no question")
 
 
+@checked
 def functional_heads(
     vlm: VLM,
     questions: Sequence[Question],
@@ -210,8 +211,8 @@ def functional_heads(
     positions: Positions = "all",
     held_out: float = 0.4,
     epochs: int = 20,
-    permutations: int = 39,
-    seed: int = 0,
+    permutations: Count = 39,
+    seed: Seed = 0,
 ) -> FunctionalHeads:
     """Which heads tell a joint probe what function a question asks for (CogQA pipeline, arXiv 2512.10978, steps 1 to 5).
 
@@ -224,7 +225,7 @@ def functional_heads(
 
     >>> import scale_interp as si
     >>> from scale_interp.data.readers.cogvsr import subquestions
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> steps = subquestions(cog_questions("train", n=12))
     >>> functional_heads(si.load("demo"), steps, epochs=1, permutations=1).functions[0]
     'attribute recognition'

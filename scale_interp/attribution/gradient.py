@@ -9,11 +9,12 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
@@ -24,6 +25,7 @@ from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 
 
+@checked
 def attribute(
     vlm: VLM,
     items: Sequence[Contrast] | Sequence[Question],
@@ -60,13 +62,13 @@ def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]
 def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
     at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
     at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
-    found = [*each(vlm, Pairs(at_clean, at_corrupt), patching_work, "gradients")]
+    found = [*map_batches(vlm, Pairs(at_clean, at_corrupt), patching_work, "gradients")]
     effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 
 
-def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> Found:
+def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> BatchResult:
     clean, corrupt = batch
     members = [Contrast(*both) for both in zip(clean.questions, corrupt.questions, strict=True)]
     z_clean, _, clean_scores = last_token(vlm, clean)
@@ -79,12 +81,12 @@ def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> Found:
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Prompts) -> HeadMap:
-    slopes = [part["slope"] for part in each(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
+    slopes = [part["slope"] for part in map_batches(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
 
-def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> Found:
+def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     members = prefix.questions
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)

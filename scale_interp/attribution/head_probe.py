@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from ..core.arguments import AtLeast, Count, Seed, checked
 from ..core.progress import track
 from ..data.items import groups, require
 from ..data.question import Question
@@ -53,15 +54,16 @@ class ProbeMap(HeadMap):
         return self.p
 
 
+@checked
 def probe(
     vlm: VLM,
     questions: Sequence[Question],
     label: Label = "relation",
     *,
     positions: Positions = "first",
-    folds: int = 5,
-    permutations: int = 1000,
-    seed: int = 0,
+    folds: Annotated[int, AtLeast(2)] = 5,
+    permutations: Count = 1000,
+    seed: Seed = 0,
 ) -> ProbeMap:
     """Held-out accuracy of a logistic probe on each head's z (the simple variant, after ITI, arXiv 2306.03341).
 

@@ -15,6 +15,7 @@ from scipy import stats
 from torch import Tensor
 
 from ..core import statistics
+from ..core.figures import draw
 from ..core.notebook import MOST, FigureView
 from ..core.result import Result
 from ..errors import DataError
@@ -144,6 +145,4 @@ class HeadMap(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """A plotly heatmap, layer by head (see viz.head_heatmap)."""
-        from ..viz import head_heatmap
-
-        return head_heatmap(self, **options)
+        return draw("head_heatmap", self, **options)

@@ -8,10 +8,11 @@ from functools import partial
 
 import torch
 
+from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import EditError
-from ..execution.batches import Found, each
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
@@ -22,6 +23,7 @@ from .headmap import HeadMap
 from .metric import Metric, measure
 
 
+@checked
 def integrated_gradients(
     vlm: VLM, questions: Sequence[Question], *, steps: int = 16, metric: Metric = "logit_diff", path: Path = "auto"
 ) -> HeadMap:
@@ -43,13 +45,15 @@ def integrated_gradients(
         raise EditError(f"steps={steps}: give at least 1")
     questions = require(questions)
     require_packed(vlm, questions, path, "integrated_gradients")
-    found = each(vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients")
+    found = map_batches(
+        vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients"
+    )
     effects = torch.cat([part["effects"] for part in found])
     made = provenance(vlm, questions, metric=metric, path="packed", steps=steps)
     return HeadMap("integrated gradients", metric.replace("_", " "), effects, torch.from_numpy(groups(questions)), made)
 
 
-def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> Found:
+def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
     members = prefix.questions
     alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()

@@ -9,14 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
-from ..execution.batches import Batches, Found, Singles, each
-from ..interventions.attention.rows import attention
+from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, Prompts
+from ..interventions.rows import attention
 from ..vlm.families import norms_after
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -26,6 +27,7 @@ FIT = 1e-4
 """Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
 
 
+@checked
 def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> HeadMap:
     """How much of the logit difference each head of the last token writes directly (Elhage et al. 2021; nostalgebraist 2020).
 
@@ -45,8 +47,8 @@ def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "
         _first_tokens(vlm, question)
     path = choose_path(vlm, questions, path)
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
-    parts = [part["shares"] for part in each(vlm, batches, prefix_work if packed else single_work, "reading activations")]
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
+    parts = [part["shares"] for part in map_batches(vlm, batches, prefix_work if packed else single_work, "reading activations")]
     made = provenance(vlm, questions, metric="logit_diff", path=path)
     return HeadMap("logit attribution", "logit diff", torch.cat(parts), torch.from_numpy(groups(questions)), made)
 
@@ -86,12 +88,12 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     return _stream(vlm, ends, heads, mlps)
 
 
-def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}
 
 
 @torch.no_grad()
-def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     """One question's shares, from a whole forward pass."""
     _, question = batch
     ends: list[Tensor] = []

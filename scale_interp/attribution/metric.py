@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import Raises
 from ..data.contrast import Contrast
 from ..data.question import Question
 from ..errors import DataError
 
-Metric = Literal["logit_diff", "correct_prob", "accuracy"]
+Metric = Annotated[Literal["logit_diff", "correct_prob", "accuracy"], Raises(DataError)]
 
 
 def measure(name: Metric, scores: Tensor, questions: Sequence[Question]) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..errors import DataError
@@ -18,6 +19,7 @@ from .headmap import HeadMap
 from .metric import contrast_diff
 
 
+@checked
 def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:
     """The fraction of the logit difference that each head's clean output recovers in the corrupt run.
 

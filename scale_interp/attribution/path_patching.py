@@ -12,16 +12,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, ModelError
-from ..execution.batches import Found, each
-from ..interventions.attention.rows import attention
+from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..interventions.rows import attention
 from ..interventions.sweep import one_head_each
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -32,6 +33,7 @@ from .metric import contrast_diff
 Into = Literal["q", "k", "v"]
 
 
+@checked
 def path_patch(
     vlm: VLM, pairs: Sequence[Contrast], receivers: Iterable[Head], into: Into = "q", *, path: Path = "auto"
 ) -> dict[Head, HeadMap]:
@@ -58,7 +60,7 @@ def path_patch(
     at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
     at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
     work = partial(path_work, receivers=tuple(receivers), into=into)
-    found_parts = [*each(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
+    found_parts = [*map_batches(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
     effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
     if abs(gap) < 1e-6:
         raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
@@ -98,7 +100,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
 
 
 @torch.no_grad()
-def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> Found:
+def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> BatchResult:
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""
     at_clean, at_corrupt = batch
     pairs = [Contrast(*both) for both in zip(at_clean.questions, at_corrupt.questions, strict=True)]

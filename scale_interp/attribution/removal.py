@@ -13,6 +13,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import Seed, checked
+from ..core.figures import draw
 from ..core.result import Result
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
@@ -93,11 +95,10 @@ class RemovalCurve(Result):
 
     def plot(self, **options: Any) -> Any:
         """The four curves with bands (see viz.removal_curves)."""
-        from ..viz import removal_curves
-
-        return removal_curves(self, **options)
+        return draw("removal_curves", self, **options)
 
 
+@checked
 def remove_heads_curve(
     vlm: VLM,
     test: Sequence[Question],
@@ -108,7 +109,7 @@ def remove_heads_curve(
     draws: int = 20,
     chosen_on: Iterable[Question | str] = (),
     metric: Metric = "accuracy",
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
 ) -> RemovalCurve:
     """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.

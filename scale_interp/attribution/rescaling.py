@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..core import statistics
+from ..core.arguments import checked
 from ..core.notebook import NotebookView
 from ..data.items import groups, require
 from ..data.question import Question
@@ -75,6 +76,7 @@ class Rescaling(NotebookView):
         return pd.DataFrame(rows)
 
 
+@checked
 def rescale(
     vlm: VLM,
     questions: Sequence[Question],

@@ -1,4 +1,4 @@
-"""What many fits side by side cost against one, reading the prompts counted, and whether they equal fits one by one."""
+"""What many fits side by side cost against one, including reading the prompts, and whether they equal single fits."""
 
 from __future__ import annotations
 
@@ -22,16 +22,19 @@ from ..interventions.prefix import Prompts
 from ..vlm.vlm import VLM
 
 BATCH = 8
-"""Questions a step."""
+"""Questions per step."""
 
 
 @dataclass(frozen=True)
 class FitsBenchmark:
-    """Fits of all heads and MLPs with different seeds.
+    """Time of fits of all heads and MLPs with different seeds.
 
-    one, together: seconds of one fit and of all of them side by side, each reading the prompts anew (medians over the
-    repeats); ratio: median over the repeats of the second by the first. reading: seconds that reading the prompts takes.
-    largest_difference: of any scalar between a fit side by side and the same fit alone.
+    Attributes:
+        one: seconds of one fit, which reads the prompts (median over the repeats).
+        together: seconds of all fits side by side, which read the prompts (median over the repeats).
+        ratio: median over the repeats of the second by the first.
+        reading: seconds that reading the prompts takes.
+        largest_difference: of any scalar between a fit side by side and the same fit alone.
     """
 
     fits: int
@@ -44,10 +47,19 @@ class FitsBenchmark:
 
 
 def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int = 10, repeats: int = 3) -> FitsBenchmark:
-    """Time one fit and `fits` of them side by side on the same questions, by turns; then do each alone and compare.
+    """Time one fit, and many side by side, in alternation on the same questions; then do each fit alone and compare the scalars.
 
-    No fit stops early, so that every one takes all epochs. The fits alone share one reading of the prompts and are not timed.
-    Raises EditError for fewer than two fits.
+    No fit stops early, so all of them take all epochs. The single fits share one reading of the prompts and are not timed.
+
+    Args:
+        vlm: the model.
+        train: the training questions.
+        fits: how many fits run side by side, two or more.
+        epochs: epochs of each fit.
+        repeats: how often each is timed.
+
+    Raises:
+        EditError: fewer than two fits.
     """
     if fits < 2:
         raise EditError(f"{fits} fit(s): give at least two to run side by side")
@@ -90,15 +102,20 @@ def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int 
 
 
 def write_fits(path: Path, found: FitsBenchmark) -> None:
+    """Write a benchmark of fits as JSON."""
     write_json(path, asdict(found))
 
 
 def read_fits(path: Path) -> FitsBenchmark:
-    """What write_fits wrote, or FileError."""
+    """Read what `write_fits` wrote.
+
+    Raises:
+        FileError: the file does not hold that.
+    """
     try:
         return FitsBenchmark(**read_json(path))
     except TypeError as error:
-        raise FileError(f"{path} is no benchmark of fits ({error}); measure again with `scale-interp bench --fits --out`") from error
+        raise FileError(f"{path} is not a benchmark of fits ({error}); measure again with `scale-interp bench --fits --out`") from error
 
 
 def _difference(a: ScAle, b: ScAle) -> float:

@@ -23,7 +23,20 @@ DATA = "scenes/relation"
 
 
 def measure_memory(name: str, n_questions: int, device: str = "cpu", dtype: str | None = None) -> Memory:
-    """Load the model and run the questions in one process each way: peak resident bytes, or those allocated on a GPU."""
+    """Measure the peak memory of loading, of one forward pass and of a sweep, each in a fresh process.
+
+    Args:
+        name: a name that `open_model` takes.
+        n_questions: questions in the batch.
+        device: where the model runs.
+        dtype: float32, bfloat16 or float16; None for the model's own.
+
+    Returns:
+        Peak resident bytes, or on a GPU the peak of allocated bytes.
+
+    Raises:
+        ModelError: a process failed.
+    """
     forward, sweep = (_child(kind, name, str(n_questions), device, dtype or "") for kind in ("forward", "sweep"))
     return Memory(forward["loaded"], forward["peak"], sweep["peak"])
 

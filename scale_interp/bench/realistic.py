@@ -21,7 +21,16 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 def open_model(name: str, device: str = "cpu", dtype: str | None = None) -> VLM:
-    """A model to measure: "realistic/LAYERSxHEADSxWIDTH", or any name that `load` takes. Raises ModelError."""
+    """Load a model to measure.
+
+    Args:
+        name: "realistic/LAYERSxHEADSxWIDTH", or any name that `load` takes.
+        device: where it runs.
+        dtype: float32, bfloat16 or float16; None for the model's own.
+
+    Raises:
+        ModelError: there is no such model.
+    """
     if dtype is not None and dtype not in DTYPES:
         raise ModelError(f"dtype {dtype!r}: choose from {', '.join(DTYPES)}")
     if not name.startswith(PREFIX):
@@ -35,9 +44,18 @@ def open_model(name: str, device: str = "cpu", dtype: str | None = None) -> VLM:
 
 
 def realistic(layers: int, heads: int, width: int) -> VLM:
-    """A LLaVA with the zoo's tokenizer, a decoder of this shape and a small vision tower, drawn with one seed."""
+    """Build a LLaVA with random weights from one seed: the zoo's tokenizer, a decoder of this shape and a small vision tower.
+
+    Args:
+        layers: of the decoder.
+        heads: per layer.
+        width: of the residual stream.
+
+    Raises:
+        ModelError: the width cannot be divided into heads of an even size.
+    """
     if not heads or width % (2 * heads):
-        raise ModelError(f"{width} units do not make {heads} heads of an even width")
+        raise ModelError(f"{width} units cannot be divided into {heads} heads of an even width")
     tiny, processor = families.llava()
     config: Any = tiny.config
     config.vision_config = CLIPVisionConfig(

@@ -1,4 +1,4 @@
-"""What a benchmark found, and its JSON."""
+"""The result of a benchmark, and its JSON."""
 
 from __future__ import annotations
 
@@ -22,9 +22,13 @@ LIMIT = "one plain forward over as many tokens"
 class Row:
     """One way of sweeping over all heads.
 
-    seconds: median over the repeats, scaled up where only `heads_timed` of them were timed; ratio: median over the repeats
-    of the time over ours; repeats: in how many of them it was timed; largest_difference: of a score, to ours, on the heads
-    timed (None for the limit, which has no scores).
+    Attributes:
+        way: its name.
+        seconds: median over the repeats, scaled up where only `heads_timed` of the heads were timed.
+        ratio: median over the repeats of its time divided by that of the packed sweep.
+        heads_timed: how many heads were timed.
+        repeats: in how many repeats it was timed.
+        largest_difference: of a score to the packed sweep's, on the timed heads; None for the limit, which has no scores.
     """
 
     way: str
@@ -37,7 +41,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Memory:
-    """Peak bytes of fresh processes: after loading the model, after one plain forward, after a sweep over all heads."""
+    """Peak bytes of fresh processes: after loading the model, after one plain forward pass, after a sweep over all heads."""
 
     loaded: int
     forward: int
@@ -45,13 +49,13 @@ class Memory:
 
     @property
     def ratio(self) -> float:
-        """The sweep's peak over the forward's."""
+        """The sweep's peak divided by the forward pass's."""
         return self.sweep / self.forward
 
 
 @dataclass(frozen=True)
 class Benchmark:
-    """Every way's time on one model; left_out: way -> why it was not run."""
+    """Every way's time on one model. left_out: way -> why it was not run."""
 
     rows: tuple[Row, ...]
     about: dict[str, Any]
@@ -59,34 +63,38 @@ class Benchmark:
     memory: Memory | None = None
 
     def ratio(self, name: str) -> float:
-        """How many times longer this way takes than ours."""
+        """How many times longer this way takes than the packed sweep."""
         return next(row.ratio for row in self.rows if row.way == name)
 
     @property
     def nnsight_share(self) -> float:
-        """The share of our packed sweep's time that nnsight takes, against the same sweep with bare torch hooks."""
+        """The share of the packed sweep's time that nnsight takes, compared with the same sweep with bare torch hooks."""
         return 1 - self.ratio(BARE)
 
     @property
     def over_limit(self) -> float:
-        """Our packed sweep's time over that of one plain forward of the decoder over as many tokens."""
+        """The packed sweep's time divided by that of one plain forward pass of the decoder over as many tokens."""
         return 1 / self.ratio(LIMIT)
 
     def sampled(self, row: Row) -> str:
-        """Says how many heads stand for all, or that a way was timed once; empty where all were timed in every repeat."""
+        """How many heads were timed in place of all, or that a way was timed once; empty where all were timed in every repeat."""
         if row.heads_timed < self.about["variants"]:
             return f"{row.heads_timed:,} of {self.about['variants']:,} heads timed"
         return "timed once" if row.repeats < self.about["repeats"] else ""
 
 
 def write_benchmarks(path: Path, found: Sequence[Benchmark]) -> None:
-    """Write benchmarks as one JSON file, a model each."""
+    """Write benchmarks as one JSON file, one entry per model."""
     derived = [{"nnsight_share": b.nnsight_share, "over_limit": b.over_limit} for b in found]
     write_json(path, {"benchmarks": [asdict(b) | more for b, more in zip(found, derived, strict=True)]})
 
 
 def read_benchmarks(path: Path) -> list[Benchmark]:
-    """What write_benchmarks wrote, or FileError."""
+    """Read what `write_benchmarks` wrote.
+
+    Raises:
+        FileError: the file does not hold that.
+    """
     try:
         return [
             Benchmark(

@@ -1,4 +1,4 @@
-"""All ways of sweeping over the heads timed on the same questions, in turn."""
+"""All ways of sweeping over the heads, timed in alternation on the same questions."""
 
 from __future__ import annotations
 
@@ -22,21 +22,30 @@ from .result import BRIDGE, OURS, Benchmark, Memory, Row
 from .ways import Way, ways
 
 BUDGET = 60.0
-"""Seconds that a sweep may take in every repeat. Of one run a head, a sample of heads is timed beyond it; others, once."""
+"""Seconds that a sweep may take in every repeat. Above it, one run per head is timed on a sample of heads, and other ways once."""
 
 
 @torch.no_grad()
 def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int = 32, memory: Memory | None = None) -> Benchmark:
-    """Sweep all heads of the model over the questions in every way, reading the prompts counted; medians over repeats.
+    """Sweep all heads of the model over the questions in every way, including reading the prompts; medians over repeats.
 
-    Each repeat times every way, beginning with another one, and a ratio is the median of the repeats' own, so that a
-    machine that is slow for a while slows all of them. sample: how many heads, spread over layers and repeats, stand for
-    all where one run a head exceeds the BUDGET; 0: all are timed. memory: peaks measured beside it, kept with the result.
-    Raises ModelError for a model whose prompts attend in both directions, DataError for choices of several tokens.
+    Each repeat times every way, starting with a different one, and a ratio is the median of the repeats' own ratios, so that a machine that
+    is slow for a while slows all ways.
+
+    Args:
+        vlm: the model.
+        questions: the questions, with choices of one token.
+        repeats: how often each way is timed.
+        sample: how many heads, spread over layers and repeats, are timed where one run per head exceeds the BUDGET; 0: all.
+        memory: peaks that were measured separately, stored with the result.
+
+    Raises:
+        ModelError: the model's prompts attend in both directions.
+        DataError: a choice has several tokens.
     """
     if vlm.quirks.bidirectional:
         raise ModelError(
-            f"{vlm.name}: its prompts attend in both directions, where no way with a cache computes the same; take another model"
+            f"{vlm.name}: its prompts attend in both directions, so no way with a cache computes the same; take a causal model"
         )
     if any(len(ids) > 1 for q in questions for ids in choice_sequences(vlm, q)):
         raise DataError(f"{vlm.name} reads some choices as several tokens; the benchmark compares choices of one token")
@@ -59,7 +68,7 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
             plans[name] = _plan(vlm, way, sweep, repeats, sample)
             continue
         measure(name, every, 0)
-        # The first run warms up, but one that takes minutes is not done again.
+        # The first run is a warm-up, but one that takes minutes is not repeated.
         plans[name] = {repeat: every for repeat in range(repeats)} if seconds[name][0] <= BUDGET else {}
     for repeat in track(range(repeats), "timing", repeats):
         names = list(run)[repeat % len(run) :] + list(run)[: repeat % len(run)]
@@ -86,7 +95,7 @@ def bench(vlm: VLM, questions: Sequence[Question], repeats: int = 5, sample: int
 
 
 def _plan(vlm: VLM, way: Way, sweep: HeadSweep, repeats: int, sample: int) -> dict[int, list[int]]:
-    """Run one run a head untimed on two heads; which heads to time in which repeat."""
+    """Which heads to time in which repeat, after one untimed run per head on two heads."""
     every = list(range(sweep.n_variants))
     way.run(_part(sweep, [0]))
     took, _ = _clock(vlm, way, _part(sweep, [every[-1]]))

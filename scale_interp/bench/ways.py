@@ -1,4 +1,4 @@
-"""The ways of zero-ablating heads one by one: what users write today, ours, and the limit."""
+"""The ways of zero-ablating heads one by one: what users write today, the packed sweep, and the limit."""
 
 from __future__ import annotations
 
@@ -10,34 +10,39 @@ from typing import Any
 from unittest.mock import patch
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..data.question import Question
 from ..execution.memory import free_memory
-from ..interventions.attention.rows import attention
 from ..interventions.choices import Choices, read_choices
 from ..interventions.edit import Head
 from ..interventions.packed import edit_heads, with_copies
 from ..interventions.paths import packed_batch, variants_at_once
 from ..interventions.prefix import PER_TOKEN, Prefix, read_prefix
+from ..interventions.rows import attention
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
 
 COPIES = 64
-"""Variants that the cache is copied for at once, where memory allows."""
+"""How many variants the cache is copied for at once, where memory allows."""
 
 
 @dataclass(frozen=True)
 class Way:
-    """A sweep over heads that returns the scores [B, n, C], or None; by_head: it is one whole run a head."""
+    """A sweep over heads that returns the scores [questions, heads, choices], or None. by_head: whether it runs once per head."""
 
-    run: Callable[[HeadSweep], Tensor | None]
+    run: Callable[[HeadSweep], Float[Tensor, "questions heads choices"] | None]
     by_head: bool = False
 
 
 def ways(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Way], dict[str, str]]:
-    """Every way that this model can be swept in, and why others are left out."""
+    """Collect the ways in which this model can be swept.
+
+    Returns:
+        Name -> way, and name -> why a way is left out.
+    """
     found, left_out = {PER_HEAD: Way(lambda sweep: _trace_per_head(vlm, questions, sweep), by_head=True)}, {}
     bridge = _boot_bridge(vlm, questions)
     if isinstance(bridge, str):
@@ -68,18 +73,18 @@ def _trace_per_head(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -
 
 
 def _boot_bridge(vlm: VLM, questions: Sequence[Question]) -> Any:
-    """TransformerLens' bridge over a copy of the model, since it rewrites the module tree; or a str: why there is none."""
+    """TransformerLens' bridge over a copy of the model, as it rewrites the module tree; or a str that says why there is none."""
     try:
         from transformer_lens.model_bridge import TransformerBridge, architecture_adapter
         from transformer_lens.model_bridge.sources.transformers import source
     except ImportError as error:
         return f"transformer-lens cannot be imported: {error}"
-    # Booting looks for the processor on a hub and, failing that, installs torchvision, and it has no switch. We bring
-    # the inputs and need neither.
+    # Booting looks for the processor on a hub and, failing that, installs torchvision; this cannot be switched off. We bring the
+    # inputs and need neither.
     processor = patch.object(source, "load_modality_processor")
     libraries = patch.object(architecture_adapter.ArchitectureAdapter, "_check_required_libraries")
     model, tokenizer = deepcopy(vlm.hf_model), deepcopy(vlm.tokenizer)
-    # It tells families by their architecture, which only checkpoints say, and would load a tokenizer without BOS anew.
+    # It recognises families by an architecture that only checkpoints name, and would reload a tokenizer without BOS.
     model.config.architectures = [type(model).__name__]
     tokenizer.init_kwargs |= {"name_or_path": vlm.name, "add_bos_token": True}
     try:
@@ -88,7 +93,7 @@ def _boot_bridge(vlm: VLM, questions: Sequence[Question]) -> Any:
                 vlm.name, hf_model=model, tokenizer=tokenizer, device=str(vlm.device), dtype=vlm.dtype
             )
         _bridge_per_head(bridge, vlm, questions, HeadSweep(((0, 0),), vlm.n_heads, 0.0))
-    except Exception as error:  # it raises what it likes
+    except Exception as error:  # it may raise anything
         return f"the bridge does not run {vlm.family}: {str(error).partition('. ')[0][:120]} ({type(error).__name__})"
     return bridge
 
@@ -112,7 +117,7 @@ def _bridge_per_head(bridge: Any, vlm: VLM, questions: Sequence[Question], sweep
 
 
 def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor:
-    """The prompt read once into a plain cache, which is copied and repeated for a batch of variants."""
+    """Read the prompt once into a plain cache, which is copied and repeated for a batch of variants."""
     inputs = vlm.encode(questions)
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
     positions = vlm.position_ids(inputs)
@@ -141,7 +146,7 @@ def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor
 
 @contextmanager
 def _zeroed(vlm: VLM, heads: Sequence[Head]) -> Iterator[None]:
-    """Hooks that zero one head in each row of a batch: rows count through the heads, question by question."""
+    """Hooks that zero one head in each row of a batch: rows run through the heads, question by question."""
     D, hooks = vlm.head_dim, []
 
     def zero(number: int) -> Callable:
@@ -172,7 +177,7 @@ def _limit(vlm: VLM, n_prompts: int, n_tokens: int) -> None:
 
 
 def _bare(vlm: VLM, prefix: Prefix, sweep: HeadSweep) -> Tensor:
-    """The packed sweep with torch hooks in nnsight's place, in the same chunks."""
+    """The packed sweep with torch hooks instead of nnsight, in the same chunks."""
     out = [_bare_chunk(vlm, prefix, sweep, chunk) for chunk in torch.arange(sweep.n_variants).split(variants_at_once(vlm, prefix))]
     return torch.cat(out, 1)
 
@@ -202,7 +207,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
     return prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 1:]
 
 
-def _read(choices: Choices, logits: Tensor) -> Tensor:
-    """Scores [B, n, C] of choices of one token from logits [B, n, V]."""
+def _read(choices: Choices, logits: Float[Tensor, "questions heads vocabulary"]) -> Float[Tensor, "questions heads choices"]:
+    """Scores [questions, heads, choices] of choices of one token from logits [questions, heads, vocabulary]."""
     tokens = choices.token[:, None, :, 0].expand(-1, logits.shape[1], -1)
     return logits.gather(2, tokens).float().masked_fill(~choices.used[:, None, :, 0], float("-inf"))

@@ -1,4 +1,4 @@
-"""The command line, a file a kind of work. Heavy imports wait until a command runs."""
+"""The command line, one file per kind of work. Heavy imports wait until a command runs."""
 
 # In the order of the help.
 # isort: off

@@ -12,11 +12,11 @@ from typer.core import TyperGroup
 from .printed import console
 
 STOPPED, FAILED, REFUSED = 130, 1, 2
-"""Exit codes: Ctrl-C; an error that nobody foresaw; an error with a mend (and, from typer, wrong usage)."""
+"""Exit codes: Ctrl-C; an unexpected error; an error that says what to do (and, from typer, wrong usage)."""
 
 
 class Commands(TyperGroup):
-    """All commands; Ctrl-C ends one with a line, not with a traceback."""
+    """All commands. Ctrl-C ends one with a line instead of a traceback."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -30,25 +30,29 @@ app = typer.Typer(
     cls=Commands,
     no_args_is_help=True,
     pretty_exceptions_enable=False,
-    help="Which heads carry spatial reasoning, can scalars repair it, and is that gain real?",
+    help="Which heads carry spatial reasoning, can scalars repair it, and is the gain real?",
 )
 
 Model = Annotated[str, typer.Argument(help="demo, demo-healthy, demo-prior, a folder, or a hub id")]
 Data = Annotated[str, typer.Option(help="a data set, such as scenes/relation")]
 Out = Annotated[Path | None, typer.Option(help="the run's folder [default: runs/MODEL-DATA]")]
 Folder = Annotated[Path, typer.Argument(help="the run's folder")]
-Quick = Annotated[bool, typer.Option("--quick", help="fewer questions and one seed: a look, no result")]
+Quick = Annotated[bool, typer.Option("--quick", help="fewer questions and one seed: a first look, not a result")]
 
 
 def main() -> None:
-    """Run the command line; a library error is printed in one line, exit code 2, any other with the place of its traceback."""
+    """Run the command line.
+
+    An error of this package is printed in one line, with exit code 2; any other error with the place of its traceback, with exit code 1.
+    """
     import warnings
 
     from ..errors import ScaleInterpError
 
-    warnings.showwarning = _show_warning
     try:
-        app()
+        with warnings.catch_warnings():
+            warnings.showwarning = _show_warning
+            app()
     except ScaleInterpError as error:
         _print_error(str(error))
         sys.exit(REFUSED)
@@ -67,7 +71,10 @@ def _print_error(text: str) -> None:
 def _show_warning(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
     from rich.markup import escape
 
-    console(stderr=True).print("[yellow]warning:[/]", escape(str(message)), highlight=False, soft_wrap=True)
+    from ..core.progress import lines_above_bars
+
+    with lines_above_bars():
+        console(stderr=True).print("[yellow]warning:[/]", escape(str(message)), highlight=False, soft_wrap=True)
 
 
 def _written_traceback(error: Exception) -> str:

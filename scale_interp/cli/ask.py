@@ -17,13 +17,13 @@ from .printed import console, frame_table, say
 def ask(
     model: Model,
     data: Annotated[str, typer.Argument(help="a data set, as `scale-interp data` lists them")],
-    root: Annotated[Path | None, typer.Option(help="where the set lies (default: $SCALE_INTERP_DATA, else ./data)")] = None,
+    root: Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")] = None,
     split: Annotated[str | None, typer.Option(help="train, validation, test or all")] = None,
-    n: Annotated[int | None, typer.Option(help="how many questions (default: all of a set on disk, 200 generated ones)")] = None,
+    n: Annotated[int | None, typer.Option(help="how many questions [default: all of a set on disk, 200 generated ones]")] = None,
     seed: int = 0,
     change: Annotated[str, typer.Option(help="how contrast pairs are made: mirror, swap or set")] = "mirror",
     sweep: Annotated[int, typer.Option(help="questions that heads are located on")] = 40,
-    text: Annotated[bool, typer.Option("--text", help="have the model write its answers too, and score the words")] = False,
+    text: Annotated[bool, typer.Option("--text", help="also let the model write its answers, and score the words")] = False,
     out: Annotated[Path | None, typer.Option(help="the folder to write [default: runs/ask-MODEL-DATA]")] = None,
 ) -> None:
     """Ask MODEL the questions of DATA: the set's own metrics, contrast pairs, head maps, and a page that shows them."""
@@ -45,13 +45,13 @@ def attention(
     model: Model = "demo",
     data: Data = "scenes/relation",
     out: Annotated[Path | None, typer.Option(help="the folder to write [default: runs/attention-MODEL-DATA]")] = None,
-    root: Annotated[Path | None, typer.Option(help="where the set lies [default: $SCALE_INTERP_DATA, else ./data]")] = None,
+    root: Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")] = None,
     split: Annotated[str | None, typer.Option(help="train, validation, test or all")] = None,
     n: Annotated[int | None, typer.Option(help="how many questions [default: all of a set on disk, 200 generated ones]")] = None,
     seed: int = 0,
-    pictures: Annotated[int, typer.Option(help="questions whose map is drawn")] = 4,
+    pictures: Annotated[int, typer.Option(help="questions whose attention map is drawn")] = 4,
 ) -> None:
-    """Attention to the picture and to the asked boxes, by layer and head: tables, heatmaps and maps over pictures."""
+    """Attention to the image and to the asked boxes, by layer and head: tables, heatmaps and maps over images."""
     from ..jobs.attention import SHOWN, AttentionSettings, run_attention
     from ..jobs.job import folder_name
 
@@ -66,9 +66,9 @@ def attention(
 
 @app.command("data")
 def data_sets(
-    root: Annotated[Path | None, typer.Option(help="the folder of the sets [default: $SCALE_INTERP_DATA, else ./data]")] = None,
+    root: Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")] = None,
 ) -> None:
-    """Every data set that can be named: what it asks, how many questions, what of it lies on disk, its licence."""
+    """List every data set that can be named: what it asks, how many questions it has, what of it is on disk, its licence."""
     from rich.markup import escape
     from rich.table import Table
 

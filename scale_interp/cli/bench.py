@@ -20,20 +20,20 @@ def bench(
     model: Annotated[
         str | None,
         typer.Argument(
-            help="as elsewhere, or realistic/LAYERSxHEADSxWIDTH (default: a LLaVA of realistic shape with 64 heads, and one with 1,024)"
+            help="a model, or realistic/LAYERSxHEADSxWIDTH [default: a LLaVA of realistic shape with 64 heads, and one with 1,024]"
         ),
     ] = None,
-    questions: Annotated[int | None, typer.Option(help="questions in the batch (default: 8, or 1 where no model is named)")] = None,
+    questions: Annotated[int | None, typer.Option(help="questions in the batch [default: 8, or 1 where no model is named]")] = None,
     repeats: Annotated[int, typer.Option(help="timings of each way; the median is shown")] = 5,
-    sample: Annotated[int, typer.Option(help="heads that stand for all where one run a head takes too long; 0: time all")] = 32,
-    memory: Annotated[bool, typer.Option("--memory", help="measure peak memory too (always done where no model is named)")] = False,
-    fits: Annotated[bool, typer.Option("--fits", help="time 32 fits of ScAle side by side against one instead (16 questions)")] = False,
+    sample: Annotated[int, typer.Option(help="how many heads to time where one run per head takes too long; 0: all")] = 32,
+    memory: Annotated[bool, typer.Option("--memory", help="also measure peak memory (always done where no model is named)")] = False,
+    fits: Annotated[bool, typer.Option("--fits", help="instead, time 32 fits of ScAle side by side against one (16 questions)")] = False,
     device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
-    out: Annotated[Path | None, typer.Option(help="the folder of a run to write the numbers into")] = None,
-    figure: Annotated[Path | None, typer.Option(help="draw the times here, .html, .png, .svg or .pdf")] = None,
+    out: Annotated[Path | None, typer.Option(help="the run's folder, into which the numbers are written")] = None,
+    figure: Annotated[Path | None, typer.Option(help="draw the times into this file, .html or .png")] = None,
 ) -> None:
-    """What a packed sweep of all heads saves against the ways in use, and how near it is to the limit, in one run."""
+    """Time a packed sweep of all heads against the usual ways, and against the limit of what is possible."""
     from ..errors import FileError
     from ..jobs.bench import BenchSettings, run_fits, run_sweeps, time_fits, time_sweeps
 

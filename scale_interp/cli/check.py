@@ -9,19 +9,18 @@ import typer
 
 from .app import Model, app
 from .printed import console, frame_table, say
-from .train import training_bars
 
 if TYPE_CHECKING:
-    from ..interventions.check import Report
+    from ..vlm.report import Report
 
 
 @app.command()
 def check(
     model: Model,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto spreads the model over the devices there are")] = None,
+    device_map: Annotated[str | None, typer.Option(help="auto spreads the model over all devices")] = None,
 ) -> None:
-    """Does MODEL work here, and how exactly? One question by every path and by plain nnsight, in each dtype."""
+    """Does MODEL work here, and how exactly? Ask one question by every path and by plain nnsight, in each dtype."""
     from ..errors import ModelError
     from ..interventions.check import TOLERANCE
     from ..interventions.check import check as compare
@@ -43,9 +42,9 @@ def check(
 def calibrate(
     suites: Annotated[int, typer.Option(help="suites on answers without signal")] = 200,
     power: Annotated[int, typer.Option(help="suites on planted shortfalls")] = 40,
-    out: Annotated[Path, typer.Option(help="the folder; a stopped calibration goes on there")] = Path("runs/calibration"),
+    out: Annotated[Path, typer.Option(help="the run's folder; a stopped calibration continues there")] = Path("runs/calibration"),
 ) -> None:
-    """How often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
+    """Measure how often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
     from ..jobs.calibrate import run_calibration
 
     found = run_calibration(suites, power, out, say())
@@ -56,18 +55,20 @@ def calibrate(
 @app.command("testbed")
 def score_testbeds(
     name: Annotated[
-        str | None, typer.Argument(help="a known-circuit model or a planted shortfall, as in docs/testbeds.md (default: all)")
+        str | None, typer.Argument(help="a known-circuit model or a planted shortfall, as in docs/testbeds.md [default: all]")
     ] = None,
-    draws: Annotated[int, typer.Option(help="draws of questions that each method is scored on")] = 5,
+    draws: Annotated[int, typer.Option(help="how many draws of questions each method is scored on")] = 5,
     out: Annotated[Path | None, typer.Option(help="write testbeds.json, testbeds.md and pictures/ into this folder")] = None,
-    rebuild: Annotated[bool, typer.Option("--rebuild", help="train the model NAME anew instead")] = False,
+    rebuild: Annotated[bool, typer.Option("--rebuild", help="instead, train the model NAME again")] = False,
     training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
 ) -> None:
     """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
+    from ..core.progress import StageBars
     from ..jobs import testbed as bed
 
     if rebuild:
-        training_bars(lambda show: bed.rebuild(name, training, show))
+        with StageBars() as bars:
+            bed.rebuild(name, training, bars)
         console().print(f"model and card in {training / (name or '')}")
         return
     show = lambda title, table: frame_table(table, title)  # noqa: E731
@@ -85,7 +86,7 @@ def _check_tables(reports: list[Report]) -> None:
     first = reports[0]
     facts, differences = Table(title=first.model, show_header=False), Table(title=f"one question of {first.tokens} tokens, in logits")
     for name, fact in (
-        ("family", first.family + ("" if first.known else ", not a known one: taken only if all paths agree")),
+        ("family", first.family + ("" if first.known else ", which is unknown: accepted only if all paths agree")),
         ("model", first.model_class),
         ("processor", first.processor_class),
         ("attention", first.attention),

@@ -16,9 +16,9 @@ def explore(
     data: Data = "scenes/relation",
     n: Annotated[int, typer.Option(help="how many questions")] = 20,
     scale: Annotated[Path | None, typer.Option(help="the folder of a fitted ScAle, to fade in")] = None,
-    port: Annotated[int | None, typer.Option(help="of 127.0.0.1 [default: a free one]")] = None,
+    port: Annotated[int | None, typer.Option(help="the port on 127.0.0.1 [default: a free one]")] = None,
 ) -> None:
-    """Heads and scalars by hand, in the browser: a page for this machine alone, behind a token (needs voila)."""
+    """Scale heads by hand in the browser, on a page for this machine only, behind a token (needs voila)."""
     from ..errors import ModelError
 
     try:
@@ -28,7 +28,7 @@ def explore(
     from ..adapters.scale.scale import ScAle
     from ..data.load import load_questions
 
-    # What can be wrong with these is said here, not in the page.
+    # What is wrong with these is reported here, not in the page.
     load_questions(data, n=n)
     if scale is not None:
         ScAle.from_pretrained(scale)

@@ -1,4 +1,4 @@
-"""--ray: a command whose batches are shared out over a Ray cluster."""
+"""--ray: a command whose batches are distributed over a Ray cluster."""
 
 from __future__ import annotations
 
@@ -9,18 +9,20 @@ from typing import Annotated, Any
 
 import typer
 
-Ray = Annotated[bool, typer.Option("--ray", help="share sweeps and answers out over a Ray cluster (one is started here by default)")]
-Address = Annotated[str | None, typer.Option("--ray-address", help="of a running cluster, such as HOST:6379 or auto; means --ray")]
+Ray = Annotated[bool, typer.Option("--ray", help="distribute sweeps and answers over a Ray cluster (by default one that is started here)")]
+Address = Annotated[
+    str | None, typer.Option("--ray-address", help="address of a running cluster, such as HOST:6379 or auto; implies --ray")
+]
 
 
 def on_machines(command: Callable[..., None]) -> Callable[..., None]:
-    """The command with --ray and --ray-address."""
+    """Add --ray and --ray-address to a command."""
 
     @wraps(command)
     def run(*args: Any, ray: bool, ray_address: str | None, **named: Any) -> None:
         if not (ray or ray_address):
             return command(*args, **named)
-        from ..interventions import cluster
+        from ..execution import cluster
 
         with cluster(ray_address):
             return command(*args, **named)

@@ -10,21 +10,31 @@ if TYPE_CHECKING:
 
 
 def say() -> Callable[[str], None]:
+    """A function that prints a line about the work to the standard error stream, with the seconds since this call."""
     import time
 
     from rich.markup import escape
 
+    from ..core.progress import lines_above_bars
+
     started, out = time.perf_counter(), console(stderr=True)
-    return lambda text: out.print(f"[dim]{time.perf_counter() - started:5.0f} s[/]  {escape(text)}", highlight=False, soft_wrap=True)
+
+    def line(text: str) -> None:
+        with lines_above_bars():
+            out.print(f"[dim]{time.perf_counter() - started:5.0f} s[/]  {escape(text)}", highlight=False, soft_wrap=True)
+
+    return line
 
 
 def console(stderr: bool = False) -> Any:
+    """A console of rich on the standard output or error stream."""
     from rich.console import Console
 
     return Console(stderr=stderr)
 
 
 def frame_table(frame: pd.DataFrame, title: str) -> None:
+    """Print a table, with floats to three decimals."""
     from pandas.api.types import is_numeric_dtype
     from rich.table import Table
 

@@ -27,12 +27,12 @@ def run(
     n_train: Annotated[int, typer.Option(help="training questions")] = 500,
     n_locate: Annotated[int, typer.Option(help="training questions that heads are located on")] = 120,
     n_test: Annotated[int, typer.Option(help="test questions")] = 400,
-    n_retain: Annotated[int, typer.Option(help="non-spatial questions a task")] = 200,
+    n_retain: Annotated[int, typer.Option(help="non-spatial questions per task")] = 200,
     top: Annotated[int, typer.Option(help="how many heads to fit on")] = 8,
-    seeds: Annotated[int, typer.Option(help="fits of each kind in the falsification")] = 3,
+    seeds: Annotated[int, typer.Option(help="fits per control in the falsification")] = 3,
     seed: int = 0,
 ) -> None:
-    """The whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
+    """Do the whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
     from ..jobs.run.settings import Settings
 
     settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed)
@@ -46,7 +46,7 @@ def run(
 @app.command()
 @on_machines
 def locate(model: Model = "demo", data: Data = "scenes/relation", out: Out = None, quick: Quick = False) -> None:
-    """Head maps by patching, ablation, amplification and gradients: OUT/head_maps/*.safetensors."""
+    """Make head maps by patching, ablation, amplification and gradients: OUT/head_maps/*.safetensors."""
     from ..jobs.run.settings import Settings
 
     job = _open(Settings.quick(model, data) if quick else Settings(model, data), out)
@@ -81,7 +81,7 @@ def falsify(folder: Folder) -> None:
 @app.command()
 @on_machines
 def report(folder: Folder) -> None:
-    """Finish whatever a run folder lacks, and write its summary.json and report.html anew."""
+    """Complete whatever a run folder lacks, and write its summary.json and report.html again."""
     job = _existing(folder)
     _closing_table(job.everything(anew=True), folder)
 

@@ -14,8 +14,8 @@ from .printed import console, frame_table
 
 
 @app.command()
-def runs(folder: Annotated[Path, typer.Argument(help="the folder that holds the runs' folders")] = Path("runs")) -> None:
-    """List the runs in FOLDER, the latest first: what each is of, how far it got, and what it found."""
+def runs(folder: Annotated[Path, typer.Argument(help="the folder that contains the runs")] = Path("runs")) -> None:
+    """List the runs in FOLDER, the latest first: what each computes, how far it got, and what it found."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -23,7 +23,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="the folder that holds the 
 
     found, broken = runs_in(folder)
     table = Table(title=f"runs in {escape(str(folder))}")
-    # Two lines a run, so that all of it fits into 80 columns.
+    # Two lines per run, so that everything fits into 80 columns.
     for name in ("folder\ncommand, model, data", "status\nsteps done", "found", "age\nsize"):
         table.add_column(name, overflow="fold", justify="right" if name.startswith("age") else "left")
     now = datetime.now().astimezone()
@@ -39,7 +39,7 @@ def runs(folder: Annotated[Path, typer.Argument(help="the folder that holds the 
 
 @app.command()
 def show(folder: Folder) -> None:
-    """What the run in FOLDER is of, its steps, what it found, and its files, each checked against its checksum."""
+    """Show the run in FOLDER: its settings, its steps, what it found, and its files, each checked against its checksum."""
     from rich.markup import escape
     from rich.table import Table
 
@@ -48,17 +48,15 @@ def show(folder: Folder) -> None:
     run, out = read_run(folder), console()
     facts = Table(title=escape(f"{run.kind} in {run.folder}"), show_header=False)
     took = "" if run.seconds is None else f", {run.seconds:,.0f} s of work"
-    facts.add_row("status", escape(run.status + (f", {run.progress} steps done" if run.done is not None else "")))
+    facts.add_row("status", escape(f"{run.status}, {run.progress} steps done"))
     facts.add_row("began", f"{run.began:%Y-%m-%d %H:%M}{took}")
     if run.command:
         facts.add_row("again by", escape(run.command))
     for name, content in run.about.items():
         facts.add_row(name, escape(_told(content)))
     out.print(facts)
-    if run.done is not None:
-        left = ", ".join(step for step in run.steps if step not in run.done)
-        if left:
-            out.print(f"to do: {escape(left)}", highlight=False)
+    if left := ", ".join(step for step in run.steps if step not in run.done):
+        out.print(f"to do: {escape(left)}", highlight=False)
     for line in filter(None, (run.headline, *run.findings)):
         out.print(f"• {escape(line)}", highlight=False)
     files = Table(title="files")
@@ -72,11 +70,11 @@ def show(folder: Folder) -> None:
 @app.command("compare-runs")
 def compare_two_runs(
     first: Annotated[Path, typer.Argument(help="the folder of a finished run")],
-    second: Annotated[Path, typer.Argument(help="the folder of another")],
-    out: Annotated[Path | None, typer.Option(help="write a page here, .html")] = None,
+    second: Annotated[Path, typer.Argument(help="the folder of another one")],
+    out: Annotated[Path | None, typer.Option(help="write a page to this file, .html")] = None,
 ) -> None:
-    """Two finished runs side by side: settings, answers, verdicts, head maps, scalars; what cannot be compared is named."""
-    from ..jobs.show import compare_runs, shown, shown_agreement, write_compared
+    """Compare two finished runs: settings, answers, verdicts, head maps, scalars. What cannot be compared is named."""
+    from ..jobs.two_runs import agreement_table, answers_table, compare_runs, write_compared
     from ..viz.save import require_page
 
     if out is not None:
@@ -84,9 +82,9 @@ def compare_two_runs(
     found = compare_runs(first, second)
     for table, title in (
         (found.settings, "settings that differ"),
-        (shown(found), "accuracy, and gain over the run's own base model"),
+        (answers_table(found), "accuracy, and gain over the run's own base model"),
         (found.verdicts, "falsification"),
-        (shown_agreement(found), "how far heads and scalars agree"),
+        (agreement_table(found), "how far heads and scalars agree"),
     ):
         if len(table):
             frame_table(table, title)
@@ -98,7 +96,7 @@ def compare_two_runs(
 
 
 def _told(content: Mapping[str, Any]) -> str:
-    """Settings in one line; of each split of the questions the parts that name it."""
+    """Settings in one line; each split of the questions by the parts that name it."""
     parts = []
     for name, value in content.items():
         if isinstance(value, Mapping):

@@ -1,4 +1,4 @@
-"""Arguments against their annotations: checked where a user enters, before any work begins; inside, functions trust each other."""
+"""Arguments of public functions against their annotations, before any work begins."""
 
 from __future__ import annotations
 
@@ -6,40 +6,45 @@ import inspect
 import math
 import types
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from difflib import get_close_matches
+from dataclasses import dataclass
 from functools import cached_property, wraps
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from ..errors import ArgumentError, DataError, EditError, ScaleInterpError
+from ..errors import ArgumentError, EditError, ScaleInterpError
+from .suggest import near
 
-LEAST = {
-    "batch_size": 1,
-    "folds": 2,
-    "least": 1,
-    "max_new_tokens": 1,
-    "permutations": 1,
-    "rates": 1,
-    "seed": 0,
-    "seeds": 1,
-    "top": 1,
-}
-"""The least value of arguments that mean the same in every function."""
-READERS = "scale_interp.data."
-"""Where functions check these themselves, and say more of them."""
-OWN = ("Question", "Contrast", "CogQuestion")
-"""Items that `data.items.require` checks, with messages of its own."""
-WORDS: Mapping[str, type[ScaleInterpError]] = {
-    "metric": DataError,
-    "path": EditError,
-    "positions": DataError,
-    "scope": EditError,
-    "scoring": DataError,
-}
-"""Words that are looked at before any work, as functions come to them late, and the error of each."""
-LEFT = ("model",)
-"""Arguments that the function itself looks at first, and says more of."""
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A number of this size or larger; ArgumentError (EditError in settings) for a smaller one."""
+
+    least: int
+
+
+@dataclass(frozen=True)
+class Raises:
+    """Words of a `Literal` that are compared before any work, and the error for another; of other `Literal`s the function says more."""
+
+    error: type[ScaleInterpError]
+
+
+class LookedAt:
+    """An argument that the function looks at first, and says more of."""
+
+
+Count = Annotated[int, AtLeast(1)]
+Seed = Annotated[int, AtLeast(0)]
+
+
+class Listed(Protocol):
+    """A class whose lists say themselves what is wrong with them, as Question's: `require_items` raises DataError."""
+
+    @classmethod
+    def require_items(cls, items: Any) -> Any: ...
+
+
 F = TypeVar("F", bound=Callable[..., Any])
 C = TypeVar("C")
 
@@ -48,7 +53,8 @@ def checked(function: F) -> F:
     """The function, with every call's arguments checked against its annotations.
 
     Raises ArgumentError for an argument that is unknown, missing, of another type, not finite, or below its least value; DataError
-    for questions that are none. Other values of `Literal`s than WORDS are left to the function, which knows more of them.
+    for questions that are none. What else must hold stands in the signature: `Count`, `Seed` and the markers above in `Annotated`.
+    Lists of a class that has `require_items` are left to it, and words of a `Literal` without `Raises` to the function.
 
     >>> @checked
     ... def half(of: int) -> float:
@@ -56,6 +62,12 @@ def checked(function: F) -> F:
     >>> half("3")
     Traceback (most recent call last):
     scale_interp.errors.ArgumentError: half(of='3'): a str; give a whole number
+    >>> @checked
+    ... def draw(seed: Seed = 0) -> int:
+    ...     return seed
+    >>> draw(-1)
+    Traceback (most recent call last):
+    scale_interp.errors.ArgumentError: draw(seed=-1): below 0; give 0 or more
     """
     check = _Check(function, function.__name__, ArgumentError)
 
@@ -96,11 +108,10 @@ class _Check:
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters.values()
         self.known = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
-        self.least = {} if function.__module__.startswith(READERS) else LEAST
 
     @cached_property
     def hints(self) -> dict[str, Any]:
-        return get_type_hints(self.function)  # at the first call, when all names are there
+        return get_type_hints(self.function, include_extras=True)  # at the first call, when all names are there
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -109,40 +120,51 @@ class _Check:
             unknown = next((key for key in kwargs if key not in self.known), "")
             raise self.error(f"{self.name}: {error}{near(unknown, self.known) or '.'} It takes {', '.join(self.known)}") from error
         for argument in self.known:
-            if argument in given and argument in self.hints and argument not in LEFT:
-                self.require(argument, given[argument], self.hints[argument])
+            if argument in given and argument in self.hints:
+                self.require(argument, given[argument], *_parts(self.hints[argument]))
 
-    def require(self, argument: str, value: Any, hint: Any) -> None:
-        where = f"{self.name}({argument}={_short(value)})"
-        if (items := _items(hint)) and not isinstance(value, Mapping) and not fits(value, None):
-            _require_items(value, items)
+    def require(self, argument: str, value: Any, hint: Any, markers: Sequence[Any]) -> None:
+        if any(isinstance(marker, LookedAt) for marker in markers):
+            return
+        if (kinds := _listed(hint)) and not isinstance(value, Mapping) and value is not None:
+            _require_items(value, kinds)
             return
         if not fits(value, hint, literal=False):
             what = "not finite" if isinstance(value, float) and not math.isfinite(value) else _kind(value)
-            raise self.error(f"{where}: {what}; give {words(hint)}")
-        if argument in WORDS and get_origin(hint) is Literal and value not in get_args(hint):
-            listed = [repr(word) for word in get_args(hint)]
-            raise WORDS[argument](f"{argument} {value!r}: choose {', '.join(listed[:-1])} or {listed[-1]}{near(value, get_args(hint))}")
-        least = self.least.get(argument)
-        if least is not None and isinstance(value, Integral) and value < least:
-            raise self.error(f"{where}: below {least}; give {least} or more")
+            raise self.error(f"{self.name}({argument}={_short(value)}): {what}; give {words(hint)}")
+        for marker in markers:
+            if isinstance(marker, Raises) and value not in options(hint):
+                *listed, last = map(repr, options(hint))
+                raise marker.error(f"{argument} {value!r}: choose {', '.join(listed)} or {last}{near(value, options(hint))}")
+            if isinstance(marker, AtLeast) and value < marker.least:
+                raise self.error(f"{self.name}({argument}={_short(value)}): below {marker.least}; give {marker.least} or more")
 
 
-def _items(hint: Any) -> tuple[str, ...]:
-    """Which items a list of questions or contrasts holds; nothing for other annotations."""
+def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """An annotation without its markers, and these."""
+    return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
+
+
+def options(hint: Any) -> tuple[Any, ...]:
+    """The words of a `Literal`, with or without markers.
+
+    >>> options(Annotated[Literal["a", "b"], Raises(EditError)])
+    ('a', 'b')
+    """
+    return get_args(_parts(hint)[0])
+
+
+def _listed(hint: Any) -> tuple[type[Listed], ...]:
+    """Which items a list holds that checks itself; nothing for other annotations."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     lists = [one for one in options if get_origin(one) is Sequence]
-    return tuple(arg.__name__ for one in lists for arg in get_args(one) if _is_own(arg))
+    return tuple(arg for one in lists for arg in get_args(one) if _is_listed(arg))
 
 
-def _require_items(value: Any, names: tuple[str, ...]) -> None:
-    from .. import data
-    from ..data.items import require
-
-    kinds = [getattr(data, name) for name in names]
+def _require_items(value: Any, kinds: Sequence[type[Listed]]) -> None:
     if not (hasattr(value, "__len__") and len(value) == 0):  # whether there may be none, the function knows
         first = value[0] if _is_list(value) else value
-        require(value, next((kind for kind in kinds if isinstance(first, kind)), kinds[-1]))
+        next((kind for kind in kinds if isinstance(first, kind)), kinds[-1]).require_items(value)
 
 
 def _kind(value: Any) -> str:
@@ -166,11 +188,12 @@ def fits(value: Any, hint: Any, literal: bool = True) -> bool:
     >>> fits([1, 2], list[int]), fits([1, "2"], Sequence[int]), fits(float("nan"), float | None)
     (True, False, False)
     """
+    hint, _ = _parts(hint)
     origin, args = get_origin(hint), get_args(hint)
     if hint is Any or isinstance(hint, TypeVar):
         return True
     if origin in (Union, types.UnionType):
-        return any(_is_own(one) or fits(value, one, literal) for one in args)
+        return any(_is_listed(one) or fits(value, one, literal) for one in args)
     if origin is Literal:
         return value in args if literal else isinstance(value, str)
     if hint in (float, int, bool):
@@ -182,7 +205,7 @@ def fits(value: Any, hint: Any, literal: bool = True) -> bool:
     if origin is tuple and args[-1:] != (Ellipsis,):
         return _is_list(value) and len(value) == len(args) and all(fits(v, one, literal) for v, one in zip(value, args, strict=True))
     if issubclass(origin, Iterable):
-        if any(map(_is_own, args)):
+        if any(map(_is_listed, args)):
             return True
         if not _is_list(value):
             return origin not in (list, tuple, Sequence) and isinstance(value, origin) and not isinstance(value, str | bytes)
@@ -191,8 +214,8 @@ def fits(value: Any, hint: Any, literal: bool = True) -> bool:
     return callable(value) if origin is Callable else isinstance(value, origin)
 
 
-def _is_own(hint: Any) -> bool:
-    return getattr(hint, "__name__", "") in OWN
+def _is_listed(hint: Any) -> bool:
+    return hasattr(hint, "require_items")
 
 
 def _is_number(value: Any, kind: type) -> bool:
@@ -224,6 +247,7 @@ def words(hint: Any) -> str:
     >>> words(Sequence[int] | None), words(float)
     ('a list of whole numbers, or None', 'a finite number')
     """
+    hint, _ = _parts(hint)
     origin, args = get_origin(hint), get_args(hint)
     if origin in (Union, types.UnionType):
         return ", or ".join(dict.fromkeys(words(one) for one in args))
@@ -237,8 +261,9 @@ def words(hint: Any) -> str:
         return f"a list of {PLURAL.get(args[0], 'values')}" if args else "a list"
     if origin is Callable:
         return "a function"
-    name = getattr(getattr(hint, "array_type", hint), "__name__", str(hint))
-    return SINGULAR.get(hint) or MENDS.get(name) or _article(name)
+    kind = getattr(hint, "array_type", hint)
+    name = getattr(kind, "__name__", str(hint))
+    return SINGULAR.get(hint) or getattr(hint, "asked_for", None) or MENDS.get(name) or _article(name)
 
 
 SINGULAR: Mapping[Any, str] = {
@@ -251,21 +276,9 @@ SINGULAR: Mapping[Any, str] = {
 }
 PLURAL: Mapping[Any, str] = {int: "whole numbers", float: "finite numbers", str: "texts"}
 MENDS = {
-    "Question": "a Question, as in si.load_questions('scenes/relation')[0]",
-    "VLM": "a model, as in si.load('demo')",
-    "PlantedVLM": "a model with a planted shortfall, as si.testbeds.plant makes it",
     "PreTrainedModel": "a transformers model",
     "ProcessorMixin": "its processor",
     "dtype": "a torch.dtype",
     "Tensor": "a tensor",
 }
-
-
-def near(name: object, known: Iterable[str]) -> str:
-    """A question after the known name that is most like this one, or nothing.
-
-    >>> near("realtion", ["relation", "position"])
-    "; did you mean 'relation'?"
-    """
-    found = get_close_matches(str(name), list(known), 1)
-    return f"; did you mean {found[0]!r}?" if found else ""
+"""Classes of other packages, by name so that none is imported here; ours say it themselves, in `asked_for`."""

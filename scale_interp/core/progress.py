@@ -1,49 +1,76 @@
-"""Progress bars on long work; silent where nobody looks (no terminal, no notebook)."""
+"""Progress bars on long work, drawn by tqdm; silent where nobody looks (no terminal, no notebook) or TQDM_DISABLE is set."""
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterable, Iterator
-from typing import TypeVar
+from contextlib import AbstractContextManager
+from typing import Any, TypeVar
 
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    Task,
-    TextColumn,
-    TimeElapsedColumn,
-    TimeRemainingColumn,
-)
-from rich.text import Text
+from tqdm.auto import tqdm
 
 T = TypeVar("T")
-console = Console(stderr=True)
-
-
-class Rate(ProgressColumn):
-    """How many are done in a second, or in a minute where that is less than one.
-
-    >>> [rate(speed) for speed in (12.34, 0.25, None)]
-    ['12.3/s', '15.0/min', '']
-    """
-
-    def render(self, task: Task) -> Text:
-        return Text(rate(task.finished_speed or task.speed))
-
-
-def rate(speed: float | None) -> str:
-    if speed is None:
-        return ""
-    return f"{speed:.1f}/s" if speed >= 1 else f"{60 * speed:.1f}/min"
 
 
 def track(items: Iterable[T], what: str, total: int) -> Iterator[T]:
-    """Yield the items behind a bar with count, rate, time spent and time left."""
-    if not (console.is_terminal or console.is_jupyter) or total < 2:
+    """Yield the items behind a bar with count, rate, time spent and time left. The bar goes away at the end.
+
+    Args:
+        items: what is iterated over.
+        what: the text in front of the bar.
+        total: how many items there are; a single one gets no bar.
+
+    >>> list(track("abc", "letters", 3))
+    ['a', 'b', 'c']
+    """
+    if total < 2:
         yield from items
         return
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
-        yield from bar.track(items, total=total, description=what)
+    with _bar(what, total, leave=False) as bar:
+        for item in items:
+            yield item
+            bar.update()
+
+
+class StageBars:
+    """One bar per stage of a training, with the loss of its last step. The bars stay.
+
+    >>> with StageBars() as bars:
+    ...     bars("pretraining", 1, 100, 0.7)
+    """
+
+    def __init__(self) -> None:
+        self._bars: dict[str, tqdm[Any]] = {}
+
+    def __call__(self, stage: str, step: int, steps: int, loss: float) -> None:
+        """Show that `step` of `steps` are done. The first call for a stage may be of a later step, where a training was resumed."""
+        if stage not in self._bars:
+            self._bars[stage] = _bar(stage, steps, leave=True, initial=step - 1)
+        bar = self._bars[stage]
+        bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+        bar.update(step - bar.n)
+
+    def __enter__(self) -> StageBars:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for bar in self._bars.values():
+            bar.close()
+
+
+def lines_above_bars() -> AbstractContextManager[None]:
+    """A context for printing to the standard error stream: open bars are cleared before and drawn again after."""
+    return tqdm.external_write_mode(file=sys.stderr)
+
+
+def _bar(what: str, total: int, leave: bool, initial: int = 0) -> tqdm[Any]:
+    # tqdm itself ignores TQDM_DISABLE in notebooks.
+    disable = bool(os.environ.get("TQDM_DISABLE")) or not (sys.stderr.isatty() or _in_notebook())
+    return tqdm(desc=what, total=total, initial=initial, leave=leave, disable=disable, dynamic_ncols=True)
+
+
+def _in_notebook() -> bool:
+    """Whether this process is a notebook's kernel; its streams are no terminals."""
+    shell = sys.modules.get("IPython")
+    return shell is not None and hasattr(shell.get_ipython(), "kernel")

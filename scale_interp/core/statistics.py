@@ -1,4 +1,8 @@
-"""Intervals, paired tests and corrections; everything that scipy has is scipy's."""
+"""Intervals, paired tests and corrections; everything that scipy has is scipy's.
+
+Own code, as scipy has no cluster bootstrap, no Wilson interval of an effective (fractional) sample size, no interval of a paired
+difference (Tango) and no Holm correction.
+"""
 
 from __future__ import annotations
 

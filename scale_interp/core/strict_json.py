@@ -1,4 +1,7 @@
-"""JSON as its standard has it: UTF-8, no key twice, no NaN, and no more of it than memory holds."""
+"""JSON as its standard has it: UTF-8, no key twice, no NaN, and no more of it than memory holds.
+
+Own code around `json`, which takes a key twice, NaN and half a character without a word, and reads a file of any size.
+"""
 
 from __future__ import annotations
 

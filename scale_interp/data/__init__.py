@@ -1,23 +1,14 @@
 """Questions, contrasts, and where they come from."""
 
-from .contrast import Contrast, Contrasts, contrasts
-from .items import Questions
-from .load import load_questions
-from .question import Question
-from .readers.cogvsr import CogQuestion, CogQuestions, Sub, read_cog, subquestions
-from .scenes.decomposed import cog_questions
-
-__all__ = [
-    "CogQuestion",
-    "CogQuestions",
-    "Contrast",
-    "Contrasts",
-    "Question",
-    "Questions",
-    "Sub",
-    "cog_questions",
-    "contrasts",
-    "load_questions",
-    "read_cog",
-    "subquestions",
-]
+from .contrast import Contrast as Contrast
+from .contrast import Contrasts as Contrasts
+from .contrast import contrasts as contrasts
+from .decomposed import cog_questions as cog_questions
+from .items import Questions as Questions
+from .load import load_questions as load_questions
+from .question import Question as Question
+from .readers.cogvsr import CogQuestion as CogQuestion
+from .readers.cogvsr import CogQuestions as CogQuestions
+from .readers.cogvsr import Sub as Sub
+from .readers.cogvsr import read_cog as read_cog
+from .readers.cogvsr import subquestions as subquestions

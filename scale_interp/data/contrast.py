@@ -7,10 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
+from ..core.arguments import checked
 from ..errors import DataError
 from .items import Items, require
 from .partners import Partners
 from .question import Question
+from .question_card import question_card
+from .require import require_items
 from .scenes.questions import partner
 
 Change = Literal["mirror", "swap", "set"]
@@ -34,6 +37,11 @@ class Contrast:
     clean: Question
     corrupt: Question
 
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.contrasts(questions)", "build pairs with si.contrasts(questions)")
+
     def __post_init__(self) -> None:
         if wrong := next((q for q in (self.clean, self.corrupt) if not isinstance(q, Question)), None):
             raise DataError(f"a contrast of a {type(wrong).__name__}: give two Questions")
@@ -49,8 +57,6 @@ class Contrast:
         return f"<Contrast: {a} against {b if self.clean.text != self.corrupt.text else repr(self.corrupt.answer_text)}>"
 
     def _repr_html_(self) -> str:
-        from .question_card import question_card
-
         return f"<div style='display:flex;flex-wrap:wrap;gap:12px'>{question_card(self.clean)}{question_card(self.corrupt)}</div>"
 
     @property
@@ -91,6 +97,7 @@ class Contrasts(Items[Contrast]):
         }
 
 
+@checked
 def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Encoder | None = None) -> Contrasts:
     """Pair each question with one that differs in one thing and so has another right answer.
 

@@ -10,8 +10,9 @@ from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
+from ..core.arguments import Listed
 from ..core.notebook import NotebookView
-from ..errors import DataError, LeakError
+from ..errors import LeakError
 from .question import Question
 
 
@@ -86,20 +87,9 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def require(questions: Sequence[Any] | Any, kind: type = Question) -> Sequence[Any]:
+def require(questions: Sequence[Any] | Any, kind: type[Listed] = Question) -> Sequence[Any]:
     """The questions (or contrasts) as a non-empty sequence, or DataError."""
-    if isinstance(questions, kind):
-        questions = [questions]
-    if isinstance(questions, str | bytes | Mapping | type) or not (hasattr(questions, "__len__") and hasattr(questions, "__getitem__")):
-        mend = "si.load_questions('scenes/relation')" if kind is Question else "si.contrasts(questions)"
-        raise DataError(f"expected a list of {kind.__name__}s, found a {type(questions).__name__}: give such as {mend} returns")
-    if len(questions) == 0:
-        raise DataError("an empty set of questions: load at least one")
-    wrong = next((q for q in questions if not isinstance(q, kind)), None)
-    if wrong is not None:
-        mend = "pass questions, not pairs" if kind is Question else "build pairs with si.contrasts(questions)"
-        raise DataError(f"expected {kind.__name__}s, found a {type(wrong).__name__}: {mend}")
-    return questions
+    return kind.require_items(questions)
 
 
 def groups(items: Sequence[Item]) -> np.ndarray:

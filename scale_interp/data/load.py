@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.arguments import checked
 from ..errors import DataError, DataWarning
 from .items import Questions
 from .prompts import TEMPLATES, Ask, Template, check_template, digest
@@ -41,6 +42,7 @@ RENDERED, MOST_RENDERED = 200, 1_000_000
 """Questions of a rendered set where no number is asked for, and the most: scenes that differ run out."""
 
 
+@checked
 def load_questions(
     name: str,
     split: str | None = None,

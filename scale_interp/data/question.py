@@ -15,11 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 from PIL import Image, UnidentifiedImageError
 
 from ..errors import DataError
+from .question_card import question_card
+from .require import require_items
 
 Box = tuple[float, float, float, float]
 Picture = Image.Image | str | Path | Callable[[], Image.Image]
@@ -50,6 +52,8 @@ class Question:
     'left'
     """
 
+    asked_for: ClassVar[str] = "a Question, as in si.load_questions('scenes/relation')[0]"
+
     text: str
     choices: tuple[str, ...]
     answer: int
@@ -61,6 +65,11 @@ class Question:
     about: tuple[str, ...] = ()
     boxes: Mapping[str, Box] = field(default_factory=dict, repr=False, compare=False)
     meta: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.load_questions('scenes/relation')", "pass questions, not pairs")
 
     def __post_init__(self) -> None:
         where = f"question {self.id or self.text!r}"
@@ -139,8 +148,6 @@ class Question:
         return open_picture(picture, f"question {self.id}")
 
     def _repr_html_(self) -> str:
-        from .question_card import question_card
-
         return question_card(self)
 
 

@@ -1,69 +1,37 @@
 """Accuracy, the public sets' own metrics, and whether a gain is what it is taken for."""
 
-from ..data.items import require_disjoint
-from .accuracy import Evaluation, evaluate, evaluate_many, relative_gain
-from .answers import TextEvaluation, answer_texts, evaluate_text, score_answers
-from .attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
-from .attention_scaling.weight_curve import ScalingCurve, scaling_curve
-from .baselines import Baselines, compare_baselines
-from .benchmarks import benchmark, pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
-from .comparison.comparison import Comparison, compare
-from .comparison.head_sets import HeadSets
-from .falsification.calibration import Calibration, Suites, calibrate
-from .falsification.suite import Falsification, falsify
-from .falsification.text_only import TextCorrection, fit_text_correction
-from .ground_truth.faithfulness import Faithfulness, faithfulness
-from .ground_truth.localisation import Localisation, localise
-from .ground_truth.recovery import Recovery, recover
-from .retention import RetentionCurve, SparsityPath, retention_curve, sparsity_path
-from .scoring import score_text
-from .transfer_matrix import Transfer, transfer
-
-__all__ = [
-    "Baselines",
-    "Calibration",
-    "Comparison",
-    "Evaluation",
-    "Faithfulness",
-    "Falsification",
-    "HeadSets",
-    "Localisation",
-    "Recovery",
-    "RetentionCurve",
-    "ScalingCurve",
-    "SparsityPath",
-    "Suites",
-    "TextCorrection",
-    "TextEvaluation",
-    "Transfer",
-    "Tuned",
-    "answer_texts",
-    "benchmark",
-    "calibrate",
-    "compare",
-    "compare_baselines",
-    "evaluate",
-    "evaluate_many",
-    "evaluate_scaled",
-    "evaluate_text",
-    "faithfulness",
-    "falsify",
-    "fit_text_correction",
-    "localise",
-    "pope_metrics",
-    "recover",
-    "relative_gain",
-    "require_disjoint",
-    "retention_curve",
-    "scaling_curve",
-    "score_answers",
-    "score_text",
-    "sparsity_path",
-    "spatialeval_accuracy",
-    "transfer",
-    "transfer_table",
-    "tune_adaptvis",
-    "tune_scaling",
-    "vsr_accuracy",
-    "whatsup_accuracy",
-]
+from .accuracy import Evaluation as Evaluation
+from .accuracy import evaluate as evaluate
+from .accuracy import evaluate_many as evaluate_many
+from .answers import TextEvaluation as TextEvaluation
+from .answers import answer_texts as answer_texts
+from .answers import evaluate_text as evaluate_text
+from .answers import score_answers as score_answers
+from .attention_scaling.answers import Tuned as Tuned
+from .attention_scaling.answers import evaluate_scaled as evaluate_scaled
+from .attention_scaling.answers import transfer_table as transfer_table
+from .attention_scaling.answers import tune_adaptvis as tune_adaptvis
+from .attention_scaling.answers import tune_scaling as tune_scaling
+from .attention_scaling.weight_curve import ScalingCurve as ScalingCurve
+from .attention_scaling.weight_curve import scaling_curve as scaling_curve
+from .baselines import Baselines as Baselines
+from .baselines import compare_baselines as compare_baselines
+from .benchmarks import benchmark as benchmark
+from .comparison.comparison import Comparison as Comparison
+from .comparison.comparison import compare as compare
+from .comparison.head_sets import HeadSets as HeadSets
+from .falsification.suite import Falsification as Falsification
+from .falsification.suite import falsify as falsify
+from .ground_truth.faithfulness import Faithfulness as Faithfulness
+from .ground_truth.faithfulness import faithfulness as faithfulness
+from .ground_truth.localisation import Localisation as Localisation
+from .ground_truth.localisation import localise as localise
+from .ground_truth.recovery import Recovery as Recovery
+from .ground_truth.recovery import recover as recover
+from .retention import RetentionCurve as RetentionCurve
+from .retention import SparsityPath as SparsityPath
+from .retention import retention_curve as retention_curve
+from .retention import sparsity_path as sparsity_path
+from .scoring import score_text as score_text
+from .transfer_matrix import Transfer as Transfer
+from .transfer_matrix import transfer as transfer

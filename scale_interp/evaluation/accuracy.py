@@ -15,6 +15,7 @@ from torch import Tensor
 from ..attribution.ablation import provenance
 from ..attribution.metric import measure
 from ..core import statistics
+from ..core.arguments import checked
 from ..core.notebook import NotebookView
 from ..data.items import groups, require
 from ..data.question import Question
@@ -157,6 +158,7 @@ class Evaluation(NotebookView):
         )
 
 
+@checked
 def evaluate(
     vlm: VLM,
     questions: Sequence[Question],
@@ -181,6 +183,7 @@ def evaluate(
     return evaluate_many(vlm, questions, edit, path=path, prompts=prompts, scoring=scoring)[0]
 
 
+@checked
 def evaluate_many(
     vlm: VLM,
     questions: Sequence[Question],

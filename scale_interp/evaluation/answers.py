@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..adapters.attach import attach
 from ..adapters.scale.scale import ScAle
+from ..core.arguments import Count, checked
 from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.edit import Edit
 from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
@@ -70,14 +71,15 @@ class TextEvaluation(Evaluation):
         return [f"{self.unanswered:.3f} unanswered", *super()._notes()]
 
 
+@checked
 def evaluate_text(
     vlm: VLM,
     questions: Sequence[Question],
     edit: ScAle | Edit | None = None,
     *,
     scorer: Scorer = "strict",
-    max_new_tokens: int = 16,
-    batch_size: int = BATCH,
+    max_new_tokens: Count = 16,
+    batch_size: Count = BATCH,
 ) -> TextEvaluation:
     """Answer the questions in words, with one edit in place or with none, and score what the words name.
 
@@ -92,13 +94,14 @@ def evaluate_text(
     return score_answers(texts, questions, scorer, answering(vlm, questions, scorer=scorer, max_new_tokens=max_new_tokens))
 
 
+@checked
 def answer_texts(
     vlm: VLM,
     questions: Sequence[Question],
     edit: ScAle | Edit | None = None,
     *,
-    max_new_tokens: int = 16,
-    batch_size: int = BATCH,
+    max_new_tokens: Count = 16,
+    batch_size: Count = BATCH,
 ) -> list[str]:
     """Greedy answers in words, by transformers' own generate, with one edit in place or with none.
 
@@ -109,17 +112,18 @@ def answer_texts(
     questions = require(questions)
     edit = edit.edit() if isinstance(edit, ScAle) else edit
     work = partial(text_work, edit=edit, max_new_tokens=max_new_tokens)
-    found = each(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
+    found = map_batches(vlm, Rows.in_order(questions, batch_size), work, "answering in words")
     return [bytes(text.tolist()).decode() for part in found for text in part.values()]
 
 
-def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> Found:
+def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> BatchResult:
     """Answers as UTF-8, a tensor of bytes a question."""
     with nullcontext() if edit is None else attach(vlm.hf_model, edit):
         texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)
     return {f"{i:06}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
 
 
+@checked
 def score_answers(
     texts: Sequence[str], questions: Sequence[Question], scorer: Scorer = "strict", provenance: Mapping[str, Any] | None = None
 ) -> TextEvaluation:

@@ -16,6 +16,8 @@ from ..adapters.scale.fit import FitSettings, fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.arguments import Count, Seed, checked
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..interventions.edit import Head
@@ -75,11 +77,10 @@ class Baselines(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain and cost of every method with intervals (see viz.baselines)."""
-        from ..viz import baselines
-
-        return baselines(self, **options)
+        return draw("baselines", self, **options)
 
 
+@checked
 def compare_baselines(
     vlm: VLM,
     train: Sequence[Question],
@@ -89,8 +90,8 @@ def compare_baselines(
     ranks: Sequence[int] = (1, 4, 16),
     heads: Iterable[Head] | None = None,
     mlp: bool = True,
-    seed: int = 0,
-    rates: int = 3,
+    seed: Seed = 0,
+    rates: Count = 3,
     path: Path = "auto",
     **settings: Any,
 ) -> Baselines:

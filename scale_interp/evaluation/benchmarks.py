@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 
 from ..core import statistics
+from ..core.arguments import checked
 from ..errors import DataError, DataWarning
 from .accuracy import Evaluation
 from .answers import TextEvaluation
@@ -34,6 +35,7 @@ class Row(NamedTuple):
     majority: float = NAN
 
 
+@checked
 def benchmark(evaluation: Evaluation, legacy: bool = False) -> pd.DataFrame:
     """The metrics that the questions' set is reported by: a row a number.
 

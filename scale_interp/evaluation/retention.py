@@ -13,6 +13,8 @@ from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.arguments import Seed, checked
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import EditError
@@ -61,9 +63,7 @@ class RetentionCurve(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain against loss elsewhere (see viz.retention_curve)."""
-        from ..viz import retention_curve
-
-        return retention_curve(self, **options)
+        return draw("retention_curve", self, **options)
 
 
 @dataclass(frozen=True, eq=False)
@@ -105,11 +105,10 @@ class SparsityPath(Table):
 
     def plot(self, **options: Any) -> Any:
         """Gain by number of scalars (see viz.sparsity_path)."""
-        from ..viz import sparsity_path as draw
-
-        return draw(self, **options)
+        return draw("sparsity_path", self, **options)
 
 
+@checked
 def retention_curve(
     vlm: VLM,
     train: Sequence[Question],
@@ -120,7 +119,7 @@ def retention_curve(
     *,
     heads: Iterable[Head] | None = None,
     mlp: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> RetentionCurve:
@@ -173,6 +172,7 @@ def retention_curve(
     return RetentionCurve(tuple(rows), about, made)
 
 
+@checked
 def sparsity_path(
     vlm: VLM,
     train: Sequence[Question],
@@ -181,7 +181,7 @@ def sparsity_path(
     kept: Sequence[int] = KEPT,
     *,
     threshold: float = THRESHOLD,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> SparsityPath:

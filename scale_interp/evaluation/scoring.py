@@ -6,6 +6,7 @@ import re
 import unicodedata
 from typing import Literal, get_args
 
+from ..core.arguments import checked
 from ..data.question import Question
 from ..errors import DataError
 
@@ -26,6 +27,7 @@ DENIALS = frozenset(("not", "no", "never", "neither", "nor", "none", "without", 
 """These, and words in "n't", deny an answer, unless they are the option named."""
 
 
+@checked
 def score_text(text: str, question: Question, scorer: Scorer = "strict") -> int | None:
     """The index of the option that an answer names, or None where it names none, or more than one.
 

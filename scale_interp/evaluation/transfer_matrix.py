@@ -13,6 +13,8 @@ from ..adapters.scale.fit import fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
+from ..core.arguments import Seed, checked
+from ..core.figures import draw
 from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..errors import DataError
@@ -67,11 +69,10 @@ class Transfer(Table):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the gains with their values (see viz.transfer_heatmap)."""
-        from ..viz import transfer_heatmap
-
-        return transfer_heatmap(self, **options)
+        return draw("transfer_heatmap", self, **options)
 
 
+@checked
 def transfer(
     vlm: VLM,
     train: Mapping[str, Sequence[Question]],
@@ -79,7 +80,7 @@ def transfer(
     *,
     heads: Iterable[Head] | None = None,
     mlp: bool = True,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> Transfer:

@@ -12,12 +12,11 @@ from torch import Tensor
 from ..core.progress import track
 from ..data.question import Question
 from ..vlm.vlm import VLM
-from .journal import Part
-from .journal import current as journal
-from .ray_cluster import current as machines
+from .execution import execution_of
+from .journal import Checkpoints
 
-Found = dict[str, Tensor]
-Work = Callable[..., Found]
+BatchResult = dict[str, Tensor]
+Work = Callable[..., BatchResult]
 """work(vlm, batch): a function of a module, or a `partial` of one, so that it has a name and can be sent to another machine."""
 
 
@@ -30,52 +29,56 @@ class Batches(Protocol):
     def __getitem__(self, index: int) -> Any: ...
 
 
-def each(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[Found]:
-    """work(vlm, batch) of every batch, in order, on the CPU.
+def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[BatchResult]:
+    """work(vlm, batch) of every batch, in order, on the CPU. what: the progress bar's text.
 
-    Within `si.resumable` a batch that was done before is taken from disk and its prompts are not even read; within `si.cluster` the
-    others are done by its workers. A model with hooks of its own is asked here and now: nobody else has them.
+    Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
+    there are workers the others are done by them. A model with hooks of its own is asked here and now: nobody else has them.
     """
-    part, team = kept_part(vlm, what, batches.plan, work), machines()
-    team = None if team is None or vlm.hooked else team
+    checkpoints, workers = checkpoints_of(vlm, _name(work), batches.plan, work), execution_of(vlm).workers
+    workers = None if workers is None or vlm.hooked else workers
     steps = [f"{i:06}" for i in range(len(batches))]
-    done = {i for i, step in enumerate(steps) if part is not None and step in part}
+    done = {i for i, step in enumerate(steps) if checkpoints is not None and step in checkpoints}
 
-    def keep(i: int, found: Found) -> Found:
+    def keep(i: int, found: BatchResult) -> BatchResult:
         found = {name: t.cpu() for name, t in found.items()}
-        if part is not None:
-            part.put(steps[i], found)
+        if checkpoints is not None:
+            checkpoints.put(steps[i], found)
         return found
 
     todo = [i for i in range(len(steps)) if i not in done]
     here = (keep(i, work(vlm, batches[i])) for i in todo)
-    computed = here if team is None else team.run(vlm, batches.plan, work, todo, keep)
+    computed = here if workers is None else workers.run(vlm, batches.plan, work, todo, keep)
     for i in track(range(len(steps)), what, len(steps)):
-        before = part.get(steps[i]) if part is not None and i in done else None
+        before = checkpoints.get(steps[i]) if checkpoints is not None and i in done else None
         if before is not None:
             yield before[0]
         else:
             yield keep(i, work(vlm, batches[i])) if i in done else next(computed)
 
 
-def kept_part(vlm: VLM, what: str, *asked: Any) -> Part | None:
-    """Where the journal keeps a piece of work, named by the weights and all else that its numbers hang on.
+def _name(work: Work) -> str:
+    return str(getattr(work, "func", work).__name__)
 
-    None outside `si.resumable`, and for a model with hooks of its own.
+
+def checkpoints_of(vlm: VLM, name: str, *key: Any) -> Checkpoints | None:
+    """Where the model's journal keeps a piece of work, named by the weights and all else that its numbers depend on.
+
+    None where nothing is kept, and for a model with hooks of its own.
     """
-    kept = journal()
-    return None if kept is None or vlm.hooked else kept.part(what, vlm.fingerprint, *asked)
+    journal = execution_of(vlm).journal
+    return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(name, vlm.identity, *key)
 
 
 @dataclass(frozen=True)
-class Singles:
+class SingleQuestions:
     """One question a batch: (row, question)."""
 
     questions: Sequence[Question]
 
     @property
-    def plan(self) -> Callable[[VLM], Singles]:
-        return partial(singles, tuple(self.questions))
+    def plan(self) -> Callable[[VLM], SingleQuestions]:
+        return partial(single_questions, tuple(self.questions))
 
     def __len__(self) -> int:
         return len(self.questions)
@@ -84,8 +87,8 @@ class Singles:
         return range(len(self))[index], self.questions[index]
 
 
-def singles(questions: Sequence[Question], vlm: VLM) -> Singles:
-    return Singles(questions)
+def single_questions(questions: Sequence[Question], vlm: VLM) -> SingleQuestions:
+    return SingleQuestions(questions)
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,8 @@
-"""Long work that loses nothing: each batch is on disk as soon as it is computed, so a killed run goes on with the same numbers."""
+"""Long work that loses nothing: a journal keeps finished steps and the checkpoints of the unfinished one, so a killed command goes on.
+
+Own code: joblib.Memory names a call by the pickle of its arguments, in which an image on disk is only its path, and it keeps nothing of a
+call that was stopped halfway.
+"""
 
 from __future__ import annotations
 
@@ -7,56 +11,39 @@ import hashlib
 import json
 import os
 import platform
+import shutil
+import sys
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields, is_dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from types import FunctionType, MethodType
-from typing import Any
+from types import CodeType, FunctionType, MethodType
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.files import read_json, write_json
+from ..core.manifest import MANIFEST, MISSING, WHOLE, ResultFile, file_hash
 from ..core.tensors import read_tensors, write_tensors
 from ..data.question import Question
 from ..errors import DataWarning, EditError, FileError
 
-SHARD, LOCK, FACTS = "Shard", ".lock", "facts.json"
-_current: ContextVar[Journal | None] = ContextVar("journal", default=None)
+SHARD, LOCK, FACTS, PARTS, SETTINGS = "Shard", ".lock", "facts.json", "parts", "settings.json"
+T = TypeVar("T")
+Say = Callable[[str], None]
+
+
+def _warn(text: str) -> None:
+    warnings.warn(text, DataWarning, stacklevel=4)
 
 
 @dataclass(frozen=True)
-class Journal:
-    """The folder in which parts of unfinished work lie, one folder a piece of work."""
-
-    folder: Path
-
-    def part(self, what: str, *asked: Any) -> Part:
-        """The piece of work that is named by everything that its numbers hang on."""
-        name = "".join(c if c.isalnum() else "-" for c in what)[:40]
-        return Part(self.folder / f"{name}-{digest(*asked)[:16]}")
-
-    @cached_property
-    def _facts(self) -> dict[str, Any]:
-        path = self.folder / FACTS
-        return read_json(path) if path.exists() else {}
-
-    def fact(self, name: str, compute: Callable[[], int]) -> int:
-        """A number that depends on the machine's state, such as a batch size: computed once, then the same after every resume."""
-        if name not in self._facts:
-            self._facts[name] = compute()
-            write_json(self.folder / FACTS, self._facts)
-        return int(self._facts[name])
-
-
-@dataclass(frozen=True)
-class Part:
-    """One piece of work: the tensors of each step, a safetensors file a step, whole or not there."""
+class Checkpoints:
+    """What one piece of work has computed so far: the tensors of each batch or epoch in a safetensors file, whole or not there."""
 
     folder: Path
 
@@ -77,44 +64,160 @@ class Part:
         write_tensors(self.folder / f"{step}.safetensors", SHARD, tensors, meta or {})
 
 
-def current() -> Journal | None:
-    """The journal of the `resumable` block that runs now."""
-    return _current.get()
+class UnfinishedWork:
+    """What unfinished work has computed so far: one folder for each piece of work, and facts that a resumed run must not change."""
+
+    def __init__(self, folder: str | Path):
+        self.folder = Path(folder)
+
+    def checkpoints(self, name: str, *key: Any) -> Checkpoints:
+        """The piece of work that is named by everything that its numbers depend on."""
+        name = "".join(c if c.isalnum() else "-" for c in name)[:40]
+        return Checkpoints(self.folder / f"{name}-{digest(*key)[:16]}")
+
+    @cached_property
+    def _facts(self) -> dict[str, Any]:
+        path = self.folder / FACTS
+        return read_json(path) if path.exists() else {}
+
+    def fact(self, name: str, compute: Callable[[], int]) -> int:
+        """A number that depends on the machine's state, such as a batch size: computed once, then the same after every resume."""
+        if name not in self._facts:
+            self._facts[name] = compute()
+            write_json(self.folder / FACTS, self._facts)
+        return int(self._facts[name])
+
+    def drop(self) -> None:
+        """Delete the checkpoints; the facts stay."""
+        for folder in self.folder.glob("*/"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
-def fact(name: str, compute: Callable[[], int]) -> int:
-    """`Journal.fact` of the block that runs now; computed anew where there is none."""
-    journal = current()
-    return compute() if journal is None else journal.fact(name, compute)
+class Journal:
+    """A folder in which work is kept, so that the same command goes on after a kill and gives the same numbers.
 
+    Finished steps have names; manifest.json holds the checksums of their files, written when the step's function has returned.
+    What an unfinished step has computed so far, such as batches and epochs, is kept as checkpoints, which go when the step is finished.
 
-@contextmanager
-def resumable(folder: str | Path) -> Iterator[Journal]:
-    """Everything inside the block that asks a model about questions keeps each batch in `folder`, and takes from there what it holds.
-
-    Killed and run again, the block gives the same numbers, and a fit goes on after its last epoch. What is kept is named by the
-    weights, the questions with their pictures, the edit and the scoring, so that other work never mixes in; work on a model with
-    hooks of its own is not kept. The folder may be deleted when the work is done. One process may use it at a time: FileError for
-    the second.
+    unfinished: where these are kept; default: a folder parts/. order: the steps' order in the manifest. say: is told which results
+    are damaged or missing; by default a DataWarning says it. working: the context in which steps are made.
 
     >>> import tempfile
-    >>> import scale_interp as si
-    >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
-    >>> with tempfile.TemporaryDirectory() as folder, si.resumable(folder):
-    ...     first, second = si.ablate(vlm, qs), si.ablate(vlm, qs)  # the second is read from the folder
-    >>> bool((first.scores == second.scores).all())
+    >>> journal = Journal(tempfile.mkdtemp())
+    >>> path = journal.folder / "sum.json"
+    >>> add = lambda: write_json(path, {"sum": 3}) or [path.name]
+    >>> journal.step("add", add, lambda: read_json(path)), journal.made
+    ({'sum': 3}, ['add'])
+    >>> Journal(journal.folder).done("add")
     True
     """
-    folder = Path(folder)
-    with lock(folder):
-        for torn in folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
-            torn.unlink()
-        journal = Journal(folder)
-        token = _current.set(journal)
+
+    def __init__(
+        self,
+        folder: str | Path,
+        *,
+        unfinished: UnfinishedWork | None = None,
+        order: Iterable[str] = (),
+        say: Say = _warn,
+        working: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ):
+        self.folder, self.order, self.say, self.working = Path(folder), tuple(order), say, working
+        self.unfinished = unfinished or UnfinishedWork(self.folder / PARTS)
+        self.made: list[str] = []
+        """Steps that this process has made."""
+        self._whole: set[str] = set()
+        self._distrusted: set[str] = set()
+        self._unreadable = False
+
+    def inside(self, name: str) -> Journal:
+        """The journal of a step that has steps of its own, in a folder of its own; its checkpoints are kept with this one's."""
+        return Journal(self.folder / name, unfinished=self.unfinished, say=self.say)
+
+    def step(self, name: str, make: Callable[[], Iterable[str]], load: Callable[[], T]) -> T:
+        """The result of a step: loaded where its files are there and whole, else made first. make: writes files; returns their names."""
+        if self.done(name):
+            try:
+                return load()
+            except FileError as error:
+                self.forget(name)
+                self.say(f"{error}: computing it anew")
+        with self.working():
+            if not self.done(name):
+                self.record(name, make())
+            return load()
+
+    def done(self, name: str) -> bool:
+        """Whether a step's files are all there, and as they were written; says so where they are not."""
+        if name in self._whole:
+            return True
+        if name in self._distrusted or name not in self.steps:
+            return False
+        for file in self.files(name):
+            if (state := file.state()) != WHOLE:
+                why = "is missing" if state == MISSING else "is damaged (its checksum differs)"
+                self._distrusted.add(name)
+                self.say(f"{self.folder / file.name} {why}: computing it anew")
+                return False
+        self._whole.add(name)
+        return True
+
+    def files(self, name: str) -> list[ResultFile]:
+        """The files of a finished step, as they were written."""
+        return [ResultFile(self.folder, file, about["bytes"], about["sha256"], name) for file, about in self.steps[name].items()]
+
+    def record(self, name: str, files: Iterable[str]) -> None:
+        """Record the files of a finished step, and drop the checkpoints that it was put together from."""
+        steps = self.steps | {name: {file: _sums(self.folder / file) for file in files}}
+        # In the steps' own order, whichever was made first, so that equal results are equal manifests.
+        ordered = [*(one for one in self.order if one in steps), *(one for one in steps if one not in self.order)]
+        write_json(self.folder / MANIFEST, {"steps": {one: steps[one] for one in ordered}})
+        self._whole.add(name)
+        self._distrusted.discard(name)
+        self.made.append(name)
+        self.unfinished.drop()
+
+    def forget(self, name: str) -> None:
+        """Have a step made again."""
+        self._whole.discard(name)
+        self._distrusted.add(name)
+
+    def begin(self, settings: Mapping[str, Any]) -> None:
+        """Write what the folder is of, in settings.json, and a manifest without steps."""
+        write_json(self.folder / MANIFEST, {"steps": {}})
+        write_json(self.folder / SETTINGS, settings)
+
+    def claim(self, kind: str, settings: Mapping[str, Any]) -> None:
+        """`begin`, where the folder is new. Raises FileError where it holds work with other settings."""
+        settings, path = json.loads(json.dumps(settings)), self.folder / SETTINGS
+        if not path.exists():
+            return self.begin(settings)
+        theirs = read_json(path)
+        if changed := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k, v in settings.items() if theirs.get(k) != v]:
+            raise FileError(f"{self.folder} holds another {kind} ({'; '.join(changed)}): use another folder, or delete it")
+
+    @property
+    def steps(self) -> dict[str, dict[str, Any]]:
+        """The manifest: the files of each finished step, with bytes and checksums."""
         try:
-            yield journal
-        finally:
-            _current.reset(token)
+            steps: dict[str, dict[str, Any]] = read_json(self.folder / MANIFEST)["steps"]
+            return steps
+        except (FileError, KeyError) as error:
+            if (self.folder / SETTINGS).exists() and not self._unreadable:
+                self._unreadable = True
+                self.say(f"{error}: no result can be checked, so all are computed anew")
+            return {}
+
+    @contextmanager
+    def opened(self) -> Iterator[Journal]:
+        """The journal, for this process alone. Raises FileError where another one works in the folder."""
+        with lock(self.folder):
+            for torn in self.unfinished.folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
+                torn.unlink()
+            yield self
+
+
+def _sums(path: Path) -> dict[str, Any]:
+    return {"sha256": file_hash(path), "bytes": path.stat().st_size}
 
 
 @contextmanager
@@ -162,6 +265,7 @@ def _feed(state: Any, value: Any) -> None:
         if "<" in value.__qualname__:
             raise EditError(f"{value.__module__}.{value.__qualname__} has no name of its own: give a function of a module")
         state.update(f"function {value.__module__}.{value.__qualname__};".encode())
+        _feed(state, (_code(value.__code__), value.__defaults__, value.__kwdefaults__))
     elif is_dataclass(value) and not isinstance(value, type):
         state.update(f"{type(value).__name__} ".encode())
         for field in fields(value):
@@ -178,4 +282,15 @@ def _feed(state: Any, value: Any) -> None:
         try:
             state.update(f"{type(value).__name__} {value.hex() if isinstance(value, bytes) else json.dumps(value)};".encode())
         except TypeError as error:
-            raise EditError(f"a {type(value).__name__} has no digest: work that hangs on it cannot be kept") from error
+            raise EditError(f"a {type(value).__name__} has no digest: work that depends on it cannot be kept") from error
+
+
+def _code(code: CodeType) -> list[Any]:
+    """What a function does, whatever its name: its instructions, constants and the names that it uses."""
+    return [sys.version_info[:2], code.co_code, [_constant(one) for one in code.co_consts], code.co_names]
+
+
+def _constant(value: Any) -> Any:
+    if isinstance(value, CodeType):
+        return _code(value)
+    return sorted(map(repr, value)) if isinstance(value, frozenset) else repr(value)  # a set has another order in another process

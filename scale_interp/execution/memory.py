@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from ..vlm.vlm import VLM
-from .journal import fact
+from .execution import execution_of
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
@@ -26,12 +26,14 @@ def working_bytes(vlm: VLM) -> int:
 
     Of that a quarter at most, and no more than a sixteenth of the weights' size (or 64 MiB), so that a sweep needs
     hardly more memory than a forward pass. A resumed run takes what the first one took: the last bits of a product of
-    matrices hang on their sizes.
+    matrices depend on their sizes.
     """
     if vlm.memory is not None:
         return vlm.memory
     share = max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
-    return fact(f"working bytes of {vlm.name}", lambda: min(free_memory(vlm.device) // 4, share))
+    journal = execution_of(vlm).journal
+    measured = lambda: min(free_memory(vlm.device) // 4, share)  # noqa: E731
+    return measured() if journal is None else journal.unfinished.fact(f"working bytes of {vlm.name}", measured)
 
 
 def out_of_memory(error: BaseException) -> bool:

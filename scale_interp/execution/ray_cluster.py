@@ -7,15 +7,16 @@ import warnings
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import checked
 from ..errors import ClusterWarning, ModelError, ScaleInterpError
 from ..vlm.vlm import VLM
+from .execution import block
 from .memory import working_bytes
 
 ATTEMPTS = 3
@@ -23,14 +24,9 @@ ATTEMPTS = 3
 AHEAD = 4
 """Batches that may lie ready for each worker at work before the one that is waited for arrives."""
 Keep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
-_current: ContextVar[Cluster | None] = ContextVar("cluster", default=None)
 
 
-def current() -> Cluster | None:
-    """The cluster of the `si.cluster` block that runs now."""
-    return _current.get()
-
-
+@checked
 @contextmanager
 def cluster(address: str | None = None, *, workers: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
     """Every sweep, evaluation and suite inside the block shares its batches out over a Ray cluster; the numbers stay the same.
@@ -67,11 +63,10 @@ def cluster(address: str | None = None, *, workers: int | None = None, gpus: int
         except (OSError, RuntimeError, ValueError) as error:
             raise ModelError(f"no Ray cluster at {address!r} ({error}): start one with `ray start --head`, or give no address") from error
     here = Cluster(ray, workers, gpus)
-    token = _current.set(here)
     try:
-        yield here
+        with block(workers=here):
+            yield here
     finally:
-        _current.reset(token)
         here.close()
         if started:
             ray.shutdown()
@@ -91,12 +86,10 @@ class Worker:
         self.ray = ray
         self.known: dict[Any, Any] = {}
 
-    def open(self, source: dict[str, Any], threads: int, memory: int) -> str:
+    def open(self, reopen: Callable[[], VLM], threads: int, memory: int) -> str:
         """Load the model; its fingerprint."""
-        from ..models.load import load
-
         torch.set_num_threads(threads)
-        self.vlm = load(**source)
+        self.vlm = reopen()
         self.vlm.memory = memory
         return self.vlm.fingerprint
 
@@ -172,7 +165,8 @@ class Cluster:
     def _team(self, vlm: VLM) -> Team:
         mark = vlm.fingerprint
         if mark not in self.teams:
-            if vlm.source is None:
+            reopen = vlm.reopen
+            if reopen is None:
                 raise ModelError(f"{vlm.name} was given alive, and workers load a model by its name: save it to a folder that all see")
             threads, memory = torch.get_num_threads(), working_bytes(vlm)
             gpus = (self.gpus or len(set(_devices(vlm)))) if vlm.device.type == "cuda" else 0
@@ -185,7 +179,7 @@ class Cluster:
 
             def start() -> tuple[Any, Any]:
                 worker = remote.remote(self.ray)
-                return worker.open.remote(dict(vlm.source or {}), threads, memory), worker
+                return worker.open.remote(reopen, threads, memory), worker
 
             team = self.teams[mark] = Team(mark, start)
             team.starting = dict(start() for _ in range(self.workers or room))

@@ -1,4 +1,4 @@
-"""Turn heads and fitted scalars up and down on one question, and watch the answer move: `explore`."""
+"""Scale heads and fitted scalars by hand on one question, and watch the answer change: `explore`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from ..attribution import HeadMap
     from ..data import Question
     from ..models import VLM
-    from .explorer import Explorer
+    from .notebook import NotebookExplorer
 
 
 def explore(
@@ -22,14 +22,26 @@ def explore(
     head_map: HeadMap | None = None,
     scale: ScAle | str | Path | None = None,
     dark: bool | None = None,
-) -> Explorer:
+) -> NotebookExplorer:
     """Explore questions in a notebook: choose a head on its map, see where it looks, scale it, and see the answers.
 
-    head_map: the scores to choose heads by; default: the gradient on these questions (`si.attribute`). scale: a ScAle, or the
-    folder of one, to fade in. dark: dark figures; default: as the page that shows them is.
+    The returned object displays itself and can also be used without being shown (see `Explorer`). Showing it needs
+    `pip install 'scale-interp[notebook]'`.
 
-    The object that is returned draws itself, and can be used without being shown (see `Explorer`). Raises DataError for
-    questions, EditError or FileError for a ScAle, that do not fit; being shown needs `pip install 'scale-interp[notebook]'`.
+    Args:
+        vlm: the model.
+        questions: one question or several.
+        head_map: the scores to choose heads by; by default the gradient on these questions (`si.attribute`).
+        scale: a ScAle to fade in, or the folder of one.
+        dark: whether figures are dark; by default as the page that shows them.
+
+    Returns:
+        The explorer.
+
+    Raises:
+        DataError: the questions are empty or not questions.
+        EditError: the ScAle or the head map does not fit the model.
+        FileError: the folder does not hold a ScAle.
 
     >>> import scale_interp as si
     >>> explorer = explore(si.load("demo"), si.load_questions("scenes/relation", n=2))
@@ -38,7 +50,7 @@ def explore(
     >>> explorer.probabilities.shape == explorer.base.shape
     True
     """
-    # Here and not above: these modules would make `import scale_interp.viz` wait for torch.
-    from .explorer import Explorer
+    # Imported here: these modules would make `import scale_interp.viz` wait for torch.
+    from .notebook import NotebookExplorer
 
-    return Explorer(vlm, questions, head_map=head_map, scale=scale, dark=dark)
+    return NotebookExplorer(vlm, questions, head_map=head_map, scale=scale, dark=dark)

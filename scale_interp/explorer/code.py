@@ -1,42 +1,65 @@
-"""The present edit as Python that anybody can run."""
+"""The current edit as Python that anybody can run."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 import torch
 
+from ..adapters.scale.scale import ScAle
 from ..data.load import load_questions
 from ..data.question import Question
 from ..errors import ScaleInterpError
-from ..models import demo, testbeds
-
-if TYPE_CHECKING:
-    from .explorer import Explorer
+from ..interventions.edit import Scope
+from ..models import demo
+from ..models.testbeds import circuits
+from ..vlm.vlm import VLM
 
 TINY = "tiny-random/"
 
 
-def code(explorer: Explorer) -> str:
-    """Imports, model, question, edit and run; what this package cannot load by name is taken from names that the reader has.
+class Explored(Protocol):
+    """What the code is written from; an Explorer has it."""
 
-    All text from outside is written as a Python string by repr, all numbers as they are held, so the same bits come back.
+    @property
+    def vlm(self) -> VLM: ...
+    @property
+    def loading(self) -> str | None: ...
+    @property
+    def index(self) -> int: ...
+    @property
+    def scope(self) -> Scope: ...
+    @property
+    def factors(self) -> Mapping[tuple[int, int | None], float]: ...
+    @property
+    def scale(self) -> ScAle | None: ...
+    @property
+    def folder(self) -> str | None: ...
+    @property
+    def strength(self) -> float: ...
+
+
+def code(explorer: Explored) -> str:
+    """Write the current edit as Python: imports, model, question, edit and run.
+
+    What this package cannot load by name is taken from names that the reader has. All text from outside is written with repr and all
+    numbers exactly, so running the code reproduces the same bits.
     """
     model, asked = _model(explorer), explorer.loading
     missing = [name for name, line in (("vlm", model), ("questions", asked)) if line is None]
     lines = ["import torch", "", "import scale_interp as si", ""]
     if missing:
-        lines.append(f"# {' and '.join(missing)}: what si.viz.explore was given")
+        lines.append(f"# {' and '.join(missing)}: as given to si.viz.explore")
     lines += [line for line in (model, asked) if line is not None]
     lines += [f"question = questions[{explorer.index}]", "", *_edit(explorer), ""]
     return "\n".join([*lines, "probabilities = si.run_edits(vlm, question, edit)[0, 0].softmax(-1)", ""])
 
 
-def _model(explorer: Explorer) -> str | None:
+def _model(explorer: Explored) -> str | None:
     vlm = explorer.vlm
-    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, testbeds.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
+    known = vlm.name in demo.NAMES or vlm.name.startswith((TINY, circuits.PREFIX)) or vlm.revision or Path(vlm.name).is_dir()
     if not known:
         return None
     given = {"revision": vlm.revision, "prompt": vlm.prompt}
@@ -46,7 +69,11 @@ def _model(explorer: Explorer) -> str | None:
 
 
 def loading(questions: Sequence[Question]) -> str | None:
-    """The line that loads the questions, where it gives these and no others."""
+    """Write the line that loads these questions and no others.
+
+    Returns:
+        The line, or None where no such line exists.
+    """
     source, split, seed = (getattr(questions, name, None) for name in ("source", "split", "seed"))
     if not source or source == "given" or seed is None:
         return None
@@ -60,7 +87,7 @@ def loading(questions: Sequence[Question]) -> str | None:
     return f"questions = si.load_questions({source!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
 
 
-def _edit(explorer: Explorer) -> list[str]:
+def _edit(explorer: Explored) -> list[str]:
     scope = "" if explorer.scope == "last" else f", scope={explorer.scope!r}"
     lines = ["scale = torch.ones(1, vlm.n_layers, vlm.n_heads)", "mlp_scale = torch.ones(1, vlm.n_layers)"]
     for (layer, head), factor in explorer.factors.items():

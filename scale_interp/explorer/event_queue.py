@@ -1,8 +1,8 @@
-"""One thing after another: what the page sends waits for the kernel's main thread, and drawing waits for the newest of it.
+"""Widget messages are handled one at a time on the kernel's main thread, and drawing is done once for the newest of them.
 
-JupyterLab hands widget messages to a thread beside the running cell. A model whose heads are being edited by both at once would
-mix them up, and two threads in one widget lose updates; so messages queue up behind the cell here. And a slider sends values
-faster than a large model answers: however many came meanwhile, the page is drawn once, for the last of them.
+JupyterLab hands widget messages to a second thread while a cell is running. If both edited a model's heads at once, they would mix them
+up, and two threads in one widget lose updates; so messages wait here until the cell is done. A slider also sends values faster than a
+large model answers: however many arrive meanwhile, the page is drawn once, for the last of them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import ipywidgets as widgets
 
 
 def main_loop() -> Any:
-    """The running kernel's own event loop, None outside a kernel."""
+    """The running kernel's own event loop; None outside a kernel."""
     try:
         from ipykernel.kernelbase import Kernel
     except ImportError:
@@ -23,14 +23,15 @@ def main_loop() -> Any:
     return getattr(Kernel.instance(), "io_loop", None) if Kernel.initialized() else None
 
 
-class Turn:
-    """A call that is made once, however often it was asked for before its turn came; at once outside a kernel."""
+class DeferredCall:
+    """A call that is made once, however often it was requested before the loop was free; outside a kernel it is made at once."""
 
     def __init__(self, call: Callable[[], None], loop: Any = None):
         self.call, self._waiting = call, False
         self.loop = main_loop() if loop is None else loop
 
     def ask(self) -> None:
+        """Request the call."""
         if self.loop is None:
             self.call()
         elif not self._waiting:
@@ -42,8 +43,8 @@ class Turn:
         self.call()
 
 
-def in_turn(root: widgets.Widget) -> None:
-    """Have all messages to a widget and its children handled on the main loop, in the order in which they came."""
+def handle_in_order(root: widgets.Widget) -> None:
+    """Handle all messages to a widget and its children on the main loop, in the order in which they came."""
     if (loop := main_loop()) is None:
         return
     for widget in _all(root):

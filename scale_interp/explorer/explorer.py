@@ -1,4 +1,4 @@
-"""What is being explored: one question, the heads and MLPs that are scaled, and a ScAle that is faded in. No widgets here."""
+"""The state that is explored: one question, the heads and MLPs that are scaled, and a ScAle that is faded in. No widgets here."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from functools import cached_property
 from html import escape
 from pathlib import Path
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..adapters.scale.scale import ScAle
@@ -22,42 +22,46 @@ from ..attribution.headmap import HeadMap
 from ..data.items import require
 from ..data.question import Question
 from ..data.question_card import question_card
-from ..errors import DataError, EditError, FileError, ModelError
+from ..errors import DataError, EditError, FileError
 from ..interventions.edit import Edit, Scope, check_heads
 from ..interventions.engine import choose_path, run_edits
 from ..interventions.prefix import Prompts
 from ..vlm.vlm import VLM
+from .code import code, loading
 
-if TYPE_CHECKING:
-    from .panel import Panel
-
-Part = tuple[int, int | None]
+Component = tuple[int, int | None]
 """A head (layer, head), or the MLP of a layer (layer, None)."""
 LARGEST = 4.0
 """The largest factor of a head or MLP; 1 changes nothing."""
 KEPT = 8
-"""Questions whose prompts stay in memory; one that is come back to after more others is read again."""
+"""How many questions' prompts stay in memory; those of earlier questions are read again."""
 
 
-def part_name(part: Part) -> str:
+def component_name(part: Component) -> str:
+    """The head or MLP in words."""
     layer, head = part
     return f"MLP {layer}" if head is None else f"head {layer}.{head}"
 
 
 @dataclass(frozen=True)
 class Looking:
-    """Where the last token of the unedited model looks: weights [L, H, T] on the question's patch grid."""
+    """Where the last token of the unedited model looks: attention weights on the question's patch grid."""
 
-    weights: Tensor
+    weights: Float[Tensor, "layers heads tokens"]
     grid: PatchGrid
 
 
 class Explorer:
-    """One question at a time, with an edit that is built by hand; what `si.viz.explore` returns.
+    """One question at a time, with an edit that is built by hand; `si.viz.explore` returns it.
 
-    index: which question. selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to. factors: what is
-    scaled, 0 to 4. scale: a ScAle or None; strength: how far it is faded in, 0 to 1, s(t) = 1 + t (s - 1).
-    base, probabilities [C]: the answer's, without and with the edit (softmax over the choices' scores).
+    Attributes:
+        index: index of the current question.
+        selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to.
+        factors: what is scaled, and by how much (0 to 4).
+        scale: a ScAle, or None.
+        strength: how far the ScAle is faded in, from 0 to 1: s(t) = 1 + t (s - 1).
+        base: the answer's probabilities [choices] without the edit (softmax over the choices' scores).
+        probabilities: the same with the edit [choices].
 
     >>> import scale_interp as si
     >>> explorer = Explorer(si.load("demo"), si.load_questions("scenes/relation", n=2))
@@ -86,8 +90,8 @@ class Explorer:
                 f"{vlm.n_layers} layers x {vlm.n_heads} heads: give a map of this model"
             )
         self._given, self._index, self._strength = head_map, 0, 1.0
-        self._selected: Part | None = None
-        self._factors: dict[Part, float] = {}
+        self._selected: Component | None = None
+        self._factors: dict[Component, float] = {}
         self._scale: ScAle | None = None
         self._folder: str | None = None
         self._read: OrderedDict[int, Prompts] = OrderedDict()
@@ -103,10 +107,12 @@ class Explorer:
 
     @property
     def question(self) -> Question:
+        """The current question."""
         return self.questions[self._index]
 
     @property
     def index(self) -> int:
+        """Index of the current question."""
         return self._index
 
     @index.setter
@@ -117,11 +123,16 @@ class Explorer:
         self._changed()
 
     @property
-    def selected(self) -> Part | None:
+    def selected(self) -> Component | None:
+        """The head or MLP that `factor` belongs to; None before one is chosen."""
         return self._selected
 
-    def select(self, part: Part) -> None:
-        """Choose the head or MLP that `factor` belongs to. Raises EditError for one that the model has not."""
+    def select(self, part: Component) -> None:
+        """Choose the head (layer, head) or MLP (layer, None) that `factor` belongs to.
+
+        Raises:
+            EditError: the model does not have it.
+        """
         self._selected = self._checked(part)
         self._changed()
 
@@ -137,39 +148,48 @@ class Explorer:
         self.set(self._selected, value)
 
     @property
-    def factors(self) -> Mapping[Part, float]:
+    def factors(self) -> Mapping[Component, float]:
         """What differs from 1, layer by layer, MLPs first."""
         order = sorted(self._factors, key=lambda part: (part[0], -1 if part[1] is None else part[1]))
         return MappingProxyType({part: self._factors[part] for part in order})
 
-    def set(self, part: Part, factor: float) -> None:
-        """Multiply a head or MLP by 0 to 4. Raises EditError for other factors."""
+    def set(self, part: Component, factor: float) -> None:
+        """Multiply the output of a head or MLP.
+
+        Args:
+            part: (layer, head), or (layer, None) for the layer's MLP.
+            factor: from 0 to 4; 1 changes nothing.
+
+        Raises:
+            EditError: the model does not have this head, or the factor is out of range.
+        """
         part = self._checked(part)
         if not 0 <= factor <= LARGEST:
-            raise EditError(f"factor {factor} of {part_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
+            raise EditError(f"factor {factor} of {component_name(part)}: give 0 to {LARGEST:g}; 1 changes nothing")
         self._factors.pop(part, None)
         if factor != 1:
             self._factors[part] = float(factor)
         self._changed()
 
-    def remove(self, part: Part) -> None:
-        """Leave a head or MLP alone again."""
+    def remove(self, part: Component) -> None:
+        """Stop editing a head or MLP."""
         self.set(part, 1.0)
 
     def reset(self) -> None:
-        """Leave all heads and MLPs alone again; the ScAle stays."""
+        """Stop editing all heads and MLPs; the ScAle stays."""
         self._factors.clear()
         self._changed()
 
-    def _checked(self, part: Part) -> Part:
+    def _checked(self, part: Component) -> Component:
         if not (isinstance(part, tuple) and len(part) == 2):
-            raise EditError(f"{part!r} is no (layer, head) pair; (layer, None) is a layer's MLP")
+            raise EditError(f"{part!r} is not a (layer, head) pair; (layer, None) is a layer's MLP")
         layer, head = part
         (found,) = check_heads([(layer, 0 if head is None else head)], self.vlm.n_layers, self.vlm.n_heads)
         return (found[0], None) if head is None else found
 
     @property
     def scale(self) -> ScAle | None:
+        """The ScAle that is faded in, or None."""
         return self._scale
 
     @scale.setter
@@ -191,11 +211,16 @@ class Explorer:
 
     @property
     def folder(self) -> str | None:
-        """Where the ScAle was loaded from, as it was given; None where it was given itself."""
+        """The folder that the ScAle was loaded from, as it was given; None where a ScAle was given."""
         return self._folder
 
     def load(self, folder: str | Path) -> None:
-        """Take the ScAle of a folder, as `save_pretrained` writes it. Raises FileError, or EditError for another model's shape."""
+        """Load the ScAle that `save_pretrained` wrote into a folder.
+
+        Raises:
+            FileError: the folder does not hold one.
+            EditError: it belongs to a model of another shape.
+        """
         if not str(folder).strip():
             raise FileError("no folder is given: give one that `save_pretrained` or `scale-interp fit` wrote, such as runs/.../scale")
         if not Path(folder).is_dir():
@@ -204,12 +229,13 @@ class Explorer:
 
     @property
     def foreign(self) -> str | None:
-        """The model that the ScAle was fitted on, where it has this one's shape but another name."""
+        """The model that the ScAle was fitted on, where that has this model's shape but another name."""
         fitted = self._scale.provenance.get("model") if self._scale is not None else None
         return None if fitted in (None, self.vlm.name) else str(fitted)
 
     @property
     def strength(self) -> float:
+        """How far the ScAle is faded in: 0 is the base model, 1 the fitted scalars."""
         return self._strength
 
     @strength.setter
@@ -221,11 +247,12 @@ class Explorer:
 
     @property
     def scope(self) -> Scope:
+        """Which tokens the edit acts on: the ScAle's scope, or the last token without one."""
         return "last" if self._scale is None else self._scale.scope
 
     @property
     def edit(self) -> Edit:
-        """The present edit, one variant: the faded ScAle, and the factors on top of it."""
+        """The current edit, one variant: the faded ScAle, with the factors applied on top."""
         L, H = self.vlm.n_layers, self.vlm.n_heads
         heads, mlps = torch.ones(1, L, H), torch.ones(1, L)
         for (layer, head), factor in self._factors.items():
@@ -237,22 +264,24 @@ class Explorer:
         return mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
 
     @property
-    def base(self) -> Tensor:
+    def base(self) -> Float[Tensor, " choices"]:
+        """The answer's probabilities without the edit [choices]."""
         if self._index not in self._base:
             self._base[self._index] = self._run(None)
         return self._base[self._index]
 
     @property
-    def probabilities(self) -> Tensor:
+    def probabilities(self) -> Float[Tensor, " choices"]:
+        """The answer's probabilities with the edit [choices]."""
         if self._edited is None:
             self._edited = self._run(self.edit)
         return self._edited
 
-    def _run(self, edit: Edit | None) -> Tensor:
+    def _run(self, edit: Edit | None) -> Float[Tensor, " choices"]:
         return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
 
     def _prompts(self) -> Prompts:
-        """The question's prompt, read once while it is looked at."""
+        """The prompts of the current question, read once while it is shown."""
         found = self._read.pop(self._index, None) or Prompts(self.vlm, [self.question])
         self._read[self._index] = found
         if len(self._read) > KEPT:
@@ -261,14 +290,18 @@ class Explorer:
 
     @cached_property
     def head_map(self) -> HeadMap | None:
-        """The scores that heads are chosen by; None where the model's edits run by the reference path, which has no gradients."""
+        """The scores that heads are chosen by; None where the model runs by the reference path, which has no gradients."""
         if self._given is not None:
             return self._given
         return attribute(self.vlm, self.questions) if choose_path(self.vlm, self.questions) == "packed" else None
 
     @property
     def looking(self) -> Looking | None:
-        """Where the unedited model's heads look; None for a question without a picture. Raises ModelError where that cannot be read."""
+        """Where the unedited model's heads look; None for a question without an image.
+
+        Raises:
+            ModelError: the model's attention cannot be read.
+        """
         if not self.question.pictures:
             return None
         if self._index not in self._looking:
@@ -278,15 +311,11 @@ class Explorer:
 
     @cached_property
     def loading(self) -> str | None:
-        """The line of Python that loads these questions, None where there is none."""
-        from .code import loading
-
+        """The line of Python that loads these questions, or None where there is none."""
         return loading(self.questions)
 
     def code(self) -> str:
-        """Python that runs the present edit on the present question and gives the same `probabilities`."""
-        from .code import code
-
+        """Python that runs the current edit on the current question and gives the same `probabilities`."""
         return code(self)
 
     def _changed(self) -> None:
@@ -294,22 +323,10 @@ class Explorer:
         for tell in self.watchers:
             tell()
 
-    @cached_property
-    def panel(self) -> Panel:
-        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
-        try:
-            from .panel import Panel
-        except ImportError as error:
-            raise ModelError(f"the explorer is shown with {error.name}: pip install 'scale-interp[notebook]'") from error
-        return Panel(self)
-
     def _repr_html_(self) -> str:
-        """What is left where no widgets are: the question and its answers."""
+        """The question and its answers, for pages that cannot show widgets."""
         rows = "".join(
             f"<tr><td>{escape(choice)}</td><td>{before:.3f}</td><td>{after:.3f}</td></tr>"
             for choice, before, after in zip(self.question.choices, self.base.tolist(), self.probabilities.tolist(), strict=True)
         )
         return f"{question_card(self.question)}<table><tr><th>answer</th><th>base</th><th>edited</th></tr>{rows}</table>"
-
-    def _repr_mimebundle_(self, **options: Any) -> Any:
-        return self.panel.root._repr_mimebundle_(**options)

@@ -1,4 +1,4 @@
-"""The explorer's three live figures: picture, heads, answers. Each is made once and then changed in place."""
+"""The explorer's three live figures: image, heads, answers. Each is created once and then changed in place."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import plotly.graph_objects as go
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 
@@ -19,17 +20,17 @@ from ..data.question import Question
 from ..viz.attention_map import HEAT
 from ..viz.heatmap import coloraxis, layer_head_axes, limit, score_trace
 from ..viz.theme import LETTER, frame, look
-from .explorer import Looking, Part, part_name
+from .explorer import Component, Looking, component_name
 
 WIDTH = 296
-"""Pixels of a figure: three beside each other in JupyterLab on a small screen, one on a phone."""
+"""Width of a figure in pixels: three fit side by side in JupyterLab on a small screen, one on a phone."""
 GAP = 12
 FEW = 16
-"""Layers, or heads a layer, that a small map shows; a larger one is given twice the room."""
+"""A map of more layers, or of more heads per layer, is drawn twice as large."""
 LONGEST = 448
-"""Longer side of the picture as it is sent to the page."""
+"""Longer side of the image as it is sent to the page, in pixels."""
 LETTERS = 18
-"""Of a choice, in a line."""
+"""Letters of a choice in one line."""
 
 
 class _Figure:
@@ -44,26 +45,27 @@ class _Figure:
 
     @contextmanager
     def changing(self) -> Iterator[Any]:
+        """Collect changes to the figure, and send them to the page in one message."""
         with self.widget.batch_update():
             yield self.widget
         self._keep()
 
     def _keep(self, layout: bool = True) -> None:
-        # plotly tells pages that are open what changed; one that is opened, or opened again, later gets these.
+        # plotly sends changes to open pages only; a page that is opened later gets these.
         self.widget._widget_data = deepcopy(self.widget._data)
         if layout:
             self.widget._widget_layout = deepcopy(self.widget._layout)
 
     def _frame(self, title: str, notes: str, dark: bool, high: int, wide: int = WIDTH, left: int = 12, low: int = 12) -> None:
-        """Title, colours and size; high: without the room for the title, low: the room below the axes."""
-        # Not in `changing`: in one batch plotly drops the second of two values for a property where it is the present one.
+        """Set title, colours and size; high: height without the title, low: height below the axes, in pixels."""
+        # Not in `changing`: within one batch plotly drops the second of two values of a property if it is the current one.
         fig = frame(self.widget, title, notes, width=wide, height=high, dark=dark, legend=self.legend)
         fig.update_layout(margin={"l": left, "r": 12, "b": low}, title_pad_l=12, title_font_size=16)
         self._keep()
 
 
-class PictureFigure(_Figure):
-    """The picture, the boxes that are known, and one head's attention over it."""
+class ImageFigure(_Figure):
+    """The image, the known boxes, and one head's attention over it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -74,6 +76,7 @@ class PictureFigure(_Figure):
         self.widget.update_yaxes(visible=False, scaleanchor="x", constrain="domain", fixedrange=True)
 
     def draw(self, question: Question, picture: int, dark: bool) -> None:
+        """Draw one of the images of a question, with its boxes."""
         image = question.images[picture] if question.pictures else Image.new("RGB", (4, 3), look(dark).empty)
         width, height = image.size
         image.thumbnail((LONGEST, LONGEST))
@@ -85,14 +88,14 @@ class PictureFigure(_Figure):
             fig.update_yaxes(range=[height, 0])
             fig.data[0].update(z=[[0.0]], x=[width / 2], y=[height / 2])
             high = round(min(1.25, height / width) * (WIDTH - 24))
-        self._frame("Picture" if question.pictures else "No picture", "", dark, high + 12)
+        self._frame("Image" if question.pictures else "No image", "", dark, high + 12)
 
-    def overlay(self, question: Question, picture: int, looking: Looking | None, part: Part | None) -> str:
-        """Draw where a head looks, nothing for an MLP, and say it in words."""
+    def overlay(self, question: Question, picture: int, looking: Looking | None, part: Component | None) -> str:
+        """Draw where a head looks (nothing for an MLP), and return it in words."""
         if looking is None or part is None or part[1] is None:
             with self.changing() as fig:
                 fig.data[0].z = np.zeros((1, 1))
-            return "" if part is None or part[1] is not None else f"{part_name(part).capitalize()} has no attention."
+            return "" if part is None or part[1] is not None else f"{component_name(part).capitalize()} has no attention."
         row, grid = looking.weights[part[0], part[1]], looking.grid
         heat = grid.upsample(row, picture, 112).numpy()
         width, height = grid.sizes[picture]
@@ -100,7 +103,7 @@ class PictureFigure(_Figure):
         with self.changing() as fig:
             x, y = (np.arange(w) + 0.5) * width / w, (np.arange(h) + 0.5) * height / h
             fig.data[0].update(z=(heat / (heat.max() or 1.0)).astype(np.float32), x=x, y=y)
-        said = f"{part_name(part).capitalize()} (unedited): {float(heat.sum()):.0%} of its attention is on the picture"
+        said = f"{component_name(part).capitalize()} (unedited): {float(heat.sum()):.0%} of its attention is on the image"
         boxes = [question.boxes[name] for name in question.about if name in question.boxes]
         if boxes and picture == 0:
             said += f", {float(row.double() @ grid.cover(boxes)):.0%} on {' and '.join(n for n in question.about if n in question.boxes)}"
@@ -108,7 +111,7 @@ class PictureFigure(_Figure):
 
 
 def _boxes(question: Question, dark: bool) -> Iterator[dict[str, Any]]:
-    """The boxes that are asked about, or all where none are named: light below, colour above, seen on any ground."""
+    """The boxes that are asked about, or all where none are named: light below, colour above, visible on any background."""
     names = [name for name in question.about if name in question.boxes] or list(question.boxes)
     for name in names:
         left, top, right, bottom = question.boxes[name]
@@ -117,7 +120,7 @@ def _boxes(question: Question, dark: bool) -> Iterator[dict[str, Any]]:
 
 
 class HeadsFigure(_Figure):
-    """The scores of all heads and a column of MLPs; a click chooses."""
+    """The scores of all heads, and a column of MLPs. A click chooses one."""
 
     def __init__(self, head_map: HeadMap | None, L: int, H: int) -> None:
         super().__init__()
@@ -149,17 +152,18 @@ class HeadsFigure(_Figure):
         )
         self.widget.update_yaxes(fixedrange=True)
 
-    def part(self, trace: int, x: float, y: float) -> Part:
-        """What lies under a click on a trace's cell."""
+    def part(self, trace: int, x: float, y: float) -> Component:
+        """The head or MLP whose cell was clicked."""
         return (round(y), None if trace == 1 else round(x))
 
     def style(self, dark: bool) -> None:
+        """Set colours and title for a dark or a light page."""
         colours = look(dark)
         with self.changing() as fig:
             fig.data[1].colorscale = [[0, colours.empty], [1, colours.empty]]
             fig.data[2].marker.update(color=colours.paper, line={"color": colours.ink, "width": 1.5})
             if self.head_map is None:
-                title, notes = "Heads", "No scores: this model's edits run by whole passes, which carry no gradient."
+                title, notes = "Heads", "No scores: this model runs whole passes for its edits, and these have no gradient."
             else:
                 axis = coloraxis(dark, limit(self.head_map.scores.numpy()), self.head_map.unit)
                 bar = {"orientation": "h", "y": -46 / self.high, "yanchor": "top", "thickness": 9, "len": 1.0, "tickfont": {"size": 11}}
@@ -169,13 +173,14 @@ class HeadsFigure(_Figure):
                 title, notes = f"Heads: {self.head_map.method}", f"{Q} question{'s' * (Q != 1)}. ◇ edited, □ chosen."
         self._frame(title, notes, dark, self.high + 92, self.wide, left=40, low=92)
 
-    def mark(self, selected: Part | None, factors: Mapping[Part, float], dark: bool) -> None:
+    def mark(self, selected: Component | None, factors: Mapping[Component, float], dark: bool) -> None:
+        """Mark the edited heads and the chosen one."""
         x = [self.at_mlp if head is None else head for _, head in factors]
         with self.changing() as fig:
             fig.data[2].update(x=x, y=[layer for layer, _ in factors])
             fig.layout.shapes = [] if selected is None else list(self._outline(selected, dark))
 
-    def _outline(self, part: Part, dark: bool) -> Iterator[dict[str, Any]]:
+    def _outline(self, part: Component, dark: bool) -> Iterator[dict[str, Any]]:
         layer, head = part
         middle, half = (self.at_mlp, self.at_mlp - self.H) if head is None else (head, 0.5)
         for colour, wide in ((look(dark).paper, 5), (look(dark).ink, 2.5)):
@@ -184,7 +189,7 @@ class HeadsFigure(_Figure):
 
 
 class AnswersFigure(_Figure):
-    """The probability of every choice, base and edited side by side, the right one marked."""
+    """The probability of every choice, base and edited side by side, with the right one marked."""
 
     legend = True
 
@@ -195,11 +200,12 @@ class AnswersFigure(_Figure):
             self.widget.add_bar(name=name, **common)
         self.widget.update_layout(barmode="group", bargap=0.3, bargroupgap=0.08)
         self.widget.update_xaxes(range=[0, 1.16], tickvals=[0, 0.25, 0.5, 0.75, 1], tickformat=".2~f", fixedrange=True)
-        # automargin would lay the figure out twice for each move of the slider
+        # automargin would compute the layout twice for each move of the slider
         self.widget.update_xaxes(automargin=False)
         self.widget.update_yaxes(autorange="reversed", fixedrange=True, showgrid=False, automargin=False)
 
-    def draw(self, question: Question, base: Tensor, dark: bool) -> None:
+    def draw(self, question: Question, base: Float[Tensor, " choices"], dark: bool) -> None:
+        """Draw the base model's answers to another question."""
         colours, C = look(dark), len(question.choices)
         names = [_choice(choice, c == question.answer) for c, choice in enumerate(question.choices)]
         with self.changing() as fig:
@@ -211,6 +217,7 @@ class AnswersFigure(_Figure):
         self._frame("Answers", "✓ is the right answer.", dark, max(200, 62 * C + 60), left=round(longest * LETTER * 1.2) + 14, low=36)
 
     def edited(self, probabilities: Sequence[float]) -> None:
+        """Draw the answers with the edit."""
         with self.widget.batch_update():
             _set(self.widget.data[1], probabilities)
         self._keep(layout=False)
@@ -222,6 +229,6 @@ def _set(bar: Any, probabilities: Sequence[float]) -> None:
 
 def _choice(text: str, right: bool) -> str:
     short = textwrap.shorten(text, 3 * LETTERS, placeholder=" …")
-    # plotly reads tags in labels
+    # plotly interprets tags in labels
     lines = [line.replace("<", "&lt;") for line in textwrap.wrap(short, LETTERS)]
     return f"<b>✓ {'<br>'.join(lines)}</b>" if right else "<br>".join(lines)

@@ -1,4 +1,4 @@
-"""The explorer's widgets: they show an Explorer's state and pass on what is clicked, dragged and typed."""
+"""The explorer's widgets: they show an Explorer's state and pass on clicks, drags and typing."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ import ipywidgets as widgets
 import traitlets
 
 from ..errors import ModelError, ScaleInterpError
-from .event_queue import Turn, in_turn
-from .explorer import LARGEST, Explorer, Part, part_name
-from .figures import WIDTH, AnswersFigure, HeadsFigure, PictureFigure
+from .event_queue import DeferredCall, handle_in_order
+from .explorer import LARGEST, Component, Explorer, component_name
+from .figures import WIDTH, AnswersFigure, HeadsFigure, ImageFigure
 
 STEP = 0.05
 MLP = -1
-"""What the list of heads holds for the layer's MLP."""
+"""The value in the list of heads that stands for the layer's MLP."""
 ROW = 90
 """Letters of a question in the list of questions."""
 WIDE = {"width": "auto", "flex": "1 1 170px", "min_width": "150px"}
 
 
 class Page(anywidget.AnyWidget):
-    """Knows whether the page is dark and how often it was shown, and names controls: names is CSS selector -> attributes."""
+    """Knows whether the page is dark and how often it was shown, and labels controls: names maps CSS selectors to attributes."""
 
     _esm = Path(__file__).parent / "page.js"
     _css = Path(__file__).parent / "page.css"
@@ -37,14 +37,14 @@ class Page(anywidget.AnyWidget):
 
 
 class Panel:
-    """`root` is the widget to show; it follows the explorer, whoever changes it."""
+    """The widgets around an explorer. `root` is the one to show; it follows the explorer, whoever changes it."""
 
     def __init__(self, explorer: Explorer):
         self.explorer = explorer
         self.page = Page()
         self.message = widgets.HTML()
         self.text = widgets.HTML()
-        self.picture, self.answers = PictureFigure(), AnswersFigure()
+        self.picture, self.answers = ImageFigure(), AnswersFigure()
         self._drawn: dict[str, Any] = {}
         self._error, self._notes = "", list[str]()
         self._showing = False
@@ -56,14 +56,15 @@ class Panel:
         except ScaleInterpError as error:
             self._unmapped = f"No head map: {error}"
         self.heads = HeadsFigure(head_map, vlm.n_layers, vlm.n_heads)
-        self._turn = Turn(self.show)
+        self._redraw = DeferredCall(self.show)
         self.root = self._build()
-        explorer.watchers.append(self._turn.ask)
+        explorer.watchers.append(self._redraw.ask)
         self.show()
-        in_turn(self.root)
+        handle_in_order(self.root)
 
     @property
     def dark(self) -> bool:
+        """Whether figures are drawn dark."""
         return self.page.dark if self.explorer.dark is None else self.explorer.dark
 
     def _build(self) -> widgets.Widget:
@@ -73,7 +74,7 @@ class Panel:
         before, after = (widgets.Button(description=name, layout={"width": "90px"}) for name in ("Previous", "Next"))
         before.on_click(lambda _: self._step(-1))
         after.on_click(lambda _: self._step(1))
-        self.which = widgets.Dropdown(description="Picture", layout={"width": "150px"})
+        self.which = widgets.Dropdown(description="Image", layout={"width": "150px"})
         self.said = widgets.HTML()
         layers, heads = ([(str(i), i) for i in range(n)] for n in (vlm.n_layers, vlm.n_heads))
         narrow = {"width": "136px"}
@@ -155,7 +156,7 @@ class Panel:
         self._picture = picture or 0
         self.show()
 
-    def _pick(self, part: Part | None) -> None:
+    def _pick(self, part: Component | None) -> None:
         if part is not None:
             self.explorer.select(part)
 
@@ -170,7 +171,7 @@ class Panel:
 
     @contextmanager
     def _explaining(self) -> Iterator[None]:
-        """Say in the page what went wrong, in place of a traceback."""
+        """Show what went wrong in the page instead of a traceback."""
         self._error = ""
         try:
             yield
@@ -185,7 +186,7 @@ class Panel:
         self.message.value = "".join(f"<div class='{kind}'>{escape(text)}</div>" for kind, text in said)
 
     def show(self) -> None:
-        """Draw what has changed; figures that cannot be drawn are hidden, so that none is shown of another question."""
+        """Draw what has changed. Figures that cannot be drawn are hidden, so that none shows another question."""
         self._showing, failed = True, ""
         for draw in (self._bars, self._controls, self._pictures):
             try:
@@ -202,18 +203,18 @@ class Panel:
         self._tell()
 
     def _appeared(self, _: Any) -> None:
-        """Draw the figures once more: what changed while plotly was making them is not in them."""
+        """Draw the figures again: what changed while plotly was creating them is not in them."""
         for name in ("answers", "edited", "heads", "marks", "picture", "overlay"):
             self._drawn.pop(name, None)
-        self._turn.ask()
+        self._redraw.ask()
 
     def _new(self, name: str, *key: Any) -> bool:
-        """Whether a part of the page has to be drawn anew."""
+        """Whether a part of the page has to be drawn again."""
         before, self._drawn[name] = self._drawn.get(name), key
         return before != key
 
     def _bars(self) -> None:
-        """The answers; drawn first, since a hand on the slider waits for them."""
+        """The answers, drawn first, as somebody moving the slider waits for them."""
         e = self.explorer
         if self._new("answers", e.index, self.dark):
             self.answers.draw(e.question, e.base, self.dark)
@@ -229,12 +230,12 @@ class Panel:
             self.which.layout.display = None if len(q.pictures) > 1 else "none"
             self._picture = 0
         if self._new("part", part):
-            named = "Scale: choose a head first, by a click or by layer and head" if part is None else f"Scale of {part_name(part)}"
+            named = "Scale: choose a head first, by a click or by layer and head" if part is None else f"Scale of {component_name(part)}"
             self.name.value = f"<h4>{named}</h4>" + ("" if part is None else "<small>1 changes nothing</small>")
             self.layer.value, self.head.value = (None, 0) if part is None else (part[0], MLP if part[1] is None else part[1])
             self.factor.disabled = part is None
         self.factor.value = e.factor
-        edited = tuple((f"{part_name(p)} × {factor:.2f}", p) for p, factor in e.factors.items())
+        edited = tuple((f"{component_name(p)} × {factor:.2f}", p) for p, factor in e.factors.items())
         if self._new("edits", edited, part):
             with self.edits.hold_sync():
                 self.edits.options = edited
@@ -271,18 +272,21 @@ class Panel:
             self.said.value = escape(said)
 
 
-def _names(part: Part | None) -> dict[str, dict[str, str]]:
-    """What screen readers call the parts that carry no label of their own."""
-    chosen = "of the chosen head" if part is None else f"of {part_name(part)}"
+def _names(part: Component | None) -> dict[str, dict[str, str]]:
+    """What screen readers call the controls that have no label of their own."""
+    chosen = "of the chosen head" if part is None else f"of {component_name(part)}"
     return {
         ".si-factor [role=slider]": {"aria-label": f"Scale {chosen}, 1 changes nothing"},
         ".si-strength [role=slider]": {"aria-label": "How far the ScAle is faded in"},
         ".si-edits select": {"aria-label": "Edited heads and MLPs"},
-        ".si-code textarea": {"aria-label": "Python code of the present edit", "readonly": "true"},
+        ".si-code textarea": {"aria-label": "Python code of the current edit", "readonly": "true"},
         ".si-message": {"role": "status", "aria-live": "polite"},
         ".si-said": {"aria-live": "polite"},
-        ".si-picture": {"role": "img", "aria-label": "Picture of the question with the chosen head's attention"},
-        ".si-heads": {"role": "img", "aria-label": "Heatmap of all heads by layer; Layer and Head choose the same by keyboard"},
+        ".si-picture": {"role": "img", "aria-label": "Image of the question with the chosen head's attention"},
+        ".si-heads": {
+            "role": "img",
+            "aria-label": "Heatmap of all heads by layer; the Layer and Head controls choose the same by keyboard",
+        },
         ".si-answers": {"role": "img", "aria-label": "Bars of the answers' probabilities, base and edited"},
     }
 

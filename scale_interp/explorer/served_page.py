@@ -1,4 +1,4 @@
-"""What runs behind the page that `scale-interp explore` serves: one cell, the same for everybody; the choices come as JSON."""
+"""The one cell behind the page that `scale-interp explore` serves; it is always the same, and the choices arrive as JSON."""
 
 from __future__ import annotations
 
@@ -17,19 +17,19 @@ from ..models.load import load
 from . import explore
 
 SETTINGS = "SCALE_INTERP_EXPLORE"
-"""The environment variable with model, data, n, scale and the folder that paths are counted from."""
+"""The environment variable with model, data, n, scale and the folder that paths are relative to."""
 CELL = "from scale_interp.explorer.served_page import page\n\npage()"
 
 
 class Arrival(anywidget.AnyWidget):
-    """Says when the page has come up."""
+    """Reports when the page has opened."""
 
     _esm = "export default { render({ model }) { model.set('there', true); model.save_changes(); } };"
     there = traitlets.Bool(False).tag(sync=True)
 
 
 def page() -> None:
-    """Show the explorer that the environment asks for, or in words why it cannot be shown."""
+    """Show the explorer that the environment variable asks for, or the reason why it cannot be shown."""
     asked = json.loads(os.environ[SETTINGS])
     os.chdir(asked["folder"])
     try:
@@ -37,8 +37,8 @@ def page() -> None:
     except ScaleInterpError as error:
         display(HTML(f"<p role='alert'><b>error:</b> {escape(str(error))}</p>"))
     else:
-        # A page takes over the widgets that are there when it comes up, and of large ones, as figures are, some never hear of a change:
-        # the explorer's are made when the page is there.
+        # A page adopts the widgets that exist when it opens, and some large ones, such as figures, then miss every change; so the
+        # explorer's widgets are created once the page is open.
         arrival, place = Arrival(), widgets.VBox()
         arrival.observe(lambda _: setattr(place, "children", [explorer.panel.root]), "there")
         display(widgets.VBox([arrival, place]))

@@ -1,6 +1,6 @@
-"""The explorer without a notebook: one page, served by voila to this machine alone, behind a random token.
+"""The explorer without a notebook: one page, served by voila to this machine only, behind a random token.
 
-The page may move the app's widgets and nothing else: voila takes no code from it, and the notebook that it runs is ours.
+The page can change the app's widgets and nothing else: voila accepts no code from it, and the notebook that it runs is ours.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from .served_page import CELL, SETTINGS
 HOST = "127.0.0.1"
 NAME = "scale_interp"
 IDLE = 300
-"""Seconds after which the model of a page that was closed is let go."""
+"""Seconds after which the model of a closed page is released."""
 TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {% import "spinner.macro.html.j2" as spinner %}
 {%- block notebook_css -%}
@@ -43,21 +43,33 @@ TEMPLATE = """{%- extends 'voila/templates/lab/index.html.j2' -%}
 {{ super.super() }}
 {%- endblock notebook_css -%}
 """
-"""voila's own page without the style sheets that it fetches from elsewhere."""
+"""voila's own page without the style sheets that it would fetch from elsewhere."""
 
 
 class TokenOnly(PasswordIdentityProvider):
-    """Refuses what comes without the token, where jupyter would show a form to log in."""
+    """Refuses requests without the token, where Jupyter would show a login form."""
 
     async def get_user(self, handler: Any) -> Any:
         user = await super().get_user(handler)  # type: ignore[misc]
         if user is None:
-            raise HTTPError(403, "the address that `scale-interp explore` printed has a token: open that")
+            raise HTTPError(403, "the token is missing: open the whole address that `scale-interp explore` printed")
         return user
 
 
 def serve(model: str, data: str, n: int, scale: Path | None, port: int | None, say: Callable[[str], None]) -> None:
-    """Serve the page until interrupted; say is given its address. Raises ModelError for a port that is taken."""
+    """Serve the page until interrupted.
+
+    Args:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        n: how many questions.
+        scale: the folder of a ScAle to fade in.
+        port: the port on this machine; None for a free one.
+        say: called with the page's address.
+
+    Raises:
+        ModelError: the port is in use.
+    """
     asked = {"model": model, "data": data, "n": n, "scale": None if scale is None else str(scale), "folder": str(Path.cwd())}
     port = port or _free()
     _require_free(port)
@@ -90,7 +102,7 @@ def serve(model: str, data: str, n: int, scale: Path | None, port: int | None, s
 
 
 def _write(folder: Path) -> Path:
-    """The notebook, its kernel (this very Python) and the template, as jupyter looks for them."""
+    """Write the notebook, its kernel (this Python) and the template to where Jupyter looks for them."""
     kernel = {"argv": [sys.executable, "-m", "ipykernel_launcher", "-f", "{connection_file}"], "display_name": NAME, "language": "python"}
     template = folder / "voila" / "templates" / NAME
     files = {
@@ -108,7 +120,7 @@ def _write(folder: Path) -> Path:
 
 
 def _policy(port: int) -> str:
-    """Nothing is fetched from anywhere else, and no other page may frame this one."""
+    """Nothing is fetched from elsewhere, and no other page may embed this one."""
     return (
         "default-src 'self' data: blob:; script-src 'self' 'unsafe-inline' 'unsafe-eval' blob:; style-src 'self' 'unsafe-inline'; "
         f"connect-src 'self' ws://{HOST}:{port} data: blob:; frame-ancestors 'none'"

@@ -1,9 +1,7 @@
 """Edits of the last token, the prompt read once, and the engine that runs edits."""
 
-from ..execution.ray_cluster import cluster
-from .capture import Activations, capture
-from .edit import Edit
-from .engine import run_edits
-from .sweep import HeadSweep
-
-__all__ = ["Activations", "Edit", "HeadSweep", "capture", "cluster", "run_edits"]
+from .capture import Activations as Activations
+from .capture import capture as capture
+from .edit import Edit as Edit
+from .engine import run_edits as run_edits
+from .sweep import HeadSweep as HeadSweep

@@ -9,10 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.arguments import Count, checked
 from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
-from ..execution.batches import Found, Rows, each
+from ..execution.batches import BatchResult, Rows, map_batches
 from ..vlm.vlm import VLM
 from .choices import read_choices
 
@@ -39,7 +40,8 @@ class Activations(NotebookView):
         return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
 
 
-def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int = 16) -> Activations:
+@checked
+def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: Count = 16) -> Activations:
     """Read z and MLP outputs of the prompt's last token in whole, unedited forward passes.
 
     Questions of one prompt length share a batch, so no padding enters the numbers.
@@ -51,7 +53,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
     """
     questions = require(questions)
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    found = [*each(vlm, batches, capture_work, "reading activations")]
+    found = [*map_batches(vlm, batches, capture_work, "reading activations")]
     z, mlp, logits = (batches.restore([part[name] for part in found]) for name in ("z", "mlp", "logits"))
     C = max(map(len, logits))
     padded = [torch.nn.functional.pad(row, (0, C - len(row)), value=float("-inf")) for row in logits]
@@ -59,7 +61,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: int 
 
 
 @torch.no_grad()
-def capture_work(vlm: VLM, questions: Sequence[Question]) -> Found:
+def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):

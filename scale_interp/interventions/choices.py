@@ -8,17 +8,18 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from ..core.arguments import Raises, options
 from ..data.question import Question
 from ..errors import DataError
 from ..vlm.vlm import VLM
 
-Scoring = Literal["auto", "first", "whole", "mean"]
+Scoring = Annotated[Literal["auto", "first", "whole", "mean"], Raises(DataError)]
 """What a choice's score is.
 
 "auto": its logit where all choices of the question are one token, else as "whole"; "first": the logit of its first
@@ -112,8 +113,8 @@ def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") ->
 
     Raises DataError for choices that these tokens do not tell apart, and for an unknown scoring.
     """
-    if scoring not in get_args(Scoring):
-        raise DataError(f"scoring {scoring!r}: choose from {', '.join(map(repr, get_args(Scoring)))}")
+    if scoring not in options(Scoring):
+        raise DataError(f"scoring {scoring!r}: choose from {', '.join(map(repr, options(Scoring)))}")
     ids = vlm.choice_ids(question)
     if scoring == "first":
         first = [c[:1] for c in ids]

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Literal, Protocol
+from typing import Annotated, Literal, Protocol
 
 import torch
 from torch import Tensor
 
+from ..core.arguments import Raises
 from ..errors import EditError
 
 Head = tuple[int, int]
-Scope = Literal["last", "each_new_token"]
+Scope = Annotated[Literal["last", "each_new_token"], Raises(EditError)]
 
 
 @dataclass(frozen=True)

@@ -4,23 +4,25 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 from torch import Tensor
 
+from ..core.arguments import Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
 from ..vlm.vlm import VLM
-from .check import check
+from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
 from .paths import check_finite, packed, reference, with_graph
 from .prefix import Prompts
 
-Path = Literal["auto", "packed", "reference"]
+Path = Annotated[Literal["auto", "packed", "reference"], Raises(EditError)]
 
 
+@checked
 def run_edits(
     vlm: VLM,
     questions: Question | Sequence[Question],
@@ -99,20 +101,27 @@ def _an_edit(edit: Any) -> Edit:
 
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:
-    """The path to take; "auto" compares the two on the first question that this model sees, and warns if it leaves packed."""
+    """The path to take; "auto" is what `report_of` found, with a warning where that was measured now and is not packed."""
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
-    if path != "auto":
-        return path
-    if vlm.report is None:
-        vlm.report = check(vlm, questions[0])
-        if vlm.report.path != "packed":
-            warnings.warn(f"{vlm.name}: {vlm.report.why}", PathWarning, stacklevel=3)
-    return vlm.report.path
+    return path if path != "auto" else report_of(vlm, questions[0]).path
+
+
+def report_of(vlm: VLM, question: Question) -> Report:
+    """The check of this model as it is now: measured on the first question that it is asked, and again once it has changed.
+
+    The result is kept in `vlm.report`. PathWarning where it was measured now, and the packed path cannot be taken.
+    """
+    report = vlm.report
+    if report is None:
+        report = vlm.report = check(vlm, question)
+        if report.path != "packed":
+            warnings.warn(f"{vlm.name}: {report.why}", PathWarning, stacklevel=4)
+    return report
 
 
 def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: str) -> None:
     """Raise EditError where this model's edits run by the reference path, which carries no gradients."""
     if choose_path(vlm, questions, path) != "packed":
-        why = vlm.report.why if vlm.report is not None and path == "auto" else "path='reference' was asked for"
+        why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was asked for"
         raise EditError(f"{what} needs gradients, which only the packed path has, but {vlm.name} runs by the reference path: {why}")

@@ -13,9 +13,9 @@ from einops import rearrange
 from torch import Tensor
 
 from ..vlm.vlm import VLM
-from .attention.rows import attention
 from .edit import LayerEdit, Variants, affine
 from .prefix import Prefix
+from .rows import attention
 
 
 def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from ..core.progress import track
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..execution.batches import Found, Singles, each
+from ..execution.batches import BatchResult, SingleQuestions, map_batches
 from ..execution.memory import out_of_memory, release, working_bytes
 from ..vlm.vlm import VLM
 from .choices import Scoring
@@ -25,12 +25,12 @@ from .reference import run_reference
 
 def packed(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
-    found = [*each(vlm, prompts, partial(packed_work, edit=edit), what)]
+    found = [*map_batches(vlm, prompts, partial(packed_work, edit=edit), what)]
     return _joined(vlm, found)
 
 
 @torch.no_grad()
-def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> Found:
+def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
     edited, clean = packed_batch(vlm, prefix, edit)
     check_finite(vlm, prefix.questions, edited, edit, prefix.rows.start or 0)
     return {"edited": edited, "clean": clean}
@@ -45,7 +45,7 @@ def with_graph(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> 
 def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
     """All variants on one batch of prompts, in chunks that fit the memory: edited and clean scores [B, N, C].
 
-    Where memory runs out all the same, the chunk is halved, for later calls too. Raises ModelError when a single
+    Where memory runs out all the same, the chunk is halved, for later calls too (`vlm.measured`). Raises ModelError when a single
     variant does not fit.
     """
     if edit is None:
@@ -75,9 +75,14 @@ def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tenso
 
 
 def variants_at_once(vlm: VLM, prefix: Prefix) -> int:
-    """How many variants one packed call takes within its working memory."""
+    """How many variants one packed call takes within its working memory, or with less where that has run out before."""
+    usual = working_bytes(vlm)
+    return max(1, min(usual, vlm.measured.chunk_bytes.get(vlm.memory, usual)) // _variant_bytes(vlm, prefix))
+
+
+def _variant_bytes(vlm: VLM, prefix: Prefix) -> int:
     B, R = prefix.choices.tokens.shape
-    return max(1, working_bytes(vlm) // (B * R * row_bytes(vlm, prefix.seen.shape[1] + R)))
+    return B * R * row_bytes(vlm, prefix.seen.shape[1] + R)
 
 
 def row_bytes(vlm: VLM, tokens: int) -> int:
@@ -94,7 +99,7 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
         raise ModelError(
             f"{vlm.name}: no memory for one edit on {B} question(s) of {P + 1} tokens: give fewer questions at once ({reason})"
         )
-    vlm.memory = working_bytes(vlm) // 2
+    vlm.measured.chunk_bytes[vlm.memory] = (n // 2) * _variant_bytes(vlm, prefix)
     warnings.warn(f"{vlm.name}: no memory for {n} edits at once; going on with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     return n // 2
 
@@ -103,12 +108,12 @@ def reference(
     vlm: VLM, questions: Sequence[Question], edit: Variants | None, what: str, scoring: Scoring = "auto"
 ) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C] and clean scores, each from a whole forward pass."""
-    found = [*each(vlm, Singles(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
+    found = [*map_batches(vlm, SingleQuestions(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
     return _joined(vlm, found)
 
 
 @torch.no_grad()
-def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> Found:
+def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> BatchResult:
     row, question = batch
     variants = torch.arange(edit.n_variants if edit else 1)
     plain = run_reference(vlm, question, row, None, variants, scoring)
@@ -117,7 +122,7 @@ def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None,
     return {"edited": scores[None], "clean": plain.expand_as(scores)[None]}
 
 
-def _joined(vlm: VLM, found: Sequence[Found]) -> tuple[Tensor, Tensor]:
+def _joined(vlm: VLM, found: Sequence[BatchResult]) -> tuple[Tensor, Tensor]:
     edited, clean = (join([part[name] for part in found]).to(vlm.device) for name in ("edited", "clean"))
     return edited, clean
 

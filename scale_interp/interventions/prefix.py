@@ -205,6 +205,7 @@ class Prompts(Sequence[Prefix]):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
         self.reads = 0
+        self._weights = _versions(vlm)
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
         self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if self.cache in ("auto", "memory") else 0
@@ -224,6 +225,8 @@ class Prompts(Sequence[Prefix]):
             raise EditError("the prompts are those of other questions: give the prompts of the questions that are asked, or none")
         if self.scoring != scoring:
             raise EditError(f"the prompts were read for scoring={self.scoring!r}, not {scoring!r}: give both the same scoring")
+        if self._weights != _versions(self.vlm):
+            raise EditError(f"the weights of {self.vlm.name} were changed since these prompts were made: make them again, or give none")
 
     @property
     def plan(self) -> Callable[[VLM], Prompts]:
@@ -284,3 +287,8 @@ class Pairs:
 
 def pairs(first: Callable[[VLM], Prompts], second: Callable[[VLM], Prompts], vlm: VLM) -> Pairs:
     return Pairs(first(vlm), second(vlm))
+
+
+def _versions(vlm: VLM) -> list[tuple[int, int]]:
+    """What torch says of each weight: where it is, and how often it was written to."""
+    return [(weight.data_ptr(), weight._version) for weight in vlm.hf_model.parameters()]

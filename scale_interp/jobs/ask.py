@@ -1,4 +1,4 @@
-"""One model asked one data set: answers scored as the set's authors do, contrasts, head maps, and a page that shows them."""
+"""One model asked one data set: answers scored as the set's authors score them, contrasts, head maps, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -27,12 +27,19 @@ from .folder import RunFolder, Say
 from .job import Job, command
 
 SHOWN = 12
-"""Questions that the page shows, wrong answers first."""
+"""How many questions the page shows, wrong answers first."""
 
 
 @dataclass(frozen=True)
 class AskSettings:
-    """What is asked. root, split and n as in load_questions; change, sweep and text as in `ask`."""
+    """What is asked.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        root, split, n, seed: as in `load_questions`.
+        change, sweep, text: as in `ask`.
+    """
 
     model: str
     data: str
@@ -46,15 +53,25 @@ class AskSettings:
 
     @property
     def job(self) -> Job:
-        """The questioning as a job of its folder."""
+        """The command, settings and steps that its folder records."""
         settings = asdict(self)
         flags = {k: v for k, v in settings.items() if k not in ("model", "data")}
         return Job("ask", command("ask", self.model, self.data, **flags), settings, {"ask": ()})
 
 
 @dataclass(frozen=True)
-class Asked:
-    """What was found: answers by choice scores and in words (or None), head maps by name, and pairs or why there are none."""
+class AskResults:
+    """What was found.
+
+    Attributes:
+        answers: answers by the scores of the choices.
+        table: the set's own metrics of these.
+        text: answers in words, or None.
+        text_table: the set's own metrics of those, or None.
+        maps: method -> head map.
+        pairs: contrast pairs, or None.
+        no_pairs: why there are none.
+    """
 
     answers: Evaluation
     table: pd.DataFrame
@@ -65,11 +82,17 @@ class Asked:
     no_pairs: str
 
 
-def ask(vlm: VLM, questions: Sequence[Question], *, change: Change = "mirror", sweep: int = 40, text: bool = False) -> Asked:
-    """Answer the questions, score them, and locate heads on the first `sweep` of them.
+def ask(vlm: VLM, questions: Sequence[Question], *, change: Change = "mirror", sweep: int = 40, text: bool = False) -> AskResults:
+    """Answer the questions, score the answers, and locate heads on the first of them.
 
-    change: how contrasts are made (see contrasts). text: have the model write its answers too. Nothing is fitted, so no
-    question needs to be held out.
+    Nothing is fitted, so no question needs to be held out.
+
+    Args:
+        vlm: the model.
+        questions: the questions.
+        change: how contrasts are made (see `contrasts`).
+        sweep: how many questions heads are located on.
+        text: whether the model also writes its answers.
     """
     answers = evaluate(vlm, questions)
     written = evaluate_text(vlm, questions) if text else None
@@ -80,28 +103,47 @@ def ask(vlm: VLM, questions: Sequence[Question], *, change: Change = "mirror", s
         maps["patch"] = patch(vlm, pairs)
     except DataError as error:
         no_pairs = str(error)
-    return Asked(answers, benchmark(answers), written, None if written is None else benchmark(written), maps, pairs, no_pairs)
+    return AskResults(answers, benchmark(answers), written, None if written is None else benchmark(written), maps, pairs, no_pairs)
 
 
 def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
-    """Ask in a run's folder: the benchmark's table and the findings, computed or, where they are there already, read."""
+    """Ask in a run's folder; what is there already is read.
+
+    Args:
+        settings: what is asked.
+        folder: the run's folder.
+        say: called with a line about each step.
+
+    Returns:
+        The table of the set's metrics, and the findings in words.
+    """
     s, told = settings, f"asking {settings.model} the questions of {settings.data}"
 
     def make() -> list[str]:
         found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
         first, *others = notes(found)
-        return [*write_asked(found, vlm, folder, s.job.command), kept.write_findings(first, others)]
+        return [*write_results(found, vlm, folder, s.job.command), run_folder.write_findings(first, others)]
 
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
 
-    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
-    with kept.working() as (vlm, asked):
-        return kept.take("ask", make, load_found, told)
+    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("ask", make, load_found, told)
 
 
-def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]:
-    """Write answers.csv, benchmark.csv, the head maps, summary.json and report.html into a folder; their names."""
+def write_results(found: AskResults, vlm: VLM, folder: Path, command: str) -> list[str]:
+    """Write answers.csv, benchmark.csv, the head maps, summary.json and report.html.
+
+    Args:
+        found: the results.
+        vlm: the model.
+        folder: where the files go.
+        command: the command that repeats this.
+
+    Returns:
+        The names of the files.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "benchmark.csv", found.table.to_csv(index=False).encode())
     write_bytes(folder / "answers.csv", found.answers.to_frame().to_csv(index=False).encode())
@@ -115,7 +157,7 @@ def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]
     sections = [
         Section("What was found", [*notes(found), found.table]),
         Section("Which heads matter", [viz.head_heatmap(head_map) for head_map in found.maps.values()]),
-        Section("Some questions", _examples(found)),
+        Section("Some questions", _example_questions(found)),
         Section("How to reproduce", [command]),
     ]
     if found.text_table is not None:
@@ -125,8 +167,8 @@ def write_asked(found: Asked, vlm: VLM, folder: Path, command: str) -> list[str]
     return ["benchmark.csv", "answers.csv", *maps, "summary.json", "report.html"]
 
 
-def notes(found: Asked) -> list[str]:
-    """The findings in plain words, and what they cannot mean."""
+def notes(found: AskResults) -> list[str]:
+    """The findings in plain words, with what they cannot mean."""
     answers = found.answers
     low, high = answers.interval()
     out = [
@@ -134,7 +176,9 @@ def notes(found: Asked) -> list[str]:
         f"the best constant answer {answers.majority:.1%}."
     ]
     if answers.random_weights:
-        out.insert(0, "This model has random weights: its accuracy and its head maps mean nothing; the page shows that everything runs.")
+        out.insert(
+            0, "This model has random weights: its accuracy and its head maps mean nothing. The page only shows that everything runs."
+        )
     if found.pairs is None:
         out.append(f"No contrast pairs, so no patching: {found.no_pairs}")
     else:
@@ -144,7 +188,7 @@ def notes(found: Asked) -> list[str]:
     return out
 
 
-def _examples(found: Asked) -> list[Any]:
+def _example_questions(found: AskResults) -> list[Any]:
     answers = found.answers
     order = sorted(range(len(answers.questions)), key=lambda i: float(answers.per_question[i]))[:SHOWN]
     return [answers.to_frame().iloc[order], *(answers.questions[i] for i in order)]

@@ -1,4 +1,4 @@
-"""One model's attention to the pictures of one data set: which heads look at the asked objects, and a page that shows them."""
+"""One model's attention to the images of one data set: which heads look at the asked objects, and a page that shows them."""
 
 from __future__ import annotations
 
@@ -27,15 +27,20 @@ from .info import FINDINGS
 from .job import Job, command
 
 SHOWN = 10
-"""Heads in the printed table, most attention on the boxes first."""
-
-
+"""How many heads the printed table shows, most attention on the boxes first."""
 FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
 
 
 @dataclass(frozen=True)
 class AttentionSettings:
-    """Whose attention is read, on what. root, split and n as in load_questions."""
+    """Whose attention is read, and on what.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        root, split, n, seed: as in `load_questions`.
+        pictures: how many attention maps are drawn.
+    """
 
     model: str = "demo"
     data: str = "scenes/relation"
@@ -47,14 +52,23 @@ class AttentionSettings:
 
     @property
     def job(self) -> Job:
-        """The reading as a job of its folder."""
+        """The command, settings and steps that its folder records."""
         flags = {k: v for k, v in asdict(self).items() if k != "model"}
         return Job("attention", command("attention", self.model, **flags), asdict(self), {"attention": (*FILES, FINDINGS)})
 
 
 @dataclass(frozen=True)
-class Attended:
-    """What was found: the masses, a table with a row a head, AUROC or why there is none, localization heads, and some pictures."""
+class AttentionResults:
+    """What was found.
+
+    Attributes:
+        found: the shares of attention on image and boxes.
+        heads: one row per head.
+        auroc: how well box attention predicts right answers, one row per head, or None.
+        no_auroc: why there is none.
+        localization: the localization heads.
+        pictures: attention maps over some images.
+    """
 
     found: ObjectAttention
     heads: pd.DataFrame
@@ -64,10 +78,15 @@ class Attended:
     pictures: list[go.Figure]
 
 
-def attend(vlm: VLM, questions: Sequence[Question], pictures: int = 4) -> Attended:
-    """Read the attention to pictures and boxes, and draw the map of the head that looks at the boxes most, wrong answers among them.
+def study_attention(vlm: VLM, questions: Sequence[Question], pictures: int = 4) -> AttentionResults:
+    """Read the attention to images and boxes, and draw maps of the head that looks at the boxes most.
 
-    Nothing is fitted, so no question needs to be held out; heads that are to be used on test questions must come from others.
+    Nothing is fitted, so no question needs to be held out; but heads that are to be used on test questions must come from others.
+
+    Args:
+        vlm: the model.
+        questions: questions with boxes.
+        pictures: how many maps are drawn, wrong answers among them.
     """
     found = object_attention(vlm, questions)
     table, why = None, ""
@@ -79,11 +98,11 @@ def attend(vlm: VLM, questions: Sequence[Question], pictures: int = 4) -> Attend
     for question in _examples(found, questions, pictures):
         (weights,) = read_attention(vlm, question)
         drawn.append(viz.attention_over_picture(question, weights, patch_grid(vlm, question), *found.box.top(1)[0]))
-    return Attended(found, _heads(found, table), table, why, choose_localization(found.image, found.entropy), drawn)
+    return AttentionResults(found, _heads(found, table), table, why, choose_localization(found.image, found.entropy), drawn)
 
 
 def _examples(found: ObjectAttention, questions: Sequence[Question], count: int) -> list[Question]:
-    """Half of them answered right, half wrong, as far as there are such."""
+    """Half of them answered right and half wrong, as far as there are enough of each."""
     known = {q.id: q for q in questions}
     order = [torch.nonzero(found.correct == kind).flatten().tolist() for kind in (1, 0)]
     right, wrong = order[0][: max(count // 2, count - len(order[1]))], order[1]
@@ -101,25 +120,40 @@ def _heads(found: ObjectAttention, auroc: pd.DataFrame | None) -> pd.DataFrame:
 
 
 def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _: None) -> tuple[pd.DataFrame, list[str]]:
-    """Read the attention in a run's folder: the table of heads and the findings, computed or, where they are there already, read."""
-    s, told = settings, f"reading the attention of {settings.model} to the pictures of {settings.data}"
+    """Read the attention in a run's folder; what is there already is read.
+
+    Args:
+        settings: whose attention, on what.
+        folder: the run's folder.
+        say: called with a line about each step.
+
+    Returns:
+        The table of heads, and the findings in words.
+    """
+    s, told = settings, f"reading the attention of {settings.model} to the images of {settings.data}"
 
     def make() -> None:
-        result = attend(vlm, asked["all"], s.pictures)
-        write_attended(result, folder, s.job.command)
+        result = study_attention(vlm, asked["all"], s.pictures)
+        write_results(result, folder, s.job.command)
         first, *others = notes(result)
-        kept.write_findings(first, others)
+        run_folder.write_findings(first, others)
 
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
 
-    kept = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
-    with kept.working() as (vlm, asked):
-        return kept.take("attention", make, load_found, told)
+    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("attention", make, load_found, told)
 
 
-def write_attended(result: Attended, folder: Path, command: str) -> None:
-    """Write attention.safetensors, heads.csv, summary.json and report.html into a folder."""
+def write_results(result: AttentionResults, folder: Path, command: str) -> None:
+    """Write attention.safetensors, heads.csv, summary.json and report.html.
+
+    Args:
+        result: the results.
+        folder: where the files go.
+        command: the command that repeats this.
+    """
     found = result.found
     folder.mkdir(parents=True, exist_ok=True)
     found.save(folder / "attention.safetensors")
@@ -137,7 +171,7 @@ def write_attended(result: Attended, folder: Path, command: str) -> None:
     sections = [
         Section("What was found", [*notes(result), result.heads.head(SHOWN), *tables]),
         Section("Which heads look where", [found.plot(marks=result.localization.heads)]),
-        Section("Some pictures", result.pictures),
+        Section("Some images", result.pictures),
         Section("How to reproduce", [command]),
     ]
     if result.auroc is not None:
@@ -146,14 +180,14 @@ def write_attended(result: Attended, folder: Path, command: str) -> None:
     viz.write_report(folder / "report.html", title=f"Attention of {about['model']} on {about['data']}", sections=sections, meta=about)
 
 
-def notes(result: Attended) -> list[str]:
+def notes(result: AttentionResults) -> list[str]:
     """The findings in plain words."""
     found, top = result.found, result.heads.iloc[0]
     name, span = f"({top['layer']:.0f}, {top['head']:.0f})", f"{top['box']:.1%} [{top['box_low']:.1%}, {top['box_high']:.1%}]"
     out = [
-        f"{len(found.ids)} questions. {float(found.image_share.mean()):.1%} of a prompt's tokens show the picture; they draw "
+        f"{len(found.ids)} questions. {float(found.image_share.mean()):.1%} of a prompt's tokens show the image; they draw "
         f"{float(found.image_mass.mean()):.1%} of the last token's attention (mean over heads).",
-        f"The asked boxes are {float(found.area.mean()):.1%} of the picture's tokens. Head {name} puts most of its attention on them: "
+        f"The asked boxes are {float(found.area.mean()):.1%} of the image's tokens. Head {name} puts most of its attention on them: "
         f"{span}.",
     ]
     if result.auroc is None:

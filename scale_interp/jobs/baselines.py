@@ -11,14 +11,25 @@ from ..data.load import load_questions
 from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.baselines import Baselines, compare_baselines
 from ..models.load import load
-from .folder import Asked, RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
 
 @dataclass(frozen=True)
 class BaselineSettings:
-    """What is compared. others: data sets that no method should change; None for the scenes' non-spatial tasks on scenes."""
+    """What is compared.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        others: data sets that no method should change; None for the scenes' non-spatial tasks where the data are scenes.
+        ranks: ranks of LoRA.
+        rates: how many learning rates each method tries.
+        epochs: the largest number of epochs of any method.
+        n_train, n_test, n_others: how many questions of each.
+        seed: of the questions and the fits.
+    """
 
     model: str = "demo"
     data: str = "scenes/relation"
@@ -33,6 +44,7 @@ class BaselineSettings:
 
     @property
     def elsewhere(self) -> tuple[str, ...]:
+        """The data sets that no method should change."""
         if self.others is not None:
             return self.others
         return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()
@@ -46,7 +58,7 @@ class BaselineSettings:
         files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
         return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
         others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]
@@ -54,7 +66,13 @@ class BaselineSettings:
 
 
 def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _: None) -> Baselines:
-    """Compare in a run's folder: baselines.json, baselines.csv and baselines.html. They hold measured seconds."""
+    """Compare in a run's folder, and write baselines.json, baselines.csv and baselines.html, which contain measured seconds.
+
+    Args:
+        settings: what is compared.
+        folder: the run's folder.
+        say: called with a line about each step.
+    """
     s = settings
 
     def make() -> None:
@@ -63,16 +81,16 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
         found.save(folder / "baselines.json")
         write_bytes(folder / "baselines.csv", found.to_frame().to_csv(index=False).encode())
         write_bytes(folder / "baselines.html", found.plot().to_html(include_plotlyjs=True, div_id="baselines").encode())
-        kept.write_findings(found.verdict, [])
+        run_folder.write_findings(found.verdict, [])
 
-    kept = RunFolder(folder, s.job, s.asked, say)
+    run_folder = RunFolder(folder, s.job, s.asked, say)
     ranks = ", ".join(map(str, s.ranks))
     told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
-    with kept.working() as (vlm, asked):
-        return kept.take("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+    with run_folder.working() as (vlm, asked):
+        return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
 
 
-def shown(found: Baselines) -> Sequence[str]:
-    """The columns that a terminal has room for."""
+def terminal_columns(found: Baselines) -> Sequence[str]:
+    """The columns that fit into a terminal."""
     columns = ["method", "parameters", "seconds", "accuracy", "gain", "low", "high", "p_corrected", "scale_minus", "recovered"]
     return [*columns, "others_change"] if "others_change" in found.rows[0] else columns

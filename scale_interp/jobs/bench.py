@@ -18,7 +18,17 @@ from .job import Job, command
 
 @dataclass(frozen=True)
 class BenchSettings:
-    """What is timed, as the command's options say. model: None for the usual shapes, with their peak memory."""
+    """What is timed, as the command's options say.
+
+    Attributes:
+        model: a name that `open_model` takes; None for the usual shapes, with their peak memory.
+        questions: how many are in the batch; None for the default.
+        repeats: timings of each way.
+        sample: how many heads are timed where one run per head takes too long; 0 for all.
+        memory: whether peak memory is measured.
+        fits: whether fits are timed instead of sweeps.
+        device, dtype: where and in which precision the model runs.
+    """
 
     model: str | None = None
     questions: int | None = None
@@ -39,7 +49,12 @@ class BenchSettings:
 
 
 def time_sweeps(settings: BenchSettings, show: Callable[[Benchmark], None] = lambda _: None) -> list[Benchmark]:
-    """Time the sweep on each model; `show` is given each as soon as it is measured."""
+    """Time the sweep on each model.
+
+    Args:
+        settings: what is timed.
+        show: called with each benchmark as soon as it is measured.
+    """
     s = settings
     n = s.questions or (8 if s.model else 1)
     asked, found = load_questions(DATA, n=n), []
@@ -58,31 +73,38 @@ def time_fits(settings: BenchSettings) -> FitsBenchmark:
 
 
 def run_sweeps(settings: BenchSettings, folder: Path, say: Say, show: Callable[[Benchmark], None]) -> list[Benchmark]:
-    """The same in a run's folder: bench.json, measured or, where it is there already, read."""
+    """Time sweeps in a run's folder: bench.json, measured or, where it is there already, read.
+
+    Args:
+        settings: what is timed.
+        folder: the run's folder.
+        say: called with a line about the step.
+        show: called with each benchmark.
+    """
     path = folder / "bench.json"
 
     def make() -> None:
         found = time_sweeps(settings)
         write_benchmarks(path, found)
-        kept.write_findings("; ".join(f"{b.about['model']}: {b.over_limit:.2f} of the limit's time" for b in found), [])
+        run_folder.write_findings("; ".join(f"{b.about['model']}: {b.over_limit:.2f} of the limit's time" for b in found), [])
 
-    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
-    with kept.working():
-        found = kept.take("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
+    run_folder = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with run_folder.working():
+        found = run_folder.run_step("bench", make, lambda: read_benchmarks(path), "timing sweeps over all heads")
     for benchmark in found:
         show(benchmark)
     return found
 
 
 def run_fits(settings: BenchSettings, folder: Path, say: Say) -> FitsBenchmark:
-    """The same of fits: fits.json."""
+    """Time fits in a run's folder: fits.json, measured or, where it is there already, read."""
     path = folder / "fits.json"
 
     def make() -> None:
         found = time_fits(settings)
         write_fits(path, found)
-        kept.write_findings(f"{found.fits} fits side by side take {found.ratio:.2f} times one", [])
+        run_folder.write_findings(f"{found.fits} fits side by side take {found.ratio:.2f} times one", [])
 
-    kept = RunFolder(folder, settings.job, lambda: (None, {}), say)
-    with kept.working():
-        return kept.take("bench", make, lambda: read_fits(path), "timing fits side by side")
+    run_folder = RunFolder(folder, settings.job, lambda: (None, {}), say)
+    with run_folder.working():
+        return run_folder.run_step("bench", make, lambda: read_fits(path), "timing fits side by side")

@@ -12,31 +12,41 @@ from .folder import RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
-SUITES = "suites.jsonl"
-"""The log of the suites, with the seconds of each; a stopped calibration goes on from there."""
+SUITES = "suites"
+"""The folder of the suites, one file for each with its seconds; a stopped calibration continues from there."""
 
 
 def run_calibration(suites: int, power: int, folder: Path, say: Say = lambda _: None) -> Calibration:
-    """Run null and planted suites, and write calibration.json; each suite is kept as soon as it is done."""
+    """Run null and planted suites in a run's folder, and write calibration.json. Each suite is stored as soon as it is done.
+
+    Args:
+        suites: suites on answers without signal.
+        power: suites on planted shortfalls.
+        folder: the run's folder.
+        say: called with a line about the step.
+    """
     of, path = calibration.Suites(), folder / "calibration.json"
 
     def make() -> None:
-        found = calibrate(suites, power, log=folder / SUITES, of=of)
+        found = calibrate(suites, power, journal=run_folder.journal.inside(SUITES), of=of)
         found.save(path)
-        kept.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
+        run_folder.write_findings("; ".join(f"{name} {share}" for name, share in headline(found).items()), lines(found))
 
     again = command("calibrate", suites=suites, power=power)
     job = Job("calibrate", again, {"suites": suites, "power": power} | asdict(of), {"calibrate": ("calibration.json", FINDINGS)})
-    kept = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
-    with kept.working():
-        return kept.take("calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones")
+    run_folder = RunFolder(folder, job, lambda: (load(of.null_model), {}), say)
+    with run_folder.working():
+        return run_folder.run_step(
+            "calibrate", make, lambda: Calibration.load(path), f"{suites} suites without signal, {power} planted ones"
+        )
 
 
 def headline(found: Calibration) -> dict[str, str]:
-    """The two shares that a calibration is for, where there are suites of the kind."""
+    """The two shares that a calibration measures, as far as there are suites of the kind."""
     kinds = {"false rejections": (calibration.NULL, "false_rejections"), "power": (calibration.PLANTED, "power")}
     return {name: str(getattr(found, share)) for name, (kind, share) in kinds.items() if found.of(kind)}
 
 
 def lines(found: Calibration) -> list[str]:
+    """All shares, one line each."""
     return [f"{name}: {share}" for name, share in found.shares().items()]

@@ -1,4 +1,4 @@
-"""The comparison of all methods in a run's folder: questions loaded, steps kept, the table, its numbers and a page written."""
+"""The comparison of all methods in a run's folder: questions loaded, steps run_folder, the table, its numbers and a page written."""
 
 from __future__ import annotations
 
@@ -15,22 +15,31 @@ from ..core.versions import versions
 from ..data.load import load_questions
 from ..data.question import Question
 from ..data.scenes.task import NON_SPATIAL
-from ..evaluation.comparison.comparison import Comparison, Say, compare
+from ..evaluation.comparison.comparison import Comparison, compare
 from ..evaluation.comparison.tuning import ORDER
 from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import Asked, RunFolder
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS, comparison_headline
 from .job import Job, command
 
-KEPT = "steps"
-"""Where the results of the comparison's own steps lie: a set of heads, a learned method, its answers."""
+STEPS = "steps"
+"""The folder of the comparison's own steps: a set of heads, a learned method, its answers."""
 
 
 @dataclass(frozen=True)
 class CompareSettings:
-    """What a comparison is of. others: data sets that no method should change, of their test splits."""
+    """What is compared.
+
+    Attributes:
+        model: a name that `si.load` takes.
+        data: a name that `si.load_questions` takes.
+        others: data sets that no method should change; their test splits are asked.
+        n_train, n_validation, n_test, n_others: how many questions of each.
+        top: how many heads are taken from a method that only ranks them.
+        seed: of the questions and the fits.
+    """
 
     model: str = "demo"
     data: str = "scenes/relation"
@@ -44,7 +53,7 @@ class CompareSettings:
 
     @property
     def command(self) -> str:
-        """The command that makes this comparison again."""
+        """The command that repeats this comparison."""
         usual = CompareSettings()
         flags = {k: v for k, v in asdict(self).items() if k in ("model", "data") or v != getattr(usual, k)}
         return command("compare", **flags)
@@ -55,7 +64,7 @@ class CompareSettings:
         steps = {"compare": ("comparison.safetensors",), "report": ("comparison.json", "report.html", FINDINGS)}
         return Job("compare", self.command, asdict(self), steps)
 
-    def asked(self) -> Asked:
+    def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
         splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}
@@ -64,54 +73,41 @@ class CompareSettings:
 
 
 def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:
-    """Compare, and write comparison.safetensors, comparison.json and report.html; steps whose results are there are not redone."""
-    kept = RunFolder(folder, settings.job, settings.asked, say)
+    """Compare in a run's folder, and write comparison.safetensors, comparison.json and report.html.
+
+    Steps whose results are there are not repeated.
+
+    Args:
+        settings: what is compared.
+        folder: the run's folder.
+        say: called with a line about each step.
+    """
+    run_folder = RunFolder(folder, settings.job, settings.asked, say)
     path = folder / "comparison.safetensors"
-    with kept.working() as (vlm, asked):
-        found = kept.take("compare", lambda: _compare(settings, kept, vlm, asked), lambda: Comparison.load(path))
-        if kept.taken:
-            kept.forget("report")
-        kept.take("report", lambda: _report(found, settings, kept), lambda: None, "writing the report")
+    with run_folder.working() as (vlm, asked):
+        found = run_folder.run_step("compare", lambda: _compare(settings, run_folder, vlm, asked), lambda: Comparison.load(path))
+        if run_folder.taken:
+            run_folder.forget("report")
+        run_folder.run_step("report", lambda: _report(found, settings, run_folder), lambda: None, "writing the report")
     return found
 
 
-def _compare(settings: CompareSettings, kept: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
-    """Compare, with each step's files recorded as soon as the next one begins; damaged ones are taken away first, to be made anew."""
-    steps = kept.path / KEPT
-    for step, names in kept.kept().items():
-        if not kept.done(step):
-            for name in names:
-                (kept.path / name).unlink(missing_ok=True)
-    began: list[str] = []
-
-    def said(text: str) -> None:
-        record()
-        began.append(text)
-        kept.say(text)
-
-    def record() -> None:
-        known = {name for step, names in kept.kept().items() if kept.done(step) for name in names}
-        new = [str(path.relative_to(kept.path)) for path in sorted(steps.rglob("*")) if path.is_file()]
-        new = [name for name in new if name not in known]
-        if new:
-            kept.keep(began[-1] if began else "settings of the comparison", new)
-
-    s = settings
+def _compare(settings: CompareSettings, run_folder: RunFolder, vlm: VLM, asked: Mapping[str, Sequence[Question]]) -> None:
+    s, steps = settings, run_folder.journal.inside(STEPS)
     splits = (asked[split] for split in ("train", "validation", "test"))
-    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, folder=steps, say=said)
-    record()
-    found.save(kept.path / "comparison.safetensors")
+    found = compare(vlm, *splits, others=asked["others"], top=s.top, seed=s.seed, journal=steps, say=run_folder.say)
+    found.save(run_folder.path / "comparison.safetensors")
 
 
-def _report(found: Comparison, settings: CompareSettings, kept: RunFolder) -> None:
+def _report(found: Comparison, settings: CompareSettings, run_folder: RunFolder) -> None:
     content = summary(found, settings)
-    write_json(kept.path / "comparison.json", content)
-    kept.write_findings(comparison_headline(content), found.findings())
-    _write_page(found, settings, kept.path / "report.html")
+    write_json(run_folder.path / "comparison.json", content)
+    run_folder.write_findings(comparison_headline(content), found.findings())
+    _write_page(found, settings, run_folder.path / "report.html")
 
 
 def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
-    """All numbers of a comparison in JSON's words."""
+    """All numbers of a comparison as JSON values."""
     tuned = {name: dict(about) for name, about in found.tuned.items()}
     return {
         "command": settings.command,
@@ -129,7 +125,7 @@ def summary(found: Comparison, settings: CompareSettings) -> dict[str, Any]:
 
 
 def figures(found: Comparison) -> dict[str, Any]:
-    """The figures that there is something to show in, by name."""
+    """The figures that have something to show, by name."""
     out = {"methods": viz.comparison(found)} if len(found.methods) > 1 else {}
     if len(found.heads.sets) > 1:
         out |= {"overlap": viz.head_overlap(found.heads), "heads": viz.head_marks(found.heads)}
@@ -144,7 +140,7 @@ def _write_page(found: Comparison, settings: CompareSettings, path: Path) -> Non
     sections = [
         Section("What was found", [*found.findings(), found.shown(), *(drawn[k] for k in ("methods",) if k in drawn)]),
         Section("What it costs elsewhere", [found.by_task()] if len(found.others) else ["No other tasks were asked."]),
-        Section("The heads that the methods name", [*not_made, about, *(drawn[k] for k in ("heads", "overlap") if k in drawn)]),
+        Section("The heads that the methods select", [*not_made, about, *(drawn[k] for k in ("heads", "overlap") if k in drawn)]),
         Section("Overlap, pair by pair", [found.heads.overlap()]),
         Section("What was tuned", grids),
         Section("How to reproduce", [settings.command]),
@@ -155,7 +151,7 @@ def _write_page(found: Comparison, settings: CompareSettings, path: Path) -> Non
 
 
 def best_of(grid: Sequence[Any], n: int = 12) -> pd.DataFrame:
-    """The n best rows of a grid, in the order tried where they are equal."""
+    """The n best rows of a grid, in the order in which they were tried where they are equal."""
     frame = pd.DataFrame(list(grid)).sort_values("accuracy", ascending=False, kind="stable").head(n)
     return frame[[name for name in ORDER if name in frame]]
 

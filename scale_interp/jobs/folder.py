@@ -6,13 +6,13 @@ import errno
 import os
 import platform
 import shlex
-import shutil
 import sys
+import threading
 import time
 import traceback
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,16 +20,16 @@ from typing import Any, TypeVar
 from ..core.files import read_json, write_json
 from ..data.question import Question
 from ..errors import FileError, RunWarning, ScaleInterpError
-from ..execution.journal import lock, resumable
+from ..execution.execution import with_journal
+from ..execution.journal import Journal, Say, lock
 from ..vlm.vlm import VLM
-from .info import FINDINGS, LOG, MANIFEST, PARTS, SETTINGS, STATE, WHOLE, ResultFile, file_hash
+from .info import FINDINGS, LOG, SETTINGS, STATE
 from .job import Job, compare_contents, not_repeatable
 
 FULL = (errno.ENOSPC, errno.EDQUOT)
 GOES_ON = "the same command goes on from here"
 T = TypeVar("T")
-Say = Callable[[str], None]
-Asked = tuple[Any, Mapping[str, Sequence[Question]]]
+ModelAndQuestions = tuple[Any, Mapping[str, Sequence[Question]]]
 """The model of a job (a VLM, or None where it opens several), and its questions by split."""
 
 
@@ -45,22 +45,20 @@ class RunFolder:
     >>> job = Job("sum", "sum 1 2", {"numbers": [1, 2]}, {"add": ["sum.json"]})
     >>> folder = RunFolder(path, job, lambda: (None, {}))
     >>> add = lambda: write_json(path / "sum.json", {"sum": 3})
-    >>> folder.take("add", add, lambda: read_json(path / "sum.json"))
+    >>> folder.run_step("add", add, lambda: read_json(path / "sum.json"))
     {'sum': 3}
     >>> RunFolder(path, Job("sum", "sum 1 3", {"numbers": [1, 3]}, {}), lambda: (None, {}))
     Traceback (most recent call last):
     scale_interp.errors.FileError: ... holds a run with other settings (numbers was [1, 2], now [1, 3]): use another --out, or delete it
     """
 
-    def __init__(self, path: str | Path, job: Job, asked: Callable[[], Asked], say: Say = lambda _: None):
+    def __init__(self, path: str | Path, job: Job, asked: Callable[[], ModelAndQuestions], say: Say = lambda _: None):
         self.path, self.job = Path(path), job
-        self.taken: list[str] = []
-        """Steps that this process has computed."""
+        self.journal = Journal(path, order=job.steps, say=self.say, working=self.working)
+        self.working_journal: Journal | None = None
+        """The journal while the folder is worked in; None before and after, and where a job's results are times."""
         self._asked, self._printed = asked, say
-        self._opened: Asked | None = None
-        self._whole: set[str] = set()
-        self._distrusted: set[str] = set()
-        self._unchecked = False
+        self._opened: ModelAndQuestions | None = None
         self._check_settings()
 
     def say(self, text: str) -> None:
@@ -69,51 +67,34 @@ class RunFolder:
         if (self.path / SETTINGS).exists():
             self._log(text)
 
-    def take(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
+    def run_step(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
         """The result of a step: loaded where its files are there and whole, else made and written first.
 
         make: writes the files; returns their names in the folder where the job does not know them.
         """
-        if self.done(step):
-            try:
-                return load()
-            except FileError as error:
-                self.forget(step)
-                self.say(f"{error}: computing it anew")
-        with self.working():
-            if not self.done(step):
-                self._make(step, make, says)
-        return load()
+
+        def timed() -> Iterable[str]:
+            if says:
+                self.say(says)
+            started = time.perf_counter()
+            files = make() or self.job.steps[step]
+            self._write_state(steps=self._state().get("steps", {}) | {step: round(time.perf_counter() - started, 2)})
+            return files
+
+        return self.journal.step(step, timed, load)
+
+    @property
+    def taken(self) -> list[str]:
+        """Steps that this process has computed."""
+        return self.journal.made
 
     def done(self, step: str) -> bool:
-        """Whether a step's files are all there, and as they were written; says so where they are not."""
-        if step in self._whole:
-            return True
-        if step in self._distrusted:
-            return False
-        if self._is_older:
-            files = self.job.steps[step]
-            return bool(files) and all((self.path / name).is_file() for name in files)
-        for name, about in self._steps().get(step, {"": None}).items():
-            if about is None:
-                return False
-            state = ResultFile(self.path, name, about["bytes"], about["sha256"]).state()
-            if state != WHOLE:
-                why = "is missing" if state != "damaged" else "is damaged (its checksum differs)"
-                self._distrusted.add(step)
-                self.say(f"{self.path / name} {why}: computing it anew")
-                return False
-        self._whole.add(step)
-        return True
-
-    def kept(self) -> dict[str, list[str]]:
-        """The files of every step whose results were recorded."""
-        return {step: list(files) for step, files in self._steps().items()}
+        """Whether a step's files are all there, and as they were written."""
+        return self.journal.done(step)
 
     def forget(self, step: str) -> None:
         """Have a step taken again."""
-        self._whole.discard(step)
-        self._distrusted.add(step)
+        self.journal.forget(step)
 
     def write_findings(self, headline: str, findings: Sequence[str]) -> str:
         """Write what `scale-interp runs` and `show` say was found; the file's name."""
@@ -121,7 +102,7 @@ class RunFolder:
         return FINDINGS
 
     @contextmanager
-    def working(self) -> Iterator[Asked]:
+    def working(self) -> Iterator[ModelAndQuestions]:
         """Everything inside: for this process alone, batches and warnings kept, and state.json says how it ended."""
         if self._opened is not None:
             yield self._opened
@@ -133,39 +114,20 @@ class RunFolder:
             # Model and questions first, so that a mistyped command leaves nothing behind.
             early: list[str] = []
             with _heard(early.append):
-                opened = self._asked()
-            with lock(self.path), nullcontext() if self.job.timed else resumable(self.path / PARTS):
-                differs = self._claim(*opened)
-                self._opened = opened
+                vlm, questions = self._asked()
+            with self.journal.opened():
+                differs = self._claim(vlm, questions)
+                self.working_journal = None if self.job.timed else self.journal
+                self._opened = (with_journal(vlm, self.working_journal) if isinstance(vlm, VLM) else vlm), questions
                 try:
                     with self._watched(), _heard(self._log):
                         for text in early:
                             self._log(text)
                         for text in differs:
                             warnings.warn(text, RunWarning, stacklevel=4)
-                        yield opened
+                        yield self._opened
                 finally:
-                    self._opened = None
-
-    def _make(self, step: str, make: Callable[[], Iterable[str] | None], says: str) -> None:
-        if says:
-            self.say(says)
-        started = time.perf_counter()
-        self.keep(step, make() or self.job.steps[step])
-        seconds = self._state().get("steps", {}) | {step: round(time.perf_counter() - started, 2)}
-        self._write_state(steps=seconds)
-
-    def keep(self, step: str, names: Iterable[str]) -> None:
-        """Record the files of a step that was taken, and drop the parts that it was put together from."""
-        steps = self._steps() | {step: self._sums(names)}
-        # In the job's order, whichever was made first, so that equal results are equal manifests.
-        order = [*(name for name in self.job.steps if name in steps), *(name for name in steps if name not in self.job.steps)]
-        write_json(self.path / MANIFEST, {"steps": {name: steps[name] for name in order}})
-        self._whole.add(step)
-        self._distrusted.discard(step)
-        self.taken.append(step)
-        for part in (self.path / PARTS).glob("*/"):
-            shutil.rmtree(part, ignore_errors=True)
+                    self._opened = self.working_journal = None
 
     def _check_settings(self) -> None:
         if (self.path / SETTINGS).exists():
@@ -177,29 +139,9 @@ class RunFolder:
         if path.exists():
             self._check_settings()
             differs += compare_contents(self.path, read_json(path), made)
-        if not path.exists() or self._is_older:
-            steps = {name: self._sums(files) for name, files in self.job.steps.items() if self._is_older and self.done(name)}
-            write_json(self.path / MANIFEST, {"steps": steps})
-            write_json(path, made)
+        else:
+            self.journal.begin(made)
         return differs
-
-    def _sums(self, names: Iterable[str]) -> dict[str, Any]:
-        return {name: {"sha256": file_hash(self.path / name), "bytes": (self.path / name).stat().st_size} for name in names}
-
-    @property
-    def _is_older(self) -> bool:
-        """Of the layout that had no checksums."""
-        return (self.path / SETTINGS).exists() and "kind" not in read_json(self.path / SETTINGS)
-
-    def _steps(self) -> dict[str, dict[str, Any]]:
-        try:
-            steps: dict[str, dict[str, Any]] = read_json(self.path / MANIFEST)["steps"]
-            return steps
-        except (FileError, KeyError) as error:
-            if (self.path / SETTINGS).exists() and not self._is_older and not self._unchecked:
-                self._unchecked = True
-                self.say(f"{error}: no result can be checked, so all are computed anew")
-            return {}
 
     @contextmanager
     def _watched(self) -> Iterator[None]:
@@ -261,18 +203,18 @@ class RunFolder:
 
 @contextmanager
 def _heard(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of every warning, beside what is done with it anyway."""
-    shown = warnings.showwarning
+    """Tell of every warning of this thread, beside what is done with it anyway; afterwards all is as it was."""
+    here = threading.get_ident()
+    with warnings.catch_warnings():
+        shown = warnings.showwarning
 
-    def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
-        tell(f"{category.__name__}: {message}")
-        shown(message, category, *place, **more)
+        def show(message: Any, category: type[Warning], *place: Any, **more: Any) -> None:
+            if threading.get_ident() == here:
+                tell(f"{category.__name__}: {message}")
+            shown(message, category, *place, **more)
 
-    warnings.showwarning = show
-    try:
+        warnings.showwarning = show
         yield
-    finally:
-        warnings.showwarning = shown
 
 
 def _full(error: BaseException) -> bool:

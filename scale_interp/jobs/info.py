@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -10,40 +9,18 @@ from pathlib import Path
 from typing import Any
 
 from ..core import strict_json
+from ..core.manifest import MANIFEST, ResultFile
 from ..errors import FileError
 
-SETTINGS, STATE, MANIFEST, FINDINGS = "settings.json", "state.json", "manifest.json", "findings.json"
+SETTINGS, STATE, FINDINGS = "settings.json", "state.json", "findings.json"
 LOG, PARTS, LOCK = "log.txt", "parts", ".lock"
-OWN = (SETTINGS, STATE, MANIFEST, LOG, LOCK)
-"""Files that are no results."""
-WHOLE, DAMAGED, MISSING, UNRECORDED = "whole", "damaged", "missing", "no checksum"
-
-
-@dataclass(frozen=True)
-class ResultFile:
-    """One result: its name in the folder, bytes, the recorded checksum (or none), and the step that made it."""
-
-    folder: Path
-    name: str
-    size: int
-    sha256: str = ""
-    step: str = ""
-
-    def state(self) -> str:
-        """Whether the file is as it was written; reads it whole."""
-        path = self.folder / self.name
-        if not path.is_file():
-            return MISSING
-        if not self.sha256:
-            return UNRECORDED
-        return WHOLE if file_hash(path) == self.sha256 else DAMAGED
 
 
 @dataclass(frozen=True)
 class RunInfo:
     """One run, as its folder tells it.
 
-    steps: all of its kind; done: those whose results are there, None in a folder of the older layout, which has no checksums.
+    steps: all of its kind; done: those whose results are there.
     """
 
     folder: Path
@@ -53,7 +30,7 @@ class RunInfo:
     command: str
     status: str
     steps: tuple[str, ...]
-    done: tuple[str, ...] | None
+    done: tuple[str, ...]
     headline: str
     findings: tuple[str, ...]
     about: Mapping[str, Mapping[str, Any]]
@@ -69,7 +46,7 @@ class RunInfo:
     @property
     def progress(self) -> str:
         """How many of its steps are done."""
-        return "" if self.done is None else f"{sum(step in self.done for step in self.steps)} of {len(self.steps)}"
+        return f"{sum(step in self.done for step in self.steps)} of {len(self.steps)}"
 
 
 def read_run(folder: str | Path) -> RunInfo:
@@ -78,8 +55,6 @@ def read_run(folder: str | Path) -> RunInfo:
     if not (folder / SETTINGS).is_file():
         raise FileError(f"{folder} is no run: it holds no {SETTINGS}; `scale-interp runs` lists those there are")
     told = _read(folder / SETTINGS)
-    if "kind" not in told:
-        return _older(folder, told)
     try:
         state, manifest = (_read(folder / name) if (folder / name).exists() else {} for name in (STATE, MANIFEST))
         done = tuple(manifest.get("steps", {}))
@@ -141,12 +116,6 @@ def holder(folder: Path) -> str | None:
     return None
 
 
-def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def run_headline(summary: Mapping[str, Any]) -> str:
     """One line of a run's summary: accuracy before and after, and whether the gain survives."""
     fit = summary["fits"]["all"]
@@ -162,45 +131,6 @@ def comparison_headline(content: Mapping[str, Any]) -> str:
         return f"base {base['accuracy']:.3f}"
     best = max(others, key=lambda row: row["accuracy"])
     return f"base {base['accuracy']:.3f}; best {best['method']} {best['accuracy']:.3f}"
-
-
-def _older(folder: Path, told: Mapping[str, Any]) -> RunInfo:
-    """A run of the layout that kept no state and no checksums."""
-    settings = told.get("settings", told)
-    kind, name = ("run", "summary.json") if "settings" in told else ("compare", "comparison.json")
-    finished = (folder / name).exists()
-    numbers = _read(folder / name) if finished else {}
-    headline, findings = "", tuple(numbers.get("findings", ()))
-    try:
-        if finished:
-            headline = run_headline(numbers) if kind == "run" else comparison_headline(numbers)
-            findings = findings or tuple(f"{fit}: {suite['verdict']}" for fit, suite in numbers["falsification"].items())
-        model = settings["model"]
-        data = settings["data"] if kind == "run" else settings["train"]["data"]
-    except (KeyError, TypeError) as error:
-        raise FileError(f"{folder} is no run of a known layout ({error!r} is missing or wrong)") from error
-    return RunInfo(
-        folder,
-        kind,
-        model,
-        data,
-        numbers.get("command", ""),
-        "finished" if finished else "unfinished",
-        (),
-        None,
-        headline,
-        findings,
-        {"settings": settings} | ({"versions": told["versions"]} if "versions" in told else {}),
-        tuple(ResultFile(folder, name, (folder / name).stat().st_size) for name in result_names(folder)),
-        _when(folder, None),
-        numbers.get("seconds"),
-    )
-
-
-def result_names(folder: Path) -> list[str]:
-    """Every file in the folder that may be a result."""
-    paths = (path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file() and not path.name.startswith("."))
-    return [str(path) for path in paths if str(path) not in OWN and path.parts[0] != PARTS]
 
 
 def _status(folder: Path, state: Mapping[str, Any]) -> str:

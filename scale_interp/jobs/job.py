@@ -1,4 +1,4 @@
-"""What a command does: its settings and steps, and all that its numbers hang on."""
+"""What a command does: its settings and steps, and all that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..core.versions import versions
 from ..data.items import describe
 from ..data.question import Question
 from ..errors import FileError
-from ..execution.journal import digest
+from ..execution.journal import SETTINGS, digest
 from ..vlm.vlm import VLM
 
 ELSEWHERE = "use another --out, or delete it"
@@ -43,7 +43,7 @@ class Job:
             "command": self.command,
             "settings": self.settings,
             "steps": list(self.steps),
-            "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint},
+            "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint, "processor": vlm.processor_fingerprint},
             "data": {split: _about(asked) for split, asked in questions.items()},
             "versions": {"python": platform.python_version()} | versions(),
             "machine": {"device": "cpu" if vlm is None else str(vlm.device), "threads": torch.get_num_threads()},
@@ -53,12 +53,10 @@ class Job:
 
     def refuse_others(self, folder: Path, theirs: Mapping[str, Any]) -> None:
         """Raise FileError where a folder's settings.json is of another kind, or of other settings."""
-        # Folders of the layout without checksums name no kind; those of a comparison hold no settings of the command's either.
-        kind = theirs.get("kind", "run" if "settings" in theirs else "compare")
-        if kind != self.kind:
-            raise FileError(f"{folder} holds the results of `{kind}`, not of `{self.kind}`: {ELSEWHERE}")
-        if "settings" not in theirs:
-            raise FileError(f"{folder} holds a comparison of an older layout, which no command goes on with: {ELSEWHERE}")
+        if "kind" not in theirs or "settings" not in theirs:
+            raise FileError(f"{folder} holds a {SETTINGS} of something else, not of `{self.kind}`: {ELSEWHERE}")
+        if theirs["kind"] != self.kind:
+            raise FileError(f"{folder} holds the results of `{theirs['kind']}`, not of `{self.kind}`: {ELSEWHERE}")
         mine = json.loads(json.dumps(self.settings))
         changed = _changes(dict.fromkeys(mine) | theirs["settings"], mine)
         if changed:

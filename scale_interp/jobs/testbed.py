@@ -10,35 +10,38 @@ from typing import Any
 import pandas as pd
 
 from ..core.files import read_json, write_bytes, write_json
+from ..core.template import render
 from ..core.versions import versions
 from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from ..evaluation.ground_truth.localisation import ranking
+from ..execution.execution import with_journal
+from ..execution.journal import Journal
 from ..models.load import load
-from ..models.testbeds import NAMES, PLANTINGS, PREFIX, circuit, planted
-from ..models.testbeds.circuits import TASK
+from ..models.testbeds import NAMES, PLANTINGS, circuit, planted
+from ..models.testbeds.circuits import PREFIX, TASK
 from .folder import RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
 DRAWS = 5
-LOCATE = 60
-"""Training questions of a draw."""
-TEST = 200
-FAITHFUL = 100
+N_LOCATE = 60
+"""Training questions per draw."""
+N_TEST = 200
+N_FAITHFULNESS = 100
 """The first of the test questions, on which faithfulness is measured."""
-FIT = 200
+N_FIT = 200
 BOUND: dict[str, Any] = {"bound": "exp", "radius": 2.5}
-"""Scalars from 0.08 to 12.2: what undoes a planted factor of 0.1 is in reach."""
+"""Scalars from 0.08 to 12.2, which can undo a planted factor of 0.1."""
 PENALTIES = (0.0, 1.0)
 SHOWN = ("patching", "zero ablation", "probe", "attention to object")
 """Rankings whose faithfulness curves are drawn."""
 
 
 @dataclass(frozen=True)
-class Known:
-    """What was measured on one known-circuit model."""
+class ScoredCircuit:
+    """What was measured on one known-circuit model: accuracy (with interval), methods, and faithfulness curves."""
 
     name: str
     found: Localisation
@@ -54,38 +57,49 @@ class Known:
         )
 
 
-def known_circuit(name: str, draws: int = DRAWS) -> Known:
-    """All methods on training questions of `draws` seeds, the rankings' faithfulness on test questions."""
+def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None) -> ScoredCircuit:
+    """Score all methods on training questions of `draws` seeds, and the faithfulness of some rankings on test questions."""
     chosen = circuit(name)
-    vlm = load(PREFIX + chosen.name)
-    sets = [load_questions(f"scenes/{TASK}", "train", n=LOCATE, seed=seed) for seed in range(draws)]
-    test = load_questions(f"scenes/{TASK}", "test", n=TEST)
-    found = localise(vlm, sets, chosen.heads, faithful_on=test[:FAITHFUL])
+    vlm = with_journal(load(PREFIX + chosen.name), journal)
+    sets = [load_questions(f"scenes/{TASK}", "train", n=N_LOCATE, seed=seed) for seed in range(draws)]
+    test = load_questions(f"scenes/{TASK}", "test", n=N_TEST)
+    found = localise(vlm, sets, chosen.heads, faithful_on=test[:N_FAITHFULNESS])
     answers = evaluate(vlm, test)
-    curves = {m: faithfulness(vlm, test[:FAITHFUL], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN}
-    return Known(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
+    curves = {
+        m: faithfulness(vlm, test[:N_FAITHFULNESS], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN
+    }
+    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
 
 
-def shortfall(name: str, seeds: int = DRAWS) -> dict[str, Recovery]:
-    """Scalars fitted on a planted shortfall, without and with a penalty on mean |s - 1|, and tested on test questions."""
-    damaged, chosen = planted(name), PLANTINGS[name]
-    intact = load(chosen.model)
-    train, test = load_questions(chosen.data, "train", n=FIT), load_questions(chosen.data, "test", n=2 * TEST)
+def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None) -> dict[str, Recovery]:
+    """Fit scalars on a planted shortfall, without and with a penalty on mean |s - 1|, and test them on test questions."""
+    chosen = PLANTINGS[name]
+    damaged, intact = with_journal(planted(name), journal), with_journal(load(chosen.model), journal)
+    train, test = load_questions(chosen.data, "train", n=N_FIT), load_questions(chosen.data, "test", n=2 * N_TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
 
-def measure(name: str | None = None, draws: int = DRAWS) -> tuple[list[Known], dict[str, Recovery]]:
-    """One known-circuit model or planted shortfall by name, or all of them."""
+def measure(name: str | None = None, draws: int = DRAWS, journal: Journal | None = None) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
+    """Score one known-circuit model or planted shortfall by name, or all of them; the work is kept in the journal."""
     if name is None:
-        found = [shortfall(n, draws) for n in PLANTINGS]
-        return [known_circuit(n, draws) for n in NAMES], {k: r for part in found for k, r in part.items()}
+        found = [score_planting(n, draws, journal) for n in PLANTINGS]
+        return [score_circuit(n, draws, journal) for n in NAMES], {k: r for part in found for k, r in part.items()}
     if name in PLANTINGS:
-        return [], shortfall(name, draws)
-    return [known_circuit(name, draws)], {}
+        return [], score_planting(name, draws, journal)
+    return [score_circuit(name, draws, journal)], {}
 
 
 def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-    """Train a known-circuit model anew into `folder`/NAME, and write its card."""
+    """Train a known-circuit model again, and write its card.
+
+    Args:
+        name: the model.
+        folder: the model goes into `folder`/NAME; a stopped training continues there.
+        progress: called with stage, step, steps and loss after each step.
+
+    Raises:
+        ModelError: no model is named.
+    """
     from ..models.testbeds.card import write_card
     from ..models.testbeds.training import train
 
@@ -97,7 +111,7 @@ def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, f
 
 
 def recovery_frame(found: Mapping[str, Recovery]) -> pd.DataFrame:
-    """A row a planted shortfall: what it costs, what scalars bring back, and how they rank the damaged heads."""
+    """One row per planted shortfall: what it costs, what scalars bring back, and how they rank the damaged heads."""
     rows = []
     for name, r in found.items():
         lost, (share, low, high) = r.lost(), r.recovered()
@@ -140,24 +154,35 @@ def recovery_summary(found: Mapping[str, Recovery]) -> pd.DataFrame:
 
 
 def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None]) -> list[str]:
-    """Measure in a run's folder, with a page and pictures; `show` is given each table as soon as it is measured. The findings."""
+    """Measure in a run's folder, with a page and images.
+
+    Args:
+        name: a known-circuit model or a planted shortfall; None for all.
+        draws: draws of questions.
+        folder: the run's folder.
+        say: called with a line about the step.
+        show: called with the title and the table of each model as soon as it is measured.
+
+    Returns:
+        The findings in words.
+    """
 
     def make() -> list[str]:
-        known, plantings = measure(name, draws)
+        known, plantings = measure(name, draws, run_folder.working_journal)
         show_tables(known, plantings, show)
         best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
         made = write_docs(known, plantings, folder, job.command)
-        return [*made, kept.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
+        return [*made, run_folder.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
 
     again = command("testbed", *filter(None, [name]), draws=draws)
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
-    kept = RunFolder(folder, job, lambda: (None, {}), say)
-    with kept.working():
-        found: list[str] = kept.take("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
+    run_folder = RunFolder(folder, job, lambda: (None, {}), say)
+    with run_folder.working():
+        found: list[str] = run_folder.run_step("testbed", make, lambda: read_json(folder / FINDINGS)["findings"], "measuring the test-beds")
     return found
 
 
-def show_tables(known: Sequence[Known], plantings: Mapping[str, Recovery], show: Callable[[str, pd.DataFrame], None]) -> None:
+def show_tables(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], show: Callable[[str, pd.DataFrame], None]) -> None:
     """Show the table of each known circuit, and that of the planted shortfalls."""
     for k in known:
         show(k.name, k.summary())
@@ -169,8 +194,8 @@ def _recovered(plantings: Mapping[str, Recovery]) -> list[str]:
     return [f"{row.planting}: recovered {row.recovered}" for row in recovery_summary(plantings).itertuples()] if plantings else []
 
 
-def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
-    """testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); their names."""
+def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
+    """Write testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
     from ..viz import faithfulness_curves, localisation
 
     record: dict[str, Any] = {
@@ -199,83 +224,36 @@ def write_docs(known: Sequence[Known], plantings: Mapping[str, Recovery], folder
     return ["testbeds.json", "testbeds.md", *(f"pictures/{name}" for name in drawn)]
 
 
-def _page(known: Sequence[Known], plantings: Mapping[str, Recovery], command: str) -> str:
-    sections = "\n".join(_circuit_section(k) for k in known)
-    draws = known[0].found.scores.shape[1] if known else DRAWS
-    return f"""# Test-beds: do the methods find heads that are known to matter?
-
-    {command}
-
-measures this; with `--out FOLDER` it writes this page, its numbers (`testbeds.json`) and pictures. Two kinds of test instruments:
-
-**Known circuits** (`si.load("testbed/{NAMES[0]}")` and so on): models of the embedded architecture, trained with fixed weights
-that decide which heads can carry the picture to the answer. At the last token a *listed* head sees the picture, and it alone writes to
-the channels that its answer words are read from; a *decoy* sees as much and was trained to hold the answer, in channels that no answer is
-read from; a *word head* sees the question's words; all other heads are *parked* on the first token and say one constant. All heads are in
-use at other tokens. Why this makes the listed heads necessary and the others not, is in each model's card
-(`scale_interp/models/testbeds/weights/*/README.md`); the tests verify it on the weights and by ablation.
-
-**Planted shortfalls** (`si.testbeds.plant`): `demo-healthy`, or a known circuit, with the output weights of named heads scaled.
-
-Methods are scored on {draws} draws of {LOCATE} training questions; intervals are over draws (bootstrap, wider by Student's t)
-and have no width where all draws agree. AUROC: the chance that a listed head outscores another. Precision at k: the share of listed
-heads among the k best, k their number. CPR and CMD: area under the faithfulness curve and its mean distance from 1 (MIB, arXiv
-2504.13151), with heads outside the first k replaced by their means, on other (test) questions.
-
-![methods](pictures/testbed_methods.png)
-
-{sections}
-{_planting_section(plantings) if plantings else ""}"""
-
-
-def _circuit_section(k: Known) -> str:
-    parts = ("auroc", "precision", "cpr", "cmd")
-    rows = "\n".join(
-        f"| {r.method} | {' | '.join(_interval(r, part) for part in parts)} | {_cell(r.why)} |"
-        for r in k.found.to_frame().itertuples(index=False)
+def _page(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], command: str) -> str:
+    circuits = [
+        {
+            "name": k.name,
+            "short": k.name.removeprefix(PREFIX),
+            "listed": k.found.known,
+            "heads": k.found.scores[0, 0].numel(),
+            "accuracy": k.accuracy,
+            "methods": [
+                {"name": r.method, "scores": [_interval(r, part) for part in ("auroc", "precision", "cpr", "cmd")], "why": r.why}
+                for r in k.found.to_frame().itertuples(index=False)
+            ],
+        }
+        for k in known
+    ]
+    page = render(
+        "scale_interp.jobs",
+        "testbeds.md.jinja",
+        command=command,
+        first=NAMES[0],
+        task=TASK,
+        draws=known[0].found.scores.shape[1] if known else DRAWS,
+        locate=N_LOCATE,
+        circuits=circuits,
+        plantings=recovery_frame(plantings).to_dict("records"),
+        fits=len(next(iter(plantings.values())).scalars) if plantings else 0,
+        fit=N_FIT,
+        test=2 * N_TEST,
     )
-    right, low, high = k.accuracy
-    short = k.name.removeprefix(PREFIX)
-    heads = ", ".join(map(str, k.found.known))
-    return f"""## `{k.name}`
-
-Listed: {heads}, of {k.found.scores[0, 0].numel()} heads. Test accuracy on scenes/{TASK} {right:.3f}
-[{low:.3f}, {high:.3f}], chance 0.25.
-
-| method | AUROC | precision at k | CPR | CMD | why |
-|---|---|---|---|---|---|
-{rows}
-
-![faithfulness](pictures/testbed_faithfulness_{short}.png)
-"""
-
-
-def _planting_section(plantings: Mapping[str, Recovery]) -> str:
-    draws = len(next(iter(plantings.values())).scalars)
-    rows = "\n".join(_planting_row(r) for _, r in recovery_frame(plantings).iterrows())
-    return f"""## Planted shortfalls
-
-Scalars from 0.08 to 12.2 on all heads (no MLPs), {draws} fits of different seeds on {FIT} training questions, without and with a penalty
-on the mean of |s - 1|, tested on {2 * TEST} others. Recovered: the share of the lost accuracy that the scalars bring back, mean of the
-fits, with a 95% interval over pictures. AUROC and precision at k of the damaged heads among all, by |s - 1| and by |log s|, to which
-halving is as much as doubling. Places: where each damaged head stands by |log s|, fit by fit. Without a penalty scalars also move heads
-that were never damaged: the fit asks what helps, not what is broken.
-
-| planting | damaged heads | intact | damaged | repaired | recovered share | AUROC: size, log | precision: size, log | places |
-|---|---|---|---|---|---|---|---|---|
-{rows}
-"""
-
-
-def _planting_row(r: Any) -> str:
-    auroc, precision = (f"{r[f'{name} |s - 1|']:.3f}, {r[f'{name} |log s|']:.3f}" for name in ("auroc", "precision"))
-    share = f"{r['recovered']:.2f} [{r['recovered_low']:.2f}, {r['recovered_high']:.2f}]"
-    accuracies = f"{r['intact']:.3f} | {r['damaged']:.3f} | {r['repaired']:.3f}"
-    return f"| {r['planting']} | {r['heads']} x {r['factor']:g} | {accuracies} | {share} | {auroc} | {precision} | {r['ranks']} |"
-
-
-def _cell(text: str) -> str:
-    return text.replace("|", "\\|")
+    return str(page)
 
 
 def _interval(row: Any, name: str) -> str:

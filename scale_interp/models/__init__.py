@@ -1,6 +1,5 @@
 """VLMs: loading them and addressing their heads."""
 
-from ..vlm.vlm import VLM
-from .load import load
-
-__all__ = ["VLM", "load"]
+from ..vlm.vlm import VLM as VLM
+from . import testbeds as testbeds
+from .load import load as load

@@ -1,4 +1,4 @@
-"""A head's attention over the picture: its map on the real patch grid, the asked boxes outlined, the peak marked."""
+"""A head's attention over an image: its map on the patch grid, the asked boxes outlined, the peak marked."""
 
 from __future__ import annotations
 
@@ -11,24 +11,43 @@ from ..errors import DataError
 from .theme import frame, look
 
 if TYPE_CHECKING:
+    from jaxtyping import Float
     from torch import Tensor
 
     from ..attribution.attention.grid import PatchGrid
     from ..data import Question
 
 LONGEST = 560
-"""Longer side of the picture in the figure, in pixels."""
+"""Longer side of the image in the figure, in pixels."""
 HEAT = ((0.0, "rgba(213, 94, 0, 0)"), (0.25, "rgba(213, 94, 0, 0.32)"), (1.0, "rgba(213, 94, 0, 0.86)"))
-"""Nothing where a head does not look, so that the picture shows through."""
+"""Transparent where a head does not look, so that the image shows through."""
 
 
 def attention_over_picture(
-    question: Question, weights: Tensor, grid: PatchGrid, layer: int, head: int, *, picture: int = 0, dark: bool = False
+    question: Question,
+    weights: Float[Tensor, "layers heads tokens"],
+    grid: PatchGrid,
+    layer: int,
+    head: int,
+    *,
+    picture: int = 0,
+    dark: bool = False,
 ) -> go.Figure:
-    """One head's attention weights spread over the parts of the picture that its tokens show.
+    """Draw one head's attention weights over the parts of the image that its tokens show.
 
-    weights [L, H, T] of `read_attention`, grid of `patch_grid`, both of this question; picture: which one, where it has several.
-    Boxes are those of `question.about`, which lie in the first picture. Raises DataError for a head, a picture or weights that do not fit.
+    Boxes of the objects in `question.about` are outlined; they are in the question's first image.
+
+    Args:
+        question: the question that was asked.
+        weights: attention of the last token, as `read_attention` returns it for this question.
+        grid: which part of the image each token shows, as `patch_grid` returns it for this question.
+        layer: the head's layer, from 0.
+        head: the query head, from 0.
+        picture: index of the image, where the question has several.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: the weights do not belong to the grid, or there is no such head or image.
 
     >>> import scale_interp as si
     >>> from scale_interp.attribution.attention.last_token import read_attention
@@ -42,7 +61,7 @@ def attention_over_picture(
     if not (0 <= layer < L and 0 <= head < H):
         raise DataError(f"head ({layer}, {head}): the weights have {L} layers of {H} heads")
     if not 0 <= picture < len(grid.sizes):
-        raise DataError(f"picture {picture}: question {question.id} has {len(grid.sizes)} picture(s)")
+        raise DataError(f"image {picture}: question {question.id} has {len(grid.sizes)} image(s), counted from 0; give one of these")
     row, (width, height) = weights[layer, head], grid.sizes[picture]
     heat = grid.upsample(row, picture).numpy()
     size = {"x": (np.arange(heat.shape[1]) + 0.5) * width / heat.shape[1], "y": (np.arange(heat.shape[0]) + 0.5) * height / heat.shape[0]}
@@ -55,7 +74,7 @@ def attention_over_picture(
     colours = look(dark)
     boxes = [question.boxes[name] for name in question.about if name in question.boxes] if picture == 0 else []
     for left, top, right, bottom in boxes:
-        # light on dark on light: seen on any ground
+        # Light on dark on light can be seen on any background.
         for colour, wide in (("#ffffff", 5), (colours.series[0], 2.5)):
             fig.add_shape(type="rect", x0=left, x1=right, y0=top, y1=bottom, line={"color": colour, "width": wide})
     x, y = _peak(heat, grid, picture)
@@ -73,7 +92,7 @@ def attention_over_picture(
 
 
 def _peak(heat: np.ndarray, grid: PatchGrid, picture: int) -> tuple[float, float]:
-    """The middle of the finest patch in which the map is largest."""
+    """The middle of the finest patch in which the map is largest, in pixels (x, y)."""
     width, height = grid.sizes[picture]
     row, column = divmod(int(heat.argmax()), heat.shape[1])
     at = (column + 0.5) * width / heat.shape[1], (row + 0.5) * height / heat.shape[0]
@@ -87,7 +106,7 @@ def _nearest(edges: np.ndarray, place: float) -> int:
 
 
 def _notes(question: Question, row: Tensor, grid: PatchGrid, boxes: list, mass: float) -> str:
-    notes = f"{mass:.1%} of its attention is on the picture"
+    notes = f"{mass:.1%} of its attention is on the image"
     if boxes:
         names = " and ".join(name for name in question.about if name in question.boxes)
         notes += f", {float(row.double() @ grid.cover(boxes)):.1%} on the outlined boxes ({names})"

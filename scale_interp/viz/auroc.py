@@ -12,16 +12,26 @@ from .theme import frame, look
 
 
 def auroc_heatmap(table: pd.DataFrame, *, title: str = "Attention against right answers", dark: bool = False) -> go.Figure:
-    """AUROC as a heatmap centred on 0.5: layers upwards from 0, heads to the right. A dot marks p below 0.05 after correction.
+    """Draw AUROC per head as a heatmap centred on 0.5: layers upwards from 0, heads to the right.
 
-    table: a row a head, as `ObjectAttention.auroc` gives it. Raises DataError for a table without heads.
+    A dot marks heads with p below 0.05 after correction.
+
+    Args:
+        table: one row per head, as `ObjectAttention.auroc` returns it.
+        title: the figure's title.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: the table lacks a column.
 
     >>> import scale_interp as si
     >>> found = si.object_attention(si.load("demo"), si.load_questions("scenes/relation", n=16))
     >>> figure = auroc_heatmap(found.auroc())
     """
     if missing := {"layer", "head", "auroc", "low", "high", "p"} - set(table.columns):
-        raise DataError(f"the table has no column {sorted(missing)[0]!r}: give that of ObjectAttention.auroc(), a row a head")
+        raise DataError(
+            f"the table has no column {sorted(missing)[0]!r}: give the one that ObjectAttention.auroc() returns, with one row per head"
+        )
     L, H = int(table["layer"].max()) + 1, int(table["head"].max()) + 1
     order = table.sort_values(["layer", "head"])
     values = order["auroc"].to_numpy().reshape(L, H)

@@ -19,17 +19,21 @@ if TYPE_CHECKING:
 WIDTH = 760
 ROW = 36
 TOLERANCE = 0.03
-"""A change of accuracy on another task that is counted as none."""
+"""A change of accuracy on another task up to this size counts as none."""
 
 
 def controls(falsification: Falsification, *, dark: bool = False) -> go.Figure:
-    """Gain over the base model of ScAle (first, highlighted) and of every control, with 95% intervals and the verdict.
+    """Draw the gain over the base model of ScAle (first, highlighted) and of every control, with 95% intervals and the verdict.
+
+    Args:
+        falsification: the suite's result.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> row = {"control": "ScAle", "accuracy": 0.8, "gain": 0.3, "low": -0.1, "high": 0.6, "p_corrected": 0.2}
     >>> figure = controls(si.Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}))
     """
-    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    # Imported here: this module would make `import scale_interp.viz` wait for torch.
     from ..evaluation.falsification.suite import FULL
 
     colours = look(dark)
@@ -76,9 +80,15 @@ def _about(row: Mapping[str, Any]) -> str:
 
 
 def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool = False) -> go.Figure:
-    """Accuracy for each value of a question's field ("relation", "task", ...), a bar an evaluation, with 95% intervals.
+    """Draw accuracy for each value of a field of the questions, one bar per evaluation, with 95% intervals.
 
-    evaluations: name -> Evaluation. Raises DataError without evaluations, or where no question has the field.
+    Args:
+        evaluations: name -> Evaluation.
+        key: the field, such as "relation" or "task".
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no evaluations, or no question has the field.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -98,7 +108,7 @@ def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool =
                 error_y=_bars(table["accuracy"], table["low"], table["high"], colours.ink),
                 customdata=table[["low", "high", "n"]],
                 hovertemplate="%{x}<br>accuracy %{y:.3f} [%{customdata[0]:.3f}, %{customdata[1]:.3f}]<br>%{customdata[2]} questions",
-                # Seen through, so that the whiskers stand out from the bars.
+                # Translucent, so that the whiskers stand out from the bars.
                 marker={"color": fill(colour, 0.55), "line": {"color": colour, "width": 1.5}},
                 name=name,
             )
@@ -117,9 +127,14 @@ def accuracy_by(evaluations: Mapping[str, Evaluation], key: str, *, dark: bool =
 
 
 def retention(rows: Sequence[Mapping[str, Any]], *, dark: bool = False) -> go.Figure:
-    """Change of accuracy on other tasks, a dot a fit; the band of ±0.03 counts as no change.
+    """Draw the change of accuracy on other tasks, one dot per fit. The band of ±0.03 counts as no change.
 
-    rows: mappings with "task", "fit", "change", "low" and "high". Raises DataError for rows without these.
+    Args:
+        rows: mappings with "task", "fit", "change", "low" and "high".
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no rows, or a row lacks one of these.
 
     >>> figure = retention([{"task": "count", "fit": "ScAle", "change": -0.01, "low": -0.02, "high": 0.0}])
     """

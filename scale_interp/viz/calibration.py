@@ -11,28 +11,37 @@ from ..errors import DataError
 from .theme import frame, look
 
 if TYPE_CHECKING:
-    from ..evaluation.falsification.calibration import Calibration as Found
+    from ..evaluation.falsification.calibration import Calibration
 
 WIDTH, HEIGHT = 760, 460
 
 
-def calibration(found: Found, *, dark: bool = False) -> go.Figure:
-    """Share of suites whose p-value (ScAle against base, uncorrected) is at most x, without signal and on planted shortfalls.
+def calibration(found: Calibration, *, dark: bool = False) -> go.Figure:
+    """Draw the share of suites whose p-value (ScAle against base, uncorrected) is at most x, without signal and on planted shortfalls.
 
-    The band holds 95% of the shares of so many uniform p-values, at each x for itself. Raises DataError without null suites.
+    The band holds 95% of the shares of as many uniform p-values, separately at each x.
+
+    Args:
+        found: the result of `calibrate`.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no suites without signal.
 
     >>> from scale_interp.evaluation.falsification.calibration import Calibration
     >>> suite = {"kind": "no signal", "p": 0.4, "p_corrected": 0.8, "low": -0.1, "high": 0.1, "gains": False, "survives": False}
     >>> figure = calibration(Calibration((suite,), {}))
     """
-    # Here and not above: this module would make `import scale_interp.viz` wait for torch and scipy.
+    # Imported here: this module would make `import scale_interp.viz` wait for torch and scipy.
     from scipy import stats
 
     from ..evaluation.falsification.calibration import NULL, PLANTED
     from ..evaluation.falsification.verdict import ALPHA
 
     if not found.of(NULL):
-        raise DataError("no suites without signal: there is nothing to hold against the uniform distribution")
+        raise DataError(
+            "no suites without signal: there is nothing to compare with the uniform distribution; calibrate with suites=1 or more"
+        )
     colours = look(dark)
     fig = go.Figure()
     grid = np.linspace(0, 1, 201)

@@ -1,4 +1,4 @@
-"""Do the learned scalars sit where attribution says the behaviour is?"""
+"""Are the learned scalars where attribution locates the behaviour?"""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WIDTH, RIGHT = 1060, 100
 SCATTER = (WIDTH - 80 - RIGHT, 380)
 """Width and height of the scatter in pixels."""
 MAP, GAP = 240, 96
-"""Height of the maps of a small model, and the room between them and the scatter."""
+"""Height of the maps of a small model, and the space between them and the scatter, in pixels."""
 BETWEEN = 0.22
 """The share of the width between the maps, for the first one's colour bar."""
 LABELS = 8
@@ -30,10 +30,17 @@ MANY = 300
 
 
 def coefficients_vs_attribution(scale: ScAle, head_map: HeadMap, *, dark: bool = False) -> go.Figure:
-    """Attribution and scalar - 1 as twin heatmaps, and scalar - 1 against the score for each learned head.
+    """Draw attribution and scalar - 1 as twin heatmaps, and scalar - 1 against the score of each learned head.
 
-    The title gives Spearman's rank correlation over the learned heads; the heads furthest out bear their names.
-    Raises DataError where the two are of models with other numbers of layers and heads.
+    The title gives Spearman's rank correlation over the learned heads; the outermost heads are labelled.
+
+    Args:
+        scale: the learned scalars.
+        head_map: the scores to compare them with.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: the two are of models with different numbers of layers or heads.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
@@ -115,7 +122,7 @@ def _scatter(fig: go.Figure, scale: ScAle, x: np.ndarray, y: np.ndarray, unit: s
 
 
 def _reach(values: np.ndarray) -> tuple[float, float]:
-    """An axis range that holds 0 and all values, with room for the labels."""
+    """An axis range that contains 0 and all values, with space for the labels."""
     low, high = min(0.0, *values, 0.0), max(0.0, *values, 0.0)
     pad = 0.12 * (high - low) or 1.0
     return low - pad, high + pad
@@ -131,7 +138,7 @@ def _labels(names: list[str], x: np.ndarray, y: np.ndarray, reach: tuple[tuple[f
     for i in far:
         sides = _sides(points[i], len(names[i]) * LETTER * 1.15)
         covered = {side: _covered(box, points) for side, box in sides.items() if not any(_overlap(box, other) for other in taken)}
-        # In a crowd a name would hide the points, and nobody could say whose it is; hover names every head.
+        # In a crowd a label would hide points and be ambiguous; hovering names every head.
         if covered and min(covered.values()) == 0:
             texts[i], places[i] = names[i], min(covered, key=covered.__getitem__)
             taken.append(sides[places[i]])
@@ -139,7 +146,7 @@ def _labels(names: list[str], x: np.ndarray, y: np.ndarray, reach: tuple[tuple[f
 
 
 def _sides(point: np.ndarray, wide: float) -> dict[str, tuple[float, float, float, float]]:
-    """Where a name would stand: side -> (left, right, bottom, top) in pixels."""
+    """Where a label would be: side -> (left, right, bottom, top) in pixels."""
     px, py = point
     return {
         "top center": (px - wide / 2, px + wide / 2, py + 5, py + 21),

@@ -1,4 +1,4 @@
-"""What can be read on what: contrast of colours as WCAG 2 measures it."""
+"""Which colours are readable on which: contrast as WCAG 2 measures it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ WEIGHTS = (0.2126, 0.7152, 0.0722)
 
 
 def contrast(a: str, b: str) -> float:
-    """The contrast ratio of two colours "#rrggbb", 1 to 21 (WCAG 2.2, relative luminance).
+    """Contrast ratio of two colours, from 1 to 21 (WCAG 2.2, relative luminance).
+
+    Args:
+        a: a colour, "#rrggbb".
+        b: another one.
 
     >>> contrast("#000000", "#ffffff")
     21.0
@@ -22,7 +26,10 @@ def contrast(a: str, b: str) -> float:
 
 
 def readable(ground: str) -> str:
-    """Black or white, whichever stands out more; on any ground that is at least 4.58 to 1.
+    """Black or white, whichever has more contrast; on any background that is at least 4.58 to 1.
+
+    Args:
+        ground: the background, "#rrggbb".
 
     >>> readable("#f8f8f8"), readable("#08478c")
     ('#000000', '#ffffff')
@@ -31,7 +38,11 @@ def readable(ground: str) -> str:
 
 
 def between(scale: Sequence[tuple[float, str]], place: float) -> str:
-    """The colour of a scale, stops of (place, "#rrggbb"), at a place from 0 to 1, as plotly draws it.
+    """The colour at a place of a colour scale, as plotly interpolates it.
+
+    Args:
+        scale: stops of (place, "#rrggbb").
+        place: from 0 to 1.
 
     >>> between([(0.0, "#000000"), (1.0, "#ffffff")], 0.2)
     '#333333'
@@ -42,7 +53,7 @@ def between(scale: Sequence[tuple[float, str]], place: float) -> str:
 
 
 def fill(colour: str, opacity: float) -> str:
-    """The colour, seen through: for bands, and for bars that whiskers are drawn on."""
+    """The colour made translucent: for bands, and for bars that whiskers are drawn on."""
     red, green, blue = hex_to_rgb(colour)
     return f"rgba({red}, {green}, {blue}, {opacity})"
 

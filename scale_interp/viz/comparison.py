@@ -1,4 +1,4 @@
-"""Methods beside each other: what each gains here and costs elsewhere, and the heads that they name."""
+"""Methods side by side: what each gains here and costs elsewhere, and the heads that they select."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ if TYPE_CHECKING:
 
 WIDTH = 980
 WIDEST = 1000
-"""No side of a map of marks is longer, in pixels."""
+"""The longest side of a map of marks, in pixels."""
 LEAST = 7.0
-"""Marks of fewer pixels beside each other cannot be told apart."""
+"""Adjacent marks of fewer pixels cannot be told apart."""
 ALPHA = 0.05
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "x", "star", "cross")
 
 
 def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
-    """Each method's paired difference from the base model with its 95% interval: on the data, and on other tasks where there are any.
+    """Draw each method's paired difference from the base model with its 95% interval, on the data and on other tasks if there are any.
 
-    A full marker differs from 0 after Holm's correction over the methods. Raises DataError where there is the base model alone.
+    A filled marker differs from 0 after Holm's correction over the methods.
+
+    Args:
+        found: the result of `compare`.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: the comparison holds only the base model.
 
     >>> import torch, scale_interp as si
     >>> right = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]])
@@ -40,7 +47,7 @@ def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
     """
     frame_ = found.to_frame().iloc[1:]
     if frame_.empty:
-        raise DataError("no method to compare: the comparison holds the base model alone")
+        raise DataError("no method to draw: the comparison holds only the base model; give one of at least one method")
     colours, names = look(dark), list(frame_["method"])
     elsewhere = bool(len(found.others))
     titles = ("the test questions", f"{len(found.others)} questions of other tasks")[: 1 + elsewhere]
@@ -60,7 +67,7 @@ def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
                 customdata=frame_[["tuned", "accuracy", "parameters", "passes", "p_holm", low, high]],
                 hovertemplate="<b>%{y}</b>: %{customdata[0]}<br>%{x:+.3f} [%{customdata[5]:+.3f}, %{customdata[6]:+.3f}]<br>"
                 "accuracy %{customdata[1]:.3f}, corrected p = %{customdata[4]:.2g}<br>%{customdata[2]} parameters, "
-                "%{customdata[3]:g} passes an answer<extra></extra>",
+                "%{customdata[3]:g} passes per answer<extra></extra>",
                 mode="markers",
                 marker={"size": 10, "color": [colour if s else colours.paper for s in full], "line": {"color": colour, "width": 2}},
                 name=titles[column - 1],
@@ -70,20 +77,29 @@ def comparison(found: Comparison, *, dark: bool = False) -> go.Figure:
         )
         fig.add_vline(x=0, line={"color": colours.muted, "width": 1}, row=1, col=column)
     if elsewhere:
-        # After the traces: plotly leaves out a shape on a panel that is still empty.
+        # After the traces, as plotly ignores a shape on a panel that is still empty.
         fig.add_vrect(x0=-TOLERANCE, x1=TOLERANCE, fillcolor=colours.band, line_width=0, layer="below", row=1, col=2)
     fig.update_xaxes(title_text="change of accuracy (95% interval)", tickformat="+.2f")
     fig.update_yaxes(categoryorder="array", categoryarray=names, range=[len(names) - 0.5, -0.5])
     fig.update_yaxes(title_text="method", row=1, col=1)
     base = found.to_frame().iloc[0]
-    notes = f"Base accuracy {base['accuracy']:.3f} on {len(found.right)} questions. Full marker: corrected p < {ALPHA}"
+    notes = f"Base accuracy {base['accuracy']:.3f} on {len(found.right)} questions. Filled marker: corrected p < {ALPHA}"
     notes += f" (right: the interval excludes 0). Band: ±{TOLERANCE}, counted as no change." if elsewhere else "."
     fig = frame(fig, "Methods against the base model", notes, width=WIDTH, height=ROW * len(names) + 110, dark=dark, left=_room(names))
     return fig.update_layout(margin_t=fig.layout.margin.t + 24)
 
 
 def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
-    """Jaccard overlap of every two head sets; `*`: two random sets of these sizes share as many with corrected p < 0.05.
+    """Draw the Jaccard overlap of every two head sets.
+
+    `*`: the two share more heads than two random sets of these sizes would (hypergeometric, corrected p < 0.05).
+
+    Args:
+        sets: at least two head sets.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are fewer than two sets.
 
     >>> import scale_interp as si
     >>> sets = si.HeadSets(6, 8, {"patching": ((3, 1), (2, 0)), "gradient": ((3, 1), (4, 2))})
@@ -91,7 +107,7 @@ def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
     """
     names = list(sets.sets)
     if len(names) < 2:
-        raise DataError(f"{len(names)} head set(s): give at least two to lay over each other")
+        raise DataError(f"{len(names)} head set(s): give at least two")
     colours, table = look(dark), sets.matrix()
     sure = {frozenset((row.a, row.b)) for row in sets.overlap().itertuples() if row.p_holm < ALPHA}
     ticks = [f"{name} ({len(sets.sets[name])})" for name in names]
@@ -129,9 +145,16 @@ def head_overlap(sets: HeadSets, *, dark: bool = False) -> go.Figure:
 
 
 def head_marks(sets: HeadSets, *, dark: bool = False) -> go.Figure:
-    """The heads of the model, layer by head: a mark in the cell for every set that a head is in, grey by how many sets.
+    """Draw the heads of the model, layer by head: one mark for every set that a head is in, on a grey that deepens with their number.
 
-    Of models with many heads a panel a set. Raises DataError without sets.
+    Models with many heads get one panel per set.
+
+    Args:
+        sets: the head sets.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no sets.
 
     >>> import scale_interp as si
     >>> sets = si.HeadSets(6, 8, {"patching": ((3, 1), (2, 0)), "gradient": ((3, 1), (4, 2))})
@@ -165,11 +188,11 @@ def head_marks(sets: HeadSets, *, dark: bool = False) -> go.Figure:
         fig.add_shape(type="line", y0=line - 0.5, y1=line - 0.5, x0=-0.5, x1=H - 0.5, line=edge, opacity=0.35, layer="below")
     width = max(wide + 104, int(LETTER * 90))
     notes = f"Each set has its place in a cell. {_grey(sets)}"
-    return frame(fig, "Heads that the methods name", notes, width=width, height=high + 60, dark=dark, legend=True)
+    return frame(fig, "Heads that the methods select", notes, width=width, height=high + 60, dark=dark, legend=True)
 
 
 def _panels(sets: HeadSets, dark: bool) -> go.Figure:
-    """A panel a set: for models whose cells are too small to hold marks beside each other."""
+    """One panel per set, for models whose cells are too small to hold several marks."""
     colours, (L, H), names = look(dark), (sets.n_layers, sets.n_heads), list(sets.sets)
     columns = min(3 if H <= 48 else 2, len(names))
     rows, high, gap, aside = ceil(len(names) / columns), max(PANEL, LAYER * L), 90, 56
@@ -187,12 +210,12 @@ def _panels(sets: HeadSets, dark: bool) -> go.Figure:
         fig.add_trace(go.Scatter(x=heads, y=layers, mode="markers", marker=marker, hoverinfo="skip", name=name, showlegend=False), **at)
         layer_head_axes(fig, L, H, wide, high, **at)
     fig.update_xaxes(showline=True, mirror=True).update_yaxes(showline=True, mirror=True)
-    frame(fig, "Heads that the methods name", _grey(sets), width=1060, height=tall + 60, dark=dark)
+    frame(fig, "Heads that the methods select", _grey(sets), width=1060, height=tall + 60, dark=dark)
     return fig.update_layout(margin_t=fig.layout.margin.t + 24, height=fig.layout.height + 24)
 
 
 def _counts(sets: HeadSets, dark: bool) -> go.Heatmap:
-    """The cells, grey by the number of sets that a head is in."""
+    """The cells, in a grey that deepens with the number of sets that a head is in."""
     colours, (L, H), counts = look(dark), (sets.n_layers, sets.n_heads), sets.counts()
     gap = 1 if max(L, H) <= 40 else 0
     hover = [

@@ -1,4 +1,4 @@
-"""Curves: the losses of a fit, and the no-training study of rescaled units."""
+"""Curves: the losses of a fit, and the study of rescaled units without training."""
 
 from __future__ import annotations
 
@@ -18,21 +18,28 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 760, 420
 NAMED = 8
-"""So many units get a colour and an interval; more could not be told apart."""
+"""How many units get a colour and an interval; more could not be told apart."""
 SYMBOLS = ("circle", "diamond", "square", "triangle-up")
 
 
 def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
-    """Training and validation loss by epoch, the kept epoch marked; the divergence on retained questions below, if any.
+    """Draw training and validation loss by epoch, with the selected epoch marked.
 
-    Raises DataError for scalars that no fit has made.
+    If questions were retained, their divergence is drawn below.
+
+    Args:
+        scale: scalars with the history of their fit.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: the scalars do not come from a fit.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
     >>> figure = training_curve(si.fit_scale(vlm, train, epochs=1))
     """
     if not scale.history:
-        raise DataError("this ScAle has no history: take one from fit_scale")
+        raise DataError("this ScAle has no history of a fit: give one that fit_scale returned")
     colours = look(dark)
     epochs = [row["epoch"] for row in scale.history]
     curves = [("train_loss", "training", 1), ("validation_loss", "validation", 1)]
@@ -55,7 +62,7 @@ def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
     notes = ""
     if best is not None:
         fig.add_vline(x=best, line={"color": colours.muted, "width": 1.5, "dash": "dash"})
-        notes = f"Dashed: epoch {best}, whose scalars were kept" + (" (before any training)." if best == 0 else ".")
+        notes = f"Dashed: epoch {best}, whose scalars were selected" + (" (before any training)." if best == 0 else ".")
     fig.update_xaxes(title_text="epoch", row=panels, col=1)
     fig.update_yaxes(title_text="cross-entropy (nats)", row=1, col=1)
     if panels == 2:
@@ -64,7 +71,13 @@ def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
 
 
 def rescaling(study: Rescaling, *, dark: bool = False) -> go.Figure:
-    """Change of the metric by factor, a line a unit; the eight units that move it most in colour, with 95% intervals.
+    """Draw the change of the metric by factor, one line per unit.
+
+    The eight units with the largest changes are coloured and have 95% intervals.
+
+    Args:
+        study: the result of `rescale`.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)

@@ -1,4 +1,4 @@
-"""What emphasised heads do: the change of a metric against the gain, and against the length of the direction that is added."""
+"""What emphasised heads do: the change of a metric by gain, and by the length of an added direction."""
 
 from __future__ import annotations
 
@@ -19,17 +19,24 @@ if TYPE_CHECKING:
 
 AXES = {"gain": "heads multiplied by", "alpha": "standard deviations added along the direction"}
 NOTHING = {"gain": 1.0, "alpha": 0.0}
-"""Where an emphasis changes nothing, without being measured."""
+"""The value at which an emphasis is no edit: its change is 0 without being measured."""
 NAMED = re.compile(r"(gain|alpha) -?[0-9.]+(e[+-]?[0-9]+)?")
 """The names that `emphasise` gives its edits."""
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "x", "star")
 
 
 def emphasis_curves(found: Interventions | Mapping[str, Interventions], *, title: str | None = None, dark: bool = False) -> go.Figure:
-    """Change of the metric over all questions with 95% bands: a line a set of heads, a panel for gains and one for directions.
+    """Draw the change of the metric over all questions with 95% bands.
 
-    found: what `emphasise` gives, of one set of heads or of several by name, seven at most. Raises DataError for none or more, and
-    where no edit is a gain or a direction.
+    There is one line per set of heads, one panel for gains and one for directions.
+
+    Args:
+        found: the result of `emphasise` for one set of heads, or for up to seven sets by name.
+        title: the figure's title.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no sets or more than seven, or no edit is a gain or a direction.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -37,12 +44,12 @@ def emphasis_curves(found: Interventions | Mapping[str, Interventions], *, title
     """
     curves = found if isinstance(found, Mapping) else {"": found}
     if not 1 <= len(curves) <= len(SYMBOLS):
-        raise DataError(f"{len(curves)} sets of heads: give 1 to {len(SYMBOLS)}, name -> what emphasise gives")
+        raise DataError(f"{len(curves)} sets of heads: give 1 to {len(SYMBOLS)}, name -> the result of emphasise")
     points = {kind: {name: drawn for name, part in curves.items() if len(drawn := _points(part, kind)) > 1} for kind in AXES}
     kinds = [kind for kind in AXES if points[kind]]
     if not kinds:
         names = sorted({name for part in curves.values() for name in part.names})
-        raise DataError(f"no edit is called 'gain NUMBER' or 'alpha NUMBER' ({', '.join(names)}): give what emphasise gives")
+        raise DataError(f"no edit is called 'gain NUMBER' or 'alpha NUMBER' ({', '.join(names)}): give the result of emphasise")
     colours = look(dark)
     fig = make_subplots(1, len(kinds), shared_yaxes=True, horizontal_spacing=0.06)
     shown: set[str] = set()
@@ -88,7 +95,7 @@ def emphasis_curves(found: Interventions | Mapping[str, Interventions], *, title
 
 
 def _points(found: Interventions, kind: str) -> np.ndarray:
-    """(value, change, low, high) of every edit of the kind, and of none [P, 4]."""
+    """Value, change, low and high of every edit of the kind, and of no edit [P, 4]."""
     rows = [(NOTHING[kind], 0.0, 0.0, 0.0)]
     for name in found.names:
         if NAMED.fullmatch(name) and name.startswith(f"{kind} "):

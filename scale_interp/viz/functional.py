@@ -1,4 +1,4 @@
-"""Functional heads: where they lie, what their removal costs, and what each function's heads do to every function."""
+"""Functional heads: where they are, what their removal costs, and what each function's heads do to every function."""
 
 from __future__ import annotations
 
@@ -26,17 +26,25 @@ NAMES = {"top": "the first k", "random": "k random others", "low": "the last k",
 DASHES = {"top": "solid", "random": "dash", "low": "dot", "keep": "dashdot"}
 COLUMNS = 3
 LINEAR = 24
-"""Beyond so many heads the axis of k is logarithmic: the first few heads are what such curves are drawn for."""
+"""Above this many heads the axis of k is logarithmic, as the first few heads matter most in such curves."""
 ASIDE = 0.04
-"""Marks of a single k stand apart by this much."""
+"""The distance between marks of a single k."""
 CROWDED = 40
-"""Bars of more layers than this have thin whiskers without ends."""
+"""With more layers than this, bars have thin whiskers without ends."""
 
 
 def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: str | None = None, dark: bool = False) -> go.Figure:
-    """The metric against the number of removed heads with 95% bands; a panel a curve, where several are given by name.
+    """Draw the metric against the number of removed heads with 95% bands, one panel per curve.
 
-    Filled marks: the first k differ from k random others after Holm's correction over k. Raises DataError for no curves.
+    Filled marks: the first k differ from k random others after Holm's correction over k.
+
+    Args:
+        curves: the result of `remove_heads_curve`, or several by name.
+        title: the figure's title.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no curves.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -81,7 +89,7 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
                     mode="lines+markers",
                     marker={"size": 8, "symbol": symbols, "color": colour},
                     line={"color": colour, "width": 2, "dash": DASHES[str(kind)]},
-                    # A single k has no band.
+                    # A curve of a single k has no band.
                     error_y=_whiskers(y, table["low"], table["high"]) | {"visible": len(x) == 1},
                     name=NAMES[str(kind)],
                     legendgroup=str(kind),
@@ -97,14 +105,14 @@ def removal_curves(curves: RemovalCurve | Mapping[str, RemovalCurve], *, title: 
             fig.update_xaxes(range=[curve.ks[0] - 0.5, curve.ks[0] + 0.5], **at)
         fig.update_yaxes(title_text=curve.metric.replace("_", " "), **at)
     fig.update_annotations(font={"size": 14, "color": colours.ink})
-    notes = "Bands: 95% over pictures. Dotted line: nothing removed. ● the first k differ from k random others (Holm, 0.05)."
+    notes = "Bands: 95% over images. Dotted line: nothing removed. ● the first k differ from k random others (Holm, 0.05)."
     width, height = (620, 400) if len(panels) == 1 else (980, 320 * rows)
     frame(fig, title or "Heads removed", notes, width=width, height=height, dark=dark, legend=True)
     return _lower(fig, 22) if any(panels) else fig
 
 
 def _apart(ks: Sequence[int]) -> list[int]:
-    """Those of ks whose labels have room on a logarithmic axis."""
+    """The values of k whose labels have space on a logarithmic axis."""
     kept: list[int] = []
     for k in ks:
         if not kept or k >= 1.6 * kept[-1]:
@@ -117,9 +125,14 @@ def _whiskers(middle: Any, low: Any, high: Any) -> dict[str, Any]:
 
 
 def function_heatmap(found: Interventions, *, title: str | None = None, dark: bool = False) -> go.Figure:
-    """Change of the metric [N, F], edits downwards and functions to the right, values written in; an edit's own function is framed.
+    """Draw the change of the metric [N, F] for N edits (downwards) and F functions (to the right), with the values written in.
 
-    `*`: differs from 0 after Holm's correction over all cells.
+    `*`: differs from 0 after Holm's correction over all cells. A frame marks an edit's own function.
+
+    Args:
+        found: the result of `intervene`.
+        title: the figure's title.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -168,7 +181,14 @@ def function_heatmap(found: Interventions, *, title: str | None = None, dark: bo
 
 
 def layer_histogram(found: FunctionalHeads, *, title: str | None = None, dark: bool = False) -> go.Figure:
-    """Heads above the elbow by layer, a panel a function, with 95% intervals; dotted: their mean under permuted labels.
+    """Draw the number of heads above the elbow per layer, one panel per function, with 95% intervals.
+
+    Dotted: the mean under permuted labels.
+
+    Args:
+        found: the result of `functional_heads`.
+        title: the figure's title.
+        dark: whether the figure is for a dark page.
 
     >>> import torch, scale_interp as si
     >>> importance, null, codes = torch.rand(4, 6, 8), torch.rand(3, 2, 6, 8), torch.tensor([0, 1, 0, 1])
@@ -218,7 +238,7 @@ def layer_histogram(found: FunctionalHeads, *, title: str | None = None, dark: b
         fig.update_xaxes(title_text="layer", dtick=max(1, ceil(found.mean.shape[1] / 12)), showgrid=False, **at)
         fig.update_yaxes(title_text="heads", **at)
     fig.update_annotations(font={"size": 13, "color": colours.ink})
-    notes = "Whiskers: 95% over held-out pictures."
+    notes = "Whiskers: 95% over held-out images."
     frame(fig, title or "Heads above the elbow", notes, width=320 * columns + 60, height=240 * rows + 60, dark=dark, legend=True)
     return _lower(fig, 44)
 
@@ -228,7 +248,7 @@ def _broken(names: tuple[str, ...]) -> list[str]:
 
 
 def _lower(fig: go.Figure, pixels: int) -> go.Figure:
-    """Room for the panels' titles between the legend and the first row."""
+    """Make space for the panels' titles between the legend and the first row."""
     margin, high = fig.layout.margin, fig.layout.height
     plot = high - margin.t - margin.b
     return fig.update_layout(margin_t=margin.t + pixels, height=high + pixels, legend_y=1 + pixels / plot)

@@ -1,4 +1,4 @@
-"""Layer-by-head heatmaps of scores and scalars."""
+"""Heatmaps of scores and scalars, layer by head."""
 
 from __future__ import annotations
 
@@ -22,19 +22,27 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 720, 520
 ALPHA = 0.05
 PANEL = 208
-"""Height of one of several maps in pixels, where the model has so few layers that they can be told apart in it."""
+"""Height in pixels of each of several maps, unless the model has too many layers for it."""
 LAYER = 6
-"""The least height of a cell in pixels."""
+"""The smallest height of a cell in pixels."""
 COLUMNS = 3
 SMALL = 14
-"""A frame around a cell with a shorter side than this would hide it, and stands a little outside."""
+"""A frame around a cell with a shorter side than this would hide the cell, so it is drawn slightly outside."""
 
 
 def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | None = None, dark: bool = False) -> go.Figure:
-    """Scores [L, H] as a heatmap: layers upwards from 0, heads to the right, colours centred on 0.
+    """Draw scores [L, H] as a heatmap: layers upwards from 0, heads to the right, colours centred on 0.
 
-    marks: (layer, head) pairs to outline. A dot marks heads that differ from 0 (Holm, 0.05).
-    Raises EditError for a mark that the map does not have.
+    A dot marks heads that differ from 0 (Holm, 0.05).
+
+    Args:
+        head_map: the scores.
+        marks: (layer, head) pairs to outline.
+        title: the figure's title; by default the method.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        EditError: the map does not have a marked head.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")
@@ -56,9 +64,18 @@ def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | 
 
 
 def head_heatmaps(maps: Sequence[HeadMap], *, marks: Iterable[Head] = (), dark: bool = False) -> go.Figure:
-    """Several maps side by side, each divided by its own largest |score| so that one colour scale serves.
+    """Draw several maps side by side, each divided by its own largest |score| so that they share a colour scale.
 
-    Hover gives the scores as measured. Raises DataError without maps, EditError for a mark that a map does not have.
+    Hovering shows the scores as measured.
+
+    Args:
+        maps: at least one map.
+        marks: (layer, head) pairs to outline in every map.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no maps.
+        EditError: a map does not have a marked head.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -80,7 +97,22 @@ def panels(
     dark: bool,
     columns: int = COLUMNS,
 ) -> go.Figure:
-    """Maps side by side on one colour axis, each divided by a number of its own, with marks of its own; at most so many columns."""
+    """Draw maps side by side on one colour axis.
+
+    Args:
+        maps: the maps.
+        names: the title of each.
+        divide: what the scores of each are divided by for their colour.
+        axis: the colour axis, as `coloraxis` makes it.
+        title: the figure's title.
+        marks: the (layer, head) pairs to outline in each.
+        dark: whether the figure is for a dark page.
+        columns: the largest number of maps in a row.
+
+    Raises:
+        DataError: there are no maps.
+        EditError: a map does not have a marked head.
+    """
     if not maps:
         raise DataError("no maps: give at least one HeadMap")
     L, H = (max(m.scores.shape[axis] for m in maps) for axis in (0, 1))
@@ -114,14 +146,18 @@ def _subtitle(head_map: HeadMap) -> str:
 
 
 def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
-    """Scalars [L, H] as a heatmap centred on 1, the MLPs' scalars in a column of their own; grey where nothing was learned.
+    """Draw scalars [L, H] as a heatmap centred on 1, with the MLPs' scalars in a column of their own. Grey: not learned.
+
+    Args:
+        scale: the scalars.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> figure = scalar_heatmap(si.ScAle.neutral(si.load("demo")))
     """
     fig = go.Figure(scalar_trace(scale, coloraxis="coloraxis"))
     L, H = scale.scalars.shape
-    # A column as wide as one of 64 heads could not be seen.
+    # A column as wide as one of 64 heads would be invisible.
     wide = max(1.0, H / 14)
     middle = H - 0.5 + wide
     mlp = scale.mlp_scalars.double().numpy()
@@ -153,12 +189,12 @@ def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
 
 
 def score_trace(head_map: HeadMap, *, divide: float = 1.0, **options: Any) -> go.Heatmap:
-    """The cells of a map, divided by a number for the colour; hover gives the undivided values."""
+    """The cells of a map, divided by a number for the colour. Hovering shows the undivided values."""
     scores = head_map.scores.numpy()
     table = head_map.to_frame()
     hover = table[["score", "low", "high", "p", "rank"]].to_numpy().reshape(*scores.shape, 5)
     lines = ["layer %{y}, head %{x}", "%{customdata[0]:+.4f} " + head_map.unit, "95%: %{customdata[1]:+.4f} to %{customdata[2]:+.4f}"]
-    # One question (or one picture) has no p-value.
+    # A single question (or a single image) has no p-value.
     if np.isfinite(hover[..., 3]).all():
         lines.append("corrected p = %{customdata[3]:.2g}")
     lines.append(f"rank %{{customdata[4]:d}} of {scores.size}")
@@ -192,8 +228,8 @@ def coloraxis(dark: bool, reach: float, title: str, *, centre: float = 0.0) -> d
 
 
 def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, **at: int) -> None:
-    """Axes with whole-numbered ticks, as many as there is room for in wide x high pixels."""
-    # Frames of small cells at the edge stand a little outside.
+    """Axes with whole-numbered ticks, as many as fit into wide x high pixels."""
+    # Frames of small cells at the edge are drawn slightly outside.
     x, y = (3 / (pixels / count) if min(wide / H, high / L) < SMALL else 0.0 for pixels, count in ((wide, H), (high, L)))
     fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5 - x, H - 0.5 + x], showgrid=False, **at)
     fig.update_yaxes(title_text="layer", tickvals=_ticks(L, high, 18), range=[-0.5 - y, L - 0.5 + y], showgrid=False, **at)
@@ -210,7 +246,7 @@ def _size(L: int, H: int) -> tuple[int, int]:
 
 
 def ground(fig: go.Figure, left: float, right: float, L: int, dark: bool, **at: int) -> None:
-    """Grey behind the cells: it shows where a heatmap has no value."""
+    """Grey behind the cells, which shows where a heatmap has no value."""
     fig.add_shape(type="rect", x0=left, x1=right, y0=-0.5, y1=L - 0.5, fillcolor=look(dark).empty, line_width=0, layer="below", **at)
 
 
@@ -220,7 +256,15 @@ def cell_size(L: int, H: int, wide: float, high: float) -> float:
 
 
 def outline(fig: go.Figure, marks: Iterable[Head], dark: bool, cell: tuple[float, float], **at: int) -> None:
-    """A frame around each marked cell; cell: its width and height in pixels."""
+    """Draw a frame around each marked cell.
+
+    Args:
+        fig: the figure to draw on.
+        marks: (layer, head) pairs.
+        dark: whether the figure is for a dark page.
+        cell: width and height of a cell in pixels.
+        at: row and column of the panel.
+    """
     edge = {"color": look(dark).ink, "width": 2}
     x, y = ((2 / side if min(cell) < SMALL else 0.0) for side in cell)
     for layer, head in marks:
@@ -237,7 +281,7 @@ def _dots(fig: go.Figure, head_map: HeadMap, dark: bool, cell: float, reach: flo
 
 
 def _checked(marks: Iterable[Head], head_map: HeadMap) -> list[Head]:
-    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    # Imported here: this module would make `import scale_interp.viz` wait for torch.
     from ..interventions.edit import check_heads
 
     L, H = head_map.scores.shape

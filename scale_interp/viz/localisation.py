@@ -1,4 +1,4 @@
-"""How well methods find known heads, and what their rankings are worth: dots with intervals, and faithfulness curves."""
+"""How well methods find known heads, and how good their rankings are: dots with intervals, and faithfulness curves."""
 
 from __future__ import annotations
 
@@ -21,9 +21,14 @@ MARKS = {"auroc": ("AUROC", "circle", -0.13), "precision": ("precision at k", "d
 
 
 def localisation(found: Mapping[str, Localisation], *, dark: bool = False) -> go.Figure:
-    """AUROC and precision at k of every method, a panel a model, with 95% intervals over draws.
+    """Draw AUROC and precision at k of every method, one panel per model, with 95% intervals over draws.
 
-    Raises DataError where the models were scored by different methods.
+    Args:
+        found: model's name -> Localisation, all of the same methods.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are none, or the models were scored by different methods.
 
     >>> import torch, scale_interp as si
     >>> scores, nothing = torch.rand(1, 2, 6, 8), torch.full((1, 2), float("nan"))
@@ -73,7 +78,14 @@ def localisation(found: Mapping[str, Localisation], *, dark: bool = False) -> go
 
 
 def faithfulness_curves(found: Mapping[str, Faithfulness], *, dark: bool = False) -> go.Figure:
-    """Faithfulness of rankings when only their first k heads are kept (solid) and when these are removed (dashed), with 95% bands.
+    """Draw the faithfulness of rankings when only their first k heads are kept (solid) and when these are removed (dashed), with 95% bands.
+
+    Args:
+        found: ranking's name -> Faithfulness.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no curves.
 
     >>> import torch, scale_interp as si
     >>> keep, remove = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[1.0, 0.5, 0.0]])

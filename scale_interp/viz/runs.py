@@ -1,4 +1,4 @@
-"""Two runs beside each other: their accuracies and gains, and their head maps on one colour scale."""
+"""Two runs side by side: their accuracies and gains, and their head maps on one colour scale."""
 
 from __future__ import annotations
 
@@ -25,9 +25,15 @@ ASIDE = 0.14
 
 
 def gains_of_runs(rows: Rows, names: tuple[str, str], *, dark: bool = False) -> go.Figure:
-    """Gain of every fit in both runs, and the second's accuracy minus the first's where it is known, with 95% intervals.
+    """Draw the gain of every fit in both runs, and the second's accuracy minus the first's where it is known, with 95% intervals.
 
-    rows: a row a fit, as `ComparedRuns.answers` holds them; names: of the runs. Raises DataError without rows.
+    Args:
+        rows: one row per fit, as in `ComparedRuns.answers`.
+        names: the names of the two runs.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no rows.
 
     >>> row = {"fit": "ScAle", "accuracy_1": 0.5, "gain_1": 0.2, "low_1": 0.1, "high_1": 0.3, "accuracy_2": 0.5}
     >>> figure = gains_of_runs([row | {"gain_2": 0.25, "low_2": 0.1, "high_2": 0.4}], ("first", "second"))
@@ -74,10 +80,19 @@ def gains_of_runs(rows: Rows, names: tuple[str, str], *, dark: bool = False) -> 
 def maps_of_runs(
     pairs: Sequence[tuple[HeadMap, HeadMap]], names: tuple[str, str], *, marks: Sequence[Sequence[Head]] = ((), ()), dark: bool = False
 ) -> go.Figure:
-    """Both runs' maps of every method side by side, one colour scale for the two; marks: the heads to outline of either run.
+    """Draw both runs' maps of every method side by side, each pair on one colour scale.
 
-    A single pair has the scores' own scale; of several each is divided by the larger of its two largest |scores|. Raises DataError for
-    none, EditError for a mark that a map does not have.
+    A single pair keeps the scores' own scale; of several pairs each is divided by the larger of its two largest |scores|.
+
+    Args:
+        pairs: the two runs' maps of each method.
+        names: the names of the two runs.
+        marks: the (layer, head) pairs to outline in each run's maps.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no pairs.
+        EditError: a map does not have a marked head.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)

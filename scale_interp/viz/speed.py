@@ -21,7 +21,14 @@ GROUP = 70
 
 
 def speed(found: Sequence[Benchmark], *, dark: bool = False) -> go.Figure:
-    """Time of every way as a multiple of ours, bars on a log scale, a group a model. Raises DataError without benchmarks.
+    """Draw the time of every way as a multiple of the packed sweep's: bars on a log scale, one group per model.
+
+    Args:
+        found: at least one benchmark.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no benchmarks.
 
     >>> from scale_interp.bench import LIMIT, OURS
     >>> from scale_interp.bench.result import Benchmark, Row
@@ -29,7 +36,7 @@ def speed(found: Sequence[Benchmark], *, dark: bool = False) -> go.Figure:
     >>> about = {"model": "demo", "n_layers": 6, "n_heads": 8, "variants": 48, "questions": 4, "tokens": 70}
     >>> figure = speed([Benchmark(rows, about | {"repeats": 3, "device": "cpu", "threads": 1}, {})])
     """
-    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    # Imported here: this module would make `import scale_interp.viz` wait for torch.
     from ..bench import LIMIT, OURS
 
     if not found:
@@ -68,18 +75,18 @@ def speed(found: Sequence[Benchmark], *, dark: bool = False) -> go.Figure:
     fig.add_vline(x=1, line={"color": colours.muted, "width": 1, "dash": "dot"})
     ratios = [row.ratio for b in found for row in b.rows]
     low, high = log10(min(*ratios, 0.5)) - 0.2, log10(max(ratios))
-    # A quarter of the width more, for the labels beside the bars.
+    # A quarter more, for the labels beside the bars.
     fig.update_xaxes(type="log", range=[low, high + (high - low) / 3], dtick=1)
     fig.update_xaxes(title_text="time, as a multiple of ours (log scale)", row=len(found), col=1)
     fig.update_yaxes(autorange="reversed", showgrid=False)
     about = found[0].about
     notes = (
-        f"Reading the prompts counted. Medians of {about['repeats']} repeats in one run on {about['device']}, "
+        f"Times include reading the prompts. Medians of {about['repeats']} repeats in one run on {about['device']}, "
         f"{about['threads']} {'thread' if about['threads'] == 1 else 'threads'}."
     )
     left = int(max(len(row.way) for b in found for row in b.rows) * LETTER * 1.1) + 40
     frame(fig, "A sweep over all heads", notes, width=WIDTH, height=tall + 60, dark=dark, left=left)
-    # Room for the first group's heading, which stands above the plot.
+    # Space for the first group's heading, which is above the plot.
     return fig.update_layout(height=fig.layout.height + 30, margin_t=fig.layout.margin.t + 30)
 
 

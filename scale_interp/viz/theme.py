@@ -14,14 +14,14 @@ FONT = "system-ui, -apple-system, Segoe UI, Roboto, Helvetica, Arial, sans-serif
 FONT_SIZE = 14
 NOTE_SIZE = 13
 LETTER = 6.6
-"""Mean width of a letter of NOTE_SIZE in pixels, for wrapping and for the place that labels need."""
+"""Mean width of a letter of NOTE_SIZE in pixels, to wrap notes and to leave space for labels."""
 
 
 @dataclass(frozen=True)
 class Look:
     """The colours of one mode; `diverging` has its neutral colour in the middle.
 
-    `series` began as Okabe and Ito's colours and was moved until each has a contrast of 3 to the paper, and every two are 12 apart
+    `series` began as Okabe and Ito's colours and was adjusted until each has a contrast of 3 to the paper and every two are 12 apart
     (CIEDE2000), also as seen without red, green or blue cones (Machado et al. 2009, doi 10.1109/TVCG.2009.113).
     """
 
@@ -34,7 +34,7 @@ class Look:
     series: tuple[str, ...]
     diverging: tuple[tuple[float, str], ...]
     depth: tuple[float, float]
-    """The stretch of the sequential scale that stands out from the paper."""
+    """The part of the sequential scale that stands out from the paper."""
 
     def over(self, share: float) -> str:
         """The colour of text and dots on a cell of this share (-1 to 1) of the diverging colour range."""
@@ -66,20 +66,28 @@ DARK = Look(
 
 
 def look(dark: bool) -> Look:
+    """The colours of the dark or the light mode."""
     return DARK if dark else LIGHT
 
 
 def frame(
     fig: go.Figure, title: str, notes: str = "", *, width: int, height: int, dark: bool, legend: bool = False, left: int = 80
 ) -> go.Figure:
-    """Give a figure its size, template and title; notes stand below the title, wrapped to the width.
+    """Give a figure its size, template and title, with notes below the title.
 
-    width and height are those of the whole figure in pixels, before the room for title, notes and legend is added to the height;
-    left is the room for the vertical axis.
+    Args:
+        fig: the figure, which is changed.
+        title: the title.
+        notes: sentences, wrapped to the width.
+        width: of the whole figure in pixels.
+        height: in pixels, before space for title, notes and legend is added.
+        dark: whether the figure is for a dark page.
+        legend: whether there is one.
+        left: space for the vertical axis in pixels.
     """
     colours = look(dark)
     heading = textwrap.wrap(title, int((width - 40) / (LETTER * 1.35)), break_on_hyphens=False) or [""]
-    # A mark stays on the line of the words that explain it.
+    # A symbol stays on the line of the words that explain it.
     kept = notes.replace("● ", "●\u00a0").replace("□ ", "□\u00a0")
     lines = textwrap.wrap(kept, int((width - 40) / LETTER), break_on_hyphens=False)
     top = 26 + 23 * len(heading) + 18 * len(lines) + (12 + 22 * _legend_rows(fig, width - left - 24) if legend else 12)
@@ -95,7 +103,7 @@ def frame(
             "y": 1,
             "yref": "container",
             "yanchor": "top",
-            # plotly puts the last line of a title of several where it would put a single one.
+            # plotly places the last line of a title where it would place a single one.
             "pad": {"l": 20, "t": 18 + 23 * (len(heading) - 1)},
             "font": {"size": 18, "color": colours.ink},
         },

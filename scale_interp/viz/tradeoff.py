@@ -1,4 +1,4 @@
-"""ScAle beside its baselines, the price of a gain, and how few scalars it needs."""
+"""ScAle and its baselines, the cost of a gain, and how few scalars it needs."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ SYMBOLS = ("circle", "diamond", "square")
 
 
 def baselines(found: Baselines, *, dark: bool = False) -> go.Figure:
-    """Gain over the base model, and change on other tasks where it was measured: a row a method with its number of parameters.
+    """Draw the gain over the base model, and the change on other tasks where it was measured: one row per method.
+
+    Args:
+        found: the result of `compare_baselines`.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> row = {"gain": 0.25, "low": 0.1, "high": 0.4, "p_corrected": 0.01, "seconds": 2.0}
     >>> rows = (row | {"method": "ScAle", "parameters": 54}, row | {"method": "LoRA r=1", "parameters": 13056})
     >>> figure = baselines(si.Baselines(rows, {"base": {"accuracy": 0.5}}))
     """
-    # Here and not above: this module would make `import scale_interp.viz` wait for torch.
+    # Imported here: this module would make `import scale_interp.viz` wait for torch.
     from ..evaluation.baselines import SCALE
 
     colours = look(dark)
@@ -54,7 +58,7 @@ def baselines(found: Baselines, *, dark: bool = False) -> go.Figure:
                 ),
                 **at,
             )
-        # After the traces: plotly leaves shapes out of panels that are still empty.
+        # After the traces, as plotly ignores a shape on a panel that is still empty.
         if value == "others_change":
             fig.add_vrect(x0=-TOLERANCE, x1=TOLERANCE, fillcolor=colours.band, line_width=0, layer="below", **at)
         fig.add_vline(x=0, line={"color": colours.muted, "width": 1}, **at)
@@ -67,7 +71,7 @@ def baselines(found: Baselines, *, dark: bool = False) -> go.Figure:
         notes += f" Band: ±{TOLERANCE}, counted as no change."
     left = int(max(map(len, names)) * LETTER * 1.1) + 30
     width = WIDTH if len(panels) == 1 else WIDTH + 200
-    return frame(fig, "ScAle and its baselines, one budget", notes, width=width, height=ROW * len(rows) + 80, dark=dark, left=left)
+    return frame(fig, "ScAle and its baselines on one budget", notes, width=width, height=ROW * len(rows) + 80, dark=dark, left=left)
 
 
 def _about(row: Mapping[str, Any], value: str, start: str) -> str:
@@ -79,7 +83,11 @@ def _about(row: Mapping[str, Any], value: str, start: str) -> str:
 
 
 def retention_curve(curve: RetentionCurve, *, dark: bool = False) -> go.Figure:
-    """Gain on the task against the change elsewhere, a point a weight of the penalty, both with 95% intervals.
+    """Draw the gain on the task against the change elsewhere, one point per weight of the penalty, both with 95% intervals.
+
+    Args:
+        curve: the result of `retention_curve`.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> gain = {"gain": 0.25, "low": 0.1, "high": 0.4, "accuracy": 0.75}
@@ -114,7 +122,11 @@ def retention_curve(curve: RetentionCurve, *, dark: bool = False) -> go.Figure:
 
 
 def sparsity_path(path: SparsityPath, *, dark: bool = False) -> go.Figure:
-    """Gain by number of scalars that differ from 1: fits under an L1 penalty, cuts of the full fit, and fits of few heads.
+    """Draw the gain by the number of scalars that differ from 1: fits under an L1 penalty, cuts of the full fit, and fits of few heads.
+
+    Args:
+        path: the result of `sparsity_path`.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> gain = {"gain": 0.25, "low": 0.1, "high": 0.4, "accuracy": 0.75}
@@ -126,7 +138,7 @@ def sparsity_path(path: SparsityPath, *, dark: bool = False) -> go.Figure:
     named = (("refit", "k heads fitted alone"), ("cut", "the k furthest from 1, cut from the full fit"), ("l1", "left by an L1 penalty"))
     for i, (kind, name) in enumerate(named):
         rows = sorted((r for r in path.rows if r["path"] == kind), key=lambda r: r["moved"])
-        # Counts on a logarithmic axis that has a place for 0; the three paths stand a little apart.
+        # Counts are on a logarithmic axis that has a place for 0; the three paths are drawn slightly apart.
         x = [np.log2(r["moved"] + 1) + (i - 1) * 0.05 for r in rows]
         fig.add_trace(
             go.Scatter(

@@ -17,7 +17,11 @@ ALPHA = 0.05
 
 
 def transfer_heatmap(found: Transfer, *, dark: bool = False) -> go.Figure:
-    """Gain in accuracy, a row a task that was fitted on, a column a task that was tested; bold where it differs from 0 (Holm).
+    """Draw the gain in accuracy: one row per task that was fitted on, one column per task that was tested. Bold: differs from 0 (Holm).
+
+    Args:
+        found: the result of `transfer`.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> cell = {"base": 0.5, "accuracy": 0.75, "gain": 0.25, "low": 0.1, "high": 0.4, "p": 0.001, "p_corrected": 0.002}
@@ -60,7 +64,7 @@ def transfer_heatmap(found: Transfer, *, dark: bool = False) -> go.Figure:
         title_text="fitted on", tickvals=list(range(len(fitted))), ticktext=fitted, range=[len(fitted) - 0.5, -0.5], showgrid=False
     )
     wide = max(CELL[0], int(max(map(len, tested)) * LETTER * 1.15) + 10)
-    notes = f"□: the task itself. Bold: differs from 0 (Holm over all cells, {ALPHA}). Intervals by hovering, and in the table."
+    notes = f"□: the task itself. Bold: differs from 0 (Holm over all cells, {ALPHA}). Hover, or see the table, for intervals."
     left = int(max(map(len, fitted)) * LETTER * 1.1) + 60
     width, height = left + wide * len(tested) + 120, CELL[1] * len(fitted) + 110
     return frame(fig, "Scalars fitted on one task, tested on others", notes, width=max(width, 560), height=height, dark=dark, left=left)

@@ -20,13 +20,18 @@ if TYPE_CHECKING:
 WIDTH, HEIGHT = 760, 420
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 ASIDE = 0.006
-"""Curves stand apart by this share of the axis, so that their whiskers do not cover each other."""
+"""Curves are shifted by this share of the axis, so that their whiskers do not cover each other."""
 
 
 def scaling_curves(curves: Mapping[str, ScalingCurve], *, dark: bool = False) -> go.Figure:
-    """Change of accuracy by the weight of ScalingVis, a line a curve, with 95% intervals of the paired difference.
+    """Draw the change of accuracy by the weight of ScalingVis, one line per curve, with 95% intervals of the paired difference.
 
-    curves: name -> ScalingCurve, six at most. Raises DataError for none, or more.
+    Args:
+        curves: name -> ScalingCurve, six at most.
+        dark: whether the figure is for a dark page.
+
+    Raises:
+        DataError: there are no curves, or too many.
 
     >>> import scale_interp as si
     >>> from scale_interp.evaluation.attention_scaling.weight_curve import scaling_curve
@@ -81,9 +86,13 @@ def scaling_curves(curves: Mapping[str, ScalingCurve], *, dark: bool = False) ->
 
 
 def tuning_grid(tuned: Tuned, *, dark: bool = False) -> go.Figure:
-    """Accuracy on the validation questions at every setting that was tried, the chosen one ringed.
+    """Draw the accuracy on the validation questions at every setting that was tried; a ring marks the chosen one.
 
-    Of AdaptVis a line a pair of weights over the threshold; of ScalingVis one line over the weight.
+    AdaptVis has one line per pair of weights over the threshold; ScalingVis has one line over the weight.
+
+    Args:
+        tuned: the result of a tuning.
+        dark: whether the figure is for a dark page.
 
     >>> import scale_interp as si
     >>> grid = ({"weight": 0.5, "accuracy": 0.6}, {"weight": 1.5, "accuracy": 0.75})

@@ -1,5 +1,1 @@
 """A vision-language model whose heads can be addressed, and what each family does otherwise."""
-
-from .vlm import VLM
-
-__all__ = ["VLM"]

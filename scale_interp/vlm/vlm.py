@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import inspect
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import Any, Literal, get_args
 
 import torch
 from nnsight import NNsight
@@ -14,16 +16,14 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.notebook import NotebookView
+from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
+from .fingerprint import fingerprint, numerics, processor_fingerprint
+from .report import Report
 
-if TYPE_CHECKING:
-    from ..interventions.check import Report
-
-
-WHOLE, SAMPLED = 64 * 2**20, 4096
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of what the model is."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
@@ -37,6 +37,18 @@ def check_cache(name: str) -> PrefixCache:
     return name  # type: ignore[return-value]
 
 
+@dataclass(frozen=True)
+class Measured:
+    """What was measured of a model while it was used; no setting is among it.
+
+    reports: how the paths agree, by the state of the model that was measured (`VLM.state`). chunk_bytes: what a packed call may take
+    after memory ran out, by the setting (`VLM.memory`) under which it did.
+    """
+
+    reports: dict[str, Report] = field(default_factory=dict)
+    chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+
+
 class VLM(NotebookView):
     """A transformers model and its processor, with its heads' places and one nnsight view of it.
 
@@ -48,6 +60,8 @@ class VLM(NotebookView):
     >>> len(vlm.encode(q)["input_ids"]), len(vlm.choice_ids(q)) == len(q.choices)
     (1, True)
     """
+
+    asked_for = "a model, as in si.load('demo')"
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
@@ -65,26 +79,28 @@ class VLM(NotebookView):
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
         self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
-        self.report: Report | None = None
-        """How the paths agree on one question, once that was measured: on load with check=True, else on first use."""
+        self.measured = Measured()
         self.memory: int | None = None
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
-        self.source: dict[str, Any] | None = None
-        """The arguments of `load` with which another process opens the same model; None for a live model."""
+        self.execution: Any = None
+        """The journal that keeps the work on this model, and who does it (`execution.Execution`); None: as the user's block says."""
+        self.reopen: Callable[[], VLM] | None = None
+        """Opens the same model in another process, to which it is pickled; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
+        report = self.report
         told = {
             "class": type(self.hf_model).__name__,
             "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
             "width": f"{self.d_model}, {self.head_dim} a head",
             "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
-            "path": "measured on first use" if self.report is None else f"{self.report.path}: {self.report.why}",
+            "path": "measured on first use" if report is None else f"{report.path}: {report.why}",
         }
         return ({"": name, self.name: value} for name, value in told.items())
 
@@ -103,21 +119,64 @@ class VLM(NotebookView):
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the weights as they are now: of every value up to 64 MiB of weights, else of 4,096 values of each tensor."""
-        state = hashlib.blake2b(self.family.encode(), digest_size=16)
-        most = SAMPLED if self.n_bytes > WHOLE else None
-        for name, weight in self.hf_model.named_parameters():
-            values = weight.detach().flatten()
-            values = values if most is None else values[:: max(1, len(values) // most)]
-            state.update(f"{name} {weight.dtype} {tuple(weight.shape)};".encode())
-            state.update(values.cpu().contiguous().view(torch.uint8).numpy().data)
-        return state.hexdigest()
+        """A hash of all weights, buffers, modules, adapters and the configuration as they are now, the same on every device."""
+        return fingerprint(self.hf_model)
+
+    @property
+    def processor_fingerprint(self) -> str:
+        """A hash of how questions become tokens and pixels: tokenizer, image processing, and the chat template or own prompt."""
+        return processor_fingerprint(self.processor, self.prompt)
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """All that this model's numbers depend on: its fingerprint, how questions become tokens and pixels, device and libraries."""
+        return {
+            "weights": self.fingerprint,
+            "processor": self.processor_fingerprint,
+            "numerics": numerics(self.device),
+            "versions": versions(),
+        }
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody's hooks are on the model now, such as an attached ScAle: then its weights alone do not say what it does."""
-        hooks = (hook for m in self.hf_model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values()))
-        return any(getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS for hook in hooks)
+        """Whether somebody's code is in the model now, such as an attached ScAle: then its weights alone do not say what it does.
+
+        Hooks of modules and of torch itself count, edits that nnsight keeps, and a `forward` in the place of a class's own.
+        """
+        return any(True for _ in self._foreign_code())
+
+    def _foreign_code(self) -> Iterator[tuple[str, Any]]:
+        everywhere = nn.modules.module
+        hooks = [("", hook) for hook in everywhere._global_forward_hooks.values()]
+        hooks += [("", hook) for hook in everywhere._global_forward_pre_hooks.values()]
+        for name, module in self.hf_model.named_modules():
+            hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
+            if _replaced(module):
+                yield name, module.forward
+        yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
+        yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
+
+    @property
+    def state(self) -> str:
+        """A hash of what decides, beside the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        model = self.hf_model
+        about = [self.decoder.config._attn_implementation, str(model.training)]
+        about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
+        about += sorted({f"{weight.dtype} {weight.device}" for weight in model.parameters()})
+        about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_code()]
+        return hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
+
+    @property
+    def report(self) -> Report | None:
+        """How the paths agree on one question: measured on load with check=True, else on first use; None before.
+
+        It is of the model as it is now: after a change of its attention, dtype, device, modules or hooks it is measured again.
+        """
+        return self.measured.reports.get(self.state)
+
+    @report.setter
+    def report(self, report: Report) -> None:
+        self.measured.reports[self.state] = report
 
     @property
     def revision(self) -> str | None:
@@ -259,6 +318,15 @@ class VLM(NotebookView):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
+
+
+def _replaced(module: nn.Module) -> bool:
+    """Whether a module runs another `forward` than its class's; nnsight and accelerate wrap that one and say so."""
+    own = vars(module).get("forward")
+    if own is None:
+        return False
+    inner = inspect.unwrap(own)
+    return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:

@@ -10,8 +10,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 
 import scale_interp as si
-from bad_input.kind import Kind
 from scale_interp.errors import ArgumentError, DataError, EditError, ScaleInterpError
+from tests.bad_input.kind import Kind
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {n: getattr(si, n) for n in si.__all__ if isinstance(getattr(si, n), FunctionType)}
 LATER = ("cluster", "resumable")

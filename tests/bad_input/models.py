@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, LlamaConfig, LlamaForCausalLM, T5Config
 
 import scale_interp as si
-from bad_input.kind import Kind
-from bad_input.results import Boom
 from scale_interp.errors import ArgumentError, ModelError
 from scale_interp.models.demo import folder as demo_folder
+from tests.bad_input.kind import Kind
+from tests.bad_input.results import Boom
 
 EVIL = "import pathlib\npathlib.Path(__file__).with_name('ran').touch()\n"
 """Code of a model's own; it leaves a trace where it runs."""

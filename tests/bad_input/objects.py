@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 import scale_interp as si
-from bad_input.kind import Kind
-from bad_input.saved import FIVE, drawn
 from scale_interp.errors import ArgumentError, DataError, EditError, LeakError, ModelError, ScaleInterpError
+from tests.bad_input.kind import Kind
+from tests.bad_input.saved import FIVE, drawn
 
 CHOICES = ("left", "right")
 

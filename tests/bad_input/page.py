@@ -1,4 +1,4 @@
-"""Writes docs/bad_input.md from the table of kinds: `PYTHONPATH=tests python -m bad_input.page`."""
+"""Writes docs/bad_input.md from the table of kinds: `python -m tests.bad_input.page`."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Iterable
 from pathlib import Path
 
 import scale_interp as si
-from bad_input import KINDS
-from bad_input.kind import Kind
-from bad_input.room import Room, offline
 from scale_interp.core import strict_json
 from scale_interp.core.files import write_bytes
 from scale_interp.data import question
 from scale_interp.errors import ScaleInterpError
+from tests.bad_input import KINDS
+from tests.bad_input.kind import Kind
+from tests.bad_input.room import Room, offline
+from tests.support import ROOT
 
-ROOT = Path(__file__).parents[2]
 LONGEST = 230
 
 
@@ -75,7 +75,7 @@ ROOMS = {
 HEAD = """# Bad input
 
 What is refused, by which error, and what the message says: {kinds:,} kinds of mistakes at {targets} targets, each a test of its own
-(`pytest tests/test_bad_input.py`). This page is made of the tests' table by `PYTHONPATH=tests python -m bad_input.page`.
+(`pytest tests/bad_input`). This page is made of the tests' table by `python -m tests.bad_input.page`.
 
 Every error is a `si.errors.ScaleInterpError`: `ArgumentError` (an argument of a wrong type, not finite, unknown or missing), `ModelError`,
 `DataError`, `EditError` (an edit, or settings of one), `FileError` (a saved result) and `LeakError`. The message names the value, says

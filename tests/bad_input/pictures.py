@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from official_sets import picture
 from PIL import Image
 
 import scale_interp as si
-from bad_input.kind import Kind
-from bad_input.results import Boom
 from scale_interp.errors import DataError
+from tests.bad_input.kind import Kind
+from tests.bad_input.results import Boom
+from tests.support.official_sets import picture
 
 
 def chunk(name: bytes, data: bytes) -> bytes:

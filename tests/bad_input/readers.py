@@ -14,10 +14,10 @@ from typing import Any
 import pytest
 
 import scale_interp as si
-from bad_input.kind import Kind
-from bad_input.results import Boom
 from scale_interp.core import strict_json
 from scale_interp.errors import DataError
+from tests.bad_input.kind import Kind
+from tests.bad_input.results import Boom
 
 CAPTIONS = ["A mug on a table", "A mug under a table", "A mug to the left of a table", "A mug to the right of a table"]
 LEAVING = ("../a.jpg", "/etc/passwd", "a/../../b.jpg", "..\\a.jpg", "C:/a.jpg", "a\0.jpg")

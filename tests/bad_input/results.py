@@ -14,11 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 import scale_interp as si
-from bad_input.kind import Kind
 from scale_interp.bench.result import read_benchmarks
 from scale_interp.errors import FileError
 from scale_interp.evaluation.comparison.tuning import Chosen
 from scale_interp.evaluation.falsification.calibration import Calibration
+from tests.bad_input.kind import Kind
 
 LOADED: list[str] = []
 """What a pickle that was read would have written here."""
@@ -244,7 +244,10 @@ JSONS = (
     ),
     Saved("Tuned", si.Tuned.load, {}, {"method": "PASTA", "settings": [], "grid": [1], "base": None, "passes": "x", "groups": "abc"}),
     Saved("HeadSets", si.HeadSets.load, {}, {"n_layers": "6", "n_heads": 0, "sets": {}, "left_out": []}),
-    Saved("Transfer", si.Transfer.load, {}, {"kind": "Baselines", "rows": [1], "about": [], "provenance": 3}),
+    *(
+        Saved(kind.__name__, kind.load, {}, {"kind": "HeadMap", "rows": [1], "about": [], "provenance": 3})
+        for kind in (si.Transfer, si.Baselines, si.RetentionCurve, si.SparsityPath)
+    ),
     Saved("Calibration", Calibration.load, {}, {"method": "x", "rows": [{}], "about": 1}),
     Saved(
         "ScAle's configuration",

@@ -15,8 +15,8 @@ import pytest
 from PIL import Image
 
 import scale_interp as si
-from bad_input import saved
 from scale_interp.interventions.prefix import Prompts
+from tests.bad_input import saved
 
 
 class Room:

@@ -17,11 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from ...attribution.ablation import provenance
+from ...core.arguments import Seed, checked
 from ...core.files import write_json
 from ...core.notebook import NotebookView
 from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
+from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
@@ -120,13 +122,14 @@ class LastTokenBias(NotebookView):
         return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
 
 
+@checked
 def fit_lora(
     vlm: VLM,
     train: Sequence[Question],
     rank: int = 4,
     *,
     learning_rates: Sequence[float] = LORA_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -146,12 +149,13 @@ def fit_lora(
     return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_ia3(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
@@ -172,12 +176,13 @@ def fit_ia3(
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
 
 
+@checked
 def fit_bias(
     vlm: VLM,
     train: Sequence[Question],
     *,
     learning_rates: Sequence[float] = FREE_RATES,
-    seed: int = 0,
+    seed: Seed = 0,
     path: Path = "auto",
     **settings: Any,
 ) -> LastTokenBias:
@@ -190,11 +195,13 @@ def fit_bias(
     """
     train, options = prepared(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
+    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
-        return train_parameters([shift], lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0], learn, held, options, rate)
+        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
+        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, learning_rates, options, seed)
     made = provenance(vlm, train, path="packed")
@@ -215,6 +222,7 @@ def _fit_peft(
     learn, held = read_batches(vlm, train, options, seed)
     given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
     names: list[str] = []
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
         # The weights have changed, so the prompt is run anew.
@@ -224,7 +232,7 @@ def _fit_peft(
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return train_parameters(list(weights.values()), scores, learn, held, options, rate)
+            return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
 
     best, info = best_rate(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")

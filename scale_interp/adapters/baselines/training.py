@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError
+from ...execution.journal import Checkpoints
 from ...interventions.engine import Path, require_packed
 from ...interventions.prefix import Prefix, read_prefix
 from ...vlm.vlm import VLM
@@ -83,38 +85,83 @@ def train_parameters(
     held: list[Batch],
     options: FitSettings,
     rate: float,
+    checkpoints: Checkpoints | None = None,
 ) -> Fitted:
     """Cross-entropy over the choices [B, C] by AdamW without decay; the epochs go as those of fit_scales.
 
-    The history's train_loss is that of the epoch's steps, each before its own update.
+    The history's train_loss is that of the epoch's steps, each before its own update. checkpoints: keeps each epoch.
     """
     started = time.perf_counter()
-    optimiser = torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0)
-    best: tuple[float, int, list[Tensor]] = (float("inf"), 0, [])
-    history: list[dict[str, float]] = []
+    trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
+    done = trial.resume(checkpoints, rate)
     order = np.random.default_rng(0)
     for epoch in track(range(options.epochs + 1), f"training {sum(p.numel() for p in parameters):,} parameters", options.epochs + 1):
+        batches: list[int] = order.permutation(len(learn)).tolist() if epoch else []
+        if epoch <= done:
+            continue
+        if trial.history and trial.history[-1]["epoch"] - trial.best_epoch >= options.patience:
+            break
         row = {"epoch": float(epoch)}
         if epoch:
             losses = []
-            for i in order.permutation(len(learn)):
+            for i in batches:
                 loss = F.cross_entropy(scores(learn[i]), learn[i].answers)
                 for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
                     parameter.grad = gradient
-                optimiser.step()
+                trial.optimiser.step()
                 losses.append(float(loss.detach()))
             row["train_loss"] = float(np.mean(losses))
         with torch.no_grad():
             found = [F.cross_entropy(scores(batch), batch.answers, reduction="none") for batch in held]
         row["validation_loss"] = float(torch.cat(found).mean())
-        history.append(row)
-        if row["validation_loss"] < best[0]:
-            best = (row["validation_loss"], epoch, [p.detach().clone() for p in parameters])
-        elif epoch - best[1] >= options.patience:
-            break
-    if not best[2]:
+        trial.history.append(row)
+        if row["validation_loss"] < trial.best_loss:
+            trial.best_loss, trial.best_epoch = row["validation_loss"], epoch
+            trial.best = [p.detach().clone() for p in parameters]
+        trial.keep(checkpoints, rate, time.perf_counter() - started)
+    if not trial.best:
         raise EditError(f"lr={rate:g}: the held-out loss is not finite from the start; check the model's weights")
-    return Fitted(best[2], best[0], best[1], tuple(history), time.perf_counter() - started)
+    seconds = trial.seconds + time.perf_counter() - started
+    return Fitted(trial.best, trial.best_loss, trial.best_epoch, tuple(trial.history), seconds)
+
+
+@dataclass
+class _Trial:
+    """The parameters and optimiser of one learning rate, and the best parameters so far. seconds: of work before this process."""
+
+    parameters: list[Tensor]
+    optimiser: torch.optim.Optimizer
+    best: list[Tensor] = field(default_factory=list)
+    best_loss: float = float("inf")
+    best_epoch: int = 0
+    history: list[dict[str, float]] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def keep(self, checkpoints: Checkpoints | None, rate: float, seconds: float) -> None:
+        """Everything that the next epoch needs, in place of what was kept of the last one."""
+        if checkpoints is None:
+            return
+        tensors = {f"{i} now": p for i, p in enumerate(self.parameters)} | {f"{i} best": p for i, p in enumerate(self.best)}
+        for i, parameter in enumerate(self.parameters):
+            tensors |= {f"{i} adam {key}": t for key, t in self.optimiser.state[parameter].items()}
+        # as text, for a loss may be infinite
+        progress = json.dumps([self.best_loss, self.best_epoch, self.history, self.seconds + seconds])
+        checkpoints.put(f"rate {rate:g}", tensors, {"progress": progress})
+
+    def resume(self, checkpoints: Checkpoints | None, rate: float) -> int:
+        """Take up the epoch that was kept; its number, -1 where none was."""
+        found = None if checkpoints is None else checkpoints.get(f"rate {rate:g}")
+        if found is None:
+            return -1
+        tensors, meta = found
+        self.best_loss, self.best_epoch, self.history, self.seconds = json.loads(meta["progress"])
+        for i, parameter in enumerate(self.parameters):
+            parameter.data.copy_(tensors[f"{i} now"])
+            adam = {key.removeprefix(f"{i} adam "): t for key, t in tensors.items() if key.startswith(f"{i} adam ")}
+            if adam:
+                self.optimiser.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in adam.items()}
+        self.best = [tensors[f"{i} best"].to(p.device) for i, p in enumerate(self.parameters) if f"{i} best" in tensors]
+        return int(self.history[-1]["epoch"])
 
 
 def learning(train: Sequence[Question], validation: float, seed: int) -> Tensor:

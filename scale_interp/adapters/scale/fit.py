@@ -18,13 +18,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ...attribution.ablation import provenance
-from ...core.arguments import checked_settings
+from ...core.arguments import Count, Seed, checked, checked_settings
 from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError, PathWarning
-from ...execution.batches import kept_part
-from ...execution.journal import Part
+from ...execution.batches import checkpoints_of
+from ...execution.journal import Checkpoints
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
@@ -57,7 +57,7 @@ class FitSettings:
     scope: Scope = "each_new_token"
     epochs: int = 40
     lr: float = 0.05
-    batch_size: int = 64
+    batch_size: Count = 64
     l1: float = 0.0
     retain_weight: float = 3.0
     validation: float = 0.2
@@ -102,10 +102,11 @@ class Fit:
     heads: tuple[Head, ...] | None = None
     mlp: bool = True
     answers: tuple[int, ...] | None = None
-    seed: int = 0
+    seed: Seed = 0
     frozen: bool = False
 
 
+@checked
 def fit_scale(
     vlm: VLM,
     train: Sequence[Question],
@@ -114,7 +115,7 @@ def fit_scale(
     *,
     layers: Iterable[int] | None = None,
     retain: Sequence[Question] | None = None,
-    seed: int = 0,
+    seed: Seed = 0,
     prompts: Prompts | None = None,
     path: Path = "auto",
     **settings: Any,
@@ -139,6 +140,7 @@ def fit_scale(
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
 
 
+@checked
 def fit_scales(
     vlm: VLM,
     train: Sequence[Question],
@@ -176,10 +178,10 @@ def fit_scales(
         prompts = Prompts(vlm, train, options.batch_size)
     prompts.require(train)
     kept = _Retained(vlm, retain, options) if retain is not None else None
-    part = kept_part(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
+    checkpoints = checkpoints_of(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
     order = np.random.default_rng(0)
     what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
-    done = learner.resume(part)
+    done = learner.resume(checkpoints)
     for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
         batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
         if epoch <= done or not len(learner.running):
@@ -187,7 +189,7 @@ def fit_scales(
         for step, i in enumerate(batches):
             learner.step(prompts[i], kept, step)
         learner.validate(prompts, kept)
-        learner.keep(part)
+        learner.keep(checkpoints)
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
 
@@ -294,19 +296,19 @@ class _Learner:
             elif self.epoch - self.best[f][1] >= self.options.patience:
                 self.stopped[f] = True
 
-    def keep(self, part: Part | None) -> None:
+    def keep(self, checkpoints: Checkpoints | None) -> None:
         """Everything that the next epoch needs, in place of what was kept of the last one."""
-        if part is None:
+        if checkpoints is None:
             return
         adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
         best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
         tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
         # as text, for a loss may still be infinite
-        part.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
+        checkpoints.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
 
-    def resume(self, part: Part | None) -> int:
+    def resume(self, checkpoints: Checkpoints | None) -> int:
         """Take up the epoch that was kept; its number, -1 where none was."""
-        found = None if part is None else part.get("epoch")
+        found = None if checkpoints is None else checkpoints.get("epoch")
         if found is None:
             return -1
         tensors, meta = found

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance
 from ...attribution.head_probe import Label, read_labels
 from ...attribution.metric import measure
+from ...core.arguments import Count, checked
 from ...core.notebook import MOST
 from ...core.result import Result
 from ...data.items import require
@@ -51,6 +52,7 @@ class AnswerDirection(Result):
         return Edit(shift=(alpha * self.sigma[..., None] * self.unit)[None], scope=scope).restrict(heads)
 
 
+@checked
 def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto") -> AnswerDirection:
     """The direction of step 7 of the CogQA pipeline (arXiv 2512.10978): mean z of right minus of wrong answers, on every head.
 
@@ -70,8 +72,9 @@ def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto"
     return AnswerDirection(found.directions, found.sigma, tuple(sorted({q.group for q in train})), made)
 
 
+@checked
 def answer_directions(
-    vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: int = 5, path: Path = "auto"
+    vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: Count = 5, path: Path = "auto"
 ) -> dict[str, AnswerDirection]:
     """answer_direction of every function's training questions, by the function's name.
 

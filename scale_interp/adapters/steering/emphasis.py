@@ -17,6 +17,8 @@ from ...attribution.functional import FunctionalHeads
 from ...attribution.head_probe import Label, label_name, read_labels
 from ...attribution.metric import Metric, measure
 from ...core import statistics
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.result import Result, require_below
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
@@ -121,14 +123,13 @@ class Interventions(Result):
 
     def plot(self, **options: Any) -> Any:
         """A heatmap of the change, edit by function (see viz.function_heatmap)."""
-        from ...viz import function_heatmap
-
-        return function_heatmap(self, **options)
+        return draw("function_heatmap", self, **options)
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
         require_below("codes", self.codes, len(self.functions))
 
 
+@checked
 def intervene(
     vlm: VLM,
     test: Sequence[Question],
@@ -160,6 +161,7 @@ def intervene(
     return Interventions(tuple(edits), functions, metric, found, base, torch.from_numpy(codes), torch.from_numpy(groups(test)), made)
 
 
+@checked
 def emphasise(
     vlm: VLM,
     test: Sequence[Question],
@@ -192,6 +194,7 @@ def emphasise(
     return intervene(vlm, test, edits, by, metric=metric, path=path, heads=[list(head) for head in chosen])
 
 
+@checked
 def function_matrix(
     vlm: VLM,
     test: Sequence[Question],

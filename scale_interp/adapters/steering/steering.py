@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -17,6 +17,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.head_probe import held_out_guesses
 from ...attribution.metric import measure
+from ...core.arguments import AtLeast, Seed, checked
 from ...core.result import Adapter, Misfit, entries, require_heads
 from ...data.items import groups, require
 from ...data.question import Question
@@ -102,6 +103,7 @@ class Steering(Adapter):
         self.edit()
 
 
+@checked
 def fit_steering(
     vlm: VLM,
     train: Sequence[Question],
@@ -110,8 +112,8 @@ def fit_steering(
     *,
     direction: Direction = "mean",
     scope: Scope = "each_new_token",
-    folds: int = 2,
-    seed: int = 0,
+    folds: Annotated[int, AtLeast(2)] = 2,
+    seed: Seed = 0,
     prompts: Prompts | None = None,
     path: Path = "auto",
 ) -> Steering:

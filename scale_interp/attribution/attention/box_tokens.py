@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
+from ...core.arguments import checked
 from ...data.items import require
 from ...data.question import Question
 from ...errors import DataError
@@ -17,6 +18,7 @@ TOUCHED = 1e-9
 """A token that shows less than this share of itself of a box shows rounding."""
 
 
+@checked
 def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Tensor]:
     """Which of each prompt's tokens show any part of the asked objects' boxes: booleans [T] a question.
 

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...core.arguments import checked
 from ...core.notebook import NotebookView
 from ...data.question import Box, Picture, Question, open_picture, open_size
 from ...errors import ModelError
@@ -121,6 +122,7 @@ class PatchGrid(NotebookView):
         return out
 
 
+@checked
 def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
     """The patch grid of a question's prompt, several pictures and none included.
 

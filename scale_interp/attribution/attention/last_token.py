@@ -10,14 +10,15 @@ from scipy import ndimage
 from torch import Tensor, nn
 from transformers import AttentionInterface
 
+from ...core.arguments import checked
 from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
-from ...execution.batches import Batches, Found, Singles, each
-from ...interventions.attention.rows import attention
+from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, Prompts
 from ...interventions.reference import run_reference
+from ...interventions.rows import attention
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -55,6 +56,7 @@ def attention_with_weights(
 AttentionInterface.register(NAME, attention_with_weights)
 
 
+@checked
 def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Tensor]:
     """The last token's attention weights over its prompt, [L, H, T] for each question; each head's sum to 1.
 
@@ -72,14 +74,14 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else Singles(questions)
-    for found in each(vlm, batches, prefix_work if packed else single_work, "reading attention"):
+    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
+    for found in map_batches(vlm, batches, prefix_work if packed else single_work, "reading attention"):
         for i in range(len(found) // 2):
             yield found[f"weights {i}"], found[f"scores {i}"]
 
 
 @torch.no_grad()
-def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
+def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     """One question's weights and scores, from whole forward passes."""
     _, question = batch
     rows: list[Tensor] = []
@@ -92,7 +94,7 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> Found:
 
 
 @torch.no_grad()
-def prefix_work(vlm: VLM, prefix: Prefix) -> Found:
+def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """A batch's weights and scores, a tensor a question: their prompts differ in length."""
     rows: list[Tensor] = []
     with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):

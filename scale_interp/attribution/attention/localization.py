@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.notebook import FigureView
 from ...data.items import groups, require
 from ...data.question import Question
@@ -50,11 +52,10 @@ class LocalizationHeads(FigureView):
 
     def plot(self, **options: Any) -> Any:
         """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.image, self.entropy], **({"marks": self.heads} | options))
+        return draw("head_heatmaps", [self.image, self.entropy], **({"marks": self.heads} | options))
 
 
+@checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
     """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
 

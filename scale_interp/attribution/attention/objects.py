@@ -14,6 +14,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core import statistics
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.notebook import MOST, FigureView
 from ...core.result import Result
 from ...data.items import groups, require
@@ -193,11 +195,10 @@ class ObjectAttention(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """The measures as plotly heatmaps side by side, layer by head (see viz.head_heatmaps)."""
-        from ...viz import head_heatmaps
-
-        return head_heatmaps([self.map(of) for of in UNITS], **options)
+        return draw("head_heatmaps", [self.map(of) for of in UNITS], **options)
 
 
+@checked
 def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
     """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
 

@@ -2,20 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import tomllib
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from importlib.resources import files
 from types import MappingProxyType
 
-from ...core.arguments import near
+from ...core.suggest import near
 from ...errors import DataError
 from ..scenes.task import TASKS
 
-WHATSUP = "https://github.com/amitakamath/whatsup_vlms"
-VSR = "https://github.com/cambridgeltl/visual-spatial-reasoning"
-SPATIALEVAL = "https://huggingface.co/datasets/MilaWang/SpatialEval"
-COCOQA = "https://www.cs.toronto.edu/~mren/research/imageqa/data/cocoqa/"
-POPE = "https://github.com/RUCAIBox/POPE"
-COCO_PICTURES = "https://cocodataset.org/#download"
 FORMS = ("vqa", "vtqa", "tqa")
 KINDS = {"map": "spatialmap", "maze": "mazenav", "grid": "spatialgrid", "real": "spatialreal"}
 """Our names of SpatialEval's tasks, and its authors'."""
@@ -23,11 +19,11 @@ KINDS = {"map": "spatialmap", "maze": "mazenav", "grid": "spatialgrid", "real": 
 
 @dataclass(frozen=True)
 class Hub:
-    """A set on the hub: its id, config, its name of each split, the split's file where the hub does not know it, the picture column."""
+    """A set on the hub: its id, its name of each split, config, the split's file where the hub does not know it, the picture column."""
 
     id: str
-    config: str | None
     splits: Mapping[str, str]
+    config: str | None = None
     files: Mapping[str, str] = field(default_factory=dict)
     image: str | None = None
 
@@ -58,109 +54,19 @@ class Entry:
         return tuple(s for s in self.files if s != "all")
 
 
-def _controlled(letter: str, file: str, count: int, choices: tuple[str, ...]) -> Entry:
-    return Entry(
-        f"whatsup/controlled_{letter}",
-        f"two objects: {', '.join(choices)}",
-        "MIT",
-        WHATSUP,
-        ("whatsup", "whatsup_vlms"),
-        {"all": (f"{file}_dataset.json",)},
-        {"all": count},
-        "two objects",
-        WHATSUP,
-        choices,
-    )
+def _read() -> Iterator[Entry]:
+    """The entries of catalog.toml, whose head explains its fields."""
+    for publication in tomllib.loads((files(__package__) / "catalog.toml").read_text("utf-8"))["publication"]:
+        shared = {name: value for name, value in publication.items() if name != "sets"}
+        for name, own in publication["sets"].items():
+            about = shared | own
+            lists = {key: tuple(about.get(key, ())) for key in ("folders", "choices")}
+            names = {split: tuple(patterns) for split, patterns in about["files"].items()}
+            hub = Hub(**about["hub"]) if "hub" in about else None
+            yield Entry(**about | lists | {"name": name, "files": names, "hub": hub})
 
 
-def _captions(source: str, size: str, count: int, choices: tuple[str, ...]) -> Entry:
-    return Entry(
-        f"{source}_qa/{size}",
-        f"{size} object{'s' if size == 'two' else ''}: {', '.join(choices)}",
-        "MIT, without the pictures",
-        WHATSUP,
-        ("whatsup", "whatsup_vlms"),
-        {"all": (f"{source}_qa_{size}_obj.json",)},
-        {"all": count},
-        "one object" if size == "one" else "two objects",
-        COCO_PICTURES if source == "coco" else WHATSUP,
-        choices,
-    )
-
-
-def _vsr(way: str, train: int, validation: int, test: int) -> Entry:
-    names = {"train": "train", "validation": "dev", "test": "test"}
-    return Entry(
-        f"vsr/{way}",
-        "is a sentence about two objects true? 66 relations",
-        "Apache-2.0, without the pictures",
-        VSR,
-        ("vsr", "visual-spatial-reasoning"),
-        {s: tuple(f"{p}{file}.jsonl" for p in (f"{way}/", f"splits/{way}/", f"vsr_{way}/")) for s, file in names.items()},
-        {"train": train, "validation": validation, "test": test},
-        "statement",
-        COCO_PICTURES,
-        ("yes", "no"),
-        Hub(f"cambridgeltl/vsr_{way}", None, {s: s for s in names}, {s: f"{file}.jsonl" for s, file in names.items()}),
-    )
-
-
-def _spatialeval(form: str, kind: str) -> Entry:
-    given = {"vqa": "the picture", "tqa": "a text in place of the picture", "vtqa": "the picture and a text"}[form]
-    return Entry(
-        f"spatialeval/{form}/{kind}",
-        f"{kind}, from {given}",
-        "none stated",
-        SPATIALEVAL,
-        ("spatialeval", "SpatialEval"),
-        {"test": (f"{form}/test-*.parquet", f"{form}/test.parquet")},
-        {"test": 135 if kind == "real" else 1500},
-        "scene",
-        SPATIALEVAL,
-        hub=Hub("MilaWang/SpatialEval", form, {"test": "test"}, image="image"),
-    )
-
-
-def _pope(kind: str) -> Entry:
-    return Entry(
-        f"pope/{kind}",
-        f"is there such a thing? absent ones: {kind}",
-        "MIT, without the pictures",
-        POPE,
-        ("pope", "POPE"),
-        {"all": tuple(f"{p}coco_pope_{kind}.json" for p in ("", "output/coco/", "coco/"))},
-        {"all": 3000},
-        "presence",
-        f"{COCO_PICTURES} (val2014)",
-        ("yes", "no"),
-        Hub("lmms-lab/POPE", "Full", {"all": kind}, image="image"),
-    )
-
-
-_ENTRIES = (
-    _controlled("a", "controlled_images", 412, ("left", "right", "on", "under")),
-    _controlled("b", "controlled_clevr", 408, ("left", "right", "front", "behind")),
-    _captions("coco", "one", 2247, ("left", "right", "top", "bottom")),
-    _captions("coco", "two", 440, ("left", "right", "above", "below")),
-    _captions("vg", "one", 1160, ("left", "right", "top", "bottom")),
-    _captions("vg", "two", 291, ("left", "right", "front", "behind", "above", "below")),
-    _vsr("zeroshot", 3489, 340, 1222),
-    _vsr("random", 7680, 1097, 2195),
-    *(_spatialeval(form, kind) for form in FORMS for kind in KINDS),
-    Entry(
-        "cocoqa",
-        "object, number, colour or place in a word, with three wrong answers of the same type",
-        "none stated",
-        COCOQA,
-        ("cocoqa", "cocoqa-2015-05-17"),
-        {split: (f"{split}/questions.txt",) for split in ("train", "test")},
-        {"train": 78736, "test": 38948},
-        "question",
-        f"{COCO_PICTURES} (train2014, val2014)",
-    ),
-    *(_pope(kind) for kind in ("random", "popular", "adversarial")),
-)
-CATALOG: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _ENTRIES})
+CATALOG: Mapping[str, Entry] = MappingProxyType({entry.name: entry for entry in _read()})
 RENDERED = {
     f"scenes/{{{','.join(TASKS)}}}": "coloured shapes, every place known",
     f"generated/{{{','.join(FORMS)}}}/{{{','.join(k for k in KINDS if k != 'real')}}}": "SpatialEval's form, one right option proved",

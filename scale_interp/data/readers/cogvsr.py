@@ -8,11 +8,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ...core.arguments import checked
 from ...core.notebook import NotebookView
 from ...errors import DataError
 from ..items import Items, Questions, require
 from ..prompts import digest, shuffled
 from ..question import Question
+from ..require import require_items
 from ..scenes.task import YES_NO
 from .image_files import Pictures, require_inside
 from .records import JsonLines, JsonList, entries, is_number, text, texts
@@ -46,6 +48,11 @@ class CogQuestion(NotebookView):
 
     question: Question
     subquestions: tuple[Sub, ...]
+
+    @classmethod
+    def require_items(cls, items: Any) -> Sequence[Any]:
+        """The items as a non-empty sequence of this class, or DataError."""
+        return require_items(items, cls, "si.cog_questions('train')", "pass decomposed questions, as si.cog_questions gives")
 
     def __post_init__(self) -> None:
         if not isinstance(self.question, Question):
@@ -85,7 +92,7 @@ class CogQuestion(NotebookView):
 class CogQuestions(Items[CogQuestion]):
     """Decomposed questions, as `cog_questions` and `read_cog` give them.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> len(cog_questions("train", n=3)[:2])
     2
     """
@@ -96,13 +103,14 @@ class CogQuestions(Items[CogQuestion]):
         return {"question": item.question.text, "right": item.question.answer_text, "steps": len(item.subquestions)}
 
 
+@checked
 def subquestions(cogs: Sequence[CogQuestion], context: bool = False, *, balanced: bool = True, seed: int = 0) -> Questions:
     """All steps as questions of their own; meta holds "function", "step" (from 1) and "chain", the main question's id.
 
     context: the text begins with the steps before it and their right answers (chain of thought; CogVSR,
     arXiv 2603.20662). balanced: every function as often as the rarest, whole chains' steps left out at random by `seed`.
 
-    >>> from scale_interp.data.scenes.decomposed import cog_questions
+    >>> from scale_interp.data.decomposed import cog_questions
     >>> subquestions(cog_questions("train", n=2), context=True)[1].meta["function"]
     'counting'
     """
@@ -129,6 +137,7 @@ def _step(cog: CogQuestion, step: int, context: bool) -> Question:
     )
 
 
+@checked
 def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     """Decomposed questions from a file: JSON lines, or one JSON list.
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from ...core.arguments import near
+from ...core.suggest import near
 from ...errors import DataError
 from ..items import Questions
 from ..question import Question

@@ -1,5 +1,5 @@
 """Questions about generated maps, mazes and grids: as a picture, as a text, or as both."""
 
-from .questions import FORMS, KINDS, generated_questions
-
-__all__ = ["FORMS", "KINDS", "generated_questions"]
+from .questions import FORMS as FORMS
+from .questions import KINDS as KINDS
+from .questions import generated_questions as generated_questions

@@ -18,7 +18,8 @@ from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionS
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
-from ...core.arguments import fits
+from ...core.arguments import checked, fits
+from ...core.figures import draw
 from ...core.notebook import FigureView
 from ...core.result import APART, Misfit, Result, declared, entries
 from ...data.items import require
@@ -38,6 +39,7 @@ PAPER_THRESHOLDS = (0.3, 0.35, 0.4)
 DECILES = 10
 
 
+@checked
 def evaluate_scaled(
     vlm: VLM,
     questions: Sequence[Question],
@@ -120,9 +122,7 @@ class Tuned(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
-        from ...viz import tuning_grid
-
-        return tuning_grid(self, **options)
+        return draw("tuning_grid", self, **options)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, meta = super()._parts()
@@ -141,6 +141,7 @@ class Tuned(Result, FigureView):
             raise Misfit(f"{APART}: a row of the grid has no accuracy")
 
 
+@checked
 def tune_scaling(
     vlm: VLM,
     questions: Sequence[Question],
@@ -169,6 +170,7 @@ def tune_scaling(
     return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
 
 
+@checked
 def tune_adaptvis(
     vlm: VLM,
     questions: Sequence[Question],
@@ -214,6 +216,7 @@ def tune_adaptvis(
     return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
 
 
+@checked
 def transfer_table(
     vlm: VLM,
     tuned: Mapping[str, Tuned],

@@ -18,6 +18,8 @@ from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.notebook import FigureView
 from ...core.result import Result
 from ...data.items import groups, require
@@ -88,11 +90,10 @@ class ScalingCurve(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the paired difference against the weight (see viz.scaling_curves)."""
-        from ...viz import scaling_curves
-
-        return scaling_curves({"": self}, **options)
+        return draw("scaling_curves", {"": self}, **options)
 
 
+@checked
 def scaling_curve(
     vlm: VLM,
     questions: Sequence[Question],

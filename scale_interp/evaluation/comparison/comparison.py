@@ -17,11 +17,14 @@ from torch import Tensor
 
 from ...attribution.ablation import provenance
 from ...core import statistics
-from ...core.files import read_json, write_json
+from ...core.arguments import Count, Seed, checked
+from ...core.figures import draw
 from ...core.result import APART, Misfit, Result, entries
 from ...data.items import describe, groups, require, require_disjoint
 from ...data.question import Question
-from ...errors import DataError, FileError
+from ...errors import DataError
+from ...execution.execution import with_journal
+from ...execution.journal import Journal, Say
 from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 from .head_sets import HeadSets
@@ -32,7 +35,6 @@ BASE = "base"
 ALPHA = 0.05
 TUNED = {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}
 """What is kept of each method's tuning."""
-Say = Callable[[str], None]
 
 
 R = TypeVar("R", bound=Result)
@@ -153,9 +155,7 @@ class Comparison(Result):
 
     def plot(self, **options: Any) -> Any:
         """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
-        from ...viz import comparison
-
-        return comparison(self, **options)
+        return draw("comparison", self, **options)
 
     @classmethod
     def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
@@ -171,6 +171,7 @@ class Comparison(Result):
             raise Misfit(f"{APART}: the tuned methods are not those that answered")
 
 
+@checked
 def compare(
     vlm: VLM,
     train: Sequence[Question],
@@ -179,9 +180,10 @@ def compare(
     *,
     others: Sequence[Question] = (),
     methods: Sequence[str] = tuple(LEARN),
-    top: int = 8,
-    seed: int = 0,
+    top: Count = 8,
+    seed: Seed = 0,
     folder: str | Path | None = None,
+    journal: Journal | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:
     """ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, beside the base model.
@@ -189,8 +191,8 @@ def compare(
     Heads, directions and scalars are learned on `train`; the setting of each method is the one of its grid (evaluation/tuning)
     with the most right answers on `validation`, doing nothing among them; `test` is answered last, once a method. others:
     questions of other tasks, which no method should change. methods: some of them. top: the size of head sets that a method
-    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again. say: is told
-    of each step.
+    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again; or the journal of
+    the command that compares. say: is told of each step.
 
     Raises LeakError where two splits, or a learning split and `others`, share a picture; DataError for an unknown method;
     FileError where the folder holds another comparison. A method that cannot run on this model or data is left out with the reason.
@@ -206,18 +208,25 @@ def compare(
         raise DataError(f"methods {list(methods)}: choose from {', '.join(LEARN)}")
     require_disjoint(train, validation)
     require_disjoint([*train, *validation], [*test, *others])
-    steps = _Steps(folder, say)
+    if journal is None and folder is not None:
+        options: dict[str, Any] = {"others": others, "methods": methods, "top": top, "seed": seed, "say": say}
+        with Journal(folder).opened() as journal:
+            return compare(vlm, train, validation, test, **options, journal=journal)
+    vlm = with_journal(vlm, journal)
     splits = {"train": train, "validation": validation, "test": test, "others": others}
-    steps.claim(vlm.describe() | {"top": top, "seed": seed} | {name: _mark(questions) for name, questions in splits.items()})
+    if journal is not None:
+        about = vlm.describe() | {"fingerprint": vlm.fingerprint, "top": top, "seed": seed}
+        journal.claim("comparison", about | {name: _mark(questions) for name, questions in splits.items()})
+    steps = _Steps(journal, say)
     functional = EMPHASIS in methods or LATENT_HEADS in methods
     makers = locate(vlm, train, [*validation, *test, *others], top, seed, functional)
-    sets = HeadSets.join([steps.take(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
+    sets = HeadSets.join([steps.run_step(f"heads/{_slug(name)}.json", f"heads by {name}", make, HeadSets) for name, make in makers.items()])
     chosen, left_out = _learn(steps, Tuner(vlm, train, validation, sets, top, seed), methods)
     named = {c.name: c for c in chosen if c.heads}
     own = HeadSets(vlm.n_layers, vlm.n_heads, {n: c.heads for n, c in named.items()}, {n: c.about for n, c in named.items()})
     asked = [(questions, Prompts(vlm, questions) if questions else None) for questions in (test, others)]
     answers = [
-        steps.take(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
+        steps.run_step(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
         for name, method in [(BASE, None), *((c.name, c.method) for c in chosen)]
     ]
     return Comparison(
@@ -242,7 +251,7 @@ def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Ch
     for name in (name for name in LEARN if name in methods):
         try:
             learn = partial(LEARN[name], tuner)
-            chosen.append(steps.take(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
+            chosen.append(steps.run_step(f"methods/{_slug(name)}.safetensors", f"learning and tuning {name}", learn, Chosen))
         except CANNOT as error:
             left_out[name] = str(error)
     return chosen, left_out
@@ -266,34 +275,30 @@ class _Answers(Result):
         return _Answers(right, answer_with(vlm, others, method, prompts)[0] if others else torch.zeros(0), passes)
 
 
+@dataclass(frozen=True)
 class _Steps:
-    """Results kept in a folder, or nowhere: what is there is read, what is not is made and written whole."""
+    """Results that a journal keeps, or nobody: what is there is read, what is not is made, and committed when its function returns."""
 
-    def __init__(self, folder: str | Path | None, say: Say):
-        self.folder, self.say = None if folder is None else Path(folder), say
+    journal: Journal | None
+    say: Say
 
-    def claim(self, about: Mapping[str, Any]) -> None:
-        """Raise FileError where the folder is another comparison's."""
-        if self.folder is None:
-            return
-        path = self.folder / "settings.json"
-        if not path.exists():
-            return write_json(path, about)
-        theirs = read_json(path)
-        changed = [f"{k} was {theirs.get(k)!r}, now {about[k]!r}" for k in about if theirs.get(k) != about[k]]
-        if changed:
-            raise FileError(f"{self.folder} holds another comparison ({'; '.join(changed)}): use another folder, or delete it")
+    def run_step(self, file: str, message: str, make: Callable[[], R], kind: type[R]) -> R:
+        """The result in this file, whose name is the step's."""
 
-    def take(self, name: str, what: str, make: Callable[[], R], kind: type[R]) -> R:
-        path = None if self.folder is None else self.folder / name
-        if path is not None and path.exists():
-            found: R = kind.load(path)
-            return found
-        self.say(what)
-        made = make()
-        if path is not None:
-            made.save(path)
-        return made
+        def made() -> R:
+            self.say(message)
+            return make()
+
+        if self.journal is None:
+            return made()
+        path = self.journal.folder / file
+
+        def write() -> list[str]:
+            made().save(path)
+            return [file]
+
+        found: R = self.journal.step(file, write, lambda: kind.load(path))
+        return found
 
 
 def _mark(questions: Sequence[Question]) -> dict[str, Any]:

@@ -13,6 +13,7 @@ import pandas as pd
 from scipy import stats
 
 from ...core import statistics
+from ...core.figures import draw
 from ...core.result import APART, Misfit, Result, entries
 from ...errors import DataError
 from ...interventions.edit import Head, check_heads
@@ -107,9 +108,7 @@ class HeadSets(Result):
 
     def plot(self, **options: Any) -> Any:
         """The overlap matrix as a plotly heatmap (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
-        from ...viz import head_overlap
-
-        return head_overlap(self, **options)
+        return draw("head_overlap", self, **options)
 
     def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
         # A list, as sorted keys would lose the order that figures and tables go by.

@@ -14,10 +14,10 @@ from ...attribution.gradient import attribute
 from ...attribution.head_probe import probe
 from ...attribution.patching import patch
 from ...data.contrast import contrasts
+from ...data.decomposed import TAXONOMY, cog_questions
 from ...data.items import require_disjoint
 from ...data.question import Question
 from ...data.readers.cogvsr import subquestions
-from ...data.scenes.decomposed import TAXONOMY, cog_questions
 from ...errors import DataError, EditError, ModelError
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM

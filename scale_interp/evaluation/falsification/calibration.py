@@ -6,11 +6,8 @@ is a false one. A planted suite asks a model whose named heads were damaged: a g
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
 import time
-import warnings
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,13 +17,16 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from ...core.figures import draw
 from ...core.files import write_bytes
 from ...core.progress import track
 from ...core.result import APART, Misfit, Result, entries
 from ...core.versions import versions
 from ...data.items import Questions
 from ...data.load import load_questions
-from ...errors import DataError, DataWarning, FileError
+from ...errors import DataError
+from ...execution.execution import with_journal
+from ...execution.journal import Journal
 from ...interventions.edit import Head
 from ...models.load import load
 from ...models.testbeds import plant
@@ -151,9 +151,7 @@ class Calibration(Result):
 
     def plot(self, **options: Any) -> Any:
         """The p-values' distribution against the uniform one (see viz.calibration)."""
-        from ...viz import calibration
-
-        return calibration(self, **options)
+        return draw("calibration", self, **options)
 
     def _summary(self) -> dict[str, Any]:
         return {"shares": {name: asdict(s) | {"share": s.share} for name, s in self.shares().items()}}
@@ -170,35 +168,61 @@ class Calibration(Result):
             raise Misfit(f"{APART}: it holds no suite")
 
 
-def calibrate(suites: int = 200, power: int = 40, *, log: str | Path | None = None, of: Suites | None = None) -> Calibration:
+def calibrate(
+    suites: int = 200,
+    power: int = 40,
+    *,
+    folder: str | Path | None = None,
+    journal: Journal | None = None,
+    of: Suites | None = None,
+) -> Calibration:
     """Run `suites` null suites and `power` planted ones, each of new questions with a seed of its own.
 
-    log: a file that gets a line a suite, with its seconds; the same call again goes on where it ends, and computes anew a suite whose
-    line is damaged. of: models, data and sizes.
+    folder: every suite is kept there, a file of its own with its seconds; the same call again goes on where it ended, and computes anew
+    a suite whose file is damaged. Or journal: that of the command that calibrates. of: models, data and sizes.
 
-    Raises DataError for a negative number or none at all, FileError for a log of other suites.
+    Raises DataError for a negative number or none at all, FileError for a folder of other suites.
     """
     of = of or Suites()
     if min(suites, power) < 0 or suites + power == 0:
         raise DataError(f"{suites} null and {power} planted suites: give 0 or more of each, and one at least")
-    kept = _Log(None if log is None else Path(log), of)
+    if journal is None and folder is not None:
+        with Journal(folder).opened() as journal:
+            return calibrate(suites, power, journal=journal, of=of)
+    if journal is not None:
+        journal.claim("calibration", asdict(of))
     models: dict[Any, VLM] = {}
-    # Both kinds advance together, so that a log says something of each at any time.
+    rows: dict[tuple[str, int], dict[str, Any]] = {}
+    # Both kinds advance together, so that a stopped calibration says something of each.
     jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
     for _, kind, number in track(jobs, "suites", len(jobs)):
-        if (kind, number) not in kept.rows:
-            kept.add(_suite(kind, number, of, models))
-    rows = (kept.rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
-    # Without the seconds, which are the log's: the same suites are the same calibration.
-    untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in rows)
+        asked = kind, number, of, models
+        rows[kind, number] = _suite(*asked) if journal is None else _kept_suite(journal, *asked)
+    in_order = (rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
+    # Without the seconds, so that the same suites are the same calibration.
+    untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in in_order)
     return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
 
 
-def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
+def _kept_suite(journal: Journal, kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
+    """The suite as the journal has it, or computed now and kept there."""
+    name = f"{kind.replace(' ', '-')}-{number:04}.json"
+    path = journal.folder / name
+
+    def write() -> list[str]:
+        write_bytes(path, (json.dumps(_suite(kind, number, of, models, journal)) + "\n").encode())
+        return [name]
+
+    found: dict[str, Any] = journal.step(f"{kind} {number}", write, lambda: json.loads(path.read_text()))
+    return found
+
+
+def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM], journal: Journal | None = None) -> dict[str, Any]:
     started = time.perf_counter()
     shortfall = of.shortfalls[number % len(of.shortfalls)] if kind == PLANTED else None
     if shortfall not in models:
-        models[shortfall] = load(of.null_model) if shortfall is None else plant(load(of.planted_model), *shortfall)
+        opened = load(of.null_model) if shortfall is None else plant(load(of.planted_model), *shortfall)
+        models[shortfall] = with_journal(opened, journal)
     # 20,000 apart, the seeds of the two kinds do not meet.
     seed = of.seed + number + 20_000 * (kind == PLANTED)
     train, test = (load_questions(of.data, split, n, seed) for split, n in (("train", of.n_train), ("test", of.n_test)))
@@ -223,52 +247,6 @@ def _random_answers(questions: Questions, draw: np.random.Generator) -> Question
     """The questions with right answers drawn evenly among their choices, so that neither picture nor words tell them."""
     changed = [replace(q, answer=int(draw.integers(len(q.choices))), relation=None) for q in questions]
     return Questions(changed, f"{questions.source} with random answers", questions.split, questions.seed)
-
-
-class _Log:
-    """Finished suites by kind and number, a line of JSON each behind a first line that says what they are of."""
-
-    def __init__(self, path: Path | None, of: Suites):
-        self.path, self.rows = path, dict[tuple[str, int], dict[str, Any]]()
-        head = _plain(asdict(of))
-        if path is None:
-            return
-        lines = path.read_text().splitlines() if path.exists() else []
-        found = [line for line in (_read(line, path) for line in lines) if line is not None]
-        if lines and found[:1] != [{"suites": head}]:
-            raise FileError(f"{path} is no log of these suites: give another name, or delete it")
-        self.rows = {(row["kind"], row["number"]): row for row in found[1:]}
-        # Written anew, a line that a crash has cut short is gone.
-        write_bytes(path, "".join(map(_line, ({"suites": head}, *self.rows.values()))).encode())
-
-    def add(self, row: dict[str, Any]) -> None:
-        self.rows[row["kind"], row["number"]] = row
-        if self.path is not None:
-            with self.path.open("a") as file:
-                file.write(_line(row))
-                file.flush()
-                os.fsync(file.fileno())
-
-
-def _line(content: dict[str, Any]) -> str:
-    return json.dumps(content | {"check": _check(content)}) + "\n"
-
-
-def _check(content: dict[str, Any]) -> str:
-    return hashlib.blake2b(json.dumps(content).encode(), digest_size=8).hexdigest()
-
-
-def _read(line: str, path: Path) -> dict[str, Any] | None:
-    """A line as it was written; None for one that was cut short, or is damaged. Older logs have no checksums."""
-    try:
-        content: dict[str, Any] = json.loads(line)
-        check = content.pop("check", None)
-    except (ValueError, AttributeError, TypeError):
-        return None
-    if check is not None and check != _check(content):
-        warnings.warn(f"{path}: a line is damaged (its checksum differs), and its suite is computed anew", DataWarning, stacklevel=4)
-        return None
-    return content
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from ...adapters.scale.scale import ScAle
 from ...attribution.ablation import provenance
 from ...attribution.gradient import attribute
 from ...attribution.metric import measure
+from ...core.arguments import Count, checked
 from ...data.items import groups, require, require_disjoint, shuffled_answers
 from ...data.question import Question
 from ...errors import DataError
@@ -32,6 +33,7 @@ from .verdict import ALPHA, FULL, MUST_BEAT, TEXT_ONLY, Falsification
 __all__ = ["FULL", "Falsification", "falsify"]
 
 
+@checked
 def falsify(
     vlm: VLM,
     train: Sequence[Question],
@@ -39,7 +41,7 @@ def falsify(
     heads: Iterable[Head] | None = None,
     mlp: bool | None = None,
     *,
-    seeds: int = 3,
+    seeds: Count = 3,
     retain: Sequence[Question] | None = None,
     others: Sequence[Question] | None = None,
     path: EnginePath = "auto",

@@ -11,6 +11,7 @@ import pandas as pd
 
 from ...adapters.scale.scale import ScAle
 from ...core.arguments import fits
+from ...core.figures import draw
 from ...core.notebook import notebook_html
 from ...core.result import APART, Misfit, Result
 
@@ -155,9 +156,7 @@ class Falsification(Result):
 
     def plot(self, **options: Any) -> Any:
         """Bars of every control's gain with intervals (see viz.controls)."""
-        from ...viz import controls
-
-        return controls(self, **options)
+        return draw("controls", self, **options)
 
     def _summary(self) -> dict[str, Any]:
         return {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}

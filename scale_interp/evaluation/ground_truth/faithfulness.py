@@ -15,6 +15,8 @@ from torch import Tensor
 from ...attribution.ablation import provenance, read_clean
 from ...attribution.metric import Metric, measure
 from ...core import statistics
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.notebook import MOST, FigureView
 from ...core.result import Result
 from ...data.items import groups, require, require_disjoint
@@ -110,11 +112,10 @@ class Faithfulness(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """Both curves with bands (see viz.faithfulness_curves)."""
-        from ...viz import faithfulness_curves
-
-        return faithfulness_curves({"ranking": self}, **options)
+        return draw("faithfulness_curves", {"ranking": self}, **options)
 
 
+@checked
 def faithfulness(
     vlm: VLM,
     questions: Sequence[Question],

@@ -22,6 +22,8 @@ from ...attribution.head_probe import probe
 from ...attribution.integrated import integrated_gradients
 from ...attribution.patching import patch
 from ...core import statistics
+from ...core.arguments import checked
+from ...core.figures import draw
 from ...core.notebook import FigureView
 from ...core.progress import track
 from ...core.result import APART, Misfit, Result, require_heads
@@ -167,9 +169,7 @@ class Localisation(Result, FigureView):
 
     def plot(self, **options: Any) -> Any:
         """AUROC and precision of every method with intervals (see viz.localisation)."""
-        from ...viz import localisation
-
-        return localisation({"": self}, **options)
+        return draw("localisation", {"": self}, **options)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, meta = super()._parts()
@@ -190,6 +190,7 @@ class Localisation(Result, FigureView):
             raise Misfit(f"{APART}: {len(self.known)} of {L * H} heads are known")
 
 
+@checked
 def localise(
     vlm: VLM,
     draws: Sequence[Sequence[Question]],

@@ -13,6 +13,7 @@ from torch import Tensor
 from ...adapters.scale.fit import Fit, fit_scales
 from ...attribution.ablation import provenance
 from ...core import statistics
+from ...core.arguments import Count, checked
 from ...core.notebook import NotebookView
 from ...data.items import groups, require, require_disjoint
 from ...data.question import Question
@@ -77,8 +78,9 @@ class Recovery(NotebookView):
         return order[:, [layer * H + head for layer, head in self.planted]].numpy() + 1
 
 
+@checked
 def recover(
-    damaged: PlantedVLM, intact: VLM, train: Sequence[Question], test: Sequence[Question], *, seeds: int = 5, **settings: Any
+    damaged: PlantedVLM, intact: VLM, train: Sequence[Question], test: Sequence[Question], *, seeds: Count = 5, **settings: Any
 ) -> Recovery:
     """Fit scalars on all heads of a model with a planted shortfall, a fit a seed side by side, and answer the test questions.
 

@@ -23,8 +23,8 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
-from .rows import NAME as PACKED
-from .rows import attention, packed_attention
+from ..rows import NAME as PACKED
+from ..rows import attention, packed_attention
 
 Rows = Literal["last", "all"]
 Steps = Literal["prefill", "each_new_token"]

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ...data.question import Question
 from ...errors import DataError, EditError
-from ...execution.batches import Batches, Found, Singles, Work, each
+from ...execution.batches import Batches, BatchResult, SingleQuestions, Work, map_batches
 from ...vlm.vlm import VLM
 from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
@@ -19,9 +19,9 @@ from ..engine import Path, choose_path
 from ..paths import join, packed_batch
 from ..prefix import Prefix, Prompts
 from ..reference import forward, run_reference
+from ..rows import NAME as PACKED
+from ..rows import attention
 from .logits import LogitEdit, Pass, rewriting
-from .rows import NAME as PACKED
-from .rows import attention
 
 
 class Answers(Protocol):
@@ -160,24 +160,24 @@ def answer_all(
         prompts.require(questions, scoring)
     if selected is not None and len(selected) != len(questions):
         raise DataError(f"{len(selected)} selections for {len(questions)} questions: give one each")
-    batches: Batches = Singles(questions)
+    batches: Batches = SingleQuestions(questions)
     work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
         batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
-    found = [*each(vlm, batches, work, "answering")]
+    found = [*map_batches(vlm, batches, work, "answering")]
     passes = sum(int(part.pop("passes")) for part in found)
     return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes
 
 
-def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> Found:
+def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> BatchResult:
     return _columns(vlm, PackedAnswers(vlm, prefix), run)
 
 
-def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> Found:
+def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> BatchResult:
     row, question = batch
     return _columns(vlm, WholeAnswers(vlm, question, scoring, None if selected is None else selected[row]), run)
 
 
-def _columns(vlm: VLM, batch: Answers, run: Run) -> Found:
+def _columns(vlm: VLM, batch: Answers, run: Run) -> BatchResult:
     columns = {f"{i:04}": column for i, column in enumerate(run(vlm, batch))}
     return columns | {"passes": torch.tensor(batch.passes)}

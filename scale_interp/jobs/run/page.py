@@ -1,22 +1,32 @@
-"""The page of one run: what was asked, which heads, which scalars, and whether the gain is real."""
+"""The page of one run: what was asked, which heads matter, which scalars were learned, and whether the gain is real."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
 from ... import viz
+from ...adapters.scale.scale import ScAle
+from ...attribution.headmap import HeadMap
+from ...data.items import Questions
+from ...evaluation.accuracy import Evaluation
+from ...evaluation.falsification.suite import Falsification
+from ...interventions.edit import Head
 from ...viz import Section
+from .settings import Settings
 
 if TYPE_CHECKING:
     from ...adapters import ScAle
     from ...attribution import HeadMap
-    from ...evaluation import Evaluation
+    from ...data.items import Questions
+    from ...evaluation import Evaluation, Falsification
     from ...interventions.edit import Head
-    from .run import Run
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
 
@@ -35,18 +45,51 @@ CONTROL_COLUMNS = [
 ]
 
 
-def write_run_report(run: Run, summary: dict[str, Any]) -> None:
-    """Write report.html into the run's folder, from its saved results and a fresh rescaling study."""
-    maps, scales, evaluations, suites = run.locate(), run.fit(), run.evaluate(), run.falsify()
-    asked, patching = evaluations["asked"], maps["patch"]
-    marks = run.top_heads
+@dataclass(frozen=True, eq=False)
+class Results:
+    """All results of a run.
+
+    Args:
+        settings: what the run is of.
+        content: model, questions, versions and machine, as in settings.json.
+        train: the training questions.
+        test: the test questions.
+        maps: attribution method -> head map.
+        top_heads: the heads with the largest patching effect.
+        scales: fit -> scalars.
+        evaluations: task -> fit -> answers.
+        suites: fit -> falsification.
+        rescaling: unit (layer or mlp) -> study of its factors.
+    """
+
+    settings: Settings
+    content: dict[str, Any]
+    train: Questions
+    test: Questions
+    maps: Mapping[str, HeadMap]
+    top_heads: list[Head]
+    scales: Mapping[str, ScAle]
+    evaluations: Mapping[str, Mapping[str, Evaluation]]
+    suites: Mapping[str, Falsification]
+    rescaling: Mapping[str, Any]
+
+
+def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> None:
+    """Write the page of a run.
+
+    Args:
+        path: the HTML file.
+        results: what the figures and tables show.
+        summary: the headline numbers, as in summary.json.
+    """
+    settings, made, maps, scales = results.settings, results.content, results.maps, results.scales
+    asked, patching, marks = results.evaluations["asked"], maps["patch"], results.top_heads
     best = (scales["all"].scalars - 1).abs()
     sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
-    made = run.settings.job.content(run.vlm, {"train": run.train, "test": run.test})
     costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
-    key = "relation" if any(q.relation for q in run.test) else "answer_text"
+    key = "relation" if any(q.relation for q in results.test) else "answer_text"
     sections = [
-        Section("What was asked", what_was_asked(run, made)),
+        Section("What was asked", what_was_asked(results)),
         Section(
             "What was found",
             [
@@ -59,7 +102,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
         Section(
             "Which heads carry it",
             [
-                f"Measured on {run.settings.n_locate} training questions; the test questions were not used. The top {len(marks)} heads by "
+                f"Measured on {settings.n_locate} training questions; the test questions were not used. The top {len(marks)} heads by "
                 "patching are outlined; dots mark heads whose effect differs from 0 after Holm's correction over all heads.",
                 partial(viz.head_heatmap, patching, marks=marks),
                 f"The {len(marks)} chosen heads, with the scalars that they were given:",
@@ -73,7 +116,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
             "Rescaling without training",
             [
                 "All heads of one layer, or one layer's MLP, multiplied by a factor.",
-                *(partial(viz.rescaling, study) for study in run.rescaling().values()),
+                *(partial(viz.rescaling, study) for study in results.rescaling.values()),
             ],
         ),
         Section(
@@ -89,7 +132,7 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
             "Is the gain real?",
             [
                 item
-                for name, found in suites.items()
+                for name, found in results.suites.items()
                 for item in (
                     f"{FITS[name]}: {found.verdict}",
                     partial(viz.controls, found),
@@ -100,34 +143,34 @@ def write_run_report(run: Run, summary: dict[str, Any]) -> None:
         ),
         Section("What it costs elsewhere", [partial(viz.retention, costs), pd.DataFrame(costs)]),
         Section("Failures", failures(asked["base"], asked["all"])),
-        Section("How to reproduce", [run.settings.job.command, how_to_check(made)]),
+        Section("How to reproduce", [settings.job.command, how_to_check(made)]),
     ]
     title = f"{summary['model']['model']} on {summary['settings']['data']}"
     about = made["model"] | made["settings"] | made["versions"] | made["machine"]
-    viz.write_report(run.folder / "report.html", title=title, sections=sections, meta=about)
+    viz.write_report(path, title=title, sections=sections, meta=about)
 
 
-def what_was_asked(run: Run, made: dict[str, Any]) -> list[Any]:
-    """The question in words, two of the test questions, and what tells this model and these questions from others of their names."""
-    s, model = run.settings, made["model"]
-    pictures = {"train": run.train, "test": run.test}
+def what_was_asked(results: Results) -> list[Any]:
+    """The question in words, two of the test questions, and the hashes that identify this model and these questions."""
+    s, model = results.settings, results.content["model"]
+    questions = {"train": results.train, "test": results.test}
     splits = [
         {
             "split": split,
             "data": found["data"],
             "seed": found["seed"],
             "questions": found["n"],
-            "pictures": len({q.group for q in pictures[split]}),
-            "hash of words, answers and pictures": found["content_hash"],
+            "images": len({q.group for q in questions[split]}),
+            "hash of words, answers and images": found["content_hash"],
         }
-        for split, found in made["data"].items()
+        for split, found in results.content["data"].items()
     ]
     return [
         f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
         "learned scalars on heads and MLPs make more of these answers right, and is that gain what it seems?",
-        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(run.train)}, and {len(run.test)} test questions "
-        "were answered with and without them. No picture is in both splits. Two of the test questions:",
-        *run.test[:2],
+        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(results.train)}, and {len(results.test)} test "
+        "questions were answered with and without them. No image is in both splits. Two of the test questions:",
+        *results.test[:2],
         pd.DataFrame(splits),
         pd.DataFrame([{k: model[k] for k in ("model", "family", "dtype")} | {"hash of the weights": model["fingerprint"]}]).assign(
             **{"hub revision": model["revision"] or "none: not from a hub"}
@@ -135,21 +178,21 @@ def what_was_asked(run: Run, made: dict[str, Any]) -> list[Any]:
     ]
 
 
-def chosen_heads(head_map: HeadMap, heads: list[Head], scales: dict[str, ScAle]) -> pd.DataFrame:
-    """A row a chosen head: its score with interval and corrected p, and its scalars."""
+def chosen_heads(head_map: HeadMap, heads: list[Head], scales: Mapping[str, ScAle]) -> pd.DataFrame:
+    """One row per chosen head: its score with interval and corrected p, and its scalars."""
     table = head_map.to_frame().set_index(["layer", "head"]).loc[heads].reset_index()
     scalars = {f"scalar, {FITS[name]}": [float(scales[name].scalars[head]) for head in heads] for name in ("all", "top")}
     return table[["rank", "layer", "head", "score", "low", "high", "p"]].assign(**scalars)
 
 
 def failures(base: Evaluation, fitted: Evaluation, n: int = 3) -> list[Any]:
-    """What the scalars mended, spoilt and left wrong: how many questions, and the first n of each with both answers."""
+    """What the scalars repaired, broke and left wrong: how many questions, and the first n of each with both answers."""
     was, now = base.per_question.bool().tolist(), fitted.per_question.bool().tolist()
     out: list[Any] = []
     for kind, before, after in (
         ("Still wrong", False, False),
-        ("Spoilt by the scalars", True, False),
-        ("Mended by the scalars", False, True),
+        ("Broken by the scalars", True, False),
+        ("Repaired by the scalars", False, True),
     ):
         members = [i for i in range(len(was)) if (was[i], now[i]) == (before, after)]
         out.append(f"{kind}: {len(members)} of {len(was)} questions{', the first of them:' if len(members) > n else '.'}")
@@ -158,7 +201,7 @@ def failures(base: Evaluation, fitted: Evaluation, n: int = 3) -> list[Any]:
 
 
 def how_to_check(made: dict[str, Any]) -> str:
-    """What must be the same for the numbers to be."""
+    """What must be the same for the numbers to be the same."""
     packages = ", ".join(f"{name} {version}" for name, version in made["versions"].items())
     return f"Computed with {packages}. The same numbers can be expected where the hashes of weights and questions are those above."
 

@@ -1,4 +1,4 @@
-"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not redone."""
+"""The main job in a folder: locate heads, fit ScAle on them, evaluate, falsify, report. Steps that are done are not repeated."""
 
 from __future__ import annotations
 
@@ -25,52 +25,64 @@ from ...data.scenes.task import NON_SPATIAL
 from ...errors import FileError
 from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from ...evaluation.falsification.suite import Falsification, falsify
+from ...execution.execution import with_journal
 from ...interventions.edit import Head
 from ...interventions.prefix import Prompts
 from ...models.load import load
 from ...vlm.vlm import VLM
-from ..folder import Asked, RunFolder, Say
+from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import run_headline
+from .page import Results, sentences, write_run_report
 from .settings import MAPS, PLACES, Settings
 
 SCORES = "Scores"
 
 
 class Run:
-    """One run folder. Every step writes its results whole and is skipped where they are there already."""
+    """One run folder. Every step writes its results completely, and is skipped where they are there already."""
 
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
-        if vlm is not None:
-            self.vlm = vlm
-        self.kept = RunFolder(folder, settings.job, self._asked, say)
+        self._given = vlm
+        self.run_folder = RunFolder(folder, settings.job, self._asked, say)
 
     @staticmethod
     def existing(folder: Path, say: Say = lambda _: None) -> Run:
-        """The run that a folder holds."""
+        """Open the run in a folder.
+
+        Raises:
+            FileError: the folder holds the results of another command, or of another version.
+        """
         found = read_json(folder / "settings.json")
-        if found.get("kind", "run") != "run":
-            raise FileError(f"{folder} holds the results of `{found['kind']}`, no run: `scale-interp show {folder}` shows them")
+        if found.get("kind") != "run":
+            raise FileError(f"{folder} holds the results of `{found.get('kind')}`, not a run: `scale-interp show {folder}` shows them")
         try:
             return Run(folder, Settings(**found["settings"]), say)
         except (KeyError, TypeError) as error:
-            raise FileError(f"{folder / 'settings.json'} is no run of this version ({error})") from error
+            raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
-    def _asked(self) -> Asked:
-        # Contrasts too: without any the run would end at its first step.
+    def _asked(self) -> ModelAndQuestions:
+        # Contrasts too, as a run without any would fail at its first step.
         _ = self.pairs
         return self.vlm, {"train": self.train, "test": self.test}
 
-    @cached_property
+    @property
     def vlm(self) -> VLM:
-        return load(self.settings.model)
+        """The model; while the folder is worked in, with its journal."""
+        return with_journal(self._loaded, self.run_folder.working_journal)
+
+    @cached_property
+    def _loaded(self) -> VLM:
+        return self._given or load(self.settings.model)
 
     @cached_property
     def train(self) -> Questions:
+        """The training questions."""
         return load_questions(self.settings.data, "train", self.settings.n_train, self.settings.seed)
 
     @cached_property
     def test(self) -> Questions:
+        """The test questions, which share no image with the training questions."""
         questions = load_questions(self.settings.data, "test", self.settings.n_test, self.settings.seed)
         require_disjoint(self.train, questions)
         return questions
@@ -81,10 +93,11 @@ class Run:
         return contrasts(self.train[: self.settings.n_locate])
 
     def non_spatial(self, split: str) -> dict[str, Questions]:
-        """Questions of the tasks that should not change, by task."""
+        """Task -> questions of the tasks that should not change."""
         return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
 
     def non_spatial_together(self, split: str) -> list[Question]:
+        """Questions of all tasks that should not change."""
         return [q for questions in self.non_spatial(split).values() for q in questions]
 
     def locate(self) -> dict[str, HeadMap]:
@@ -94,7 +107,7 @@ class Run:
     def _map(self, name: str) -> HeadMap:
         path = self.folder / "head_maps" / f"{name}.safetensors"
         says = f"locating heads: {name.replace('_', ' ')}"
-        return self.kept.take(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
+        return self.run_folder.run_step(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
 
     def _locate(self, name: str) -> HeadMap:
         asked = self.train[: self.settings.n_locate]
@@ -112,7 +125,7 @@ class Run:
     @property
     def top_heads(self) -> list[Head]:
         """The heads with the largest patching effect."""
-        if not self.kept.done("locate patch"):
+        if not self.run_folder.done("locate patch"):
             raise FileError(f"{self.folder} has no head maps yet: run `scale-interp locate` on it first")
         return self._map("patch").top(self.settings.top)
 
@@ -121,7 +134,7 @@ class Run:
         found: dict[str, ScAle] = {}
         prompts = None
         if not self._fitted:
-            _ = self.top_heads  # or why there are none, before anything is opened
+            _ = self.top_heads  # fails here where there are none, before anything is loaded
             prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, told in (
@@ -129,7 +142,7 @@ class Run:
             ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
         ):
             make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
-            found |= self.kept.take(step, make, load, told)
+            found |= self.run_folder.run_step(step, make, load, told)
         return found
 
     def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
@@ -144,7 +157,7 @@ class Run:
 
     @property
     def _fitted(self) -> bool:
-        return self.kept.done("fit") and self.kept.done("fit retained")
+        return self.run_folder.done("fit") and self.run_folder.done("fit retained")
 
     def _scales(self) -> dict[str, ScAle]:
         if not self._fitted:
@@ -154,10 +167,10 @@ class Run:
     def evaluate(self) -> dict[str, dict[str, Evaluation]]:
         """Task -> fit -> answers on the test split; fits: base, all, top, retained."""
         asked: dict[str, Questions] = {"asked": self.test} | self.non_spatial("test")
-        if not self.kept.done("evaluate"):
+        if not self.run_folder.done("evaluate"):
             self._scales()
         path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
-        tensors, _ = self.kept.take("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
+        tensors, _ = self.run_folder.run_step("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
         made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
         return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
 
@@ -183,15 +196,15 @@ class Run:
             falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
 
         says = f"falsifying: every control beside ScAle on {on}"
-        return self.kept.take(f"falsify {name}", make, lambda: Falsification.load(path), says)
+        return self.run_folder.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
 
     def rescaling(self) -> dict[str, Any]:
-        """The no-training study: layers and MLPs rescaled by a grid of factors, on training questions."""
+        """The study without training: layers and MLPs rescaled by a grid of factors, on training questions."""
         asked = self.train[: self.settings.n_locate]
         return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
 
     def retention(self) -> list[dict[str, Any]]:
-        """Change of non-spatial accuracy, a row a task and fit, and one for all tasks together."""
+        """Change of non-spatial accuracy: one row per task and fit, and one per fit for all tasks together."""
         evaluations = self.evaluate()
         rows = []
         for fit in PLACES:
@@ -246,25 +259,43 @@ class Run:
         }
 
     def everything(self, anew: bool = False) -> dict[str, Any]:
-        """The whole job, the summary and the report; anew: write these two also where they are there."""
+        """Do the whole job, and write the summary and the report.
+
+        Args:
+            anew: whether to write these two even if they are there.
+
+        Returns:
+            The summary.
+        """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
-        with self.kept.working():
+        with self.run_folder.working():
             self.locate()
             self.fit()
             self.evaluate()
             self.falsify()
             summary = self.summary()
-            if anew or self.kept.taken:
-                self.kept.forget("report")
-            self.kept.take("report", lambda: self._report(summary), lambda: None, "writing the report")
+            if anew or self.run_folder.taken:
+                self.run_folder.forget("report")
+            self.run_folder.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary
 
     def _report(self, summary: dict[str, Any]) -> None:
-        from .page import sentences, write_run_report
-
         write_json(self.folder / "summary.json", summary)
-        self.kept.write_findings(run_headline(summary), sentences(summary))
-        write_run_report(self, summary)
+        self.run_folder.write_findings(run_headline(summary), sentences(summary))
+        content = self.settings.job.content(self.vlm, {"train": self.train, "test": self.test})
+        results = Results(
+            settings=self.settings,
+            content=content,
+            train=self.train,
+            test=self.test,
+            maps=self.locate(),
+            top_heads=self.top_heads,
+            scales=self.fit(),
+            evaluations=self.evaluate(),
+            suites=self.falsify(),
+            rescaling=self.rescaling(),
+        )
+        write_run_report(self.folder / "report.html", results, summary)
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from ...data.load import load_questions
 from ...data.question import Question
 from ...data.scenes.task import TASKS
 from ...vlm.vlm import VLM
-from ..load import load
+from ..checkpoint import open_checkpoint
 from . import NAMES
 
 N = 400
@@ -34,7 +34,7 @@ ORIGIN = {
 def write_cards(folder: Path) -> None:
     """Measure the models in `folder` and write a README.md beside each one's weights."""
     for name in NAMES:
-        vlm = load(folder / name)
+        vlm = open_checkpoint(str(folder / name), str(folder / name))
         accuracies = {task: accuracy(vlm, list(load_questions(f"scenes/{task}", "test", N))) for task in TASKS}
         rows = "\n".join(f"| {task} | {value:.3f} |" for task, value in accuracies.items())
         (folder / name / "README.md").write_text(_card(name, vlm, rows))

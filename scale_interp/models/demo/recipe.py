@@ -5,10 +5,11 @@ Every step draws its own data from (seed, stage, step), so a run that was stoppe
 
 from __future__ import annotations
 
-import json
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,11 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
-from transformers import AttentionInterface, LlavaForConditionalGeneration
+from transformers import AttentionInterface, LlavaForConditionalGeneration, ProcessorMixin
 
 from ...data.scenes.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
 from ...data.scenes.task import RELATIONS, TASKS, Asked, place
-from ...errors import FileError
+from ...execution.journal import Checkpoints, Journal
 from .build import IMAGE_TOKENS, PATCH, processor, untrained
 
 MIXTURE = {
@@ -89,32 +90,29 @@ def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], N
 
     progress(stage, step, steps, loss) is called after every step. About 40 minutes on two cores.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    for stage in STAGES.values():
-        if not finished(out, stage, seed):
-            _train_stage(out, stage, seed, progress or (lambda *_: None))
+    with training_journal(out, seed) as journal:
+        for stage in STAGES.values():
+            journal.step(stage.name, partial(_train_stage, out, journal, stage, seed, progress or (lambda *_: None)), lambda: None)
 
 
-def finished(out: Path, stage: Stage, seed: int) -> bool:
-    state = _state(out, stage)
-    if state is not None and state["seed"] != seed:
-        raise FileError(f"{out} holds a training run with seed {state['seed']}, not {seed}: use another folder")
-    return state is not None and state["step"] >= stage.steps
+@contextmanager
+def training_journal(out: Path, seed: int) -> Iterator[Journal]:
+    """The journal of a training run: a stage is a step. Raises FileError where the folder holds a run with another seed."""
+    with Journal(out).opened() as journal:
+        journal.claim("training run", {"seed": seed})
+        (out / "training").mkdir(exist_ok=True)
+        yield journal
 
 
-def _state(out: Path, stage: Stage) -> dict | None:
-    path = out / "training" / f"{stage.name}.json"
-    return json.loads(path.read_text()) if path.exists() else None
-
-
-def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None:
+def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress: Callable) -> list[str]:
     model = untrained(seed)
     labels = nn.Linear(model.model.vision_tower.config.hidden_size, len(COLOURS) + len(SHAPES) + 2)
     if stage.after:
         model.load_state_dict(load_file(out / "training" / f"{stage.after}.safetensors"), strict=False)
     trained = nn.ModuleDict({"model": model} if stage.rewrite else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
-    start = resume(out, stage, trained, optimiser)
+    checkpoints = journal.unfinished.checkpoints(stage.name, stage, seed)
+    start = resume(checkpoints, trained, optimiser)
     batches = _Batches(seed, stage)
     for step in range(start, stage.steps):
         for group in optimiser.param_groups:
@@ -127,12 +125,8 @@ def _train_stage(out: Path, stage: Stage, seed: int, progress: Callable) -> None
         optimiser.step()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            checkpoint(out, stage, seed, step + 1, trained, optimiser)
-    save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
-    if stage.released:
-        model.bfloat16().save_pretrained(out / stage.name)
-        processor().save_pretrained(out / stage.name)
-    write_state(out, stage, seed, stage.steps)
+            checkpoint(checkpoints, step + 1, trained, optimiser)
+    return saved_weights(out, model, stage, processor() if stage.released else None)
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -140,32 +134,20 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 
 
-def checkpoint(out: Path, stage: Stage, seed: int, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    (out / "training").mkdir(exist_ok=True)
+def checkpoint(checkpoints: Checkpoints, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
+    """Keep weights and optimiser, in place of those of the last checkpoint."""
     tensors = {f"weight.{k}": v for k, v in trained.state_dict().items()}
     for i, entry in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in entry.items()}
-    partial = out / "training" / f"{stage.name}.partial.{step}.safetensors"
-    save_file(tensors, partial)
-    write_state(out, stage, seed, step)
-    for old in partial.parent.glob(f"{stage.name}.partial.*"):
-        if old != partial:
-            old.unlink()
+    checkpoints.put("checkpoint", tensors, {"step": step})
 
 
-def write_state(out: Path, stage: Stage, seed: int, step: int) -> None:
-    (out / "training").mkdir(exist_ok=True)
-    path = out / "training" / f"{stage.name}.json"
-    fresh = path.with_suffix(".new")
-    fresh.write_text(json.dumps({"seed": seed, "step": step}))
-    fresh.replace(path)
-
-
-def resume(out: Path, stage: Stage, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    state = _state(out, stage)
-    if state is None:
+def resume(checkpoints: Checkpoints, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
+    """Take up the last checkpoint; its step, 0 where there is none."""
+    found = checkpoints.get("checkpoint")
+    if found is None:
         return 0
-    tensors = load_file(out / "training" / f"{stage.name}.partial.{state['step']}.safetensors")
+    tensors, meta = found
     trained.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
     moments: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
@@ -173,7 +155,17 @@ def resume(out: Path, stage: Stage, trained: nn.Module, optimiser: torch.optim.O
             _, i, name = key.split(".")
             moments.setdefault(int(i), {})[name] = value
     optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
-    return state["step"]
+    return int(meta["step"])
+
+
+def saved_weights(out: Path, model: LlavaForConditionalGeneration, stage: Stage, made_by: ProcessorMixin | None) -> list[str]:
+    """Write what a stage has trained, with the processor where it is a model of its own; the files' names."""
+    save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
+    if made_by is not None:
+        model.bfloat16().save_pretrained(out / stage.name)
+        made_by.save_pretrained(out / stage.name)
+    own = sorted(str(path.relative_to(out)) for path in (out / stage.name).rglob("*") if path.is_file())
+    return [f"training/{stage.name}.safetensors", *(own if made_by is not None else ())]
 
 
 class _Batches:

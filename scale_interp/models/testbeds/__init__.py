@@ -5,35 +5,16 @@
 (('one-head', 'three-heads', 'relay'), 2)
 """
 
-from pathlib import Path
+from ...core.names import offered
+from .circuits import CIRCUITS as CIRCUITS
+from .circuits import NAMES as NAMES
+from .circuits import Circuit as Circuit
+from .circuits import circuit as circuit
+from .circuits import folder as folder
+from .planting import PLANTINGS as PLANTINGS
+from .planting import PlantedVLM as PlantedVLM
+from .planting import Planting as Planting
+from .planting import plant as plant
+from .planting import planted as planted
 
-from ...core.arguments import near
-from ...errors import ModelError
-from .circuits import CIRCUITS, Circuit
-from .planting import PLANTINGS, PlantedVLM, Planting, plant, planted
-
-PREFIX = "testbed/"
-NAMES = tuple(CIRCUITS)
-
-__all__ = ["CIRCUITS", "NAMES", "PLANTINGS", "Circuit", "PlantedVLM", "Planting", "circuit", "folder", "plant", "planted"]
-
-
-def circuit(name: str) -> Circuit:
-    """The circuit of a known-circuit model, by its name with or without "testbed/".
-
-    >>> circuit("testbed/three-heads").heads
-    ((2, 1), (3, 4), (3, 6))
-    """
-    short = name.removeprefix(PREFIX)
-    if short not in CIRCUITS:
-        raise ModelError(f"no known-circuit model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(short, NAMES)}")
-    return CIRCUITS[short]
-
-
-def folder(name: str) -> Path:
-    """Where the weights, tokenizer, processor and card of a known-circuit model lie.
-
-    >>> (folder("testbed/one-head") / "config.json").is_file()
-    True
-    """
-    return Path(__file__).parent / "weights" / circuit(name).name
+__all__ = offered(__file__)

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from ...data.load import load_questions
 from ...vlm.vlm import VLM
+from ..checkpoint import open_checkpoint
 from ..demo.card import accuracy
-from ..load import load
 from .circuits import CIRCUITS, TASK, Circuit
 
 N = 400
@@ -15,7 +15,7 @@ N = 400
 
 def write_card(name: str, folder: Path) -> None:
     """Measure the model in `folder` and write a README.md beside its weights."""
-    circuit, vlm = CIRCUITS[name], load(folder)
+    circuit, vlm = CIRCUITS[name], open_checkpoint(str(folder), str(folder))
     right = accuracy(vlm, list(load_questions(f"scenes/{TASK}", "test", N)))
     (folder / "README.md").write_text(_card(circuit, vlm, right))
 

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
+from ...core.suggest import near
 from ...data.scenes.task import POSITIONS
+from ...errors import ModelError
 
 TASK = "position"
 Head = tuple[int, int]
@@ -98,3 +101,28 @@ CIRCUITS = {
     )
 }
 """Three sizes and depths. Decoys and word heads lie no lower than the last listed head, so that no listed head reads what they wrote."""
+
+
+PREFIX = "testbed/"
+NAMES = tuple(CIRCUITS)
+
+
+def circuit(name: str) -> Circuit:
+    """The circuit of a known-circuit model, by its name with or without "testbed/".
+
+    >>> circuit("testbed/three-heads").heads
+    ((2, 1), (3, 4), (3, 6))
+    """
+    short = name.removeprefix(PREFIX)
+    if short not in CIRCUITS:
+        raise ModelError(f"no known-circuit model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(short, NAMES)}")
+    return CIRCUITS[short]
+
+
+def folder(name: str) -> Path:
+    """Where the weights, tokenizer, processor and card of a known-circuit model lie.
+
+    >>> (folder("testbed/one-head") / "config.json").is_file()
+    True
+    """
+    return Path(__file__).parent / "weights" / circuit(name).name

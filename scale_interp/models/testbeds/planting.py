@@ -10,7 +10,12 @@ from typing import Any
 import torch
 
 from ...errors import EditError, ModelError
+from ...interventions.edit import check_heads
 from ...vlm.vlm import VLM
+from ..checkpoint import open_checkpoint
+from ..demo import NAMES as DEMOS
+from ..demo import folder as demo_folder
+from .circuits import folder as circuit_folder
 
 Heads = tuple[tuple[int, int], ...]
 
@@ -26,6 +31,7 @@ class PlantedVLM(VLM):
     ('demo-healthy', ((3, 0),))
     """
 
+    asked_for = "a model with a planted shortfall, as si.testbeds.plant makes it"
     planted: Heads
     factor: float
     origin: str
@@ -48,8 +54,6 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
     >>> si.testbeds.plant(si.load("demo-healthy"), [(3, 0)], factor=0.25)
     <VLM demo-healthy [planted shortfall: (3, 0) x 0.25]: llava, 6 layers x 8 heads of 16, torch.float32>
     """
-    from ...interventions.edit import check_heads
-
     chosen = tuple(check_heads(heads, vlm.n_layers, vlm.n_heads))
     if not chosen:
         raise EditError("no heads: name at least one to damage")
@@ -59,6 +63,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
         raise ModelError(f"{vlm.name} holds a planted shortfall already: plant into the intact {vlm.origin}")
     name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
     damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)
+    damaged.execution = vlm.execution
     damaged.planted, damaged.factor, damaged.origin = chosen, float(factor), vlm.name
     with torch.no_grad():
         for layer, head in chosen:
@@ -109,9 +114,8 @@ def planted(name: str) -> PlantedVLM:
     >>> planted("inverted").name
     'demo-healthy [planted shortfall: (2, 4) x -1]'
     """
-    from ..load import load
-
     if name not in PLANTINGS:
         raise ModelError(f"no planting {name!r}: choose from {', '.join(PLANTINGS)}, or plant your own with plant(vlm, heads, factor)")
     chosen = PLANTINGS[name]
-    return plant(load(chosen.model), chosen.heads, chosen.factor)
+    place = demo_folder(chosen.model) if chosen.model in DEMOS else circuit_folder(chosen.model)
+    return plant(open_checkpoint(str(place), chosen.model), chosen.heads, chosen.factor)

@@ -6,17 +6,19 @@ Every step draws its own data from (seed, stage, step), so a run that was stoppe
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import LlavaForConditionalGeneration
 
 from ...data.scenes.scene import COLOURS, GRID, SHAPES, SIZE, Scene, scenes
 from ...data.scenes.task import TASKS
+from ...execution.journal import Journal
 from ..demo import recipe
 from ..demo.recipe import Stage, pixel_values
 from .build import HEAD_DIM, IMAGE_TOKENS, WIDTH, Construction, processor, untrained
@@ -36,13 +38,15 @@ def stages(circuit: Circuit) -> tuple[Stage, Stage]:
 def train(name: str, out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
     """Train one known-circuit model into `out`/NAME, resuming what is there; progress(stage, step, steps, loss) after each step."""
     circuit = CIRCUITS[name]
-    (out / "training").mkdir(parents=True, exist_ok=True)
-    for number, stage in enumerate(stages(circuit)):
-        if not recipe.finished(out, stage, seed):
-            _train_stage(circuit, number, stage, out, seed, progress or (lambda *_: None))
+    with recipe.training_journal(out, seed) as journal:
+        for number, stage in enumerate(stages(circuit)):
+            make = partial(_train_stage, circuit, number, stage, out, journal, seed, progress or (lambda *_: None))
+            journal.step(stage.name, make, lambda: None)
 
 
-def _train_stage(circuit: Circuit, number: int, stage: Stage, out: Path, seed: int, progress: Callable[..., None]) -> None:
+def _train_stage(
+    circuit: Circuit, number: int, stage: Stage, out: Path, journal: Journal, seed: int, progress: Callable[..., None]
+) -> list[str]:
     model = untrained(circuit, seed)
     labels = nn.Linear(WIDTH, len(COLOURS) + len(SHAPES) + 2)
     if stage.after:
@@ -52,7 +56,8 @@ def _train_stage(circuit: Circuit, number: int, stage: Stage, out: Path, seed: i
     trained = nn.ModuleDict({"model": model, "readers": last.readers} if number else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
     batches = _Batches(circuit, seed, number)
-    for step in range(recipe.resume(out, stage, trained, optimiser), stage.steps):
+    checkpoints = journal.unfinished.checkpoints(stage.name, stage, seed)
+    for step in range(recipe.resume(checkpoints, trained, optimiser), stage.steps):
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate(stage, step)
         loss = batches.answer_loss(model, last, step) if number else batches.patch_loss(model, labels, step)
@@ -63,12 +68,8 @@ def _train_stage(circuit: Circuit, number: int, stage: Stage, out: Path, seed: i
         construction.hold()
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % recipe.CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
-            recipe.checkpoint(out, stage, seed, step + 1, trained, optimiser)
-    save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
-    if number:
-        model.bfloat16().save_pretrained(out / circuit.name)
-        processor(circuit).save_pretrained(out / circuit.name)
-    recipe.write_state(out, stage, seed, stage.steps)
+            recipe.checkpoint(checkpoints, step + 1, trained, optimiser)
+    return recipe.saved_weights(out, model, stage, processor(circuit) if number else None)
 
 
 class _LastToken:

@@ -18,7 +18,7 @@ import torch
 import transformers
 from torch import nn
 
-from ...core.arguments import near
+from ...core.suggest import near
 from ...errors import ModelError
 
 PREFIX = "tiny-random/"

@@ -1,0 +1,116 @@
+"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results"""
+
+from pathlib import Path
+from typing import Any
+
+from scale_interp.bench import Benchmark, read_benchmarks
+from scale_interp.core.files import read_json, write_bytes
+from scale_interp.jobs.run.page import FITS, change
+
+HERE = Path(__file__).parent
+DOCS = HERE.parent
+MODELS = ("demo", "demo-healthy", "demo-prior")
+
+
+def main() -> None:
+    summaries = {name: read_json(Path("runs") / f"{name}-scenes-relation" / "summary.json") for name in MODELS}
+    measured = [found for name in ("realistic", "demo") for found in read_benchmarks(HERE / f"bench-{name}.json")]
+    parts = [HEAD, *(model(name, found) for name, found in summaries.items()), SPEED, *map(speed, measured)]
+    write_bytes(DOCS / "results.md", "\n".join(parts).encode())
+
+
+HEAD = """# What was measured
+
+On two CPU cores. `python -m docs.studies.results` writes this page from the runs and the benchmark that it names; `python -m
+docs.studies.images runs/demo-scenes-relation` draws the images. Base and gains are on 400 balanced test questions of scenes whose set
+of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite.
+"""
+
+
+def model(name: str, found: dict[str, Any]) -> str:
+    base, spread = found["base"], found["sparsity"]["patch"]
+    fits = "\n".join(
+        f"| {FITS[n]} | {r['parameters']} | {r['accuracy']:.3f} | {change(r, 'gain')} | {r['non_spatial_change']:+.3f} |"
+        for n, r in found["fits"].items()
+    )
+    ranks = "\n".join(
+        f"| {m} | {s['heads_to_half']} | {s['share_top4']:.2f} | {s['significant']} | {rank(a['scalar'])} |"
+        for (m, s), a in zip(found["sparsity"].items(), found["scalars_against_attribution"].values(), strict=True)
+    )
+    suites = "\n\n".join(suite(FITS[n], f) for n, f in found["falsification"].items())
+    return f"""## `{name}`
+
+    scale-interp run {name}
+
+Base accuracy {base["accuracy"]:.3f} [{base["low"]:.3f}, {base["high"]:.3f}], chance {base["chance"]:.2f}.
+
+| fit (one seed) | parameters | accuracy | gain | non-spatial change |
+|---|---|---|---|---|
+{fits}
+
+Half of the recovered logit difference is in {spread["heads_to_half"]} of {spread["heads"]} heads. Each method's map, and its rank
+correlation with the learned scalars:
+
+| method | heads to half | share of top 4 | significant heads | Spearman with the scalars |
+|---|---|---|---|---|
+{ranks}
+
+{suites}
+"""
+
+
+def rank(found: dict[str, float | None]) -> str:
+    return "all scalars are 1" if found["spearman"] is None else f"{found['spearman']:+.2f} (p = {found['p']:.2g})"
+
+
+def suite(title: str, found: dict[str, Any]) -> str:
+    rows = "\n".join(
+        f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {r['others_change']:+.3f} |" for n, r in found["controls"].items()
+    )
+    return f"""**Falsification, {title}, mean of three seeds.** {found["verdict"]} With scalars frozen at 1,
+{found["frozen_changed"]} answers and {found["frozen_bits_changed"]} logits changed.
+
+| control | gain | corrected p | non-spatial change |
+|---|---|---|---|
+{rows}"""
+
+
+SPEED = """## Speed
+
+    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/images/speed.png
+    scale-interp bench demo --out runs/bench-demo
+    for name in realistic demo; do cp runs/bench-$name/bench.json docs/studies/bench-$name.json; done
+
+All heads zero-ablated one by one, in every way on the same questions in one run, including reading the prompts; medians over the repeats,
+ratios within a repeat. Where one run per head would take more than a minute, the heads that were timed are spread over layers and repeats
+and represent all; any other way that takes more than a minute is timed once. `realistic/...` is a LLaVA with random weights, 576 image
+tokens, and layers x heads x width as named. Peak memory is that of fresh processes. No GPU was available.
+
+![ratios](images/speed.png)
+"""
+
+
+def speed(found: Benchmark) -> str:
+    about = found.about
+    rows = "\n".join(
+        f"| {r.way} | {r.seconds:,.3f} | {r.ratio:,.2f} | {'' if r.largest_difference is None else f'{r.largest_difference:.1e}'} "
+        f"| {found.sampled(r) or 'all heads'} |"
+        for r in found.rows
+    )
+    memory = found.memory
+    peak = "" if memory is None else f" Peak memory {memory.sweep / 1e9:.2f} GB, {memory.ratio:.2f} times that of one forward pass."
+    return f"""### {about["variants"]:,} heads of `{about["model"]}`
+
+{about["questions"]} question(s) of {about["tokens"]} tokens, {about["repeats"]} repeats, {about["threads"]} threads, {about["dtype"]}.
+
+| way | seconds | times ours | largest difference of a score | timed |
+|---|---|---|---|---|
+{rows}
+
+Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's own share of the packed sweep:
+{found.nnsight_share:.1%}{" (less than the noise)" if found.nnsight_share < 0 else ""}.{peak}
+"""
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,17 @@
+"""Which names a package offers: written once, in its `__init__.py`, as `from .module import name as name`."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+
+def offered(init: str | Path) -> list[str]:
+    """The names that an `__init__.py` imports `as` themselves: those that a type checker takes for public. It is read, not imported.
+
+    >>> import scale_interp.models.testbeds as testbeds
+    >>> offered(testbeds.__file__)[-3:]
+    ['folder', 'plant', 'planted']
+    """
+    imports = (node for node in ast.parse(Path(init).read_text()).body if isinstance(node, ast.ImportFrom))
+    return sorted(alias.name for node in imports for alias in node.names if alias.name == alias.asname)

@@ -1,0 +1,33 @@
+"""An Explorer that shows itself: its widgets, made when a notebook first asks for them."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ..errors import ModelError
+from .explorer import Explorer
+
+if TYPE_CHECKING:
+    from .panel import Panel
+
+
+class NotebookExplorer(Explorer):
+    """What `si.viz.explore` returns: an Explorer that draws itself where it is the last line of a cell.
+
+    >>> import scale_interp as si
+    >>> NotebookExplorer(si.load("demo"), si.load_questions("scenes/relation", n=2)).index
+    0
+    """
+
+    @cached_property
+    def panel(self) -> Panel:
+        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
+        try:
+            from .panel import Panel
+        except ImportError as error:
+            raise ModelError(f"the explorer is shown with {error.name}: pip install 'scale-interp[notebook]'") from error
+        return Panel(self)
+
+    def _repr_mimebundle_(self, **options: Any) -> Any:
+        return self.panel.root._repr_mimebundle_(**options)

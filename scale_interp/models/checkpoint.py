@@ -1,0 +1,126 @@
+"""Open a checkpoint, a folder's or the hub's, as a VLM: from safetensors alone, complete, and of the size that its config says."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
+from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.utils import is_torchvision_available, logging
+
+from ..core.suggest import near
+from ..errors import ModelError
+from ..vlm.vlm import VLM
+from .checkpoint_checks import require_fit, require_safe_folder, require_size
+from .image_only import image_only
+
+
+def open_checkpoint(
+    source: str,
+    name: str,
+    processor: ProcessorMixin | None = None,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: str | torch.device | None = None,
+    device_map: str | dict[str, Any] | None = None,
+    revision: str | None = None,
+    prompt: str | None = None,
+    trust_remote_code: bool = False,
+    known: Sequence[str] = (),
+) -> VLM:
+    """The VLM of a folder or hub id, under a name; the options are those of `load`. known: names to suggest where there is no such model.
+
+    Raises ModelError for anything that is no decoder-only VLM.
+    """
+    options = {"revision": revision, "trust_remote_code": trust_remote_code}
+    place, kind = _device(device), _floating(dtype)
+    config = _config(source, name, options, known)
+    require_safe_folder(Path(source), name)
+    if source == name and Path(source).is_dir():
+        require_size(Path(source), config, name)
+    on_cpu = device_map is None and place.type == "cpu"
+    try:
+        with _quiet_without_terminal():
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
+                source,
+                config=config,
+                dtype=kind or (torch.float32 if on_cpu else "auto"),
+                device_map=device_map,
+                output_loading_info=True,
+                use_safetensors=True,
+                **options,
+            )
+    except Exception as error:  # transformers and what it is built on have no one type for what they cannot load
+        raise ModelError(f"the weights of {name} cannot be loaded: {error}; load an intact checkpoint") from error
+    hf_model, info = loaded
+    if missing := sorted(info["missing_keys"]):
+        raise ModelError(f"the weights of {name} lack {missing[0]} and {len(missing) - 1} more: load a complete checkpoint")
+    if device is not None and device_map is None:
+        try:
+            hf_model.to(place)
+        except (AssertionError, RuntimeError) as error:
+            raise ModelError(f"{name} does not go to {device!r}: {error}; give a device that this machine has") from error
+    hf_model.requires_grad_(False)
+    vlm = VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt)
+    require_fit(vlm, info["unexpected_keys"])
+    return vlm
+
+
+@contextmanager
+def _quiet_without_terminal() -> Iterator[None]:
+    """No progress bar of transformers' in log files."""
+    shown = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
+    if shown:
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _config(source: str, name: str, options: dict[str, Any], known: Sequence[str]) -> Any:
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+    except Exception as error:  # a damaged configuration fails in as many ways as it has entries
+        own = ", ".join(n for n in known if "/" not in n)
+        raise ModelError(
+            f"no model {name[:200]!r}: it is none of {own}, no folder with a config.json of a model, and no hub id that can be "
+            f"reached ({error}){near(name, known) or '; give one of these'}"
+        ) from error
+    if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not options["trust_remote_code"]:
+        raise ModelError(f"{name} is a {config.model_type!r} model, which takes no images: load a vision-language model")
+    if getattr(config, "is_encoder_decoder", False):
+        raise ModelError(f"{name} ({config.model_type}) is an encoder-decoder model; this toolkit edits decoder-only models: load one")
+    return config
+
+
+def _device(device: str | torch.device | None) -> torch.device:
+    try:
+        return torch.device(device or "cpu")
+    except (RuntimeError, TypeError) as error:
+        raise ModelError(f"device={device!r}: {error}; give 'cpu', 'cuda' or 'cuda:0'") from error
+
+
+def _floating(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) and dtype != "auto" else dtype
+    if dtype not in (None, "auto") and not (isinstance(found, torch.dtype) and found.is_floating_point):
+        raise ModelError(f"dtype={dtype!r}: give a floating-point type, such as torch.float32 or 'bfloat16', or 'auto'")
+    return found
+
+
+def _processor(source: str, name: str, config: type, options: dict[str, Any]) -> ProcessorMixin:
+    kind: Any = PROCESSOR_MAPPING.get(config, None)
+    without_video = kind is not None and not is_torchvision_available() and "video_processor" in kind.get_attributes()
+    try:
+        found = (image_only(kind) if without_video else AutoProcessor).from_pretrained(source, **options)
+    except Exception as error:  # as above
+        raise ModelError(f"{name} has no usable processor ({error}): pass one as load(model, processor)") from error
+    if not isinstance(found, ProcessorMixin):
+        raise ModelError(f"{name} has a {type(found).__name__} but no processor for images: pass one as load(model, processor)")
+    return found

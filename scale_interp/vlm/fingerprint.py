@@ -1,0 +1,144 @@
+"""What a model's numbers depend on, as one hash: every weight, how the modules are put together, and how questions become tokens.
+
+Weights are summed up where they are, on the model's device: one pass over their memory, about what it takes to run one token. So nothing
+is remembered between two calls, and a change that leaves no trace in torch's version counters (`weight.data[...] = 0`) is seen.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+ROW = 2**15
+"""Words of 8 bytes that share a row of factors: as many as stay in a core's cache."""
+ROWS = {"cpu": 1}
+"""Rows that are summed at once: one by one on a CPU; elsewhere 512, 128 MiB, as every call is a kernel."""
+ODD = 0x9E3779B97F4A7C15
+PATHS = ("_name_or_path", "name_or_path", "transformers_version", "dtype", "torch_dtype", "_commit_hash")
+"""Entries of a configuration that no number depends on; the dtype is that of the weights."""
+
+
+def fingerprint(model: nn.Module) -> str:
+    """A hash of a model's weights, buffers, modules, adapters and configuration as they are now.
+
+    The same content gives the same hash on every device.
+
+    Args:
+        model: A transformers model, with or without adapters of peft.
+
+    Returns:
+        64 hexadecimal digits.
+    """
+    state = hashlib.sha256()
+    for name, tensor in _tensors(model):
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksum(tensor)};".encode())
+    for name, module in model.named_modules():
+        state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_scalars(module)};".encode())
+    state.update(_plain(getattr(model, "config", None)).encode())
+    return state.hexdigest()
+
+
+def checksum(tensor: Tensor) -> str:
+    """A sum modulo 2^64 over all bytes of a tensor: each 8 bytes times an odd number of their own place.
+
+    Multilinear hashing (Carter and Wegman 1979): a change of one word always changes the sum, and two tensors that differ in any other
+    way agree with a chance of about 2^-63.
+    """
+    raw = _bytes(tensor)
+    whole = len(raw) // 8 * 8
+    words = raw[:whole].view(torch.int64)
+    factors = _odd(torch.arange(ROW, device=raw.device))
+    total = torch.zeros((), dtype=torch.int64, device=raw.device)
+    step = ROWS.get(raw.device.type, 512) * ROW
+    for start in range(0, len(words), step):
+        part = words[start : start + step]
+        rows = torch.nn.functional.pad(part, (0, -len(part) % ROW)).view(-1, ROW)
+        numbers = _odd(start // ROW + ROW + torch.arange(len(rows), device=raw.device))
+        total += ((rows * factors).sum(1) * numbers).sum()
+    return f"{int(total) & (2**64 - 1):016x} {bytes(raw[whole:].cpu().tolist()).hex()}"
+
+
+def _odd(places: Tensor) -> Tensor:
+    """An odd number for each place, with the bits of the place well mixed (splitmix64's finaliser, on wrapping integers)."""
+    mixed = (places + 1) * (ODD - 2**64)
+    mixed = (mixed ^ (mixed >> 31)) * -4658895280553007687
+    return (mixed ^ (mixed >> 29)) | 1
+
+
+def _bytes(tensor: Tensor) -> Tensor:
+    """The memory of a tensor [n_bytes], also of a quantised or sub-byte one."""
+    values = tensor.detach()
+    if type(values) is not Tensor and type(values) is not nn.Parameter and hasattr(values, "__tensor_flatten__"):
+        names, _ = values.__tensor_flatten__()  # torchao's tensors are made of plain ones
+        return torch.cat([_bytes(getattr(values, name)).cpu() for name in names])
+    values = values.contiguous().reshape(-1)
+    return values.view(torch.uint8) if values.numel() else torch.zeros(0, dtype=torch.uint8, device=values.device)
+
+
+def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+    for name, module in model.named_modules():
+        # A quantised layer holds the scales of its weights beside them.
+        for key, value in vars(getattr(getattr(module, "weight", None), "quant_state", object())).items() if _quantised(module) else ():
+            if isinstance(value, Tensor):
+                yield f"{name}.quant_state.{key}", value
+
+
+def _quantised(module: nn.Module) -> bool:
+    return hasattr(getattr(getattr(module, "weight", None), "quant_state", None), "__dict__")
+
+
+def _scalars(module: nn.Module) -> str:
+    """The plain settings of a module, such as the scaling of a LoRA layer, the window of an attention layer, or a dropout's share."""
+    found = {}
+    for name, value in vars(module).items():
+        if name.startswith("_") and name not in ("_active_adapter", "_disable_adapters"):
+            continue
+        if isinstance(value, bool | int | float | str | list | tuple | Mapping) and name != "training":
+            found[name] = value
+    return _plain(found)
+
+
+def _plain(value: Any) -> str:
+    if hasattr(value, "to_dict"):
+        value = value.to_dict() | {"attention": getattr(value, "_attn_implementation", None)}
+    return json.dumps(_without_paths(value), sort_keys=True, default=lambda one: type(one).__name__)
+
+
+def _without_paths(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(k): _without_paths(v) for k, v in value.items() if k not in PATHS}
+    if isinstance(value, list | tuple):
+        return [_without_paths(v) for v in value]
+    return value
+
+
+def processor_fingerprint(processor: Any, prompt: str | None) -> str:
+    """A hash of how a question becomes tokens and pixels: tokenizer, chat template, image processing, and the user's own prompt."""
+    tokenizer = processor.tokenizer
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    words = json.dumps(sorted(tokenizer.get_vocab().items()))
+    if backend is not None:  # before its added tokens stands how the last call padded, which every call of ours says anew
+        words = backend.to_str().partition('"added_tokens"')[2]
+    parts = [prompt, processor.chat_template, words]
+    for name, value in sorted(vars(processor).items()):
+        if name != "tokenizer":
+            parts.append(f"{name} {_plain(value)}")
+    return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def numerics(device: torch.device) -> dict[str, Any]:
+    """What decides the last bits, and more, beside the weights: the device, autocast, and how products of float32 are computed."""
+    kind = device.type
+    return {
+        "device": kind,
+        "autocast": str(torch.get_autocast_dtype(kind)) if torch.is_autocast_enabled(kind) else None,
+        "float32_products": torch.get_float32_matmul_precision(),
+        "tf32": bool(torch.backends.cuda.matmul.allow_tf32) if kind == "cuda" else None,
+    }
