@@ -250,9 +250,10 @@ class VLM(NotebookView):
         for q, text in zip(questions, texts, strict=True):
             marks, pictures = text.count(self.placeholder), len(q.pictures)
             if marks != pictures:
+                inside = self.placeholder in q.text
+                mend = "remove it from the question's words" if inside else "write the placeholder once for each picture"
                 raise DataError(
-                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); "
-                    "write the placeholder once for each picture"
+                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); {mend}"
                 )
         images = [q.images for q in questions]
         bos = self.tokenizer.bos_token

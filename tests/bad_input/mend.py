@@ -57,7 +57,6 @@ WITHOUT = (
     r"has shape .*: expected \[N, .*\]$",
     r"a baseline takes epochs, batch_size, validation, patience and scope$",
     r"(missing a required argument|got an unexpected keyword argument).*\. It takes ",
-    r"it has boxes but no image; boxes are places in a picture$",
     r" is missing beside .*; the set is four files, line by line$",
     r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
     r"; this set fills \{question\}, \{options\}$",

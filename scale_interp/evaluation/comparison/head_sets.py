@@ -39,6 +39,7 @@ class HeadSets(Result):
     about: Mapping[str, str] = field(default_factory=dict)
     left_out: Mapping[str, str] = field(default_factory=dict)
     file = "json"
+    other_kind = "holds no head sets but {found!r}; give the file of {kind}"
 
     def __post_init__(self) -> None:
         checked = {name: tuple(check_heads(heads, self.n_layers, self.n_heads)) for name, heads in self.sets.items()}
@@ -119,8 +120,7 @@ class HeadSets(Result):
         hints = {"n_layers": int, "n_heads": int, "sets": list[dict[str, Any]], "left_out": dict[str, str]}
         found = entries(path, meta, hints)
         parts = [entries(path, part, PART) for part in found["sets"]]
-        sets = {part["name"]: part["heads"] for part in parts}
-        about = {part["name"]: part["about"] for part in parts if part["about"]}
+        sets, about = ({part["name"]: part[value] for part in parts} for value in ("heads", "about"))
         if len(sets) < len(parts):
             raise Misfit(f"{APART}: a set is there twice")
         return found | {"sets": sets, "about": about}

@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -197,20 +196,21 @@ def calibrate(
     # Both kinds advance together, so that a stopped calibration says something of each.
     jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
     for _, kind, number in track(jobs, "suites", len(jobs)):
-        make = partial(_suite, kind, number, of, models, journal)
-        rows[kind, number] = make() if journal is None else _kept_suite(journal, kind, number, make)
+        asked = kind, number, of, models
+        rows[kind, number] = _suite(*asked) if journal is None else _kept_suite(journal, *asked)
     in_order = (rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
     # Without the seconds, so that the same suites are the same calibration.
     untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in in_order)
     return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
 
 
-def _kept_suite(journal: Journal, kind: str, number: int, make: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+def _kept_suite(journal: Journal, kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
+    """The suite as the journal has it, or computed now and kept there."""
     name = f"{kind.replace(' ', '-')}-{number:04}.json"
     path = journal.folder / name
 
     def write() -> list[str]:
-        write_bytes(path, (json.dumps(make()) + "\n").encode())
+        write_bytes(path, (json.dumps(_suite(kind, number, of, models, journal)) + "\n").encode())
         return [name]
 
     found: dict[str, Any] = journal.step(f"{kind} {number}", write, lambda: json.loads(path.read_text()))
