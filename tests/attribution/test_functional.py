@@ -14,7 +14,7 @@ from scale_interp.attribution.removal import RemovalCurve, remove_heads_curve
 from scale_interp.data.decomposed import cog_questions
 from scale_interp.data.items import require_disjoint
 from scale_interp.data.readers.cogvsr import subquestions
-from scale_interp.errors import DataError, EditError, FileError, LeakError
+from scale_interp.errors import ArgumentError, DataError, EditError, FileError, LeakError
 from tests.support.oracle import plain_inputs
 
 L, H, D, F = 4, 6, 8, 3
@@ -323,7 +323,7 @@ def test_nothing_is_tested_on_pictures_that_chose_it(vlm, found, steps, directio
     ],
 )
 def test_wrong_requests_are_refused(vlm, steps, found, call, message):
-    with pytest.raises((DataError, EditError), match=message):
+    with pytest.raises((ArgumentError, DataError, EditError), match=message):
         call(vlm, steps, found)
 
 
