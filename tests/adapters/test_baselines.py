@@ -10,7 +10,7 @@ from peft import PeftModel
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.adapters.baselines.baselines import _linear, _pattern
+from scale_interp.adapters.baselines.peft_adapter import _linear, _pattern
 from scale_interp.adapters.baselines.training import learning
 from scale_interp.adapters.scale.fit import FitSettings
 from scale_interp.errors import EditError, FileError, LeakError, ModelError

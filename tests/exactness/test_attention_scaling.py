@@ -12,9 +12,11 @@ import torch
 
 import scale_interp as si
 from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
+from scale_interp.adapters.attention_scaling.method import places
 from scale_interp.adapters.attention_scaling.pasta import PASTA
-from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale, places
-from scale_interp.adapters.steering.steering import Steering, fit_steering
+from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
+from scale_interp.adapters.steering.fit import fit_steering
+from scale_interp.adapters.steering.steering import Steering
 from scale_interp.attribution.attention.grid import patch_grid
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
@@ -462,7 +464,7 @@ def test_probe_direction_tells_right_from_wrong(vlm, train):
 
 
 def test_planted_head_is_chosen():
-    from scale_interp.adapters.steering.steering import _best
+    from scale_interp.adapters.steering.fit import _best
 
     z, right = torch.randn(120, 2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(120) % 3 == 0
     z[:, 1, 2, 0] += 6.0 * right

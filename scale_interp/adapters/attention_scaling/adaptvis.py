@@ -16,7 +16,8 @@ from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_log
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from .scalingvis import AttentionScale, SavedSettings, all_scores, as_tuples, check_weight, places, shape
+from .method import SavedSettings, all_scores, as_tuples, check_weight, places, shape
+from .scalingvis import AttentionScale
 
 Confidence = Literal["vocabulary", "choices"]
 

@@ -16,7 +16,7 @@ from ...interventions.attention.logits import LogitEdit, attach_logits
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from .scalingvis import SavedSettings, as_pairs, places, shape
+from .method import SavedSettings, as_pairs, places, shape
 
 
 @checked_settings

@@ -23,6 +23,8 @@ from ...interventions.prefix import Prefix, read_prefix
 from ...vlm.vlm import VLM
 from ..scale.fit import FitSettings
 
+FREE_RATES = (1e-2, 3e-3, 3e-2)
+"""Learning rates tried for IA3 and for the shift."""
 BUDGET = ("epochs", "batch_size", "validation", "patience")
 
 

@@ -21,7 +21,7 @@ from ...data.question import Question
 from ...interventions.edit import Edit, Head, Scope
 from ...interventions.engine import Path, run_edits
 from ...vlm.vlm import VLM
-from .steering import fit_steering
+from .fit import fit_steering
 
 
 @dataclass(frozen=True, eq=False)

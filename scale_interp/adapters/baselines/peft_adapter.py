@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -24,21 +24,17 @@ from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
 from ...execution.batches import checkpoints_of
-from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
 from ...interventions.prefix import prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.vlm import VLM
-from ..attach import attach
-from .training import Batch, Fitted, best_rate, prepared, read_batches, train_parameters
+from .training import FREE_RATES, Batch, Fitted, best_rate, prepared, read_batches, train_parameters
 
 KEYS = ("k_proj", "v_proj")
 """Where IA3 rescales a layer's outputs, beside the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
 FEED_FORWARD = "down_proj"
 LORA_RATES = (3e-3, 1e-3, 1e-2)
-FREE_RATES = (1e-2, 3e-3, 3e-2)
-"""Learning rates tried for IA3 and for the shift."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,43 +79,6 @@ class PeftAdapter(NotebookView):
         weights = {f"base_model.model.{name}": weight for name, weight in self.weights.items()}
         write_tensors(folder / "adapter_model.safetensors", self.name, weights, {"settings": dict(self.settings)})
         write_json(folder / "adapter_config.json", self.config)
-
-
-@dataclass(frozen=True, eq=False)
-class LastTokenBias(NotebookView):
-    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
-
-    >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
-    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
-    """
-
-    shift: Tensor
-    scope: Scope = "each_new_token"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[Mapping[str, float], ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<LastTokenBias of {self.n_parameters:,} parameters>"
-
-    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
-
-    @property
-    def name(self) -> str:
-        return "last-token bias"
-
-    @property
-    def n_parameters(self) -> int:
-        return self.shift.numel()
-
-    def edit(self) -> Edit:
-        """The edit of one variant."""
-        return Edit(shift=self.shift[None], scope=self.scope)
-
-    def attached(self, vlm: VLM | nn.Module) -> AbstractContextManager[None]:
-        """The shifted model, for plain transformers forward and generate."""
-        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
 
 
 @checked
@@ -174,38 +133,6 @@ def fit_ia3(
     inner = [name for name in chosen if name.endswith(FEED_FORWARD)]
     config = _peft().IA3Config(target_modules=_pattern(vlm, chosen), feedforward_modules=_pattern(vlm, inner))
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
-
-
-@checked
-def fit_bias(
-    vlm: VLM,
-    train: Sequence[Question],
-    *,
-    learning_rates: Sequence[float] = FREE_RATES,
-    seed: Seed = 0,
-    path: Path = "auto",
-    **settings: Any,
-) -> LastTokenBias:
-    """A shift of every number of the last token's head outputs; settings as fit_lora's.
-
-    >>> import scale_interp as si
-    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)
-    >>> fit_bias(vlm, train, epochs=1, learning_rates=[1e-2])
-    <LastTokenBias of 768 parameters>
-    """
-    train, options = prepared(vlm, train, path, settings)
-    learn, held = read_batches(vlm, train, options, seed)
-    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
-
-    def trial(rate: float) -> Fitted:
-        shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
-        edit = Edit(shift=shift, scope=options.scope)
-        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
-        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
-
-    best, info = best_rate(trial, learning_rates, options, seed)
-    made = provenance(vlm, train, path="packed")
-    return LastTokenBias(best.state[0][0], options.scope, info, made, best.history)
 
 
 def _fit_peft(
