@@ -64,7 +64,7 @@ def ablate(
         source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
         source = source.mean(0, keepdim=True)
     elif mode == "resample":
-        source = read_clean(vlm, questions, path, prompts)[0][_others(questions, seed)]
+        source = read_clean(vlm, questions, path, prompts)[0][_other_questions(questions, seed)]
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
     return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
 
@@ -127,7 +127,7 @@ def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     return {"z": z, "scores": scores}
 
 
-def _others(questions: Sequence[Question], seed: int) -> Tensor:
+def _other_questions(questions: Sequence[Question], seed: int) -> Tensor:
     """For each question the index of another one."""
     if len(questions) < 2:
         raise EditError("resample ablation needs at least two questions")

@@ -47,10 +47,10 @@ def answer_activations(
 
 @torch.no_grad()
 def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> BatchResult:
-    z, told = _answer(vlm, questions, max_new_tokens)
+    z, in_answer = _answer(vlm, questions, max_new_tokens)
     if positions == "last":
-        return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}
-    return {"z": (z * told[..., None, None, None]).sum(1) / told.sum(1)[:, None, None, None]}
+        return {"z": z[torch.arange(len(questions)), in_answer.sum(1) - 1]}
+    return {"z": (z * in_answer[..., None, None, None]).sum(1) / in_answer.sum(1)[:, None, None, None]}
 
 
 def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -63,8 +63,8 @@ def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tup
     ends = vlm.hf_model.generation_config.eos_token_id
     ends = vlm.tokenizer.eos_token_id if ends is None else ends
     new = ids[:, inputs["input_ids"].shape[1] :][:, : T - 1]
-    over = torch.isin(new.cpu(), torch.tensor(ends)).cumsum(1) > 0
-    return z, torch.cat([torch.ones(len(questions), 1, dtype=torch.bool), ~over], 1)
+    ended = torch.isin(new.cpu(), torch.tensor(ends)).cumsum(1) > 0
+    return z, torch.cat([torch.ones(len(questions), 1, dtype=torch.bool), ~ended], 1)
 
 
 @contextmanager

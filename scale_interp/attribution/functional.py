@@ -119,12 +119,12 @@ class FunctionalHeads(Result):
         return np.stack([weights[:, rows] @ flat[rows] / np.maximum(1, weights[:, rows].sum(1))[:, None] for rows in own], 1)
 
     @cached_property
-    def _kept(self) -> np.ndarray:
+    def _heads_above(self) -> np.ndarray:
         """Heads above the elbow: in the data first, then in every bootstrap draw, bool [1 + R, F, L * H]."""
         return np.concatenate([_above(self.mean.flatten(1).numpy()[None]), _above(self.draws)])
 
     @cached_property
-    def _null_kept(self) -> np.ndarray:
+    def _null_heads_above(self) -> np.ndarray:
         return _above(self.null.flatten(2).numpy())
 
     def to_frame(self) -> pd.DataFrame:
@@ -134,13 +134,13 @@ class FunctionalHeads(Result):
         p_few and p_sparse: as few heads, as large a Gini under permuted labels, one-sided; the null is pooled over
         functions, which permuted labels make alike, and p is Holm-corrected over functions.
         """
-        number, gini = self._kept.sum(-1), _ginis(np.concatenate([self.mean.flatten(1).numpy()[None], self.draws]))
-        null_number, null_gini = self._null_kept.sum(-1), _ginis(self.null.flatten(2).numpy())
+        number, gini = self._heads_above.sum(-1), _ginis(np.concatenate([self.mean.flatten(1).numpy()[None], self.draws]))
+        null_number, null_gini = self._null_heads_above.sum(-1), _ginis(self.null.flatten(2).numpy())
         rows = []
         for f, name in enumerate(self.functions):
             own = self.codes == f
             (few, many), (low, high) = _interval(number[1:, f]), _interval(gini[1:, f])
-            U = self._kept.shape[-1]
+            U = self._heads_above.shape[-1]
             rows.append(
                 {"function": name, "n": int(own.sum()), "heads": int(number[0, f]), "heads_low": few, "heads_high": many}
                 | {"share": number[0, f] / U, "share_low": few / U, "share_high": many / U}
@@ -155,8 +155,8 @@ class FunctionalHeads(Result):
     def layers(self) -> pd.DataFrame:
         """The layer histogram: a row a function and layer, its heads above the elbow, their interval, their mean under permuted labels."""
         L, H = self.mean.shape[1:]
-        counts = self._kept.reshape(*self._kept.shape[:2], L, H).sum(-1)
-        null = self._null_kept.reshape(-1, L, H).sum(-1).mean(0)
+        counts = self._heads_above.reshape(*self._heads_above.shape[:2], L, H).sum(-1)
+        null = self._null_heads_above.reshape(-1, L, H).sum(-1).mean(0)
         spans = {(f, layer): _interval(counts[1:, f, layer]) for f in range(len(self.functions)) for layer in range(L)}
         rows = [
             {
@@ -175,7 +175,10 @@ class FunctionalHeads(Result):
         """Jaccard overlap of the heads of every two functions, with its interval and its median under permuted labels."""
         rows = []
         for a, b in combinations(range(len(self.functions)), 2):
-            found, null = _jaccard(self._kept[:, a], self._kept[:, b]), _jaccard(self._null_kept[:, a], self._null_kept[:, b])
+            found, null = (
+                _jaccard(self._heads_above[:, a], self._heads_above[:, b]),
+                _jaccard(self._null_heads_above[:, a], self._null_heads_above[:, b]),
+            )
             low, high = _interval(found[1:])
             spread = {"jaccard": found[0], "low": low, "high": high, "null": float(np.median(null))}
             rows.append({"a": self.functions[a], "b": self.functions[b]} | spread)
@@ -186,7 +189,7 @@ class FunctionalHeads(Result):
         own = np.isin(np.arange(len(self.functions)), [self._number(name) for name in functions])
         if own.all() or not own.any():
             raise DataError("give some of the functions, and leave some to compare them with")
-        number, null = self._kept.sum(-1), self._null_kept.sum(-1)
+        number, null = self._heads_above.sum(-1), self._null_heads_above.sum(-1)
         found, chance = (counts[:, own].mean(1) - counts[:, ~own].mean(1) for counts in (number, null))
         low, high = _interval(found[1:])
         return statistics.Difference(float(found[0]), low, high, _rank(chance <= found[0] + 1e-9), "label permutation, one-sided")

@@ -23,7 +23,7 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 
-FIT = 1e-4
+NORM_TOLERANCE = 1e-4
 """Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
 
 
@@ -139,14 +139,14 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
     weight = unembed.weight
     onto = (weight[right.to(weight.device)].float() - weight[other.to(weight.device)].float()).to(stream.end.device)
-    onto = onto * _frozen(vlm, vlm.decoder.norm, stream.end)
+    onto = onto * _norm_factors(vlm, vlm.decoder.norm, stream.end)
     shares = []
     for number, layer in enumerate(vlm.decoder.layers):
         z, o_proj = stream.z[:, number], layer.self_attn.o_proj
         if o_proj.weight.shape != (vlm.d_model, z[0].numel()) or not o_proj.weight.is_floating_point():
             raise ModelError(f"{vlm.name}: o_proj of layer {number} is quantised: load the model without quantisation")
         norm, _ = norms_after(layer)
-        here = onto if norm is None else onto * _frozen(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
+        here = onto if norm is None else onto * _norm_factors(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
         read = here @ o_proj.weight.float().to(here.device)
         shares.append((read.view(z.shape) * z.float()).sum(-1))
     return torch.stack(shares, 1)
@@ -170,7 +170,7 @@ def _first_tokens(vlm: VLM, question: Question) -> list[int]:
     return tokens
 
 
-def _frozen(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
+def _norm_factors(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
     """The factors m [B, d] with which norm(x) = m * x: the norm's gain times one number a row.
 
     An RMS norm of ones is its gain, so nothing of its class needs to be known.
@@ -178,7 +178,7 @@ def _frozen(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
     x = x.float()
     y, gain = norm(x).float(), norm(torch.ones_like(x)).float()
     fitted = (y * gain * x).sum(-1, keepdim=True) / (gain * x).square().sum(-1, keepdim=True)
-    if not (y - fitted * gain * x).norm() <= FIT * y.norm():
+    if not (y - fitted * gain * x).norm() <= NORM_TOLERANCE * y.norm():
         name = next(name for name, module in vlm.decoder.named_modules() if module is norm)
         raise ModelError(f"{vlm.name}: {name} ({type(norm).__name__}) is no gain times one number, so heads are not additive behind it")
     return fitted * gain

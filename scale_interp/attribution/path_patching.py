@@ -104,7 +104,7 @@ def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head],
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""
     at_clean, at_corrupt = batch
     pairs = [Contrast(*both) for both in zip(at_clean.questions, at_corrupt.questions, strict=True)]
-    received = _received(vlm, at_corrupt, read_stream(vlm, at_clean).z, read_stream(vlm, at_corrupt).z, receivers, into)
+    received = _receiver_values(vlm, at_corrupt, read_stream(vlm, at_clean).z, read_stream(vlm, at_corrupt).z, receivers, into)
     heads = tuple(r for r in receivers for _ in range(received[r].shape[1]))
     edit = HeadValues(heads, torch.cat([received[r] for r in receivers], 1), vlm.n_heads)
     clean, _ = packed_batch(vlm, at_clean, None)
@@ -115,7 +115,9 @@ def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head],
     return {"effects": contrast_diff(edited, pairs) - m_corrupt, "gaps": (contrast_diff(clean, pairs) - m_corrupt)[:, 0]}
 
 
-def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: Sequence[Head], into: Into) -> dict[Head, Tensor]:
+def _receiver_values(
+    vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: Sequence[Head], into: Into
+) -> dict[Head, Tensor]:
     """Each receiver's z [B, N, D] after each of its N senders changed what it reads."""
     stem = _last_token_only(prefix)
     layers = sorted({layer for layer, _ in receivers})
@@ -125,13 +127,13 @@ def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, rece
     for start in range(0, len(senders), at_once):
         chunk = senders[start : start + at_once]
         by_layer = groupby(chunk, lambda sender: sender[0])
-        change = torch.cat([_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
+        change = torch.cat([_sender_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
         z: dict[int, Tensor] = {}
         with attention(vlm.decoder), vlm.text.trace(**stem.inputs()):
             for number in layers:
                 n = sum(layer < number for layer, _ in chunk)
                 if n:
-                    z[number] = _read(vlm.text.layers[number], change[:, :n], into)
+                    z[number] = _read_receiver_heads(vlm.text.layers[number], change[:, :n], into)
         for layer, head in receivers:
             if layer in z:
                 found[layer, head].append(z[layer].unflatten(-1, (vlm.n_heads, -1))[:, :, head].to(change.device))
@@ -145,7 +147,7 @@ def _last_token_only(prefix: Prefix) -> Prefix:
     return replace(prefix, positions=prefix.positions[..., :1], choices=choices)
 
 
-def _change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: Tensor) -> Tensor:
+def _sender_change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: Tensor) -> Tensor:
     """How the corrupt residual stream changes if one of a layer's heads takes its clean value: [B, len(heads), d]."""
     corrupt = z_corrupt[:, layer, None]
     edited = corrupt.repeat(1, len(heads), 1, 1)
@@ -154,7 +156,7 @@ def _change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: 
     return (heads_out(block, edited) - heads_out(block, corrupt)).to(z_corrupt.device)
 
 
-def _read(layer: Any, change: Tensor, into: Into) -> Tensor:
+def _read_receiver_heads(layer: Any, change: Tensor, into: Into) -> Tensor:
     """Inside a trace: z [B, n, H * D] of the layer's heads if `into` alone reads the stream plus change [B, n, d]."""
     (hidden, *rest), kwargs = layer.inputs
     layer.inputs = (torch.cat([hidden, hidden + change.to(hidden.device)], 1), *rest), kwargs

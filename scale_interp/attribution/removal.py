@@ -136,7 +136,7 @@ def remove_heads_curve(
     if wrong or not ks or draws < 1:
         raise EditError(f"ks={tuple(ks)}, draws={draws}: give numbers of heads from 1 to {L * H // 2}, half of all, and at least one draw")
     rng = np.random.default_rng(seed)
-    sets = [part for k in ks for part in _sets(order, k, draws, rng)]
+    sets = [part for k in ks for part in _head_sets(order, k, draws, rng)]
     edit = Edit.stack([Edit.scaling(heads, factor, L, H) for heads in sets])
     path = choose_path(vlm, test, path)
     scores, clean = run_with_clean(vlm, test, edit, path, what="removing heads")
@@ -148,7 +148,7 @@ def remove_heads_curve(
     return RemovalCurve(tuple(ks), metric, per_question, single, base, torch.from_numpy(groups(test)), made)
 
 
-def _sets(order: Sequence[Head], k: int, draws: int, rng: np.random.Generator) -> list[Sequence[Head]]:
+def _head_sets(order: Sequence[Head], k: int, draws: int, rng: np.random.Generator) -> list[Sequence[Head]]:
     """Heads to remove: the first k, the last k, all but the first k, and random k of all but the first k."""
     others = order[k:]
     random = [[others[i] for i in rng.choice(len(others), k, replace=False)] for _ in range(draws)]

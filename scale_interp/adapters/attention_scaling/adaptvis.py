@@ -16,7 +16,7 @@ from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_log
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from .method import SavedSettings, all_scores, as_tuples, check_weight, places, shape
+from .method import SavedSettings, all_scores, as_tuples, check_weight, head_mask, model_shape
 from .scalingvis import AttentionScale
 
 Confidence = Literal["vocabulary", "choices"]
@@ -81,7 +81,7 @@ class AdaptVis(SavedSettings):
 
     def logits(self, weights: Tensor, n_layers: int, n_heads: int) -> LogitEdit:
         """What happens to the attention logits of B prompts with these weights [B]."""
-        on = places(self.layers, self.heads, n_layers, n_heads).to(weights.device)
+        on = head_mask(self.layers, self.heads, n_layers, n_heads).to(weights.device)
         weight = torch.where(on, weights[:, None, None], 1.0)
         return LogitEdit(weight, torch.zeros_like(weight), self.rows, self.steps)
 
@@ -99,9 +99,9 @@ class AdaptVis(SavedSettings):
         model = vlm.hf_model if isinstance(vlm, VLM) else vlm
 
         def decide(logits: Tensor) -> LogitEdit:
-            return self.logits(self.weights(logits.double().softmax(-1).amax(-1)), *shape(model))
+            return self.logits(self.weights(logits.double().softmax(-1).amax(-1)), *model_shape(model))
 
-        places(self.layers, self.heads, *shape(model))
+        head_mask(self.layers, self.heads, *model_shape(model))
         return attach_logits(model, None, decide)
 
 

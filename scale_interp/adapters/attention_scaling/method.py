@@ -61,13 +61,13 @@ class SavedSettings(Adapter):
         return entries(path, meta, {"settings": dict[str, Any]})["settings"]
 
 
-def shape(model: Any) -> tuple[int, int]:
+def model_shape(model: Any) -> tuple[int, int]:
     """Layers and heads of a transformers model's text decoder."""
     require_model(model)
     return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
 
 
-def places(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Tensor:
+def head_mask(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Tensor:
     """True [L, H] at the given heads (None: all) in the given layers (None: all)."""
     on = torch.zeros(n_layers, n_heads, dtype=torch.bool)
     every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]

@@ -16,7 +16,7 @@ from ...interventions.attention.logits import LogitEdit, attach_logits
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from .method import SavedSettings, as_pairs, places, shape
+from .method import SavedSettings, as_pairs, head_mask, model_shape
 
 
 @checked_settings
@@ -45,7 +45,7 @@ class PASTA(SavedSettings):
 
     def logits(self, n_layers: int, n_heads: int) -> LogitEdit:
         """What happens to the attention logits of a model of this shape."""
-        on = places(None, self.heads, n_layers, n_heads)
+        on = head_mask(None, self.heads, n_layers, n_heads)
         return LogitEdit(torch.ones(on.shape), on * math.log(self.alpha), "all", "each_new_token", "other")
 
     def scores(self, vlm: VLM, answers: Answers) -> Tensor:
@@ -55,4 +55,4 @@ class PASTA(SavedSettings):
     def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
         """The model with these heads looking at the image, for plain transformers forward and generate."""
         model = vlm.hf_model if isinstance(vlm, VLM) else vlm
-        return attach_logits(model, self.logits(*shape(model)))
+        return attach_logits(model, self.logits(*model_shape(model)))

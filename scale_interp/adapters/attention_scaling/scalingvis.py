@@ -15,7 +15,7 @@ from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_log
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from .method import SavedSettings, as_tuples, check_weight, places, shape
+from .method import SavedSettings, as_tuples, check_weight, head_mask, model_shape
 
 
 @checked_settings
@@ -55,7 +55,7 @@ class AttentionScale(SavedSettings):
 
     def logits(self, n_layers: int, n_heads: int, on: Tensor | None = None) -> LogitEdit:
         """What happens to the attention logits of a model of this shape."""
-        on = places(self.layers, self.heads, n_layers, n_heads) if on is None else on
+        on = head_mask(self.layers, self.heads, n_layers, n_heads) if on is None else on
         return LogitEdit(torch.where(on, float(self.weight), 1.0), torch.zeros(on.shape), self.rows, self.steps)
 
     def scores(self, vlm: VLM, answers: Answers) -> Tensor:
@@ -65,4 +65,4 @@ class AttentionScale(SavedSettings):
     def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
         """The model with its attention scaled, for plain transformers forward and generate."""
         model = vlm.hf_model if isinstance(vlm, VLM) else vlm
-        return attach_logits(model, self.logits(*shape(model)))
+        return attach_logits(model, self.logits(*model_shape(model)))

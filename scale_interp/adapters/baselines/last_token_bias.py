@@ -20,7 +20,7 @@ from ...interventions.engine import Path
 from ...interventions.packed import run_packed
 from ...vlm.vlm import VLM
 from ..attach import attach
-from .training import FREE_RATES, Fitted, best_rate, prepared, read_batches, train_parameters
+from .training import FREE_RATES, Fitted, prepare_training, read_batches, train_parameters, try_rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,7 +77,7 @@ def fit_bias(
     >>> fit_bias(vlm, train, epochs=1, learning_rates=[1e-2])
     <LastTokenBias of 768 parameters>
     """
-    train, options = prepared(vlm, train, path, settings)
+    train, options = prepare_training(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
     checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
@@ -87,6 +87,6 @@ def fit_bias(
         scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
         return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
 
-    best, info = best_rate(trial, learning_rates, options, seed)
+    best, info = try_rates(trial, learning_rates, options, seed)
     made = provenance(vlm, train, path="packed")
     return LastTokenBias(best.state[0][0], options.scope, info, made, best.history)

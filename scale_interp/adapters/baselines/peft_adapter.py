@@ -29,7 +29,7 @@ from ...interventions.packed import run_packed
 from ...interventions.prefix import prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.vlm import VLM
-from .training import FREE_RATES, Batch, Fitted, best_rate, prepared, read_batches, train_parameters
+from .training import FREE_RATES, Batch, Fitted, prepare_training, read_batches, train_parameters, try_rates
 
 KEYS = ("k_proj", "v_proj")
 """Where IA3 rescales a layer's outputs, beside the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
@@ -104,7 +104,9 @@ def fit_lora(
     """
     if rank < 1:
         raise EditError(f"rank={rank}: give 1 or more")
-    config = _peft().LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_pattern(vlm, _linear(vlm)), bias="none")
+    config = _peft().LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_name_pattern(vlm, _linear_names(vlm)), bias="none"
+    )
     return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
 
 
@@ -125,13 +127,13 @@ def fit_ia3(
     >>> fit_ia3(vlm, train, epochs=1, learning_rates=[1e-2]).name
     'IA3'
     """
-    names = _linear(vlm)
+    names = _linear_names(vlm)
     ends = {*KEYS, FEED_FORWARD}
     if missing := ends - {name.rpartition(".")[2] for name in names}:
         raise ModelError(f"{vlm.name}: no {', '.join(sorted(missing))} in the text decoder's layers, which IA3 rescales; use fit_lora")
     chosen = [name for name in names if name.rpartition(".")[2] in ends]
     inner = [name for name in chosen if name.endswith(FEED_FORWARD)]
-    config = _peft().IA3Config(target_modules=_pattern(vlm, chosen), feedforward_modules=_pattern(vlm, inner))
+    config = _peft().IA3Config(target_modules=_name_pattern(vlm, chosen), feedforward_modules=_name_pattern(vlm, inner))
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
 
 
@@ -145,11 +147,11 @@ def _fit_peft(
     path: Path,
     settings: Mapping[str, Any],
 ) -> PeftAdapter:
-    train, options = prepared(vlm, train, path, settings)
+    train, options = prepare_training(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
     given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
     names: list[str] = []
-    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain(config.to_dict()))
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain_json(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
         # The weights have changed, so the prompt is run anew.
@@ -161,9 +163,9 @@ def _fit_peft(
             names[:] = weights
             return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
 
-    best, info = best_rate(trial, rates, options, seed)
+    best, info = try_rates(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")
-    return PeftAdapter(name, _plain(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
+    return PeftAdapter(name, _plain_json(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
 
 
 @torch.no_grad()
@@ -223,20 +225,20 @@ def _peft_name(name: str) -> str:
     return name.removesuffix(".default") if name.endswith(".default") else name.replace(".default.", ".")
 
 
-def _linear(vlm: VLM) -> list[str]:
+def _linear_names(vlm: VLM) -> list[str]:
     """Full names of the linear modules in the text decoder's layers, and of those alone: never the vision tower's."""
     inside = {id(m) for layer in vlm.decoder.layers for m in layer.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in vlm.hf_model.named_modules() if id(module) in inside]
 
 
-def _pattern(vlm: VLM, names: Sequence[str]) -> str:
+def _name_pattern(vlm: VLM, names: Sequence[str]) -> str:
     """A regular expression that matches these full names: a bare suffix would adapt the vision tower too."""
     layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.decoder.layers)
     inner = sorted({name[len(layers) :].split(".", 2)[2] for name in names})
     return rf"{re.escape(layers)}\.\d+\.({'|'.join(map(re.escape, inner))})"
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+def _plain_json(config: Mapping[str, Any]) -> dict[str, Any]:
     """A peft configuration as JSON holds it."""
     out: dict[str, Any] = {}
     for key, value in config.items():

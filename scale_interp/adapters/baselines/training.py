@@ -28,7 +28,9 @@ FREE_RATES = (1e-2, 3e-3, 3e-2)
 BUDGET = ("epochs", "batch_size", "validation", "patience")
 
 
-def prepared(vlm: VLM, train: Sequence[Question], path: Path, settings: Mapping[str, Any]) -> tuple[Sequence[Question], FitSettings]:
+def prepare_training(
+    vlm: VLM, train: Sequence[Question], path: Path, settings: Mapping[str, Any]
+) -> tuple[Sequence[Question], FitSettings]:
     """The training questions and the settings; an error where there are no gradients, or a setting is none of a baseline's."""
     if wrong := settings.keys() - {*BUDGET, "scope"}:
         raise EditError(f"settings {sorted(wrong)}: a baseline takes epochs, batch_size, validation, patience and scope")
@@ -47,7 +49,7 @@ class Batch:
 
 def read_batches(vlm: VLM, train: Sequence[Question], options: FitSettings, seed: int) -> tuple[list[Batch], list[Batch]]:
     """The batches to learn from, which are those of fit_scales without the held-out pictures, and the held-out ones."""
-    learns, size = learning(train, options.validation, seed).tolist(), options.batch_size
+    learns, size = learning_mask(train, options.validation, seed).tolist(), options.batch_size
     chosen = [[q for q, on in zip(train[i : i + size], learns[i : i + size], strict=True) if on] for i in range(0, len(train), size)]
     held = [q for q, on in zip(train, learns, strict=True) if not on]
     return [_read(vlm, part) for part in chosen if part], [_read(vlm, held[i : i + size]) for i in range(0, len(held), size)]
@@ -68,7 +70,7 @@ class Fitted:
     seconds: float
 
 
-def best_rate(trial: Callable[[float], Fitted], rates: Sequence[float], options: FitSettings, seed: int) -> tuple[Fitted, dict[str, Any]]:
+def try_rates(trial: Callable[[float], Fitted], rates: Sequence[float], options: FitSettings, seed: int) -> tuple[Fitted, dict[str, Any]]:
     """The trial with the lowest held-out loss, and what was tried."""
     if not rates or min(rates) <= 0:
         raise EditError(f"learning_rates={list(rates)}: give at least one, all above 0")
@@ -166,7 +168,7 @@ class _Trial:
         return int(self.history[-1]["epoch"])
 
 
-def learning(train: Sequence[Question], validation: float, seed: int) -> Tensor:
+def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Tensor:
     """True on the questions to learn from [Q]; the same pictures are held out as by fit_scales."""
     group = groups(train)
     count = int(group.max()) + 1

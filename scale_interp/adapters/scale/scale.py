@@ -107,16 +107,16 @@ class ScAle(Adapter):
     def permuted(self, seed: int) -> ScAle:
         """The same scalars dealt anew among the learned heads, and among the MLPs."""
         draw = torch.Generator().manual_seed(seed)
-        return self._with([self.scalars[h] for h in self.heads], lambda v: v[torch.randperm(len(v), generator=draw)])
+        return self._change_scalars([self.scalars[h] for h in self.heads], lambda v: v[torch.randperm(len(v), generator=draw)])
 
     def randomised(self, seed: int) -> ScAle:
         """Scalars drawn from a normal distribution with the mean and spread of the learned ones, on the same heads."""
         draw = torch.Generator().manual_seed(seed)
         spread = lambda v: v.mean() + v.std(correction=0) * torch.randn(len(v), generator=draw)  # noqa: E731
-        found = self._with([self.scalars[h] for h in self.heads], spread)
+        found = self._change_scalars([self.scalars[h] for h in self.heads], spread)
         return replace(found, settings={k: v for k, v in self.settings.items() if k != "bound"})  # they keep to no bounds
 
-    def _with(self, heads: list[Tensor], change: Any) -> ScAle:
+    def _change_scalars(self, heads: list[Tensor], change: Any) -> ScAle:
         scalars = self.scalars.clone()
         if heads:
             layers, numbers = zip(*self.heads, strict=True)

@@ -66,7 +66,7 @@ def fit_steering(
     if right.all() or not right.any():
         raise DataError(f"all {len(train)} training answers are {'right' if right[0] else 'wrong'}: give questions of both kinds")
     z = read_clean(vlm, train, path, prompts)[0].float().cpu()
-    chosen = _best(z, right, groups(train), heads, folds, seed) if isinstance(heads, int) else check_heads(heads, L, H)
+    chosen = _best_heads(z, right, groups(train), heads, folds, seed) if isinstance(heads, int) else check_heads(heads, L, H)
     if not chosen:
         raise EditError("no heads to steer: give at least one")
     directions, sigma = torch.zeros(z.shape[1:]), torch.zeros(L, H)
@@ -80,7 +80,7 @@ def fit_steering(
     return Steering(directions, sigma, float(alpha), tuple(chosen), scope, given, made)
 
 
-def _best(z: Tensor, right: Tensor, group: np.ndarray, k: int, folds: int, seed: int) -> list[Head]:
+def _best_heads(z: Tensor, right: Tensor, group: np.ndarray, k: int, folds: int, seed: int) -> list[Head]:
     """The k heads whose probes tell right from wrong best, by held-out balanced accuracy; ties go to the earlier head."""
     codes = right.numpy().astype(np.int64)
     hits = held_out_guesses(z.numpy(), codes, group, folds, seed) == codes[:, None, None]

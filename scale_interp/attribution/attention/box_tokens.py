@@ -13,8 +13,8 @@ from ...errors import DataError
 from ...vlm.vlm import VLM
 from .grid import PatchGrid, patch_grid
 
-OUTSIDE = "its boxes lie outside the part of the picture that the model gets to see"
-TOUCHED = 1e-9
+BOX_UNSEEN = "its boxes lie outside the part of the picture that the model gets to see"
+LEAST_SHARE = 1e-9
 """A token that shows less than this share of itself of a box shows rounding."""
 
 
@@ -33,21 +33,21 @@ def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Tenso
     """
     out = []
     for question in require(questions):
-        if why := without_box(question):
+        if why := why_no_box(question):
             raise DataError(f"question {question.id}: {why}")
-        cover = asked_cover(question, patch_grid(vlm, question))
+        cover = box_cover(question, patch_grid(vlm, question))
         if not cover.any():
-            raise DataError(f"question {question.id}: {OUTSIDE}; leave it out")
-        out.append(cover > TOUCHED)
+            raise DataError(f"question {question.id}: {BOX_UNSEEN}; leave it out")
+        out.append(cover > LEAST_SHARE)
     return out
 
 
-def asked_cover(question: Question, grid: PatchGrid) -> Tensor:
+def box_cover(question: Question, grid: PatchGrid) -> Tensor:
     """How much of each token's part of the picture lies in the asked boxes, [T]: boxes are in pixels of the first picture."""
     return grid.cover([question.boxes[name] for name in question.about])
 
 
-def without_box(question: Question) -> str | None:
+def why_no_box(question: Question) -> str | None:
     """Why a question says of nothing where it lies, or None."""
     if not question.pictures:
         return "it has no picture"

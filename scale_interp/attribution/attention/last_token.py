@@ -22,7 +22,7 @@ from ...interventions.rows import attention
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
-NAME = "scale_interp_weights"
+INTERFACE = "scale_interp_weights"
 NEIGHBOURS = np.ones((3, 3), dtype=int)
 """A patch's neighbours: beside, above, below, and at its corners."""
 
@@ -53,7 +53,7 @@ def attention_with_weights(
     return out.view(B, H, R, D).transpose(1, 2), weights
 
 
-AttentionInterface.register(NAME, attention_with_weights)
+AttentionInterface.register(INTERFACE, attention_with_weights)
 
 
 @checked
@@ -90,14 +90,14 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
             rows.append(layer.self_attn.output[1][:, :, -1].clone())
     weights = torch.cat([row.cpu().float() for row in rows])
     scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
-    return {"weights 0": _checked(vlm, weights, question), "scores 0": scores}
+    return {"weights 0": _require_weights(vlm, weights, question), "scores 0": scores}
 
 
 @torch.no_grad()
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """A batch's weights and scores, a tensor a question: their prompts differ in length."""
     rows: list[Tensor] = []
-    with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
         for layer in vlm.text.layers:
             rows.append(layer.self_attn.output[1][:, :, 0].clone())
         hidden = vlm.text.norm.output.save()
@@ -108,12 +108,12 @@ def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     whole = [nn.functional.pad(row[..., : K + 1].cpu(), (P - K, 0)) for row, K in zip(rows, kept, strict=True)]
     found = {}
     for i, (question, row, seen, score) in enumerate(zip(prefix.questions, torch.stack(whole, 1), prefix.seen, scores, strict=True)):
-        found[f"weights {i}"] = _checked(vlm, row[..., int((~seen).sum()) :], question)
+        found[f"weights {i}"] = _require_weights(vlm, row[..., int((~seen).sum()) :], question)
         found[f"scores {i}"] = score[: len(question.choices)]
     return found
 
 
-def _checked(vlm: VLM, weights: Tensor, question: Question) -> Tensor:
+def _require_weights(vlm: VLM, weights: Tensor, question: Question) -> Tensor:
     away = float((weights.sum(-1) - 1).abs().max())
     # rounding of bfloat16 weights that a whole forward pass hands out
     if not away <= 0.05:
@@ -139,7 +139,7 @@ def spatial_entropy(weights: Tensor, grid: PatchGrid) -> Tensor:
     L, H, _ = weights.shape
     n = sum(raster.tokens.numel() for raster in grid.finest)
     mean = sum((weights[..., raster.tokens].sum((-2, -1)) for raster in grid.finest), torch.zeros(L, H)).double() / n
-    parts = [_parts((weights[..., raster.tokens].double() - 2 * mean[..., None, None]).clamp(min=0)) for raster in grid.finest]
+    parts = [_connected_parts((weights[..., raster.tokens].double() - 2 * mean[..., None, None]).clamp(min=0)) for raster in grid.finest]
     excess = torch.cat([sums for sums, _ in parts])
     owner = torch.cat([owners for _, owners in parts])
     total = torch.zeros(L * H, dtype=torch.float64).index_add_(0, owner, excess)
@@ -148,7 +148,7 @@ def spatial_entropy(weights: Tensor, grid: PatchGrid) -> Tensor:
     return torch.where(total > 0, entropy, float(np.log(n))).view(L, H).float()
 
 
-def _parts(excess: Tensor) -> tuple[Tensor, Tensor]:
+def _connected_parts(excess: Tensor) -> tuple[Tensor, Tensor]:
     """The sums of the connected parts of maps [L, H, R, C], and the number of the map that each belongs to."""
     maps = excess.flatten(0, 1).numpy()
     # Maps are labelled in one call: nothing connects one to the next.

@@ -27,7 +27,7 @@ from ..ablation import provenance
 from ..headmap import HeadMap
 from ..metric import measure
 from .auroc import auroc
-from .box_tokens import OUTSIDE, asked_cover, without_box
+from .box_tokens import BOX_UNSEEN, box_cover, why_no_box
 from .grid import PatchGrid, patch_grid
 from .last_token import image_mass, spatial_entropy, stream_attention
 
@@ -211,7 +211,7 @@ def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "a
     >>> object_attention(si.load("demo"), si.load_questions("scenes/relation", n=4)).box.per_question.shape
     torch.Size([4, 6, 8])
     """
-    asked, grids, covers, skipped = _placed(vlm, require(questions))
+    asked, grids, covers, skipped = _place_boxes(vlm, require(questions))
     path = choose_path(vlm, asked, path)
     rows = []
     for (weights, scores), question, grid, cover in zip(stream_attention(vlm, asked, path), asked, grids, covers, strict=True):
@@ -236,17 +236,17 @@ def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "a
     )
 
 
-def _placed(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], list[PatchGrid], list[Tensor], dict[str, str]]:
+def _place_boxes(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], list[PatchGrid], list[Tensor], dict[str, str]]:
     """The questions whose boxes lie on the grid, their grids, the boxes' shares of each token, and the others with the reason."""
     asked, grids, covers, skipped = [], [], [], {}
     for question in questions:
-        if why := without_box(question):
+        if why := why_no_box(question):
             skipped[question.id] = why
             continue
         grid = patch_grid(vlm, question)
-        cover = asked_cover(question, grid)
+        cover = box_cover(question, grid)
         if not cover.any():
-            skipped[question.id] = OUTSIDE
+            skipped[question.id] = BOX_UNSEEN
             continue
         asked.append(question)
         grids.append(grid)
