@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import checked
@@ -37,18 +38,27 @@ Into = Literal["q", "k", "v"]
 def path_patch(
     vlm: VLM, pairs: Sequence[Contrast], receivers: Iterable[Head], into: Into = "q", *, path: Path = "auto"
 ) -> dict[Head, HeadMap]:
-    """What each head before a receiver tells it directly: a map of senders for every receiver (Goldowsky-Dill et al. 2023).
+    """What each earlier head writes directly into a receiver: one map of senders per receiver (Goldowsky-Dill et al. 2023).
 
-    The corrupt run, in which the sender's last-token output takes its value in the clean run, and that change reaches
-    only the receiver's `into`: its query, or the last token's own key or value. Heads and MLPs in between keep their
-    corrupt values; from the receiver on everything is computed again. score = the recovered fraction of the logit
-    difference, as in `patch`. Heads in the receiver's layer and after it cannot reach it: 0 in scores [L, H] and
-    per_question [Q, L, H].
+    In the corrupt run, the sender's last-token output takes its value from the clean run, and that change reaches only the receiver's
+    `into`. Heads and MLPs in between keep their corrupt values; from the receiver on everything is computed again. score = the
+    recovered fraction of the logit difference, as in `patch`. Heads in the receiver's layer and later cannot reach it and score 0.
 
-    Packed path only. Where a prompt attends in both directions, give path="packed" ("prompt frozen").
+    Args:
+        vlm: the model, from `si.load`.
+        pairs: Q pairs from `si.contrasts`.
+        receivers: (layer, head) pairs, not of layer 0.
+        into: what the senders' change reaches: the receiver's query "q", or the last token's own key "k" or value "v".
+        path: "auto" or "packed"; there is no reference path. Where a prompt attends in both directions, give "packed", which keeps
+            the prompt frozen.
 
-    Raises EditError for receivers, `into` or a path that cannot be, DataError where clean and corrupt questions give the
-    same logit difference.
+    Returns:
+        A HeadMap for each receiver, per_question [Q, L, H]: recovered fractions.
+
+    Raises:
+        EditError: for receivers, `into` or a path that are not possible.
+        ModelError: for a receiver's layer without q_proj, k_proj and v_proj.
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, pairs = si.load("demo"), si.contrasts(si.load_questions("scenes/relation", n=4))
@@ -63,7 +73,7 @@ def path_patch(
     found_parts = [*map_batches(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
     effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
     if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
+        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap, into=into)
     parts = (effects / gap).split([vlm.n_heads * layer for layer, _ in receivers], 1)
     found = {}
@@ -157,7 +167,7 @@ def _sender_change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_co
 
 
 def _read_receiver_heads(layer: Any, change: Tensor, into: Into) -> Tensor:
-    """Inside a trace: z [B, n, H * D] of the layer's heads if `into` alone reads the stream plus change [B, n, d]."""
+    """Read z [B, n, H * D] of the layer's heads, inside a trace, if `into` alone reads the stream plus change [B, n, d]."""
     (hidden, *rest), kwargs = layer.inputs
     layer.inputs = (torch.cat([hidden, hidden + change.to(hidden.device)], 1), *rest), kwargs
     for name in "qkv":
@@ -165,27 +175,30 @@ def _read_receiver_heads(layer: Any, change: Tensor, into: Into) -> Tensor:
             projection = getattr(layer.self_attn, f"{name}_proj")
             projection.output = projection.output[:, :1].expand(-1, 1 + change.shape[1], -1)
     z = layer.self_attn.o_proj.input[:, 1:].clone()
-    # The layers behind a receiver see the corrupt run alone.
+    # Layers after a receiver see only the corrupt run.
     layer.output = layer.output[:, :1]
     return z
 
 
 @dataclass(frozen=True)
 class HeadValues:
-    """Variant n sets heads[n] to values[:, n]: values [Q, N, D]."""
+    """An edit whose variant n sets heads[n] to values[:, n]; values [Q, N, D]."""
 
     heads: tuple[Head, ...]
-    values: Tensor
+    values: Float[Tensor, "questions variants dim"]
     n_heads: int
     scope: Scope = "last"
 
     @property
     def n_variants(self) -> int:
+        """N."""
         return len(self.heads)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
+        """Raise EditError for values of another shape than the model and the questions have."""
         if self.values.shape != (n_questions, self.n_variants, head_dim):
-            raise EditError(f"values have shape {tuple(self.values.shape)}: expected {(n_questions, self.n_variants, head_dim)}")
+            shape = [n_questions, self.n_variants, head_dim]
+            raise EditError(f"values have shape {list(self.values.shape)}: give {shape}, one value per question and head")
 
     def starts(self, n_layers: int) -> Tensor:
         """The layer of each variant's head, [N]."""
