@@ -408,7 +408,7 @@ def test_pasta_on_the_asked_boxes(name):
 def test_tokens_of_no_box_are_refused(vlm, mixed):
     blind = si.Question("Is there a cat?", ("yes", "no"), 0, id="blind")
     outside = dataclasses.replace(mixed[0], id="outside", boxes={name: (200, 200, 210, 210) for name in mixed[0].about})
-    for question, message in ((blind, "blind: it has no picture"), (outside, "outside: its boxes lie outside")):
+    for question, message in ((blind, "blind: it has no image"), (outside, "outside: its boxes are outside")):
         with pytest.raises(DataError, match=message):
             si.box_tokens(vlm, question)
 
