@@ -1,4 +1,4 @@
-"""Learned and tuned edits: ScAle, attention scaling, steering and emphasis, and how they are attached to a plain model."""
+"""Learned and tuned edits, and how they are attached to a plain model: ScAle, attention scaling, steering and emphasis."""
 
 from .attention_scaling.adaptvis import AdaptVis as AdaptVis
 from .attention_scaling.pasta import PASTA as PASTA

@@ -26,7 +26,7 @@ Positions = Annotated[Literal["first", "last", "all"], Raises(DataError)]
 def answer_activations(
     vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: Count = 8, batch_size: Count = 16
 ) -> Float[Tensor, "questions layers heads dim"]:
-    """Read z, the heads' outputs before W_O, averaged over the tokens of the model's own greedy answer (arXiv 2512.10978, step 2).
+    """Read z, the heads' outputs before W_O, averaged over the tokens of the model's own greedy answer (CogQA pipeline, arXiv 2512.10978).
 
     The answer is the model's own and is never forced, so z does not contain the right one. Tokens after the end token do not count.
 

@@ -99,7 +99,7 @@ class FunctionalHeads(Result):
         return self.map(function).top(self.mean[0].numel(), by="abs")
 
     def heads(self, function: str) -> list[Head]:
-        """The function's heads: those above the elbow of the sorted |importance| (arXiv 2512.10978, step 5)."""
+        """The function's heads: those above the elbow of the sorted |importance| (CogQA pipeline, arXiv 2512.10978)."""
         return self.ranking(function)[: elbow(self.mean[self._number(function)].abs().flatten())]
 
     def latent(self, function: str, n: int | None = None) -> list[Head]:
@@ -242,7 +242,7 @@ def functional_heads(
     permutations: Count = 39,
     seed: Seed = 0,
 ) -> FunctionalHeads:
-    """Which heads a joint probe uses to recognise what function a question asks for (CogQA pipeline, arXiv 2512.10978, steps 1 to 5).
+    """Which heads a joint probe uses to recognise what function a question asks for (CogQA pipeline, arXiv 2512.10978).
 
     A share of the images is scored and not learned from; the paper's release scores the questions that it trains on.
 

@@ -69,7 +69,7 @@ def probe(
     permutations: Count = 1000,
     seed: Seed = 0,
 ) -> ProbeMap:
-    """Held-out accuracy of a logistic probe on each head's z (after ITI, arXiv 2306.03341, section 3.1).
+    """Held-out accuracy of a logistic probe on each head's z (after ITI, arXiv 2306.03341).
 
     Every image is held out once. The probe's regularisation is chosen by three-fold cross-validation inside the other parts (the grid
     is ours). For p-values, labels are exchanged between and within images and compared with the held-out guesses.

@@ -103,7 +103,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
     if vlm.quirks.bidirectional and path != "packed":
         raise EditError(
             f"{vlm.name} attends in both directions inside a prompt, so a last-token change reaches every token: "
-            "path patching needs path='packed', which keeps the prompt frozen"
+            "use path='packed', which keeps the prompt frozen"
         )
     if choose_path(vlm, questions, path) != "packed":
         raise EditError(f"path patching of {vlm.name} has no reference path: use path='packed', or patch")

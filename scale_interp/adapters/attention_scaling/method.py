@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...core.arguments import fits
@@ -22,9 +23,12 @@ from ..attach import require_model
 
 
 class AttentionMethod(Protocol):
-    """What scaling, AdaptVis, PASTA and Steering share: they answer a batch, attach to a plain model, and are saved as settings.
+    """What AttentionScale, AdaptVis, PASTA and Steering share: they answer a batch, attach to a plain model, and are saved as settings.
 
-    whole: every answer takes whole forward passes; passes: forward passes an answer; n_parameters: numbers that were set.
+    Attributes:
+        whole: whether every answer takes whole forward passes.
+        passes: forward passes per answer.
+        n_parameters: how many numbers were set.
     """
 
     @property
@@ -33,7 +37,7 @@ class AttentionMethod(Protocol):
     def passes(self) -> int: ...
     @property
     def n_parameters(self) -> int: ...
-    def scores(self, vlm: VLM, answers: Answers) -> Tensor: ...
+    def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]: ...
     def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]: ...
     def config(self) -> dict[str, Any]: ...
     def save_pretrained(self, folder: str | Path) -> None: ...
@@ -41,7 +45,7 @@ class AttentionMethod(Protocol):
 
 @dataclass(frozen=True)
 class SavedSettings(Adapter):
-    """Settings that are written as a folder with one readable JSON file, and read back."""
+    """Settings that are saved as a folder with one readable JSON file, and loaded from it."""
 
     most = 100
     config_file = "attention_config.json"
@@ -62,13 +66,26 @@ class SavedSettings(Adapter):
 
 
 def model_shape(model: Any) -> tuple[int, int]:
-    """Layers and heads of a transformers model's text decoder."""
+    """How many layers, and heads per layer, a transformers model's text decoder has."""
     require_model(model)
     return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
 
 
-def head_mask(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Tensor:
-    """True [L, H] at the given heads (None: all) in the given layers (None: all)."""
+def head_mask(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Bool[Tensor, "layers heads"]:
+    """Which heads are chosen.
+
+    Args:
+        layers: layers to choose from; None for all.
+        heads: (layer, head) pairs to choose from; None for all.
+        n_layers: L.
+        n_heads: H.
+
+    Returns:
+        True [L, H] for the given heads in the given layers.
+
+    Raises:
+        EditError: for layers or heads that the model does not have, and where no head is chosen.
+    """
     on = torch.zeros(n_layers, n_heads, dtype=torch.bool)
     every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
     for layer, head in every if heads is None else check_heads(heads, n_layers, n_heads):
@@ -84,13 +101,13 @@ def head_mask(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_laye
 
 
 def check_weight(name: str, value: float) -> None:
-    """Raise EditError for a weight of logits that is negative or no number."""
+    """Raise EditError for a weight of attention logits that is negative or not a finite number."""
     if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
         raise EditError(f"{name}={value!r}: give a finite number from 0 (1 changes nothing)")
 
 
 def as_tuples(settings: Any) -> None:
-    """Layers and heads as tuples of integers, whatever they came as."""
+    """Turn the settings' layers and heads into tuples of ints. Raises EditError for anything but whole numbers."""
     if settings.layers is not None:
         if not fits(settings.layers, Iterable[int]):
             raise EditError(f"layers={settings.layers!r}: give whole numbers, or None for all")
@@ -100,12 +117,13 @@ def as_tuples(settings: Any) -> None:
 
 
 def as_pairs(heads: Iterable[Head]) -> tuple[Head, ...]:
-    """(layer, head) pairs as integers, whatever they came as. Raises EditError for what is no pair of whole numbers."""
+    """(layer, head) pairs as ints. Raises EditError for anything but pairs of whole numbers."""
     found: tuple[Any, ...] = tuple(heads) if fits(heads, Iterable[Head]) else (heads,)
     if wrong := [head for head in found if not fits(head, Head)]:
-        raise EditError(f"head {wrong[0]!r} is no (layer, head) pair")
+        raise EditError(f"head {wrong[0]!r} is not a (layer, head) pair: give two whole numbers, such as (3, 0)")
     return tuple((int(layer), int(head)) for layer, head in found)
 
 
-def all_scores(vlm: VLM, batch: Answers, methods: Sequence[AttentionMethod]) -> list[Tensor]:
+def all_scores(vlm: VLM, batch: Answers, methods: Sequence[AttentionMethod]) -> list[Float[Tensor, "questions choices"]]:
+    """Each method's choice scores [B, C] of one batch."""
     return [method.scores(vlm, batch) for method in methods]

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ...attribution.ablation import provenance
@@ -25,13 +26,20 @@ from .training import FREE_RATES, Fitted, prepare_training, read_batches, train_
 
 @dataclass(frozen=True, eq=False)
 class LastTokenBias(NotebookView):
-    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
+    """A free shift of the last token's head outputs z, without the constraint to one scalar per head.
+
+    Args:
+        shift: [L, H, D], in units of z.
+        scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        settings: how it was fitted: the chosen learning rate, all that were tried, and the seconds.
+        provenance: model, data and versions.
+        history: one row per epoch of the fit.
 
     >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
     <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
     """
 
-    shift: Tensor
+    shift: Float[Tensor, "layers heads dim"]
     scope: Scope = "each_new_token"
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
@@ -45,14 +53,16 @@ class LastTokenBias(NotebookView):
 
     @property
     def name(self) -> str:
+        """The method's name."""
         return "last-token bias"
 
     @property
     def n_parameters(self) -> int:
+        """L * H * D."""
         return self.shift.numel()
 
     def edit(self) -> Edit:
-        """The edit of one variant."""
+        """The shift as an edit of one variant."""
         return Edit(shift=self.shift[None], scope=self.scope)
 
     def attached(self, vlm: VLM | nn.Module) -> AbstractContextManager[None]:
@@ -70,7 +80,21 @@ def fit_bias(
     path: Path = "auto",
     **settings: Any,
 ) -> LastTokenBias:
-    """A shift of every number of the last token's head outputs; settings as fit_lora's.
+    """Fit a shift of every number of the last token's head outputs, with the batches, epochs and early stopping of fit_scale.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions.
+        learning_rates: rates to try; the one with the lowest held-out loss is kept.
+        seed: for the held-out images.
+        path: "auto" or "packed"; there is no reference path.
+        **settings: epochs, batch_size, validation, patience and scope of FitSettings.
+
+    Returns:
+        A LastTokenBias, shift [L, H, D].
+
+    Raises:
+        EditError: for a model or path that is not packed, and for a setting out of its range.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)

@@ -1,4 +1,4 @@
-"""Fitting a steering: the direction from wrong to right answers, on the heads that tell them apart best (arXiv 2306.03341)."""
+"""Fitting a steering: the direction from wrong to right answers, on the heads that separate them best (ITI, arXiv 2306.03341)."""
 
 from __future__ import annotations
 
@@ -40,14 +40,31 @@ def fit_steering(
     prompts: Prompts | None = None,
     path: Path = "auto",
 ) -> Steering:
-    """Directions from the questions that the model answers wrong to those that it answers right, among training questions.
+    """Fit directions from questions that the model answers wrong to questions that it answers right (ITI, arXiv 2306.03341).
 
-    heads: these, or the best K by how well a probe on one head tells right from wrong on pictures it did not learn from
-    (balanced accuracy over `folds` parts). direction: from the mean z of wrong to that of right answers, or the "probe"'s
-    weights; ITI finds the mean better (section 5). K = 48 and alpha = 15 are the release's. Ours: z of the prompt's last token,
-    and the model's own answers in place of given true and false ones. Give training questions only: test questions leak.
+    Two things differ from ITI: z is read at the prompt's last token, and right and wrong are the model's own answers instead of given
+    true and false ones.
 
-    Raises DataError where all answers are right, or all wrong; EditError for more heads than the model has.
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions, and only these.
+        heads: (layer, head) pairs; or a number K, for the K heads whose probes separate right from wrong best on held-out images (balanced
+            accuracy). 48 is the release's.
+        alpha: the strength, in standard deviations of z; 15 is the release's.
+        direction: from the "mean" z of wrong answers to that of right ones, or the weights of a logistic "probe"; the mean worked better in
+            the paper (section 5).
+        scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        folds: parts of the images that are held out in turn, for choosing heads.
+        seed: for the folds.
+        prompts: the training questions' prefixes, to reuse.
+        path: "packed" reads each prompt once, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A Steering, directions [L, H, D].
+
+    Raises:
+        DataError: where all answers are right, or all are wrong.
+        EditError: for an unknown direction, for no heads, and for heads that the model does not have.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
@@ -81,7 +98,7 @@ def fit_steering(
 
 
 def _best_heads(z: Tensor, right: Tensor, group: np.ndarray, k: int, folds: int, seed: int) -> list[Head]:
-    """The k heads whose probes tell right from wrong best, by held-out balanced accuracy; ties go to the earlier head."""
+    """The k heads whose probes separate right from wrong best, by held-out balanced accuracy; ties go to the earlier head."""
     codes = right.numpy().astype(np.int64)
     hits = held_out_guesses(z.numpy(), codes, group, folds, seed) == codes[:, None, None]
     score = torch.from_numpy((hits[codes == 1].mean(0) + hits[codes == 0].mean(0)) / 2)
@@ -90,7 +107,7 @@ def _best_heads(z: Tensor, right: Tensor, group: np.ndarray, k: int, folds: int,
 
 
 def _probe_weights(z: Tensor, right: Tensor) -> Tensor:
-    """A logistic probe's weights in z's own units: z [Q, D] -> [D]."""
+    """A logistic probe's weights [D] in the units of z [Q, D]."""
     spread = z.std(0).clamp(min=1e-8)
     fitted = LogisticRegression(max_iter=1000).fit((z / spread).numpy(), right.numpy())
     return torch.from_numpy(fitted.coef_[0]).float() / spread

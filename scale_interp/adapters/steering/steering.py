@@ -1,4 +1,4 @@
-"""ITI: the best heads pushed along the direction that tells right answers from wrong ones (arXiv 2306.03341)."""
+"""Steering: chosen heads pushed along a direction from wrong to right answers (ITI, arXiv 2306.03341)."""
 
 from __future__ import annotations
 
@@ -21,10 +21,16 @@ from ..attach import attach
 
 @dataclass(frozen=True, eq=False)
 class Steering(Adapter):
-    """z += alpha * sigma * direction on chosen heads (arXiv 2306.03341, section 3.2).
+    """Add alpha * sigma * direction to z of chosen heads (ITI, arXiv 2306.03341, section 3.2).
 
-    directions [L, H, D]: unit vectors, 0 on heads that are left alone; sigma [L, H]: the standard deviation of the training
-    questions' z along them. scope: the prompt's last token ("last"), or every generated token too.
+    Args:
+        directions: unit vectors, 0 on heads that are left alone [L, H, D].
+        sigma: the standard deviation of the training questions' z along them [L, H].
+        alpha: the strength; 0 changes nothing.
+        heads: the steered (layer, head) pairs.
+        scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        settings: how it was fitted.
+        provenance: model, data and versions.
 
     >>> directions = torch.zeros(6, 8, 16)
     >>> directions[3, 1, 0] = 1.0
@@ -52,14 +58,15 @@ class Steering(Adapter):
 
     @property
     def n_parameters(self) -> int:
+        """D numbers per steered head."""
         return len(self.heads) * self.directions.shape[-1]
 
     def edit(self, alpha: float | None = None) -> Edit:
-        """The edit of one variant; alpha: in place of its own."""
+        """The steering as an edit of one variant; alpha: another strength than its own."""
         strength = self.alpha if alpha is None else alpha
         return Edit(shift=(strength * self.sigma[..., None] * self.directions)[None], scope=self.scope)
 
-    def scores(self, vlm: VLM, answers: Answers) -> Tensor:
+    def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]:
         """Choice scores [B, C]."""
         return answers.edited(self.edit())
 
@@ -86,5 +93,5 @@ class Steering(Adapter):
         require_heads(self.heads, *self.sigma.shape)
         if wrong := [head for head in self.sigma.nonzero().tolist() if tuple(head) not in self.heads]:
             where = f"{self.weights_file}, which steers head {tuple(wrong[0])}"
-            raise Misfit(f"it is of another steering than {where}", "give a whole saved folder")
+            raise Misfit(f"it belongs to another steering than {where}", "give a whole saved folder")
         self.edit()

@@ -153,7 +153,7 @@ def image_mass(weights: Float[Tensor, "layers heads tokens"], grid: PatchGrid) -
 
 
 def spatial_entropy(weights: Float[Tensor, "layers heads tokens"], grid: PatchGrid) -> Float[Tensor, "layers heads"]:
-    """How scattered each head's map over the image is (arXiv 2503.06287, section 3.2).
+    """How scattered each head's map over the image is (arXiv 2503.06287).
 
     The outcomes are the connected regions of what exceeds twice the map's mean (corners connect), and their shares of the excess are the
     probabilities; the factor 2 is the release's. The finest raster of each image is used, all images together.

@@ -63,7 +63,7 @@ class LocalizationHeads(FigureView):
 
 @checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
-    """The n heads of least spatial entropy among those whose attention on the image is above the elbow (arXiv 2503.06287, section 3).
+    """The n heads of least spatial entropy among those whose attention on the image is above the elbow (arXiv 2503.06287).
 
     Both criteria are means over the questions. Neither boxes nor answers are used.
 

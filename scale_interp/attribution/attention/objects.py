@@ -186,7 +186,7 @@ class ObjectAttention(Result, FigureView):
         if hasattr(answers, "per_question"):
             known = {q.id: float(right) for q, right in zip(answers.questions, answers.per_question, strict=True)}
             if missing := next((name for name in self.ids if name not in known), None):
-                raise DataError(f"the evaluation has no answer to question {missing}: evaluate the same questions")
+                raise DataError(f"the evaluation has no answer to question {missing}: give one of the same questions")
             return np.array([known[name] > 0 for name in self.ids])
         right = np.asarray(answers)
         if right.shape != (len(self.ids),) or not np.isin(right, (0, 1)).all():
