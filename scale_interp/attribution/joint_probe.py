@@ -41,11 +41,13 @@ def features(z: Float[Tensor, "questions layers heads dim"]) -> Float[Tensor, "q
     return torch.cat([z, z.mean(2, keepdim=True).expand_as(z)], -1).flatten(1, 2).float()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_joint_probe(
     z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"], n_functions: int, epochs: int, seed: int = 0
 ) -> JointProbe:
     """Fit a probe that tells the functions `codes` [Q] from activations z [Q, L, H, D], by cross-entropy and AdamW at 1e-4."""
-    x = features(z)
+    x, codes = features(z).clone(), codes.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = JointProbe(x.shape[1], x.shape[2], n_functions, float(z.float().std()))
@@ -58,6 +60,8 @@ def fit_joint_probe(
     return model.eval()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def importance(
     model: JointProbe, z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"]
 ) -> tuple[Float[Tensor, "questions layers heads"], Int[Tensor, " questions"]]:
@@ -73,7 +77,7 @@ def importance(
     Returns:
         Importance [Q, L, H], and the number of the function that the probe chooses [Q].
     """
-    effects, verdicts = [], []
+    effects, verdicts, codes = [], [], codes.clone()
     for rows in torch.arange(len(z)).split(256):
         with torch.no_grad():
             projected = model.project(features(z[rows]) / model.scale)

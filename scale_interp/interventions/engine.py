@@ -12,6 +12,7 @@ from ..core.arguments import Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .check import Report, check
 from .choices import Scoring
@@ -74,6 +75,8 @@ def run_with_clean(
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
+    if grad:
+        require_ready(vlm, "grad=True")
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
@@ -102,6 +105,7 @@ def _an_edit(edit: Any) -> Edit:
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:
     """The path to take; "auto" is what `report_of` found, with a warning where that was measured now and is not packed."""
+    require_ready(vlm)
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
     return path if path != "auto" else report_of(vlm, questions[0]).path
@@ -122,6 +126,7 @@ def report_of(vlm: VLM, question: Question) -> Report:
 
 def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: str) -> None:
     """Raise EditError where this model's edits run by the reference path, which carries no gradients."""
+    require_ready(vlm, what)
     if choose_path(vlm, questions, path) != "packed":
         why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was asked for"
         raise EditError(f"{what} needs gradients, which only the packed path has, but {vlm.name} runs by the reference path: {why}")

@@ -12,6 +12,7 @@ import torch
 from einops import rearrange
 from torch import Tensor
 
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .edit import LayerEdit, Variants, affine
 from .prefix import Prefix
@@ -20,6 +21,7 @@ from .rows import attention
 
 def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """Choice scores of the clean row [B, C] and of the chosen variants [B, n, C] (all of them by default)."""
+    require_ready(vlm)
     if edit is None:
         variants, starts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     else:

@@ -53,7 +53,6 @@ WITHOUT = (
     r"has shape .*, but the model needs \[N, 6, 8(, 16)?\]$",
     r"has shape .*: expected \[N, .*\]$",
     r"(missing a required argument|got an unexpected keyword argument).*\. It takes ",
-    r"it has boxes but no image; boxes are places in a picture$",
     r" is missing beside .*; the set is four files, line by line$",
     r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
     r"; this set fills \{question\}, \{options\}$",
