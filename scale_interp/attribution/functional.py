@@ -32,7 +32,7 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .answer_tokens import Positions, answer_activations
 from .elbow_rule import elbow
-from .head_probe import Label, label_name, permuted, read_labels, require_pictures
+from .head_probe import Label, label_name, permuted, read_labels, require_images
 from .headmap import HeadMap
 from .joint_probe import fit_joint_probe, importance
 
@@ -277,7 +277,7 @@ def functional_heads(
         raise DataError(f"permutations={permutations}, epochs={epochs}: give at least one of each")
     functions, codes = read_labels(questions, by)
     group = groups(questions)
-    require_pictures(functions, codes, group, 4)
+    require_images(functions, codes, group, 4)
     z = answer_activations(vlm, questions, positions).cpu()
     made = provenance(vlm, questions, by=label_name(by), positions=positions, held_out=held_out, epochs=epochs, probe_seed=seed)
     pictures = image_names(questions)

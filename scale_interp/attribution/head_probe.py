@@ -97,7 +97,7 @@ def probe(
     questions = require(questions)
     classes, codes = read_labels(questions, label)
     group = groups(questions)
-    require_pictures(classes, codes, group, folds)
+    require_images(classes, codes, group, folds)
     z = answer_activations(vlm, questions, positions).float().numpy()
     guesses = held_out_guesses(z, codes, group, folds, seed)
     made = provenance(vlm, questions, label=label_name(label), positions=positions, folds=folds, permutations=permutations, probe_seed=seed)
@@ -137,9 +137,7 @@ def label_name(label: Label) -> str:
     return label if isinstance(label, str) else getattr(label, "__name__", type(label).__name__)
 
 
-def require_pictures(
-    classes: Sequence[str], codes: Int[np.ndarray, " questions"], group: Int[np.ndarray, " questions"], least: int
-) -> None:
+def require_images(classes: Sequence[str], codes: Int[np.ndarray, " questions"], group: Int[np.ndarray, " questions"], least: int) -> None:
     """Raise DataError for a label that is on fewer images than there are parts to hold out."""
     for number, name in enumerate(classes):
         count = len(np.unique(group[codes == number]))
