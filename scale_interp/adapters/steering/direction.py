@@ -98,7 +98,7 @@ def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto"
 def answer_directions(
     vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: Count = 5, path: Path = "auto"
 ) -> dict[str, AnswerDirection]:
-    """The answer_direction of every function, by the function's name.
+    """The answer_direction of every function's questions.
 
     Args:
         vlm: the model, from `si.load`.
@@ -106,6 +106,9 @@ def answer_directions(
         by: what gives a question's function, as the label of `probe`.
         least: a function with fewer right answers, or fewer wrong ones, has no direction and is left out.
         path: as in answer_direction.
+
+    Returns:
+        An AnswerDirection for each function, by its name.
 
     Raises:
         DataError: for a question without a function, and where all questions have one function.

@@ -20,7 +20,7 @@ LEAST_SHARE = 1e-9
 
 
 @checked
-def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Bool[Tensor, " tokens"]]:
+def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Bool[Tensor, " _"]]:
     """Which of each prompt's tokens show any part of the boxes of the objects asked about.
 
     This is what `selected` of `evaluate_scaled` takes, so that PASTA looks at these objects instead of the whole image. Tokens of every

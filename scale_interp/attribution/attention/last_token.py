@@ -68,9 +68,7 @@ AttentionInterface.register(INTERFACE, attention_with_weights)
 
 
 @checked
-def read_attention(
-    vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto"
-) -> list[Float[Tensor, "layers heads tokens"]]:
+def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Float[Tensor, "layers heads _"]]:
     """The last token's attention weights over its prompt; each head's sum to 1.
 
     Args:
