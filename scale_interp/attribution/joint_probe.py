@@ -32,7 +32,8 @@ class JointProbe(nn.Module):
             nn.Flatten(), nn.Linear(PROJECTION * n_heads, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, n_functions)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch units features"]) -> Float[Tensor, "batch functions"]:
+        """Logits [B, F] of features [B, U, 2D]."""
         return self.read(self.project(x / self.scale))
 
 
