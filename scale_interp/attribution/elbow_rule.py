@@ -11,7 +11,7 @@ from ..errors import DataError
 
 
 @checked
-def elbow(values: Float[Tensor, ...]) -> int:
+def elbow(values: Float[Tensor, " *values"]) -> int:
     """How many of the values come before the bend of their descending curve: the point farthest from its chord.
 
     The chord runs from the largest value to the smallest (the elbow of arXiv 2503.06287 and 2512.10978; Satopaa et al. 2011).
