@@ -11,7 +11,8 @@ from scale_interp import viz
 from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
 from scale_interp.adapters.attention_scaling.pasta import PASTA
 from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
-from scale_interp.adapters.steering.steering import Steering, fit_steering
+from scale_interp.adapters.steering.fit import fit_steering
+from scale_interp.adapters.steering.steering import Steering
 from scale_interp.core.files import write_bytes, write_json
 from scale_interp.core.statistics import holm
 from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling

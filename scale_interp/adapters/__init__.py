@@ -1,13 +1,13 @@
-"""Learned and tuned edits: ScAle, attention scaling, steering and emphasis, and how they are attached to a plain model."""
+"""Learned and tuned edits, and how they are attached to a plain model: ScAle, attention scaling, steering and emphasis."""
 
 from .attention_scaling.adaptvis import AdaptVis as AdaptVis
 from .attention_scaling.pasta import PASTA as PASTA
 from .attention_scaling.scalingvis import AttentionScale as AttentionScale
-from .baselines.baselines import LastTokenBias as LastTokenBias
-from .baselines.baselines import PeftAdapter as PeftAdapter
-from .baselines.baselines import fit_bias as fit_bias
-from .baselines.baselines import fit_ia3 as fit_ia3
-from .baselines.baselines import fit_lora as fit_lora
+from .baselines.last_token_bias import LastTokenBias as LastTokenBias
+from .baselines.last_token_bias import fit_bias as fit_bias
+from .baselines.peft_adapter import PeftAdapter as PeftAdapter
+from .baselines.peft_adapter import fit_ia3 as fit_ia3
+from .baselines.peft_adapter import fit_lora as fit_lora
 from .scale.fit import Fit as Fit
 from .scale.fit import FitSettings as FitSettings
 from .scale.fit import fit_scale as fit_scale
@@ -20,5 +20,5 @@ from .steering.emphasis import Interventions as Interventions
 from .steering.emphasis import emphasise as emphasise
 from .steering.emphasis import function_matrix as function_matrix
 from .steering.emphasis import intervene as intervene
+from .steering.fit import fit_steering as fit_steering
 from .steering.steering import Steering as Steering
-from .steering.steering import fit_steering as fit_steering

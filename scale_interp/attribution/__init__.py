@@ -1,4 +1,4 @@
-"""Which heads matter: ablation, amplification, patching, paths, gradients, logits, probes, attention, and the map they all give."""
+"""Which heads matter: ablation, amplification, patching, paths, gradients, logits, probes and attention, and the HeadMap they return."""
 
 from .ablation import ablate as ablate
 from .ablation import amplify as amplify

@@ -1,4 +1,4 @@
-"""Sweeps over all heads, one head a variant: ablation and amplification."""
+"""Sweeps over all heads, one head per variant: ablation and amplification."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import Seed, checked
@@ -26,6 +27,8 @@ from .headmap import HeadMap
 from .metric import Metric, measure
 
 Mode = Literal["zero", "mean", "resample"]
+Clean = Float[Tensor, "questions layers heads dim"]
+Scores = Float[Tensor, "questions choices"]
 
 
 def provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **settings: Any) -> dict[str, Any]:
@@ -46,9 +49,23 @@ def ablate(
 ) -> HeadMap:
     """How much the metric falls when one head's last-token output is removed.
 
-    mode: "zero"; "mean": replaced by the head's mean over `reference` (default: the questions themselves);
-    "resample": replaced by its value on another question, drawn with `seed`. score = metric(clean) - metric(ablated),
-    so a head that helps has a positive score.
+    A head that helps has a positive score: score = metric(clean) - metric(ablated).
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        mode: what takes the place of the head's output z: "zero"; "mean", its mean over `reference`; or "resample", its value on
+            another of the questions, drawn with `seed`.
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        reference: questions for mode "mean"; by default the questions themselves.
+        seed: for mode "resample".
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H] in units of the metric.
+
+    Raises:
+        EditError: for an unknown mode, and for mode "resample" with fewer than two questions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -64,7 +81,7 @@ def ablate(
         source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
         source = source.mean(0, keepdim=True)
     elif mode == "resample":
-        source = read_clean(vlm, questions, path, prompts)[0][_others(questions, seed)]
+        source = read_clean(vlm, questions, path, prompts)[0][_other_questions(questions, seed)]
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
     return _sweep(vlm, questions, sweep, metric, path, prompts, f"ablate {mode}", -1.0, seed=seed)
 
@@ -81,6 +98,16 @@ def amplify(
     """How much the metric rises when one head's last-token output is multiplied by `factor`.
 
     score = metric(amplified) - metric(clean).
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        factor: what the head's output z is multiplied by.
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H] in units of the metric.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -111,8 +138,12 @@ def _sweep(
     return HeadMap(method, name.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
 
-def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> tuple[Tensor, Tensor]:
-    """The clean last token's z [Q, L, H, D] and choice scores [Q, C]: from prefixes, or in whole forward passes."""
+def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> tuple[Clean, Scores]:
+    """Read the clean last tokens' z and choice scores: from prefixes, or in whole forward passes.
+
+    Returns:
+        z [Q, L, H, D] and scores [Q, C].
+    """
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]
@@ -122,15 +153,16 @@ def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pro
 
 
 def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
+    """One batch's clean z and choice scores."""
     z, _, scores = last_token(vlm, prefix)
     check_finite(vlm, prefix.questions, scores[:, None])
     return {"z": z, "scores": scores}
 
 
-def _others(questions: Sequence[Question], seed: int) -> Tensor:
-    """For each question the index of another one."""
+def _other_questions(questions: Sequence[Question], seed: int) -> Tensor:
+    """The index of another question for each question [Q]."""
     if len(questions) < 2:
-        raise EditError("resample ablation needs at least two questions")
+        raise EditError(f"resample ablation of {len(questions)} question: give at least two, so that each has another")
     Q = len(questions)
     shift = torch.randint(1, Q, (Q,), generator=torch.Generator().manual_seed(seed))
     return (torch.arange(Q) + shift) % Q

@@ -1,4 +1,4 @@
-"""Heads' outputs while the model answers: at the prompt's last token, at the answer's last, or over all of them."""
+"""Heads' outputs while the model answers: at the prompt's last token, the answer's last, or the mean over both and those between."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from functools import partial
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.arguments import Count, Raises, checked
@@ -25,13 +26,24 @@ Positions = Annotated[Literal["first", "last", "all"], Raises(DataError)]
 @checked
 def answer_activations(
     vlm: VLM, questions: Sequence[Question], positions: Positions = "all", *, max_new_tokens: Count = 8, batch_size: Count = 16
-) -> Tensor:
-    """z [Q, L, H, D] before W_O, averaged over the tokens of the model's own greedy answer.
+) -> Float[Tensor, "questions layers heads dim"]:
+    """Read z, the heads' outputs before W_O, averaged over the tokens of the model's own greedy answer (CogQA pipeline, arXiv 2512.10978).
 
-    "first": the prompt's last token, from which the answer's first word is read; "last": the answer's last token; "all":
-    the mean over both and the tokens between, one for each forward pass up to the end token (CogQA pipeline,
-    arXiv 2512.10978). Tokens after the end do not count. The answer is the model's and never taught, so that z does not
-    hold the right one.
+    The answer is the model's own and is never forced, so z does not contain the right one. Tokens after the end token do not count.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        positions: "first", the prompt's last token, from which the answer's first token is read; "last", the answer's last token;
+            or "all", the mean over these and the tokens between, one per forward pass.
+        max_new_tokens: longest answer, in tokens.
+        batch_size: questions per forward pass.
+
+    Returns:
+        z [Q, L, H, D].
+
+    Raises:
+        DataError: for unknown positions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
@@ -48,10 +60,11 @@ def answer_activations(
 
 @torch.no_grad()
 def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, max_new_tokens: int) -> BatchResult:
-    z, told = _answer(vlm, questions, max_new_tokens)
+    """One batch's z at the given positions."""
+    z, in_answer = _answer(vlm, questions, max_new_tokens)
     if positions == "last":
-        return {"z": z[torch.arange(len(questions)), told.sum(1) - 1]}
-    return {"z": (z * told[..., None, None, None]).sum(1) / told.sum(1)[:, None, None, None]}
+        return {"z": z[torch.arange(len(questions)), in_answer.sum(1) - 1]}
+    return {"z": (z * in_answer[..., None, None, None]).sum(1) / in_answer.sum(1)[:, None, None, None]}
 
 
 def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tuple[Tensor, Tensor]:
@@ -64,13 +77,13 @@ def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tup
     ends = vlm.hf_model.generation_config.eos_token_id
     ends = vlm.tokenizer.eos_token_id if ends is None else ends
     new = ids[:, inputs["input_ids"].shape[1] :][:, : T - 1]
-    over = torch.isin(new.cpu(), torch.tensor(ends)).cumsum(1) > 0
-    return z, torch.cat([torch.ones(len(questions), 1, dtype=torch.bool), ~over], 1)
+    ended = torch.isin(new.cpu(), torch.tensor(ends)).cumsum(1) > 0
+    return z, torch.cat([torch.ones(len(questions), 1, dtype=torch.bool), ~ended], 1)
 
 
 @contextmanager
 def _recording(vlm: VLM) -> Iterator[list[list[Tensor]]]:
-    """The input of every o_proj at the last position of each pass, a list a layer."""
+    """The input of every o_proj at the last position of each forward pass, one list per layer."""
     passes: list[list[Tensor]] = [[] for _ in vlm.decoder.layers]
 
     def keep(into: list[Tensor]) -> Callable:

@@ -1,8 +1,9 @@
-"""Where a sorted row of values bends: how many stand above the rest."""
+"""Where sorted values bend: how many of them stand above the rest."""
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import checked
@@ -10,12 +11,21 @@ from ..errors import DataError
 
 
 @checked
-def elbow(values: Tensor) -> int:
-    """How many of the values stand before the bend of their descending curve: the point farthest from its chord.
+def elbow(values: Float[Tensor, " *values"]) -> int:
+    """How many of the values come before the bend of their descending curve: the point farthest from its chord.
 
     The chord runs from the largest value to the smallest (the elbow of arXiv 2503.06287 and 2512.10978; Satopaa et al. 2011).
-    A bend below the chord is the first of the low values and is not counted; one above it is the last of the high ones and is.
-    Values on a straight line have no bend: all are kept. Raises DataError for no values, or values that are not finite.
+    A bend below the chord is the first of the low values and is not counted; a bend above it is the last of the high values and is.
+    Values on a straight line have no bend, and all are counted.
+
+    Args:
+        values: numbers in any order and shape.
+
+    Returns:
+        How many of the largest values to keep.
+
+    Raises:
+        DataError: for no values, or values that are not finite.
 
     >>> elbow(torch.tensor([1.0, 9.0, 1.1, 8.0, 1.2, 0.9]))
     2

@@ -1,4 +1,4 @@
-"""First-order attribution: every head of every question in one backward pass."""
+"""First-order attribution: every head on every question in one backward pass."""
 
 from __future__ import annotations
 
@@ -34,12 +34,24 @@ def attribute(
     path: Path = "auto",
     prompts: Prompts | None = None,
 ) -> HeadMap:
-    """The gradient's estimate of what patching (given pairs) or zero ablation (given questions) would measure.
+    """Estimate by gradients what patching (given pairs) or zero ablation (given questions) would measure.
 
-    Pairs: attribution patching, (z_clean - z_corrupt) . dm/dz at the corrupt run, over the mean of m_clean - m_corrupt
-    (Nanda 2023; the corrupt run is patched, as in `patch`). Questions: the derivative of the metric in the head's
-    scale at 1, which is zero ablation's score to first order; "accuracy" has no gradient. Packed path only. prompts: the
-    questions' prefixes, to reuse.
+    Pairs: attribution patching, (z_clean - z_corrupt) . dm/dz at the corrupt run, divided by the mean of m_clean - m_corrupt
+    (Nanda 2023; the corrupt run is patched, as in `patch`). Questions: the derivative of the metric with respect to the head's scale
+    at 1, which is zero ablation's score to first order.
+
+    Args:
+        vlm: the model, from `si.load`.
+        items: Q pairs from `si.contrasts`, or Q questions.
+        metric: of questions, "logit_diff" (logits) or "correct_prob"; of pairs it is always the logit difference.
+        path: "auto" or "packed"; there is no reference path.
+        prompts: the questions' prefixes, to reuse.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H]: a recovered fraction for pairs, units of the metric for questions.
+
+    Raises:
+        EditError: for metric "accuracy", which has no gradient, and for a model or path that is not packed.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -69,6 +81,7 @@ def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
 
 
 def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> BatchResult:
+    """One batch's estimates [B, L, H] in logits, and m_clean - m_corrupt [B]."""
     clean, corrupt = batch
     members = [Contrast(*both) for both in zip(clean.questions, corrupt.questions, strict=True)]
     z_clean, _, clean_scores = last_token(vlm, clean)
@@ -87,6 +100,7 @@ def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Pr
 
 
 def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
+    """One batch's derivatives [B, L, H] of the metric with respect to each head's scale."""
     members = prefix.questions
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
@@ -94,5 +108,5 @@ def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
 
 
 def _edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
-    """Scores [b, C] of the edited row, with the graph; the edit's question axis is this batch's own."""
+    """Scores [B, C] of the edited row, with the graph; the edit's question axis is this batch's own."""
     return run_packed(vlm, replace(prefix, rows=slice(None)), edit)[1][:, 0]

@@ -1,4 +1,4 @@
-"""A score for every head, the questions behind it, and what can be said of it."""
+"""A score for every head, the questions behind it, and its statistics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from scipy import stats
 from torch import Tensor
 
@@ -26,8 +26,12 @@ from ..interventions.edit import Head
 class HeadMap(Result, FigureView):
     """Scores of all heads by one method.
 
-    per_question [Q, L, H]: the effect of each head on each question; scores [L, H]: its mean. groups [Q]: questions
-    with one number share a picture. unit: what a score is measured in. provenance: model, data, settings, versions.
+    Args:
+        method: the method's name.
+        unit: what a score is measured in.
+        per_question: the effect of each head on each question [Q, L, H].
+        groups: the number of each question's image [Q]; intervals and tests treat questions of one image as dependent.
+        provenance: model, data, settings and versions.
 
     >>> m = HeadMap("mine", "logit diff", torch.tensor([[[0.0, 0.5], [0.25, 0.0]]] * 3), torch.arange(3))
     >>> m.top(2), m.sparsity()["heads_to_half"]
@@ -41,7 +45,7 @@ class HeadMap(Result, FigureView):
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     significance: ClassVar[str] = "differs from 0 (Holm, {alpha})"
-    """What `significant` says of a head, for figures."""
+    """What `significant` means for a head, for figures."""
 
     def __repr__(self) -> str:
         (layer, head), *_ = self.top(1)
@@ -54,30 +58,50 @@ class HeadMap(Result, FigureView):
         return ({"layer": layer, "head": head, self.unit: float(self.scores[layer, head])} for layer, head in heads)
 
     @cached_property
-    def scores(self) -> Tensor:
+    def scores(self) -> Float[Tensor, "layers heads"]:
+        """Mean effect of each head over the questions [L, H]."""
         return self.per_question.double().mean(0)
 
-    def interval(self, level: float = 0.95) -> tuple[Tensor, Tensor]:
-        """Bootstrap interval of every score over questions (whole pictures): low and high [L, H]."""
+    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "layers heads"], Float[Tensor, "layers heads"]]:
+        """Bootstrap interval of every score, whole images drawn with replacement.
+
+        Args:
+            level: the interval's coverage, between 0 and 1.
+
+        Returns:
+            The lower and the upper end, [L, H] each.
+        """
         low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
         return torch.from_numpy(low), torch.from_numpy(high)
 
     @cached_property
-    def p_values(self) -> Tensor:
+    def p_values(self) -> Float[Tensor, "layers heads"]:
         """Two-sided t-test that a head's mean effect is 0, Holm-corrected over all heads [L, H]."""
         return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
 
-    def significant(self, alpha: float = 0.05) -> Tensor:
-        """Heads whose mean effect differs from 0 after Holm's correction over all heads: bool [L, H]."""
+    def significant(self, alpha: float = 0.05) -> Bool[Tensor, "layers heads"]:
+        """Which heads' mean effect differs from 0, after Holm's correction over all heads: bool [L, H]."""
         return self.p_values < alpha
 
     def top(self, k: int, by: Literal["score", "abs"] = "score") -> list[Head]:
-        """The k heads with the largest score (or size of score), largest first."""
+        """The k heads with the largest score, largest first.
+
+        Args:
+            k: how many heads.
+            by: "score", or "abs" for the size of the score whatever its sign.
+
+        Raises:
+            DataError: for a k below 1 or above the number of heads.
+        """
         values = self.scores if by == "score" else self.scores.abs()
         return self._heads(values.flatten().argsort(descending=True, stable=True), k)
 
     def bottom(self, k: int) -> list[Head]:
-        """The k heads whose score is nearest to 0."""
+        """The k heads whose score is closest to 0, the closest first.
+
+        Raises:
+            DataError: for a k below 1 or above the number of heads.
+        """
         return self._heads(self.scores.abs().flatten().argsort(stable=True), k)
 
     def _heads(self, order: Tensor, k: int) -> list[Head]:
@@ -89,8 +113,12 @@ class HeadMap(Result, FigureView):
     def sparsity(self) -> dict[str, float | int]:
         """How few heads carry the effect.
 
-        gini of |score|; heads_to_half: the fewest heads that hold half of the positive scores' sum; share_top4: the
-        four largest scores' share of it; significant: heads that differ from 0 (Holm, 0.05).
+        Returns:
+            gini: the Gini coefficient of |score|.
+            heads_to_half: the fewest heads that hold half of the sum of positive scores.
+            share_top4: the share of that sum in the four largest scores.
+            significant: how many heads differ from 0 (Holm, 0.05).
+            heads: how many heads there are.
         """
         positive = self.scores.flatten().clamp(min=0).sort(descending=True).values
         total = float(positive.sum())
@@ -103,10 +131,17 @@ class HeadMap(Result, FigureView):
             "heads": len(positive),
         }
 
-    def compare(self, other: HeadMap | Tensor) -> dict[str, float]:
+    def compare(self, other: HeadMap | Float[Tensor, "layers heads"]) -> dict[str, float]:
         """Agreement of two maps: Spearman's rank correlation with its p-value, and the overlap of their top 8 heads.
 
-        The correlation is nan where all scores of a map are equal.
+        Args:
+            other: a HeadMap of the same model, or scores [L, H].
+
+        Returns:
+            spearman and p, which are nan where all scores of a map are equal, and overlap_top8, from 0 to 1.
+
+        Raises:
+            DataError: for a map of another shape.
 
         >>> m = HeadMap("mine", "logit diff", torch.rand(4, 2, 8), torch.arange(4))
         >>> m.compare(m)["overlap_top8"]
@@ -127,7 +162,7 @@ class HeadMap(Result, FigureView):
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a head: layer, head, score, low, high, p (Holm), rank."""
+        """One row per head: layer, head, score, low, high, p (Holm), rank."""
         low, high = self.interval()
         L, H = self.scores.shape
         flat = self.scores.flatten().numpy()

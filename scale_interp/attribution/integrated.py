@@ -1,4 +1,4 @@
-"""Integrated gradients over the edit's path: from all heads silenced to all heads as they are."""
+"""Integrated gradients from all heads silenced to all heads as they are."""
 
 from __future__ import annotations
 
@@ -30,9 +30,21 @@ def integrated_gradients(
     """Each head's share of what all heads together add to the metric: its slope, averaged while all heads fade in.
 
     All heads' scales go from 0 to 1 together; score = mean over alpha of d metric / d scale[l, h] at scale = alpha (integrated
-    gradients, Sundararajan et al. 2017, arXiv 1703.01365, equation 1, from the silent baseline; the integral is the midpoint rule
-    with `steps` points, which run side by side). The scores of a question sum to its metric minus that with all heads silenced, but
-    for the rule's error. Packed path only; "accuracy" has no gradient.
+    gradients, Sundararajan et al. 2017, arXiv 1703.01365, equation 1, from the silenced baseline). The scores of a question sum to its
+    metric minus the metric with all heads silenced, up to the error of the midpoint rule.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        steps: points of the midpoint rule, which run side by side.
+        metric: "logit_diff" (logits) or "correct_prob".
+        path: "auto" or "packed"; there is no reference path.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H] in units of the metric.
+
+    Raises:
+        EditError: for metric "accuracy", which has no gradient, for steps below 1, and for a model or path that is not packed.
 
     >>> import scale_interp as si
     >>> m = integrated_gradients(si.load("demo"), si.load_questions("scenes/relation", n=4), steps=4)
@@ -54,6 +66,7 @@ def integrated_gradients(
 
 
 def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
+    """One batch's slopes [B, L, H], averaged over the steps."""
     members = prefix.questions
     alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 PROJECTION, HIDDEN, DROPOUT, RATE = 64, 512, 0.3, 1e-4
@@ -14,9 +15,13 @@ BATCH = 64
 
 
 class JointProbe(nn.Module):
-    """Features [B, U, 2D] of U heads -> logits [B, functions]: a shared map to 64, then two layers over all heads.
+    """A probe from features [B, U, 2D] of U heads to logits [B, F] of F functions: a shared map to 64 numbers, then two layers.
 
-    scale: activations are divided by this one number; ours, as the published rate fits activations near 1.
+    Args:
+        n_heads: U, the heads of all layers.
+        width: 2D, the features of one head.
+        n_functions: F.
+        scale: what activations are divided by. It is ours: the published learning rate suits activations near 1.
     """
 
     def __init__(self, n_heads: int, width: int, n_functions: int, scale: float = 1.0):
@@ -27,19 +32,22 @@ class JointProbe(nn.Module):
             nn.Flatten(), nn.Linear(PROJECTION * n_heads, HIDDEN), nn.ReLU(), nn.Dropout(DROPOUT), nn.Linear(HIDDEN, n_functions)
         )
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch units features"]) -> Float[Tensor, "batch functions"]:
+        """Logits [B, F] of features [B, U, 2D]."""
         return self.read(self.project(x / self.scale))
 
 
-def features(z: Tensor) -> Tensor:
-    """z [Q, L, H, D] -> [Q, L * H, 2D]: each head's own z beside the mean over its layer's heads."""
+def features(z: Float[Tensor, "questions layers heads dim"]) -> Float[Tensor, "questions units features"]:
+    """Features [Q, L * H, 2D] of z [Q, L, H, D]: each head's own z beside the mean over its layer's heads."""
     return torch.cat([z, z.mean(2, keepdim=True).expand_as(z)], -1).flatten(1, 2).float()
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def fit_joint_probe(z: Tensor, codes: Tensor, n_functions: int, epochs: int, seed: int = 0) -> JointProbe:
-    """Learn the functions `codes` [Q] of activations z [Q, L, H, D] by cross-entropy and AdamW at 1e-4."""
+def fit_joint_probe(
+    z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"], n_functions: int, epochs: int, seed: int = 0
+) -> JointProbe:
+    """Fit a probe that tells the functions `codes` [Q] from activations z [Q, L, H, D], by cross-entropy and AdamW at 1e-4."""
     x, codes = features(z).clone(), codes.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -55,11 +63,20 @@ def fit_joint_probe(z: Tensor, codes: Tensor, n_functions: int, epochs: int, see
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def importance(model: JointProbe, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradient x activation of each head for each question's own function [Q, L, H], and the probe's verdicts [Q].
+def importance(
+    model: JointProbe, z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"]
+) -> tuple[Float[Tensor, "questions layers heads"], Int[Tensor, " questions"]]:
+    """Gradient x activation of each head, for each question's own function.
 
-    The gradient is of the function's logit at the 64 numbers of the shared map, summed over them. z must be held out:
-    questions that the probe did not learn from.
+    The gradient is of the function's logit with respect to the 64 numbers of the shared map; the products are summed over these.
+
+    Args:
+        model: the probe.
+        z: activations [Q, L, H, D] of questions that the probe did not learn from.
+        codes: the number of each question's function [Q].
+
+    Returns:
+        Importance [Q, L, H], and the number of the function that the probe chooses [Q].
     """
     effects, verdicts, codes = [], [], codes.clone()
     for rows in torch.arange(len(z)).split(256):

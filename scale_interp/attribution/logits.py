@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..core.arguments import checked
@@ -23,20 +24,30 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 
-FIT = 1e-4
-"""Largest relative error with which a norm must be a gain times one number; it is evaluated in float32."""
+NORM_TOLERANCE = 1e-4
+"""Largest relative error, in float32, up to which a norm counts as a gain times one number."""
 
 
 @checked
 def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> HeadMap:
     """How much of the logit difference each head of the last token writes directly (Elhage et al. 2021; nostalgebraist 2020).
 
-    score = W_O z of the head, through the norms with their scales frozen at this run's, onto the unembedding of the right
-    choice minus that of the largest other choice. Scores are logits before a final soft cap (Gemma 2); with the o_proj
-    biases, the MLPs and the embedding they sum to the logit difference. Longer choices are read at their first token.
+    score = W_O z of the head, through the norms with their scales frozen at this run's values, projected onto the unembedding of the
+    right choice minus that of the largest other choice. Scores are logits before a final soft cap (Gemma 2). Together with the o_proj
+    biases, the MLPs and the embedding they sum to the logit difference. Choices of several tokens are read at their first token.
 
-    Raises DataError for choices that begin with the same token, ModelError for a norm that is no gain times one number,
-    and for a family whose heads and MLPs do not add up to its residual stream.
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H] in logits.
+
+    Raises:
+        DataError: for choices that begin with the same token.
+        ModelError: for a norm that is not a gain times one number, and for a family whose heads and MLPs do not add up to its residual
+            stream.
 
     >>> import scale_interp as si
     >>> logit_attribution(si.load("demo"), si.load_questions("scenes/relation", n=4)).unit
@@ -57,13 +68,13 @@ def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "
 class Stream:
     """The last token's residual stream in parts: z [B, L, H, D], mlp [B, L, d], and the stream's start and end [B, d]."""
 
-    z: Tensor
-    mlp: Tensor
-    start: Tensor
-    end: Tensor
+    z: Float[Tensor, "questions layers heads dim"]
+    mlp: Float[Tensor, "questions layers width"]
+    start: Float[Tensor, "questions width"]
+    end: Float[Tensor, "questions width"]
 
     def check(self, vlm: VLM) -> None:
-        """ModelError where start, heads and MLPs do not add up to the end: a step of this family that nobody told us of."""
+        """Raise ModelError where start, heads and MLPs do not add up to the end: this family has a step that is not known here."""
         total = self.start.float()
         for number, layer in enumerate(vlm.decoder.layers):
             _, norm = norms_after(layer)
@@ -73,13 +84,13 @@ class Stream:
         if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
             raise ModelError(
                 f"{vlm.name} ({vlm.family}): heads and MLPs miss the residual stream by {away:.1g} of its length, so a head's own "
-                "share in it is not known: use patch or ablate"
+                "share of it is not known: use patch or ablate"
             )
 
 
 @torch.no_grad()
 def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
-    """The clean last tokens of a batch of prompts, by the packed path."""
+    """Read the clean last tokens of a batch of prompts, by the packed path."""
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
@@ -89,12 +100,13 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
 
 
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
+    """One batch's shares of the logit difference [B, L, H]."""
     return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}
 
 
 @torch.no_grad()
 def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
-    """One question's shares, from a whole forward pass."""
+    """One question's shares [1, L, H], from a whole forward pass."""
     _, question = batch
     ends: list[Tensor] = []
     heads: list[Tensor] = []
@@ -105,7 +117,7 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
 
 
 def _record(layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
-    """Inside a trace: the stream's parts at one row."""
+    """Record the stream's parts at one row, inside a trace."""
     ends.append(layers[0].input[:, row].clone())
     for layer in layers:
         heads.append(layer.self_attn.o_proj.input[:, row].clone())
@@ -121,8 +133,8 @@ def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor
     return stream
 
 
-def heads_out(layer: nn.Module, z: Tensor) -> Tensor:
-    """What a layer's heads z [..., H, D] add to the residual stream [..., d], a norm between them included."""
+def heads_out(layer: nn.Module, z: Float[Tensor, "*rows heads dim"]) -> Float[Tensor, "*rows width"]:
+    """What a layer's heads z [..., H, D] add to the residual stream [..., d], including a norm between them."""
     attn: Any = layer.self_attn
     norm, _ = norms_after(layer)
     total = attn.o_proj(z.flatten(-2).to(attn.o_proj.weight.device))
@@ -139,14 +151,14 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
     weight = unembed.weight
     onto = (weight[right.to(weight.device)].float() - weight[other.to(weight.device)].float()).to(stream.end.device)
-    onto = onto * _frozen(vlm, vlm.decoder.norm, stream.end)
+    onto = onto * _norm_factors(vlm, vlm.decoder.norm, stream.end)
     shares = []
     for number, layer in enumerate(vlm.decoder.layers):
         z, o_proj = stream.z[:, number], layer.self_attn.o_proj
         if o_proj.weight.shape != (vlm.d_model, z[0].numel()) or not o_proj.weight.is_floating_point():
             raise ModelError(f"{vlm.name}: o_proj of layer {number} is quantised: load the model without quantisation")
         norm, _ = norms_after(layer)
-        here = onto if norm is None else onto * _frozen(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
+        here = onto if norm is None else onto * _norm_factors(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
         read = here @ o_proj.weight.float().to(here.device)
         shares.append((read.view(z.shape) * z.float()).sum(-1))
     return torch.stack(shares, 1)
@@ -170,15 +182,18 @@ def _first_tokens(vlm: VLM, question: Question) -> list[int]:
     return tokens
 
 
-def _frozen(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
-    """The factors m [B, d] with which norm(x) = m * x: the norm's gain times one number a row.
+def _norm_factors(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
+    """The factors m [B, d] with which norm(x) = m * x: the norm's gain times one number per row.
 
-    An RMS norm of ones is its gain, so nothing of its class needs to be known.
+    An RMS norm of ones is its gain, so nothing needs to be known about its class.
     """
     x = x.float()
     y, gain = norm(x).float(), norm(torch.ones_like(x)).float()
     fitted = (y * gain * x).sum(-1, keepdim=True) / (gain * x).square().sum(-1, keepdim=True)
-    if not (y - fitted * gain * x).norm() <= FIT * y.norm():
+    if not (y - fitted * gain * x).norm() <= NORM_TOLERANCE * y.norm():
         name = next(name for name, module in vlm.decoder.named_modules() if module is norm)
-        raise ModelError(f"{vlm.name}: {name} ({type(norm).__name__}) is no gain times one number, so heads are not additive behind it")
+        raise ModelError(
+            f"{vlm.name}: {name} ({type(norm).__name__}) is not a gain times one number, so heads do not add up after it: "
+            "use patch or ablate"
+        )
     return fitted * gain

@@ -1,4 +1,4 @@
-"""What a run is judged by: a number a question, from its choice scores."""
+"""What a run is judged by: one number per question, computed from its choice scores."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Annotated, Literal
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import Raises
@@ -14,13 +15,23 @@ from ..data.question import Question
 from ..errors import DataError
 
 Metric = Annotated[Literal["logit_diff", "correct_prob", "accuracy"], Raises(DataError)]
+Measured = Float[Tensor, "questions *variants"]
 
 
-def measure(name: Metric, scores: Tensor, questions: Sequence[Question]) -> Tensor:
-    """scores [Q, ..., C] -> [Q, ...].
+def measure(name: Metric, scores: Float[Tensor, "questions *variants choices"], questions: Sequence[Question]) -> Measured:
+    """The metric of every question and variant.
 
-    "logit_diff": the right choice's score minus the largest other; "correct_prob": its share of the softmax over the
-    choices; "accuracy": 1.0 where it is the largest.
+    Args:
+        name: "logit_diff", the right choice's score minus the largest other (logits); "correct_prob", the right choice's share of the
+            softmax over the choices; or "accuracy", 1.0 where the right choice has the largest score.
+        scores: choice scores [Q, ..., C].
+        questions: the Q questions.
+
+    Returns:
+        [Q, ...].
+
+    Raises:
+        DataError: for an unknown metric.
     """
     answers = torch.tensor([q.answer for q in questions], device=scores.device)
     index = answers.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
@@ -35,8 +46,8 @@ def measure(name: Metric, scores: Tensor, questions: Sequence[Question]) -> Tens
     raise DataError(f"metric {name!r}: choose 'logit_diff', 'correct_prob' or 'accuracy'")
 
 
-def contrast_diff(scores: Tensor, pairs: Sequence[Contrast]) -> Tensor:
-    """The clean answer's score minus the corrupt answer's: scores [Q, ..., C] -> [Q, ...] (Heimersheim & Nanda 2024)."""
+def contrast_diff(scores: Float[Tensor, "questions *variants choices"], pairs: Sequence[Contrast]) -> Measured:
+    """The clean answer's score minus the corrupt answer's, in logits (Heimersheim & Nanda 2024): scores [Q, ..., C] give [Q, ...]."""
     shape = (-1, *[1] * (scores.ndim - 1))
     clean = torch.tensor([p.clean.answer for p in pairs], device=scores.device).view(shape)
     corrupt = torch.tensor([p.corrupt.answer for p in pairs], device=scores.device).view(shape)

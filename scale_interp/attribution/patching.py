@@ -21,13 +21,22 @@ from .metric import contrast_diff
 
 @checked
 def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:
-    """The fraction of the logit difference that each head's clean output recovers in the corrupt run.
+    """The fraction of the logit difference that each head's clean output recovers in the corrupt run (Heimersheim & Nanda 2024).
 
     With m = score of the clean answer minus score of the corrupt answer, at the last token:
-    score = mean(m_patched - m_corrupt) / mean(m_clean - m_corrupt); 1 restores the clean run, 0 does nothing.
+    score = mean(m_patched - m_corrupt) / mean(m_clean - m_corrupt), where 1 restores the clean run and 0 changes nothing.
     The ratio is of means, so that a pair with a small difference does not dominate.
 
-    Raises DataError where the model tells clean and corrupt questions apart by nothing at all.
+    Args:
+        vlm: the model, from `si.load`.
+        pairs: Q pairs from `si.contrasts`.
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A HeadMap, per_question [Q, L, H]: recovered fractions.
+
+    Raises:
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -45,7 +54,7 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     m_corrupt = contrast_diff(unpatched, pairs)
     gap = float((m_clean - m_corrupt[:, 0]).mean())
     if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
+        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
     per_question = ((contrast_diff(edited, pairs) - m_corrupt) / gap).cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap)
     return HeadMap("patch", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)

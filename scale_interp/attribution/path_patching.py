@@ -10,6 +10,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import checked
@@ -37,18 +38,27 @@ Into = Literal["q", "k", "v"]
 def path_patch(
     vlm: VLM, pairs: Sequence[Contrast], receivers: Iterable[Head], into: Into = "q", *, path: Path = "auto"
 ) -> dict[Head, HeadMap]:
-    """What each head before a receiver tells it directly: a map of senders for every receiver (Goldowsky-Dill et al. 2023).
+    """What each earlier head writes directly into a receiver: one map of senders per receiver (Goldowsky-Dill et al. 2023).
 
-    The corrupt run, in which the sender's last-token output takes its value in the clean run, and that change reaches
-    only the receiver's `into`: its query, or the last token's own key or value. Heads and MLPs in between keep their
-    corrupt values; from the receiver on everything is computed again. score = the recovered fraction of the logit
-    difference, as in `patch`. Heads in the receiver's layer and after it cannot reach it: 0 in scores [L, H] and
-    per_question [Q, L, H].
+    In the corrupt run, the sender's last-token output takes its value from the clean run, and that change reaches only the receiver's
+    `into`. Heads and MLPs in between keep their corrupt values; from the receiver on everything is computed again. score = the
+    recovered fraction of the logit difference, as in `patch`. Heads in the receiver's layer and later cannot reach it and score 0.
 
-    Packed path only. Where a prompt attends in both directions, give path="packed" ("prompt frozen").
+    Args:
+        vlm: the model, from `si.load`.
+        pairs: Q pairs from `si.contrasts`.
+        receivers: (layer, head) pairs, not of layer 0.
+        into: what the senders' change reaches: the receiver's query "q", or the last token's own key "k" or value "v".
+        path: "auto" or "packed"; there is no reference path. Where a prompt attends in both directions, give "packed", which keeps
+            the prompt frozen.
 
-    Raises EditError for receivers, `into` or a path that cannot be, DataError where clean and corrupt questions give the
-    same logit difference.
+    Returns:
+        A HeadMap for each receiver, per_question [Q, L, H]: recovered fractions.
+
+    Raises:
+        EditError: for receivers, `into` or a path that are not possible.
+        ModelError: for a receiver's layer without q_proj, k_proj and v_proj.
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, pairs = si.load("demo"), si.contrasts(si.load_questions("scenes/relation", n=4))
@@ -63,7 +73,7 @@ def path_patch(
     found_parts = [*map_batches(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
     effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
     if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference: there is nothing to recover on these pairs")
+        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap, into=into)
     parts = (effects / gap).split([vlm.n_heads * layer for layer, _ in receivers], 1)
     found = {}
@@ -93,7 +103,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
     if vlm.quirks.bidirectional and path != "packed":
         raise EditError(
             f"{vlm.name} attends in both directions inside a prompt, so a last-token change reaches every token: "
-            "path patching needs path='packed', which keeps the prompt frozen"
+            "use path='packed', which keeps the prompt frozen"
         )
     if choose_path(vlm, questions, path) != "packed":
         raise EditError(f"path patching of {vlm.name} has no reference path: use path='packed', or patch")
@@ -104,7 +114,7 @@ def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head],
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""
     at_clean, at_corrupt = batch
     pairs = [Contrast(*both) for both in zip(at_clean.questions, at_corrupt.questions, strict=True)]
-    received = _received(vlm, at_corrupt, read_stream(vlm, at_clean).z, read_stream(vlm, at_corrupt).z, receivers, into)
+    received = _receiver_values(vlm, at_corrupt, read_stream(vlm, at_clean).z, read_stream(vlm, at_corrupt).z, receivers, into)
     heads = tuple(r for r in receivers for _ in range(received[r].shape[1]))
     edit = HeadValues(heads, torch.cat([received[r] for r in receivers], 1), vlm.n_heads)
     clean, _ = packed_batch(vlm, at_clean, None)
@@ -115,7 +125,9 @@ def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head],
     return {"effects": contrast_diff(edited, pairs) - m_corrupt, "gaps": (contrast_diff(clean, pairs) - m_corrupt)[:, 0]}
 
 
-def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: Sequence[Head], into: Into) -> dict[Head, Tensor]:
+def _receiver_values(
+    vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, receivers: Sequence[Head], into: Into
+) -> dict[Head, Tensor]:
     """Each receiver's z [B, N, D] after each of its N senders changed what it reads."""
     stem = _last_token_only(prefix)
     layers = sorted({layer for layer, _ in receivers})
@@ -125,13 +137,13 @@ def _received(vlm: VLM, prefix: Prefix, z_clean: Tensor, z_corrupt: Tensor, rece
     for start in range(0, len(senders), at_once):
         chunk = senders[start : start + at_once]
         by_layer = groupby(chunk, lambda sender: sender[0])
-        change = torch.cat([_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
+        change = torch.cat([_sender_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
         z: dict[int, Tensor] = {}
         with attention(vlm.decoder), vlm.text.trace(**stem.inputs()):
             for number in layers:
                 n = sum(layer < number for layer, _ in chunk)
                 if n:
-                    z[number] = _read(vlm.text.layers[number], change[:, :n], into)
+                    z[number] = _read_receiver_heads(vlm.text.layers[number], change[:, :n], into)
         for layer, head in receivers:
             if layer in z:
                 found[layer, head].append(z[layer].unflatten(-1, (vlm.n_heads, -1))[:, :, head].to(change.device))
@@ -145,7 +157,7 @@ def _last_token_only(prefix: Prefix) -> Prefix:
     return replace(prefix, positions=prefix.positions[..., :1], choices=choices)
 
 
-def _change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: Tensor) -> Tensor:
+def _sender_change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: Tensor) -> Tensor:
     """How the corrupt residual stream changes if one of a layer's heads takes its clean value: [B, len(heads), d]."""
     corrupt = z_corrupt[:, layer, None]
     edited = corrupt.repeat(1, len(heads), 1, 1)
@@ -154,8 +166,8 @@ def _change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_corrupt: 
     return (heads_out(block, edited) - heads_out(block, corrupt)).to(z_corrupt.device)
 
 
-def _read(layer: Any, change: Tensor, into: Into) -> Tensor:
-    """Inside a trace: z [B, n, H * D] of the layer's heads if `into` alone reads the stream plus change [B, n, d]."""
+def _read_receiver_heads(layer: Any, change: Tensor, into: Into) -> Tensor:
+    """Read z [B, n, H * D] of the layer's heads, inside a trace, if `into` alone reads the stream plus change [B, n, d]."""
     (hidden, *rest), kwargs = layer.inputs
     layer.inputs = (torch.cat([hidden, hidden + change.to(hidden.device)], 1), *rest), kwargs
     for name in "qkv":
@@ -163,27 +175,30 @@ def _read(layer: Any, change: Tensor, into: Into) -> Tensor:
             projection = getattr(layer.self_attn, f"{name}_proj")
             projection.output = projection.output[:, :1].expand(-1, 1 + change.shape[1], -1)
     z = layer.self_attn.o_proj.input[:, 1:].clone()
-    # The layers behind a receiver see the corrupt run alone.
+    # Layers after a receiver see only the corrupt run.
     layer.output = layer.output[:, :1]
     return z
 
 
 @dataclass(frozen=True)
 class HeadValues:
-    """Variant n sets heads[n] to values[:, n]: values [Q, N, D]."""
+    """An edit whose variant n sets heads[n] to values[:, n]; values [Q, N, D]."""
 
     heads: tuple[Head, ...]
-    values: Tensor
+    values: Float[Tensor, "questions variants dim"]
     n_heads: int
     scope: Scope = "last"
 
     @property
     def n_variants(self) -> int:
+        """N."""
         return len(self.heads)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
+        """Raise EditError for values of another shape than the model and the questions have."""
         if self.values.shape != (n_questions, self.n_variants, head_dim):
-            raise EditError(f"values have shape {tuple(self.values.shape)}: expected {(n_questions, self.n_variants, head_dim)}")
+            shape = [n_questions, self.n_variants, head_dim]
+            raise EditError(f"values have shape {list(self.values.shape)}: give {shape}, one value per question and head")
 
     def starts(self, n_layers: int) -> Tensor:
         """The layer of each variant's head, [N]."""

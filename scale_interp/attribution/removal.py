@@ -1,4 +1,4 @@
-"""What is lost when heads are taken away in the order of a ranking, and what when as many others are."""
+"""What is lost when heads are removed in the order of a ranking, compared with removing as many others."""
 
 from __future__ import annotations
 
@@ -30,10 +30,17 @@ KINDS = ("top", "random", "low", "keep")
 
 @dataclass(frozen=True, eq=False)
 class RemovalCurve(Result):
-    """A metric after k heads were removed, with `base` [Q] before.
+    """A metric after k heads were removed, for several k.
 
-    per_question [Q, K, 4]: for top, random (mean of draws), low and keep-only; random [K, R]: the mean over questions of
-    every single draw.
+    Attributes:
+        ks: the K numbers of heads.
+        metric: the metric's name.
+        per_question: [Q, K, 4], after removing the first k heads of the ranking (top), random heads (the mean of the draws), the last k
+            (low), and all but the first k (keep).
+        random: the mean over questions for every single draw [K, R].
+        base: the metric before any removal [Q].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -57,12 +64,12 @@ class RemovalCurve(Result):
         means = self.per_question.double().mean(0).tolist()
         return ({"k": k} | dict(zip(KINDS, row, strict=True)) for k, row in zip(self.ks, means, strict=True))
 
-    def values(self, k: int, kind: str) -> np.ndarray:
-        """The metric of every question [Q]."""
+    def values(self, k: int, kind: str) -> Float[np.ndarray, " questions"]:
+        """The metric of every question [Q] after removing k heads of a kind: "top", "random", "low" or "keep"."""
         return self.per_question[:, self.ks.index(k), KINDS.index(kind)].double().numpy()
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a k and kind: the metric with its interval, and its change from the unedited run with its interval."""
+        """One row per k and kind: the metric with its interval, and its change from the unedited run with its interval."""
         values, group = self.per_question.double().numpy(), self.groups.numpy()
         delta = values - self.base.double().numpy()[:, None, None]
         (low, high), (less, more) = (statistics.bootstrap_interval(v, group) for v in (values, delta))
@@ -76,10 +83,12 @@ class RemovalCurve(Result):
         return pd.DataFrame(rows)
 
     def differences(self) -> pd.DataFrame:
-        """Top minus random at every k, paired by question, p Holm-corrected over k.
+        """Top minus random at every k, paired by question.
 
-        The interval is over questions, for these draws; p_draws is over draws: the share of random sets (the top one
-        counted in) that lower the metric as far, uncorrected, and never below 1 / (draws + 1).
+        Returns:
+            One row per k. difference, low and high are over questions, for these draws, and p is Holm-corrected over k. p_draws is over
+            draws: the share of sets, the top one included, that lower the metric as far; it is uncorrected and never below
+            1 / (draws + 1).
         """
         found = [statistics.paired_difference(self.values(k, "top"), self.values(k, "random"), self.groups.numpy()) for k in self.ks]
         p = statistics.holm(np.array([d.p for d in found]))
@@ -89,7 +98,7 @@ class RemovalCurve(Result):
         return pd.DataFrame(rows).assign(p=p, p_draws=((1 + below) / (1 + self.random.shape[1])).numpy())
 
     def area(self) -> statistics.Difference:
-        """Top minus random, the mean over the whole grid of k, paired by question."""
+        """Top minus random, the mean over all k, paired by question."""
         top, random = (self.per_question[:, :, KINDS.index(kind)].double().mean(1).numpy() for kind in ("top", "random"))
         return statistics.paired_difference(top, random, self.groups.numpy())
 
@@ -112,13 +121,28 @@ def remove_heads_curve(
     seed: Seed = 0,
     path: Path = "auto",
 ) -> RemovalCurve:
-    """Remove the first k heads of a ranking, k random heads outside these, the last k; or keep the first k alone.
+    """Remove the first k heads of a ranking, k random other heads, or the last k; or keep only the first k.
 
-    ranking: all heads of the model, the most important first. chosen_on: the questions that it was made on, or the names
-    of their pictures (`FunctionalHeads.pictures`). factor: what a removed head is multiplied by at the prompt's last
-    token; the release's is 1e-4. draws: random sets a k, whose mean is compared. All sets run side by side. Raises
-    EditError for a ranking that is not of all heads, and for a k that leaves no k heads outside the first; LeakError
-    for a test picture among those of `chosen_on`.
+    All sets run side by side.
+
+    Args:
+        vlm: the model, from `si.load`.
+        test: Q test questions.
+        ranking: all heads of the model, the most important first.
+        ks: the numbers of heads, from 1 to half of all heads.
+        factor: what a removed head is multiplied by at the prompt's last token; the release of arXiv 2512.10978 uses 1e-4.
+        draws: random sets per k, whose mean is compared.
+        chosen_on: the questions that the ranking was made on, or the names of their images (`FunctionalHeads.pictures`).
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        seed: for the random sets.
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A RemovalCurve, per_question [Q, K, 4].
+
+    Raises:
+        EditError: for a ranking that does not have all heads, and for a k that leaves fewer than k other heads.
+        LeakError: for a test image among those of `chosen_on`.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -136,7 +160,7 @@ def remove_heads_curve(
     if wrong or not ks or draws < 1:
         raise EditError(f"ks={tuple(ks)}, draws={draws}: give numbers of heads from 1 to {L * H // 2}, half of all, and at least one draw")
     rng = np.random.default_rng(seed)
-    sets = [part for k in ks for part in _sets(order, k, draws, rng)]
+    sets = [part for k in ks for part in _head_sets(order, k, draws, rng)]
     edit = Edit.stack([Edit.scaling(heads, factor, L, H) for heads in sets])
     path = choose_path(vlm, test, path)
     scores, clean = run_with_clean(vlm, test, edit, path, what="removing heads")
@@ -148,7 +172,7 @@ def remove_heads_curve(
     return RemovalCurve(tuple(ks), metric, per_question, single, base, torch.from_numpy(groups(test)), made)
 
 
-def _sets(order: Sequence[Head], k: int, draws: int, rng: np.random.Generator) -> list[Sequence[Head]]:
+def _head_sets(order: Sequence[Head], k: int, draws: int, rng: np.random.Generator) -> list[Sequence[Head]]:
     """Heads to remove: the first k, the last k, all but the first k, and random k of all but the first k."""
     others = order[k:]
     random = [[others[i] for i in rng.choice(len(others), k, replace=False)] for _ in range(draws)]

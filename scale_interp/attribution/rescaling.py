@@ -1,4 +1,4 @@
-"""The no-training study: rescale one head, one layer's heads or one MLP by a grid of factors and watch the accuracy.
+"""Rescaling without training: one head, one layer's heads or one MLP, multiplied by each of a grid of factors.
 
 ScAle's preliminary study (arXiv 2606.29579) rescales activations of chosen layers without training.
 """
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import pandas as pd
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core import statistics
@@ -33,7 +34,16 @@ FACTORS = (0.0, 0.5, 1.5, 2.0, 4.0)
 
 @dataclass(frozen=True, eq=False)
 class Rescaling(NotebookView):
-    """Change of a metric for every unit and factor: per_question [Q, F, U]; units name the U rescaled parts.
+    """Change of a metric for every rescaled unit and factor.
+
+    Attributes:
+        unit: "head", "layer" or "mlp".
+        units: the names of the U units.
+        factors: the F factors.
+        metric: the metric's name.
+        per_question: metric(rescaled) - metric(clean) [Q, F, U].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> change = torch.tensor([[[0.0, 0.5]], [[0.0, 1.0]]])
     >>> Rescaling("mlp", ("0", "1"), (2.0,), "accuracy", change, torch.arange(2), {})
@@ -44,12 +54,12 @@ class Rescaling(NotebookView):
     units: tuple[str, ...]
     factors: tuple[float, ...]
     metric: str
-    per_question: Tensor
-    groups: Tensor
+    per_question: Float[Tensor, "questions factors units"]
+    groups: Int[Tensor, " questions"]
     provenance: dict[str, Any]
 
     @property
-    def change(self) -> Tensor:
+    def change(self) -> Float[Tensor, "factors units"]:
         """Mean change of the metric [F, U]."""
         return self.per_question.mean(0)
 
@@ -64,7 +74,7 @@ class Rescaling(NotebookView):
         return ({self.unit: self.units[i % U], "factor": self.factors[i // U], "change": float(self.change.flatten()[i])} for i in order)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a unit and factor: change with interval, and p corrected (Holm) over all of them."""
+        """One row per unit and factor: the change with its interval, and p Holm-corrected over all rows."""
         values = self.per_question.numpy()
         low, high = statistics.bootstrap_interval(values, self.groups.numpy())
         p = statistics.holm(statistics.mean_p_values(values, self.groups.numpy()))
@@ -86,7 +96,21 @@ def rescale(
     metric: Metric = "accuracy",
     path: Path = "auto",
 ) -> Rescaling:
-    """Multiply one unit at a time (a head, all heads of a layer, or a layer's MLP) by each factor.
+    """Multiply one unit at a time by each factor (arXiv 2606.29579, preliminary study).
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        factors: F factors; 1 changes nothing.
+        unit: "head", one head; "layer", all heads of a layer; or "mlp", a layer's MLP.
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A Rescaling, per_question [Q, F, U].
+
+    Raises:
+        EditError: for an unknown unit, or no factors.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -113,6 +137,7 @@ def rescale(
 
 
 def _variants(vlm: VLM, unit: Unit, factor: float) -> Edit | HeadSweep:
+    """The edit that multiplies each unit by the factor, one variant per unit."""
     L, H = vlm.n_layers, vlm.n_heads
     if unit == "head":
         return HeadSweep.all(L, H, float(factor))

@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from ..adapters.baselines.baselines import FREE_RATES, LORA_RATES, LastTokenBias, PeftAdapter, fit_bias, fit_ia3, fit_lora
-from ..adapters.baselines.training import BUDGET
+from ..adapters.baselines.last_token_bias import LastTokenBias, fit_bias
+from ..adapters.baselines.peft_adapter import LORA_RATES, PeftAdapter, fit_ia3, fit_lora
+from ..adapters.baselines.training import BUDGET, FREE_RATES
 from ..adapters.scale.fit import FitSettings, fit_scale
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance

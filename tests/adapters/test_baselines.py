@@ -10,8 +10,8 @@ from peft import PeftModel
 
 import scale_interp as si
 from scale_interp import viz
-from scale_interp.adapters.baselines.baselines import _linear, _pattern
-from scale_interp.adapters.baselines.training import learning
+from scale_interp.adapters.baselines.peft_adapter import _linear_names, _name_pattern
+from scale_interp.adapters.baselines.training import learning_mask
 from scale_interp.adapters.scale.fit import FitSettings
 from scale_interp.errors import EditError, FileError, LeakError, ModelError
 
@@ -57,7 +57,7 @@ def test_parameters_are_those_of_the_method(vlm, lora, ia3, bias):
 
 
 def test_only_the_text_decoder_is_adapted(vlm, lora, ia3):
-    pattern = _pattern(vlm, _linear(vlm))
+    pattern = _name_pattern(vlm, _linear_names(vlm))
     named = {name for name, m in vlm.hf_model.named_modules() if isinstance(m, torch.nn.Linear) and re.fullmatch(pattern, name)}
     assert len(named) == 7 * vlm.n_layers
     assert any("vision" in name and name.endswith("q_proj") for name, _ in vlm.hf_model.named_modules())
@@ -114,7 +114,7 @@ def test_gradients_are_those_of_a_whole_forward_pass(vlm, train):
 
     made = si.fit_ia3(vlm, train, epochs=1, learning_rates=[1e-2])
     assert made.settings["best_epoch"] == 1
-    learn = [q for q, on in zip(train, learning(train, FitSettings().validation, 0), strict=True) if on]
+    learn = [q for q, on in zip(train, learning_mask(train, FitSettings().validation, 0), strict=True) if on]
     model = get_peft_model(
         copy.deepcopy(vlm.hf_model),
         IA3Config(target_modules=made.config["target_modules"], feedforward_modules=made.config["feedforward_modules"]),
@@ -152,7 +152,7 @@ def test_the_same_pictures_are_held_out_as_by_fit_scale(vlm, train):
         scale = si.fit_scale(vlm, train, epochs=1, seed=seed)
         made = si.fit_bias(vlm, train, epochs=1, learning_rates=[1e-3], seed=seed)
         assert made.history[0]["validation_loss"] == pytest.approx(scale.history[0]["validation_loss"], abs=1e-5)
-    assert not torch.equal(learning(train, 0.2, 0), learning(train, 0.2, 3))
+    assert not torch.equal(learning_mask(train, 0.2, 0), learning_mask(train, 0.2, 3))
 
 
 def test_fits_are_repeatable(vlm, train, lora):

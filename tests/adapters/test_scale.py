@@ -260,7 +260,7 @@ def test_fading_permuting_and_randomising(strong):
         ({"layers": [9]}, "layers"),
         ({"bound": "relu"}, "choose 'tanh'"),
         ({"granularity": "neuron"}, "choose 'head'"),
-        ({"lr": 0}, "must be above 0"),
+        ({"lr": 0}, "lr=0: give a number above 0"),
         ({"validation": 1.0}, "between 0 and 1"),
     ],
 )

@@ -425,7 +425,7 @@ def test_questions_without_boxes_are_named(vlm, asked):
     blind = si.Question("Is there a cat?", ("yes", "no"), 0, id="blind")
     bare = replace(asked[0], boxes={}, id="bare")
     outside = replace(asked[1], boxes={name: (200, 200, 210, 210) for name in asked[1].about}, id="outside")
-    with pytest.warns(DataWarning, match="4 of 6 questions are skipped; question blind: it has no picture"):
+    with pytest.warns(DataWarning, match="4 of 6 questions are skipped; question blind: it has no image"):
         some = object_attention(vlm, [blind, asked[2], bare, outside, asked[3], replace(asked[4], about=(), id="aimless")])
     assert some.ids == (asked[2].id, asked[3].id)
     assert list(some.skipped) == ["blind", "bare", "outside", "aimless"] and "outside the part" in some.skipped["outside"]

@@ -42,7 +42,6 @@ def instruction(message: str) -> str | None:
 
 WITHOUT = (
     r"head \(.*\) is out of range: the model has .* counted from 0$",
-    r"head \(.*\) is no \(layer, head\) pair$",
     r"not a JSON object; each record has named fields$",
     r"; it must hold (text|text or a number|a list of texts|an object|\{name: \[left, top, right, bottom\]\})$",
     r"; it must hold a list of at least one subquestion$",
@@ -51,11 +50,8 @@ WITHOUT = (
     r"; it must stay inside$",
     r"; (both must be texts|ids must differ|each must be there once|width and height must be above 0)$",
     r"; its numbers must be finite, left below right and top below bottom$",
-    r"=\S+: must be above 0$",
-    r"scalars must be a tensor \[.*\] of finite numbers: 1 changes nothing$",
     r"has shape .*, but the model needs \[N, 6, 8(, 16)?\]$",
     r"has shape .*: expected \[N, .*\]$",
-    r"a baseline takes epochs, batch_size, validation, patience and scope$",
     r"(missing a required argument|got an unexpected keyword argument).*\. It takes ",
     r" is missing beside .*; the set is four files, line by line$",
     r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
@@ -64,7 +60,6 @@ WITHOUT = (
     r"its steps are no pairs of question and function",
     r"a paired difference needs the same ones$",
     r"no question has a value for ",
-    r": a probe needs at least two$",
     r"attribute needs gradients, which only the packed path has",
     r"a live model needs its processor: load\(model, processor\)$",
     r"^unknown data set '.*: known are ",

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 import scale_interp as si
-from scale_interp.adapters.attention_scaling.scalingvis import SavedSettings
+from scale_interp.adapters.attention_scaling.method import SavedSettings
 from scale_interp.attribution.removal import KINDS
 from scale_interp.core.result import Adapter, Result
 from scale_interp.evaluation.comparison.comparison import _Answers

@@ -12,9 +12,11 @@ import torch
 
 import scale_interp as si
 from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
+from scale_interp.adapters.attention_scaling.method import head_mask
 from scale_interp.adapters.attention_scaling.pasta import PASTA
-from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale, places
-from scale_interp.adapters.steering.steering import Steering, fit_steering
+from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
+from scale_interp.adapters.steering.fit import fit_steering
+from scale_interp.adapters.steering.steering import Steering
 from scale_interp.attribution.attention.grid import patch_grid
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
@@ -161,7 +163,7 @@ def test_layers_and_heads_are_the_only_ones_scaled(questions):
     for scale, on in ((by_layer, [(L - 1, h) for h in range(H)]), (by_head, [(0, 1)])):
         chosen = torch.zeros(L, H, dtype=torch.bool)
         chosen[tuple(zip(*on, strict=True))] = True
-        assert torch.equal(places(scale.layers, scale.heads, L, H), chosen)
+        assert torch.equal(head_mask(scale.layers, scale.heads, L, H), chosen)
         scores = evaluate_scaled(vlm, questions, [scale], path="packed")[0].scores
         assert worst(vlm, questions, scores, scaling(2.0, on=chosen)) <= 1e-5
 
@@ -406,7 +408,7 @@ def test_pasta_on_the_asked_boxes(name):
 def test_tokens_of_no_box_are_refused(vlm, mixed):
     blind = si.Question("Is there a cat?", ("yes", "no"), 0, id="blind")
     outside = dataclasses.replace(mixed[0], id="outside", boxes={name: (200, 200, 210, 210) for name in mixed[0].about})
-    for question, message in ((blind, "blind: it has no picture"), (outside, "outside: its boxes lie outside")):
+    for question, message in ((blind, "blind: it has no image"), (outside, "outside: its boxes are outside")):
         with pytest.raises(DataError, match=message):
             si.box_tokens(vlm, question)
 
@@ -431,7 +433,7 @@ def test_steering_is_the_stated_direction(vlm, train, steering):
         unit = towards / towards.norm()
         assert torch.allclose(steering.directions[layer, head], unit, atol=1e-3)
         assert torch.allclose(steering.edit().shift[0, layer, head], 3.0 * (z @ unit).std() * unit, atol=1e-2)
-    others = places(None, steering.heads, vlm.n_layers, vlm.n_heads).logical_not()
+    others = head_mask(None, steering.heads, vlm.n_layers, vlm.n_heads).logical_not()
     assert (steering.directions[others] == 0).all() and (steering.sigma[others] == 0).all() and len(steering.heads) == 4
     assert torch.equal(steering.edit(0.0).shift, torch.zeros_like(steering.edit().shift))
 
@@ -462,11 +464,11 @@ def test_probe_direction_tells_right_from_wrong(vlm, train):
 
 
 def test_planted_head_is_chosen():
-    from scale_interp.adapters.steering.steering import _best
+    from scale_interp.adapters.steering.fit import _best_heads
 
     z, right = torch.randn(120, 2, 3, 4, generator=torch.Generator().manual_seed(0)), torch.arange(120) % 3 == 0
     z[:, 1, 2, 0] += 6.0 * right
-    assert _best(z, right, np.arange(120), 1, 2, 0) == [(1, 2)]
+    assert _best_heads(z, right, np.arange(120), 1, 2, 0) == [(1, 2)]
 
 
 def test_steering_survives_the_disk(steering, tmp_path):

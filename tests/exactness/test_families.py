@@ -119,7 +119,7 @@ def test_gradients_of_all_heads_equal_the_whole_pass(models, questions, name):
 
 
 def test_mlp_scalars_on_a_normed_mlp_are_warned_of(models, questions):
-    with pytest.warns(PathWarning, match="takes a factor out again"):
+    with pytest.warns(PathWarning, match="which undoes a factor"):
         si.fit_scale(models["gemma3"], questions[::2], epochs=1)
     with warnings.catch_warnings():
         warnings.simplefilter("error", PathWarning)

@@ -351,7 +351,7 @@ def test_longer_choices_are_read_at_their_first_tokens(model, questions):
 def test_models_whose_parts_do_not_add_up_are_refused(questions):
     other = si.load("tiny-random/llava")
     other.decoder.norm = torch.nn.LayerNorm(other.d_model)
-    with pytest.raises(ModelError, match=r"norm \(LayerNorm\) is no gain times one number"):
+    with pytest.raises(ModelError, match=r"norm \(LayerNorm\) is not a gain times one number"):
         si.logit_attribution(other, questions, path="reference")
     other = si.load("tiny-random/llava")
     real = other.decoder.layers[1].self_attn.forward

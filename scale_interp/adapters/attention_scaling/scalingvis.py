@@ -2,74 +2,40 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol
+from dataclasses import dataclass
+from typing import ClassVar, Literal
 
 import torch
+from jaxtyping import Bool, Float
 from torch import Tensor
 
-from ...core.arguments import checked_settings, fits
-from ...core.result import Adapter, entries
+from ...core.arguments import checked_settings
 from ...errors import EditError
 from ...interventions.attention.logits import LogitEdit, Rows, Steps, attach_logits
 from ...interventions.attention.run import Answers
-from ...interventions.edit import Head, check_heads
+from ...interventions.edit import Head
 from ...vlm.vlm import VLM
-from ..attach import require_model
-
-
-class AttentionMethod(Protocol):
-    """What scaling, AdaptVis, PASTA and Steering share: they answer a batch, attach to a plain model, and are saved as settings.
-
-    whole: every answer takes whole forward passes; passes: forward passes an answer; n_parameters: numbers that were set.
-    """
-
-    @property
-    def whole(self) -> bool: ...
-    @property
-    def passes(self) -> int: ...
-    @property
-    def n_parameters(self) -> int: ...
-    def scores(self, vlm: VLM, answers: Answers) -> Tensor: ...
-    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]: ...
-    def config(self) -> dict[str, Any]: ...
-    def save_pretrained(self, folder: str | Path) -> None: ...
-
-
-@dataclass(frozen=True)
-class SavedSettings(Adapter):
-    """Settings that are written as a folder with one readable JSON file, and read back."""
-
-    most = 100
-    config_file = "attention_config.json"
-
-    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        return ({"setting": name, "value": "all" if value is None else str(value)} for name, value in asdict(self).items())
-
-    def config(self) -> dict[str, Any]:
-        """The method's name and its settings."""
-        return {"method": type(self).__name__, "settings": asdict(self)}
-
-    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        return {}, {"settings": asdict(self)}
-
-    @classmethod
-    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-        return entries(path, meta, {"settings": dict[str, Any]})["settings"]
+from .method import SavedSettings, as_tuples, check_weight, head_mask, model_shape
 
 
 @checked_settings
 @dataclass(frozen=True)
 class AttentionScale(SavedSettings):
-    """Attention logits to the image tokens times one weight, before mask and softmax (arXiv 2503.01773, "ScalingVis").
+    """Multiply the attention logits over image tokens by one weight, before mask and softmax (ScalingVis, arXiv 2503.01773).
 
-    Logits are signed, so this is no pure temperature; 1 changes nothing, below 1 smooths, above 1 sharpens. The paper's are the
-    defaults: the prompt's last row, every layer and head, no row of a generated token. Options of ours: rows "all" (every row of
-    the prompt; needs whole passes), layers, heads, steps "each_new_token" (also the rows of tokens after the prompt).
+    Logits have a sign, so this is not exactly a temperature. The defaults are the paper's; the other choices are ours.
+
+    Args:
+        weight: 1 changes nothing, a weight below 1 smooths and one above 1 sharpens.
+        rows: "last", the prompt's last token; or "all", every token of the prompt, which needs whole forward passes.
+        columns: "image", the only choice.
+        layers: layers to change; None for all.
+        heads: (layer, head) pairs to change; None for all.
+        steps: "prefill", the prompt alone; or "each_new_token", the tokens after the prompt too.
+
+    Raises:
+        EditError: for a setting out of its range.
 
     >>> import scale_interp as si
     >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
@@ -90,73 +56,30 @@ class AttentionScale(SavedSettings):
         check_weight("weight", self.weight)
         as_tuples(self)
         if self.columns != "image":
-            raise EditError(f"columns={self.columns!r}: only the logits over 'image' tokens are scaled; leave it at that")
+            raise EditError(f"columns={self.columns!r}: only the logits over image tokens are scaled; use columns='image'")
         self.logits(1, 1, torch.ones(1, 1, dtype=torch.bool))
 
     @property
     def whole(self) -> bool:
+        """Whether every answer takes whole forward passes."""
         return self.rows == "all"
 
-    def logits(self, n_layers: int, n_heads: int, on: Tensor | None = None) -> LogitEdit:
-        """What happens to the attention logits of a model of this shape."""
-        on = places(self.layers, self.heads, n_layers, n_heads) if on is None else on
+    def logits(self, n_layers: int, n_heads: int, on: Bool[Tensor, "layers heads"] | None = None) -> LogitEdit:
+        """What happens to the attention logits of a model with L layers of H heads.
+
+        Args:
+            n_layers: L.
+            n_heads: H.
+            on: which heads to change [L, H]; by default those of the settings.
+        """
+        on = head_mask(self.layers, self.heads, n_layers, n_heads) if on is None else on
         return LogitEdit(torch.where(on, float(self.weight), 1.0), torch.zeros(on.shape), self.rows, self.steps)
 
-    def scores(self, vlm: VLM, answers: Answers) -> Tensor:
-        """Choice scores [B, C]; those of the unedited model, bit for bit, with weight 1."""
+    def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]:
+        """Choice scores [B, C]; with weight 1, bit for bit those of the unedited model."""
         return answers.scores(None if self.weight == 1 else self.logits(vlm.n_layers, vlm.n_heads))
 
     def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
         """The model with its attention scaled, for plain transformers forward and generate."""
         model = vlm.hf_model if isinstance(vlm, VLM) else vlm
-        return attach_logits(model, self.logits(*shape(model)))
-
-
-def shape(model: Any) -> tuple[int, int]:
-    """Layers and heads of a transformers model's text decoder."""
-    require_model(model)
-    return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
-
-
-def places(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Tensor:
-    """True [L, H] at the given heads (None: all) in the given layers (None: all)."""
-    on = torch.zeros(n_layers, n_heads, dtype=torch.bool)
-    every = [(layer, head) for layer in range(n_layers) for head in range(n_heads)]
-    for layer, head in every if heads is None else check_heads(heads, n_layers, n_heads):
-        on[layer, head] = True
-    if layers is not None:
-        wrong = [layer for layer in layers if not 0 <= layer < n_layers]
-        if wrong:
-            raise EditError(f"layers {list(layers)}: give numbers from 0 to {n_layers - 1}")
-        on[[layer for layer in range(n_layers) if layer not in list(layers)]] = False
-    if not on.any():
-        raise EditError("no head is left to change: give heads within the given layers, or None for all")
-    return on
-
-
-def check_weight(name: str, value: float) -> None:
-    """Raise EditError for a weight of logits that is negative or no number."""
-    if isinstance(value, bool) or not (isinstance(value, int | float) and math.isfinite(value) and value >= 0):
-        raise EditError(f"{name}={value!r}: give a finite number from 0 (1 changes nothing)")
-
-
-def as_tuples(settings: Any) -> None:
-    """Layers and heads as tuples of integers, whatever they came as."""
-    if settings.layers is not None:
-        if not fits(settings.layers, Iterable[int]):
-            raise EditError(f"layers={settings.layers!r}: give whole numbers, or None for all")
-        object.__setattr__(settings, "layers", tuple(int(layer) for layer in settings.layers))
-    if settings.heads is not None:
-        object.__setattr__(settings, "heads", as_pairs(settings.heads))
-
-
-def as_pairs(heads: Iterable[Head]) -> tuple[Head, ...]:
-    """(layer, head) pairs as integers, whatever they came as. Raises EditError for what is no pair of whole numbers."""
-    found: tuple[Any, ...] = tuple(heads) if fits(heads, Iterable[Head]) else (heads,)
-    if wrong := [head for head in found if not fits(head, Head)]:
-        raise EditError(f"head {wrong[0]!r} is no (layer, head) pair")
-    return tuple((int(layer), int(head)) for layer, head in found)
-
-
-def all_scores(vlm: VLM, batch: Answers, methods: Sequence[AttentionMethod]) -> list[Tensor]:
-    return [method.scores(vlm, batch) for method in methods]
+        return attach_logits(model, self.logits(*model_shape(model)))

@@ -1,1 +1,1 @@
-"""What ScAle is compared with: LoRA, IA3 and a free last-token bias."""
+"""What ScAle is compared with: LoRA, IA3 and a free shift of the last token's heads."""

@@ -1,4 +1,4 @@
-"""Training a baseline as ScAle is fitted: the same batches, held-out pictures, epochs and patience, a few learning rates."""
+"""Training a baseline as ScAle is fitted: the same batches, held-out images, epochs and patience, with a few learning rates tried."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...core.progress import track
@@ -23,13 +24,21 @@ from ...interventions.prefix import Prefix, read_prefix
 from ...vlm.vlm import VLM
 from ..scale.fit import FitSettings
 
+FREE_RATES = (1e-2, 3e-3, 3e-2)
+"""Learning rates tried for IA3 and for the shift."""
 BUDGET = ("epochs", "batch_size", "validation", "patience")
 
 
-def prepared(vlm: VLM, train: Sequence[Question], path: Path, settings: Mapping[str, Any]) -> tuple[Sequence[Question], FitSettings]:
-    """The training questions and the settings; an error where there are no gradients, or a setting is none of a baseline's."""
+def prepare_training(
+    vlm: VLM, train: Sequence[Question], path: Path, settings: Mapping[str, Any]
+) -> tuple[Sequence[Question], FitSettings]:
+    """Check the training questions and the settings of a baseline.
+
+    Raises:
+        EditError: for a model or path that is not packed, as there are no gradients, and for a setting that no baseline has.
+    """
     if wrong := settings.keys() - {*BUDGET, "scope"}:
-        raise EditError(f"settings {sorted(wrong)}: a baseline takes epochs, batch_size, validation, patience and scope")
+        raise EditError(f"settings {sorted(wrong)}: a baseline has no such settings; use epochs, batch_size, validation, patience or scope")
     train = require(train)
     require_packed(vlm, train, path, "training a baseline")
     return train, FitSettings(**settings)
@@ -40,12 +49,12 @@ class Batch:
     """Prompts that were read, and the indices [B] of the right answers."""
 
     prefix: Prefix
-    answers: Tensor
+    answers: Int[Tensor, " questions"]
 
 
 def read_batches(vlm: VLM, train: Sequence[Question], options: FitSettings, seed: int) -> tuple[list[Batch], list[Batch]]:
-    """The batches to learn from, which are those of fit_scales without the held-out pictures, and the held-out ones."""
-    learns, size = learning(train, options.validation, seed).tolist(), options.batch_size
+    """Read the batches to learn from, which are those of fit_scales without the held-out images, and the held-out batches."""
+    learns, size = learning_mask(train, options.validation, seed).tolist(), options.batch_size
     chosen = [[q for q, on in zip(train[i : i + size], learns[i : i + size], strict=True) if on] for i in range(0, len(train), size)]
     held = [q for q, on in zip(train, learns, strict=True) if not on]
     return [_read(vlm, part) for part in chosen if part], [_read(vlm, held[i : i + size]) for i in range(0, len(held), size)]
@@ -66,8 +75,8 @@ class Fitted:
     seconds: float
 
 
-def best_rate(trial: Callable[[float], Fitted], rates: Sequence[float], options: FitSettings, seed: int) -> tuple[Fitted, dict[str, Any]]:
-    """The trial with the lowest held-out loss, and what was tried."""
+def try_rates(trial: Callable[[float], Fitted], rates: Sequence[float], options: FitSettings, seed: int) -> tuple[Fitted, dict[str, Any]]:
+    """Train once per learning rate. Returns the trial with the lowest held-out loss, and what was tried."""
     if not rates or min(rates) <= 0:
         raise EditError(f"learning_rates={list(rates)}: give at least one, all above 0")
     trials = [trial(rate) for rate in rates]
@@ -80,16 +89,28 @@ def best_rate(trial: Callable[[float], Fitted], rates: Sequence[float], options:
 
 def train_parameters(
     parameters: list[Tensor],
-    scores: Callable[[Batch], Tensor],
+    scores: Callable[[Batch], Float[Tensor, "questions choices"]],
     learn: list[Batch],
     held: list[Batch],
     options: FitSettings,
     rate: float,
     checkpoints: Checkpoints | None = None,
 ) -> Fitted:
-    """Cross-entropy over the choices [B, C] by AdamW without decay; the epochs go as those of fit_scales.
+    """Minimise the cross-entropy over the choices [B, C] by AdamW without weight decay, in the order of epochs of fit_scales.
 
-    The history's train_loss is that of the epoch's steps, each before its own update. checkpoints: keeps each epoch.
+    The history's train_loss is the mean over the epoch's steps, each before its own update.
+
+    Args:
+        parameters: what is trained, in place.
+        scores: the choice scores of a batch [B, C].
+        learn: batches to learn from.
+        held: held-out batches, for early stopping.
+        options: epochs and patience.
+        rate: the learning rate.
+        checkpoints: where each epoch is stored, to resume from.
+
+    Raises:
+        EditError: where the held-out loss is not finite from the start.
     """
     started = time.perf_counter()
     trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
@@ -127,7 +148,7 @@ def train_parameters(
 
 @dataclass
 class _Trial:
-    """The parameters and optimiser of one learning rate, and the best parameters so far. seconds: of work before this process."""
+    """The parameters and optimiser of one learning rate, and the best parameters so far; seconds: time spent in earlier processes."""
 
     parameters: list[Tensor]
     optimiser: torch.optim.Optimizer
@@ -138,18 +159,18 @@ class _Trial:
     seconds: float = 0.0
 
     def keep(self, checkpoints: Checkpoints | None, rate: float, seconds: float) -> None:
-        """Everything that the next epoch needs, in place of what was kept of the last one."""
+        """Store all that the next epoch needs, in place of the last epoch."""
         if checkpoints is None:
             return
         tensors = {f"{i} now": p for i, p in enumerate(self.parameters)} | {f"{i} best": p for i, p in enumerate(self.best)}
         for i, parameter in enumerate(self.parameters):
             tensors |= {f"{i} adam {key}": t for key, t in self.optimiser.state[parameter].items()}
-        # as text, for a loss may be infinite
+        # As text, since a loss may be infinite.
         progress = json.dumps([self.best_loss, self.best_epoch, self.history, self.seconds + seconds])
         checkpoints.put(f"rate {rate:g}", tensors, {"progress": progress})
 
     def resume(self, checkpoints: Checkpoints | None, rate: float) -> int:
-        """Take up the epoch that was kept; its number, -1 where none was."""
+        """Continue from the stored epoch. Returns its number, or -1 where none is stored."""
         found = None if checkpoints is None else checkpoints.get(f"rate {rate:g}")
         if found is None:
             return -1
@@ -164,12 +185,16 @@ class _Trial:
         return int(self.history[-1]["epoch"])
 
 
-def learning(train: Sequence[Question], validation: float, seed: int) -> Tensor:
-    """True on the questions to learn from [Q]; the same pictures are held out as by fit_scales."""
+def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
+    """Which questions to learn from [Q]; the held-out images are the same as in fit_scales.
+
+    Raises:
+        DataError: where no question is left to learn from.
+    """
     group = groups(train)
     count = int(group.max()) + 1
     held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * validation))]
     learns = torch.from_numpy(~np.isin(group, held))
     if not learns.any():
-        raise DataError(f"{len(train)} training questions on {count} picture(s): none is left to learn from; give more pictures")
+        raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
     return learns

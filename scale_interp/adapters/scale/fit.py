@@ -1,7 +1,7 @@
 """Fitting ScAle: many fits side by side on one reading of the prompts.
 
-Fits are variants of one packed run: seeds, controls and head subsets cost little more than one fit. Each fit's loss
-touches its own scalars only and all share the order of batches, so fits side by side equal fits one by one.
+Fits are variants of one packed run, so seeds, controls and head subsets cost little more than one fit. Each fit's loss depends only on its
+own scalars, and all fits share the order of batches, so fits side by side equal fits one by one.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
@@ -40,12 +41,24 @@ Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
 @checked_settings
 @dataclass(frozen=True)
 class FitSettings:
-    """How scalars are fitted; every default is ours, the paper states none (docs/methods).
+    """How scalars are fitted; every default is ours, as the paper states none (docs/methods).
 
-    bound: s = 1 + radius * tanh(theta) | 2 * sigmoid(theta) | clamp(1 + theta, 1 -+ radius) | exp(radius * tanh(theta))
-    | 1 + theta. granularity: a scalar a head, or one a layer. l1: penalty on mean |s - 1|. retain_weight: penalty on
-    the KL divergence from the base model on the questions to retain. validation: share of the training pictures held
-    out for early stopping, drawn with the fit's seed; patience: epochs without a better validation loss.
+    Args:
+        bound: the scalar of a free parameter theta. "tanh": 1 + radius * tanh(theta); "sigmoid": 2 * sigmoid(theta); "clamp": 1 + theta,
+            clamped to 1 -+ radius; "exp": exp(radius * tanh(theta)); "none": 1 + theta.
+        radius: how far a scalar may move from 1 (for "exp", its logarithm from 0).
+        granularity: one scalar per "head", or one per "layer".
+        scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        epochs: most passes over the training questions.
+        lr: AdamW's learning rate.
+        batch_size: questions per step.
+        l1: weight of the penalty on the mean |s - 1|.
+        retain_weight: weight of the penalty on the KL divergence from the base model, on the questions to retain.
+        validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed.
+        patience: epochs without a better validation loss before a fit stops.
+
+    Raises:
+        EditError: for a setting out of its range.
 
     >>> FitSettings(bound="sigmoid", epochs=5).scalars(torch.zeros(2))
     tensor([1., 1.])
@@ -69,13 +82,13 @@ class FitSettings:
         if self.granularity not in ("head", "layer"):
             raise EditError(f"granularity {self.granularity!r}: choose 'head' or 'layer'")
         if not 0 < self.validation < 1:
-            raise EditError(f"validation={self.validation}: give the share of pictures to hold out, between 0 and 1")
+            raise EditError(f"validation={self.validation}: give the share of images to hold out, between 0 and 1")
         for name in ("radius", "lr", "epochs", "batch_size", "patience"):
             if getattr(self, name) <= 0:
-                raise EditError(f"{name}={getattr(self, name)}: must be above 0")
+                raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
 
-    def scalars(self, theta: Tensor) -> Tensor:
-        """The scalars of free parameters theta; 1 at theta = 0."""
+    def scalars(self, theta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """The scalars of free parameters theta, of the same shape; 1 at theta = 0."""
         if self.bound == "tanh":
             return 1 + self.radius * torch.tanh(theta)
         if self.bound == "sigmoid":
@@ -90,9 +103,15 @@ class FitSettings:
 @checked_settings
 @dataclass(frozen=True)
 class Fit:
-    """One fit of a suite: where scalars are learned, from which answers, with which seed.
+    """One of several fits: which scalars are learned, from which answers, and with which seed.
 
-    heads: None for all. answers: indices of the taught answers, None for the true ones. frozen: nothing is learned.
+    Args:
+        name: the fit's name.
+        heads: (layer, head) pairs; None for all.
+        mlp: whether MLP scalars are learned too.
+        answers: the index of the answer to teach for each training question; None for the right ones.
+        seed: for the held-out images.
+        frozen: learn nothing, as a control.
 
     >>> Fit("two heads", heads=((3, 1), (2, 0)), mlp=False).seed
     0
@@ -120,11 +139,28 @@ def fit_scale(
     path: Path = "auto",
     **settings: Any,
 ) -> ScAle:
-    """Fit scalars on the last token's heads (all, or the given ones) and MLPs of the frozen model.
+    """Fit scalars on the last token's heads and MLPs of the frozen model (arXiv 2606.29579).
 
-    layers: only these layers' heads and MLPs. retain: questions whose answers should stay as the base model gives
-    them. path: fitting is packed; "packed" asks for it where the prompt would have to be frozen (see run_edits).
-    settings: fields of FitSettings. Only the choices' scores are trained on, by cross-entropy.
+    Only the choices' scores are trained on, by cross-entropy.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions.
+        heads: (layer, head) pairs; None for all.
+        mlp: whether to learn MLP scalars too.
+        layers: only the heads and MLPs of these layers; None for all.
+        retain: questions whose answers should stay as the base model gives them.
+        seed: for the held-out images.
+        prompts: the training questions' prefixes, to reuse.
+        path: "auto" or "packed"; there is no reference path. Give "packed" where the prompt would have to be frozen (see run_edits).
+        **settings: fields of FitSettings.
+
+    Returns:
+        A ScAle, scalars [L, H] and mlp_scalars [L], of the epoch with the lowest validation loss.
+
+    Raises:
+        EditError: for heads, layers or settings that are not possible, and for a model or path that is not packed.
+        DataError: where no question is left to learn from after images were held out.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
@@ -152,7 +188,24 @@ def fit_scales(
     path: Path = "auto",
     **settings: Any,
 ) -> list[ScAle]:
-    """Run several fits side by side on one reading of the training prompts; the same numbers as one after another.
+    """Run several fits side by side on one reading of the training prompts; the numbers are the same as one after another.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions.
+        fits: the fits to run.
+        retain: as in fit_scale.
+        layers: as in fit_scale.
+        prompts: as in fit_scale.
+        path: as in fit_scale.
+        **settings: fields of FitSettings.
+
+    Returns:
+        One ScAle per fit.
+
+    Raises:
+        EditError: for no fits, and as in fit_scale.
+        DataError: as in fit_scale.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
@@ -169,7 +222,7 @@ def fit_scales(
     require_packed(vlm, train, path, "fitting")
     if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
         warnings.warn(
-            f"{vlm.name} norms the MLP's output, and the norm takes a factor out again: MLP scalars do next to nothing; use mlp=False",
+            f"{vlm.name} norms the MLP's output, which undoes a factor, so MLP scalars have almost no effect; use mlp=False",
             PathWarning,
             stacklevel=3,
         )
@@ -195,7 +248,7 @@ def fit_scales(
 
 
 class _Learner:
-    """Free parameters of F fits, their optimiser, and the best state of each by validation loss."""
+    """Free parameters of F fits, their optimiser, and the best scalars of each by validation loss."""
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
         self.vlm, self.fits, self.options = vlm, fits, options
@@ -227,13 +280,13 @@ class _Learner:
         return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
 
     def _split(self, train: Sequence[Question], seed: int) -> Tensor:
-        """True on the questions that this fit learns from; whole pictures are held out."""
+        """True on the questions that this fit learns from [Q]; whole images are held out."""
         group = groups(train)
         count = int(group.max()) + 1
         held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
         learns = ~np.isin(group, held)
         if not learns.any():
-            raise DataError(f"{len(train)} training questions on {count} picture(s): none is left to learn from; give more pictures")
+            raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
         return torch.from_numpy(learns)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
@@ -244,7 +297,7 @@ class _Learner:
 
     @property
     def running(self) -> Tensor:
-        """The fits that have not stopped; the others no longer cost anything."""
+        """The fits that have not stopped; stopped fits cost nothing."""
         return (~self.stopped).nonzero().flatten()
 
     def _edit(self) -> Edit:
@@ -261,6 +314,7 @@ class _Learner:
         return losses, learns
 
     def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
+        """One step of the optimiser on a batch, for all running fits."""
         losses, learns = self._losses(prefix)
         loss = ((losses * learns).sum(0) / learns.sum(0).clamp(min=1)).sum()
         if kept is not None:
@@ -269,7 +323,7 @@ class _Learner:
             scale, mlp = self.scalars()
             count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
             loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
-        # Asked for these two alone: a live model's own weights gather no gradients.
+        # Of these two alone, so that a live model's own weights get no gradients.
         self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
         self.optimiser.step()
 
@@ -297,17 +351,17 @@ class _Learner:
                 self.stopped[f] = True
 
     def keep(self, checkpoints: Checkpoints | None) -> None:
-        """Everything that the next epoch needs, in place of what was kept of the last one."""
+        """Store all that the next epoch needs, in place of the last epoch."""
         if checkpoints is None:
             return
         adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
         best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
         tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
-        # as text, for a loss may still be infinite
+        # As text, since a loss may still be infinite.
         checkpoints.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
 
     def resume(self, checkpoints: Checkpoints | None) -> int:
-        """Take up the epoch that was kept; its number, -1 where none was."""
+        """Continue from the stored epoch. Returns its number, or -1 where none is stored."""
         found = None if checkpoints is None else checkpoints.get("epoch")
         if found is None:
             return -1
@@ -326,6 +380,7 @@ class _Learner:
         return [("theta", self.theta), ("phi", self.phi)]
 
     def results(self, made: dict[str, Any]) -> list[ScAle]:
+        """One ScAle per fit."""
         settings = asdict(self.options)
         out = []
         for f, fit in enumerate(self.fits):
@@ -339,7 +394,7 @@ class _Learner:
 
 
 class _Retained:
-    """Questions whose answers should not move: the base model's choice probabilities, and the divergence from them."""
+    """Questions whose answers should not move: the base model's choice probabilities, and the divergence from these."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
         self.vlm, self.prompts = vlm, Prompts(vlm, require(questions), options.batch_size)
@@ -354,6 +409,7 @@ class _Retained:
         return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum(-1).mean(0)
 
     def total(self, edit: Edit) -> Tensor:
+        """Mean KL(base || edited) over all batches, for each variant [N]."""
         return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
 
 
@@ -371,7 +427,7 @@ def _check_fit(fit: Fit, train: Sequence[Question]) -> None:
     if fit.answers is None:
         return
     if len(fit.answers) != len(train):
-        raise EditError(f"{fit.name}: {len(fit.answers)} taught answers to {len(train)} questions; give one a question")
+        raise EditError(f"{fit.name}: {len(fit.answers)} taught answers to {len(train)} questions; give one per question")
     wrong = [(q, a) for q, a in zip(train, fit.answers, strict=True) if not 0 <= a < len(q.choices)]
     if wrong:
-        raise EditError(f"{fit.name}: {wrong[0][1]!r} is no answer to question {wrong[0][0].id}; give an index of its choices")
+        raise EditError(f"{fit.name}: {wrong[0][1]!r} is not an answer to question {wrong[0][0].id}; give an index of its choices")

@@ -1,4 +1,4 @@
-"""ScAle: a handful of bounded scalars on the last token's heads and MLPs of a frozen model (arXiv 2606.29579)."""
+"""ScAle: a few bounded scalars on the last token's heads and MLPs of a frozen model (arXiv 2606.29579)."""
 
 from __future__ import annotations
 
@@ -21,16 +21,26 @@ from ...vlm.vlm import VLM
 from ..attach import attach
 
 ROUNDING = 1e-5
-"""By which a scalar may pass the bounds of its fit."""
+"""How far a scalar may exceed the bounds of its fit."""
 
 
 @checked_settings
 @dataclass(frozen=True, eq=False)
 class ScAle(Adapter):
-    """Learned scalars: scalars [L, H] on heads, mlp_scalars [L] on MLPs; 1 changes nothing.
+    """Learned scalars on heads and MLPs; 1 changes nothing (arXiv 2606.29579).
 
-    n_parameters: how many numbers were learned (fewer than L * H + L where heads were chosen or a layer shares one).
-    scope: the prompt's last token ("last"), or every generated token too. history: a row an epoch of the fit.
+    Args:
+        scalars: what each head's output z is multiplied by [L, H].
+        mlp_scalars: what each layer's MLP output is multiplied by [L].
+        n_parameters: how many numbers were learned; fewer than L * H + L where heads were chosen or a layer shares one scalar.
+        heads: the (layer, head) pairs that were learned.
+        scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        settings: how it was fitted.
+        provenance: model, data and versions.
+        history: one row per epoch of the fit.
+
+    Raises:
+        EditError: for scalars that are not finite or not of these shapes, and for heads outside them.
 
     >>> scale = ScAle(torch.tensor([[1.0, 0.5]]), torch.ones(1), 1, ((0, 1),))
     >>> scale.ranking(), scale.edit(strength=0.5).scale
@@ -52,9 +62,9 @@ class ScAle(Adapter):
         for name, ndim in (("scalars", 2), ("mlp_scalars", 1)):
             part = getattr(self, name)
             if not isinstance(part, Tensor) or part.ndim != ndim or not part.is_floating_point() or not torch.isfinite(part).all():
-                raise EditError(f"{name} must be a tensor {'[L, H]' if ndim == 2 else '[L]'} of finite numbers: 1 changes nothing")
+                raise EditError(f"{name}: give a tensor {'[L, H]' if ndim == 2 else '[L]'} of finite numbers, where 1 changes nothing")
         if len(self.scalars) != len(self.mlp_scalars):
-            raise EditError(f"scalars of {len(self.scalars)} layers but {len(self.mlp_scalars)} MLP scalars: give one a layer")
+            raise EditError(f"scalars of {len(self.scalars)} layers but {len(self.mlp_scalars)} MLP scalars: give one per layer")
         object.__setattr__(self, "heads", tuple(check_heads(self.heads, *self.scalars.shape)))
         self.edit()
 
@@ -67,7 +77,7 @@ class ScAle(Adapter):
         return ({"layer": layer, "head": head, "scalar": scalar} for (layer, head), scalar in self.ranking())
 
     def edit(self, strength: float = 1.0) -> Edit:
-        """The edit of one variant; strength 0 is the base model, 1 the fitted one, between is a linear fade."""
+        """The scalars as an edit of one variant; strength 0 is the base model, 1 the fitted one, with a linear fade between."""
         fade = [1 + strength * (s - 1) for s in (self.scalars, self.mlp_scalars)]
         return Edit(scale=fade[0][None], mlp_scale=fade[1][None], scope=self.scope)
 
@@ -76,11 +86,11 @@ class ScAle(Adapter):
         return sorted(((h, float(self.scalars[h])) for h in self.heads), key=lambda item: -abs(item[1] - 1))
 
     def _largest(self) -> list[dict[str, float]]:
-        """The scalars that differ from 1 most, for readers of the saved configuration."""
+        """The scalars that differ most from 1, for readers of the saved configuration."""
         return [{"layer": h[0], "head": h[1], "scalar": round(s, 4)} for h, s in self.ranking()[:20]]
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a learned scalar: part, layer, head (none for an MLP), scalar."""
+        """One row per learned scalar: part, layer, head (None for an MLP), scalar."""
         rows = [{"part": "head", "layer": layer, "head": head, "scalar": float(self.scalars[layer, head])} for layer, head in self.heads]
         if self.settings.get("mlp"):
             rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(s)} for i, s in enumerate(self.mlp_scalars)]
@@ -100,23 +110,23 @@ class ScAle(Adapter):
 
     @staticmethod
     def neutral(vlm: VLM) -> ScAle:
-        """Every scalar 1."""
+        """A ScAle whose scalars are all 1."""
         every = tuple((layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads))
         return ScAle(torch.ones(vlm.n_layers, vlm.n_heads), torch.ones(vlm.n_layers), 0, every)
 
     def permuted(self, seed: int) -> ScAle:
-        """The same scalars dealt anew among the learned heads, and among the MLPs."""
+        """The same scalars, shuffled among the learned heads and among the MLPs."""
         draw = torch.Generator().manual_seed(seed)
-        return self._with([self.scalars[h] for h in self.heads], lambda v: v[torch.randperm(len(v), generator=draw)])
+        return self._change_scalars([self.scalars[h] for h in self.heads], lambda v: v[torch.randperm(len(v), generator=draw)])
 
     def randomised(self, seed: int) -> ScAle:
-        """Scalars drawn from a normal distribution with the mean and spread of the learned ones, on the same heads."""
+        """Scalars from a normal distribution with the mean and spread of the learned ones, on the same heads."""
         draw = torch.Generator().manual_seed(seed)
         spread = lambda v: v.mean() + v.std(correction=0) * torch.randn(len(v), generator=draw)  # noqa: E731
-        found = self._with([self.scalars[h] for h in self.heads], spread)
-        return replace(found, settings={k: v for k, v in self.settings.items() if k != "bound"})  # they keep to no bounds
+        found = self._change_scalars([self.scalars[h] for h in self.heads], spread)
+        return replace(found, settings={k: v for k, v in self.settings.items() if k != "bound"})  # these have no bounds
 
-    def _with(self, heads: list[Tensor], change: Any) -> ScAle:
+    def _change_scalars(self, heads: list[Tensor], change: Any) -> ScAle:
         scalars = self.scalars.clone()
         if heads:
             layers, numbers = zip(*self.heads, strict=True)
@@ -141,7 +151,7 @@ class ScAle(Adapter):
 
 
 def _bounds(settings: Mapping[str, Any]) -> tuple[float, float]:
-    """What a fit with these settings can give; everything for scalars that were not fitted."""
+    """The smallest and largest scalar that a fit with these settings can give; without bounds for scalars that were not fitted."""
     if "bound" not in settings:
         return -math.inf, math.inf
     bound: Any = settings["bound"]

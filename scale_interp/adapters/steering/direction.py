@@ -1,4 +1,4 @@
-"""The direction of right answers: where a function's heads point when the model is right and not when it is wrong."""
+"""The direction of right answers: from a function's heads where the model is wrong to where it is right."""
 
 from __future__ import annotations
 
@@ -22,12 +22,18 @@ from ...data.question import Question
 from ...interventions.edit import Edit, Head, Scope
 from ...interventions.engine import Path, run_edits
 from ...vlm.vlm import VLM
-from .steering import fit_steering
+from .fit import fit_steering
 
 
 @dataclass(frozen=True, eq=False)
 class AnswerDirection(Result):
-    """unit [L, H, D]: from wrong to right answers, of length 1; sigma [L, H]: spread of z along it. pictures: learned from.
+    """The direction from wrong to right answers, on every head.
+
+    Args:
+        unit: directions of length 1 [L, H, D].
+        sigma: the standard deviation of z along them [L, H].
+        pictures: the names of the images that were learned from.
+        provenance: model, data and versions.
 
     >>> found = AnswerDirection(torch.full((6, 8, 16), 0.25), torch.ones(6, 8), ("scene 1", "scene 2"))
     >>> found.edit([(3, 1)], alpha=5.0)
@@ -49,17 +55,32 @@ class AnswerDirection(Result):
         return ({"layer": i // H, "head": i % H, "sigma": float(self.sigma[i // H, i % H])} for i in largest)
 
     def edit(self, heads: Iterable[Head], alpha: float, scope: Scope = "each_new_token") -> Edit:
-        """z += alpha * sigma * unit on the given heads."""
+        """Add alpha * sigma * unit to z of the given heads.
+
+        Args:
+            heads: (layer, head) pairs.
+            alpha: the strength, in standard deviations of z; the release of arXiv 2512.10978 uses 5.
+            scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        """
         return Edit(shift=(alpha * self.sigma[..., None] * self.unit)[None], scope=scope).restrict(heads)
 
 
 @checked
 def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto") -> AnswerDirection:
-    """The direction of step 7 of the CogQA pipeline (arXiv 2512.10978): mean z of right minus of wrong answers, on every head.
+    """The mean z of right answers minus that of wrong ones, on every head (CogQA pipeline, arXiv 2512.10978).
 
-    train: training questions of one function, and only these. It is `fit_steering`'s direction, kept for all heads: z of
-    the prompt's last token, where the edit is made, and its standard deviation along the direction.
-    Raises DataError where all answers are right, or all wrong.
+    This is the direction of `fit_steering` for all heads: z is read at the prompt's last token, where the edit is made.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions of one function, and only these.
+        path: "packed" reads each prompt once, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        An AnswerDirection, unit [L, H, D].
+
+    Raises:
+        DataError: where all answers are right, or all are wrong.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=40)
@@ -77,9 +98,20 @@ def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto"
 def answer_directions(
     vlm: VLM, train: Sequence[Question], by: Label = "function", *, least: Count = 5, path: Path = "auto"
 ) -> dict[str, AnswerDirection]:
-    """answer_direction of every function's training questions, by the function's name.
+    """The answer_direction of every function's questions.
 
-    A function with fewer than `least` right or wrong answers has no direction and is left out.
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions, and only these.
+        by: what gives a question's function, as the label of `probe`.
+        least: a function with fewer right answers, or fewer wrong ones, has no direction and is left out.
+        path: as in answer_direction.
+
+    Returns:
+        An AnswerDirection for each function, by its name.
+
+    Raises:
+        DataError: for a question without a function, and where all questions have one function.
 
     >>> import scale_interp as si
     >>> steps = si.subquestions(si.cog_questions("train", n=40))

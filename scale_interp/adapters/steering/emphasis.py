@@ -1,4 +1,4 @@
-"""Emphasis of functional heads, latent heads made active, and what each function's heads do to every other function."""
+"""Emphasis of functional heads, activation of latent heads, and the effect of each function's heads on every other function."""
 
 from __future__ import annotations
 
@@ -29,14 +29,24 @@ from ...vlm.vlm import VLM
 from .direction import AnswerDirection
 
 ALPHAS = (1.0, 2.0, 5.0, 10.0)
-"""The release uses 5."""
+"""Strengths along a direction; the release of arXiv 2512.10978 uses 5."""
 GAINS = (1.5, 2.0, 4.0)
 How = Literal["remove", "gain", "direction"]
 
 
 @dataclass(frozen=True, eq=False)
 class Interventions(Result):
-    """Named edits on questions of several functions: per_question [Q, N] and base [Q] of a metric, codes [Q] of functions.
+    """A metric under named edits, on questions of several functions.
+
+    Attributes:
+        names: the names of the N edits.
+        functions: the names of the F functions.
+        metric: the metric's name.
+        per_question: the metric under each edit [Q, N].
+        base: the metric without an edit [Q].
+        codes: the number of each question's function [Q].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> changed, base = torch.tensor([[1.0], [1.0]]), torch.tensor([0.0, 1.0])
     >>> found = Interventions(("gain 2",), ("counting",), "accuracy", changed, base, torch.tensor([0, 0]), torch.tensor([0, 1]))
@@ -61,13 +71,13 @@ class Interventions(Result):
         return ({"change of " + self.metric: name} | dict(zip(self.functions, row, strict=True)) for name, row in found)
 
     @property
-    def change(self) -> Tensor:
+    def change(self) -> Float[Tensor, "edits functions"]:
         """Mean change of the metric [N, F]."""
         delta = (self.per_question - self.base[:, None]).double()
         return torch.stack([delta[self.codes == f].mean(0) for f in range(len(self.functions))], 1)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row an edit and function: base, metric, change with its interval, p Holm-corrected over all rows."""
+        """One row per edit and function: base, metric, change with its interval, and p Holm-corrected over all rows."""
         rows = []
         for i, name in enumerate(self.names):
             for f, function in enumerate(self.functions):
@@ -80,10 +90,13 @@ class Interventions(Result):
         return frame.assign(p=statistics.holm(frame["p"].to_numpy()))
 
     def specificity(self) -> pd.DataFrame:
-        """For edits named as a function: change on its own questions minus mean change on all others, by picture.
+        """For edits named after a function: the change on its own questions minus the mean change on all others, within images.
 
-        Pictures without questions of the own and of another function are left out; p is Holm-corrected. Raises DataError
-        where no edit is named as a function, or no picture has questions of both kinds.
+        Returns:
+            One row per function; images without questions of both kinds are left out, and p is Holm-corrected over rows.
+
+        Raises:
+            DataError: where no edit is named after a function, and where no image has questions of both kinds.
         """
         delta, codes, group = (self.per_question - self.base[:, None]).double().numpy(), self.codes.numpy(), self.groups.numpy()
         rows = []
@@ -93,7 +106,7 @@ class Interventions(Result):
             own = codes == self.functions.index(name)
             shared = np.intersect1d(group[own], group[~own])
             if not len(shared):
-                raise DataError(f"no picture has questions of {name!r} and of another function: ask all functions of each picture")
+                raise DataError(f"no image has questions of {name!r} and of another function: ask all functions about each image")
             sides = [
                 statistics.cluster_means(delta[side, i], group[side])
                 for side in (own & np.isin(group, shared), ~own & np.isin(group, shared))
@@ -102,22 +115,29 @@ class Interventions(Result):
             means = {"own": sides[0].mean(), "others": sides[1].mean(), "difference": d.mean}
             rows.append({"function": name} | means | {"low": d.low, "high": d.high, "p": d.p})
         if not rows:
-            raise DataError(f"no edit is named as a function ({', '.join(self.functions)}): use function_matrix")
+            raise DataError(f"no edit is named after a function ({', '.join(self.functions)}): use function_matrix")
         frame = pd.DataFrame(rows)
         return frame.assign(p=statistics.holm(frame["p"].to_numpy()))
 
     def best(self, kind: str = "") -> str:
-        """The edit whose name begins with `kind` and whose metric is largest, the first of equals: to be asked of validation questions."""
+        """The edit with the largest metric, the first of equals. Use it on validation questions.
+
+        Args:
+            kind: only edits whose name begins with this.
+
+        Raises:
+            DataError: where no name does.
+        """
         among = [i for i, name in enumerate(self.names) if name.startswith(kind)]
         if not among:
-            raise DataError(f"no edit begins with {kind!r}: there are {', '.join(self.names)}")
+            raise DataError(f"no edit begins with {kind!r}: choose from {', '.join(self.names)}")
         means = self.per_question.double().mean(0)
         return self.names[max(among, key=lambda i: float(means[i]))]
 
     def difference(self, name: str) -> statistics.Difference:
-        """The metric with one edit minus without, over all questions, paired."""
+        """The metric with one edit minus without, paired over all questions. Raises DataError for an unknown edit."""
         if name not in self.names:
-            raise DataError(f"no edit {name!r}: there are {', '.join(self.names)}")
+            raise DataError(f"no edit {name!r}: choose from {', '.join(self.names)}")
         found = self.per_question[:, self.names.index(name)]
         return statistics.paired_difference(found.numpy(), self.base.numpy(), self.groups.numpy())
 
@@ -140,9 +160,23 @@ def intervene(
     path: Path = "auto",
     **settings: Any,
 ) -> Interventions:
-    """Run named edits of one variant side by side and keep the metric by function.
+    """Run named edits side by side, and keep the metric of every question.
 
-    by: what names a question's function, as the label of `probe`. settings: noted in the provenance.
+    Args:
+        vlm: the model, from `si.load`.
+        test: Q questions.
+        edits: N edits of one variant, by name.
+        by: what gives a question's function, as the label of `probe`.
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        **settings: recorded in the provenance.
+
+    Returns:
+        An Interventions, per_question [Q, N].
+
+    Raises:
+        EditError: for no edits.
+        DataError: for a question without a function.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -175,11 +209,28 @@ def emphasise(
     metric: Metric = "accuracy",
     path: Path = "auto",
 ) -> Interventions:
-    """Emphasis of heads over a grid: by a gain, and by the direction of right answers where one is given.
+    """Emphasise heads over a grid of strengths: by a gain, and along the direction of right answers where one is given.
 
-    Give `FunctionalHeads.heads(function)` to emphasise what is used, `.latent(function)` to make latent heads active.
-    chosen_on: the questions that the heads were chosen on, or the names of their pictures. A value is to be chosen on
-    validation questions, by `best`. Raises LeakError where heads or direction come from a test picture.
+    Give `FunctionalHeads.heads(function)` to emphasise the heads that are used, and `.latent(function)` to activate latent ones. Choose a
+    strength on validation questions, with `best`.
+
+    Args:
+        vlm: the model, from `si.load`.
+        test: Q questions.
+        heads: (layer, head) pairs.
+        direction: of right answers, from `answer_direction`.
+        alphas: strengths along the direction, in standard deviations of z.
+        gains: what z is multiplied by.
+        chosen_on: the questions that the heads were chosen on, or the names of their images.
+        by: what gives a question's function, as the label of `probe`.
+        metric: as in `intervene`.
+        path: as in `intervene`.
+
+    Returns:
+        An Interventions, with one edit per strength.
+
+    Raises:
+        LeakError: where heads or direction come from a test image.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -209,11 +260,28 @@ def function_matrix(
     metric: Metric = "accuracy",
     path: Path = "auto",
 ) -> Interventions:
-    """The effect of each function's heads on every function's questions: one edit a function, named as it.
+    """The effect of each function's heads on every function's questions, with one edit per function, named after it.
 
-    how: "remove" them, multiply them by `gain`, or add alpha * sigma * unit of the function's own direction; functions
-    without one are left out and named in the provenance. latent: the heads just below the elbow instead of those above
-    it. Raises LeakError where test pictures chose the heads or directions, EditError for "direction" without any.
+    Args:
+        vlm: the model, from `si.load`.
+        test: Q questions.
+        found: the functions' heads, from `functional_heads`.
+        how: "remove" the heads; multiply them by `gain`; or push them along the "direction" of the function's right answers by alpha *
+            sigma. For the last, functions without a direction are left out and named in the provenance.
+        gain: what z is multiplied by for how="gain".
+        directions: by the function's name, from `answer_directions`.
+        alpha: the strength for how="direction", in standard deviations of z.
+        latent: use the heads just below the elbow instead of those above it.
+        by: what gives a question's function, as the label of `probe`.
+        metric: as in `intervene`.
+        path: as in `intervene`.
+
+    Returns:
+        An Interventions, with one edit per function.
+
+    Raises:
+        LeakError: where test images chose the heads or directions.
+        EditError: for an unknown `how`, and for "direction" without any direction.
 
     >>> import scale_interp as si
     >>> vlm, steps = si.load("demo"), si.subquestions(si.cog_questions("train", n=12))
@@ -226,7 +294,7 @@ def function_matrix(
     directions = directions or {}
     named = [f for f in found.functions if how != "direction" or f in directions]
     if not named:
-        raise EditError("no direction for any function: learn them with answer_directions on training questions")
+        raise EditError("no direction for any function: give those of answer_directions on training questions")
     require_disjoint([*found.pictures, *(p for f in named if f in directions for p in directions[f].pictures)], require(test))
     heads = {f: found.latent(f) if latent else found.heads(f) for f in named}
     edits = {
@@ -241,4 +309,5 @@ def function_matrix(
 
 
 def _gain(vlm: VLM, heads: Iterable[Head], gain: float) -> Edit:
+    """The edit that multiplies the given heads."""
     return Edit(scale=torch.full((1, vlm.n_layers, vlm.n_heads), gain), scope="each_new_token").restrict(heads)

@@ -1,1 +1,1 @@
-"""What the last token attends to: the image, the asked objects, and whether that goes with right answers."""
+"""What the last token attends to: the image, the objects asked about, and whether this goes with right answers."""

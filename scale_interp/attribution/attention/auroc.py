@@ -1,4 +1,4 @@
-"""How well a number tells right answers from wrong ones: the area under the ROC curve, with interval and p-value."""
+"""How well a number separates right answers from wrong ones: the area under the ROC curve, with interval and p-value."""
 
 from __future__ import annotations
 
@@ -12,11 +12,24 @@ from ...errors import DataError
 def auroc(
     values: np.ndarray, right: np.ndarray, groups: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """AUROC of values [Q, ...] against right [Q], its interval, and the two-sided p-value that it is 0.5: four arrays [...].
+    """The area under the ROC curve: the chance that a right answer has the larger value than a wrong one, ties counting half.
 
-    The chance that a right answer has the larger value than a wrong one, ties counting half. Interval: bootstrap over whole
-    groups [Q]. p: Mann-Whitney's test where every question has a group of its own, else by the bootstrap's standard error.
-    Raises DataError where all answers are right, or all wrong.
+    The interval is a bootstrap over whole groups. p is two-sided for an area of 0.5: the Mann-Whitney test where every question has a group
+    of its own, otherwise from the bootstrap's standard error.
+
+    Args:
+        values: [Q, ...].
+        right: which answers are right [Q].
+        groups: the number of each question's image [Q].
+        level: the interval's coverage, between 0 and 1.
+        resamples: bootstrap draws.
+        seed: for the draws.
+
+    Returns:
+        The areas, the lower and upper ends of their intervals, and p, [...] each.
+
+    Raises:
+        DataError: where all answers are right, or all are wrong.
     """
     right, flat = np.asarray(right, bool), np.asarray(values, float).reshape(len(values), -1)
     if right.all() or not right.any():

@@ -1,9 +1,10 @@
-"""The prompt's tokens that show the asked objects, by the boxes that a question carries."""
+"""The prompt's tokens that show the objects asked about, from the boxes that a question has."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...core.arguments import checked
@@ -13,18 +14,28 @@ from ...errors import DataError
 from ...vlm.vlm import VLM
 from .grid import PatchGrid, patch_grid
 
-OUTSIDE = "its boxes lie outside the part of the picture that the model gets to see"
-TOUCHED = 1e-9
-"""A token that shows less than this share of itself of a box shows rounding."""
+BOX_UNSEEN = "its boxes are outside the part of the image that the model sees"
+LEAST_SHARE = 1e-9
+"""A smaller share of a token inside a box is rounding."""
 
 
 @checked
-def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Tensor]:
-    """Which of each prompt's tokens show any part of the asked objects' boxes: booleans [T] a question.
+def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Bool[Tensor, " _"]]:
+    """Which of each prompt's tokens show any part of the boxes of the objects asked about.
 
-    What `selected` of `evaluate_scaled` takes, so that PASTA looks at the asked objects in place of the whole picture. Tokens of
-    every view of the picture count, the coarse ones too. Raises DataError for a question without such boxes, or whose boxes the
-    model does not get to see; ModelError for a family whose patch grid is not known.
+    This is what `selected` of `evaluate_scaled` takes, so that PASTA looks at these objects instead of the whole image. Tokens of every
+    view of the image count, the coarse ones too.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: one question, or several.
+
+    Returns:
+        One boolean tensor [T] per question.
+
+    Raises:
+        DataError: for a question without such boxes, and for boxes that the model does not see.
+        ModelError: for a family whose patch grid is not known.
 
     >>> import scale_interp as si
     >>> (shown,) = box_tokens(si.load("demo"), si.load_questions("scenes/relation", n=1))
@@ -33,24 +44,24 @@ def box_tokens(vlm: VLM, questions: Question | Sequence[Question]) -> list[Tenso
     """
     out = []
     for question in require(questions):
-        if why := without_box(question):
+        if why := why_no_box(question):
             raise DataError(f"question {question.id}: {why}")
-        cover = asked_cover(question, patch_grid(vlm, question))
+        cover = box_cover(question, patch_grid(vlm, question))
         if not cover.any():
-            raise DataError(f"question {question.id}: {OUTSIDE}; leave it out")
-        out.append(cover > TOUCHED)
+            raise DataError(f"question {question.id}: {BOX_UNSEEN}; leave it out")
+        out.append(cover > LEAST_SHARE)
     return out
 
 
-def asked_cover(question: Question, grid: PatchGrid) -> Tensor:
-    """How much of each token's part of the picture lies in the asked boxes, [T]: boxes are in pixels of the first picture."""
+def box_cover(question: Question, grid: PatchGrid) -> Float[Tensor, " tokens"]:
+    """The share of each token's part of the image that is inside the asked boxes [T]; boxes are in pixels of the first image."""
     return grid.cover([question.boxes[name] for name in question.about])
 
 
-def without_box(question: Question) -> str | None:
-    """Why a question says of nothing where it lies, or None."""
+def why_no_box(question: Question) -> str | None:
+    """Why a question does not say where its objects are, or None."""
     if not question.pictures:
-        return "it has no picture"
+        return "it has no image"
     if not question.about:
         return "it does not say what it is about; give Question(about=...)"
     missing = [name for name in question.about if name not in question.boxes]

@@ -1,6 +1,6 @@
-"""Which prompt token shows which part of which picture, on the real patch grid of each family.
+"""Which prompt token shows which part of which image, on each family's own patch grid.
 
-A vision tower mixes its patches: a token's box is where its patch lies, not all that it may know of.
+A vision tower mixes its patches: a token's box is where its patch is, not the limit of what it may carry.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ...core.arguments import checked
@@ -25,23 +26,27 @@ from ...vlm.vlm import VLM
 
 @dataclass(frozen=True)
 class Raster:
-    """One picture at one resolution: tokens [R, C] of the prompt, row by row, and the columns' x [C, 2] and rows' y [R, 2].
+    """One image at one resolution, as R rows and C columns of tokens.
 
-    x and y are from-to in pixels of the picture, cut at its edges; a column or row of padding has no width.
+    Args:
+        picture: the number of the image in the prompt.
+        tokens: places in the prompt, row by row [R, C].
+        x: left and right end of every column, in pixels of the image, cut at its edges; a column of padding has no width [C, 2].
+        y: the same for the top and bottom of every row [R, 2].
     """
 
     picture: int
-    tokens: Tensor
-    x: Tensor
-    y: Tensor
+    tokens: Int[Tensor, "rows columns"]
+    x: Float[Tensor, "columns 2"]
+    y: Float[Tensor, "rows 2"]
 
     @property
-    def areas(self) -> Tensor:
-        """Pixels of the picture that each token shows, [R, C]."""
+    def areas(self) -> Float[Tensor, "rows columns"]:
+        """Pixels of the image that each token shows [R, C]."""
         return (self.y[:, 1] - self.y[:, 0])[:, None] * (self.x[:, 1] - self.x[:, 0])
 
-    def boxes(self) -> Tensor:
-        """(left, top, right, bottom) of each token, [R, C, 4]."""
+    def boxes(self) -> Float[Tensor, "rows columns 4"]:
+        """(left, top, right, bottom) of each token, in pixels [R, C, 4]."""
         R, C = self.tokens.shape
         left, right = self.x.T[:, None].expand(2, R, C)
         top, bottom = self.y.T[:, :, None].expand(2, R, C)
@@ -50,10 +55,15 @@ class Raster:
 
 @dataclass(frozen=True)
 class PatchGrid(NotebookView):
-    """Where the pictures of one prompt of T tokens are: sizes (width, height) of the pictures, and their rasters.
+    """Where the images of one prompt are.
 
-    A picture that is shown whole and in tiles has two rasters, the finer one last. Tokens of no raster show nothing: words,
-    markers of rows and columns, new lines between rows of patches.
+    An image that is shown both whole and in tiles has two rasters, the finer one last. Tokens of no raster show nothing: words, markers of
+    rows and columns, new lines between rows of patches.
+
+    Args:
+        n_tokens: T, the length of the prompt.
+        sizes: (width, height) of each image, in pixels.
+        rasters: the images' rasters.
 
     >>> import scale_interp as si
     >>> grid = patch_grid(si.load("demo"), si.load_questions("scenes/relation", n=1)[0])
@@ -66,7 +76,7 @@ class PatchGrid(NotebookView):
     rasters: tuple[Raster, ...]
 
     def __repr__(self) -> str:
-        return f"<PatchGrid of {len(self.sizes)} picture(s), {int(self.shown.sum())} of {self.n_tokens} tokens show a part of one>"
+        return f"<PatchGrid of {len(self.sizes)} image(s), {int(self.shown.sum())} of {self.n_tokens} tokens show a part of one>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return (
@@ -75,8 +85,8 @@ class PatchGrid(NotebookView):
         )
 
     @cached_property
-    def shown(self) -> Tensor:
-        """Which tokens show a part of a picture, bool [T]."""
+    def shown(self) -> Bool[Tensor, " tokens"]:
+        """Which tokens show a part of an image, bool [T]."""
         out = torch.zeros(self.n_tokens, dtype=torch.bool)
         for raster in self.rasters:
             out[raster.tokens] = raster.areas > 0
@@ -84,18 +94,26 @@ class PatchGrid(NotebookView):
 
     @property
     def finest(self) -> list[Raster]:
-        """The raster with the most tokens of each picture."""
+        """The raster with the most tokens, for each image."""
         found: dict[int, Raster] = {}
         for raster in self.rasters:
             if raster.picture not in found or raster.tokens.numel() > found[raster.picture].tokens.numel():
                 found[raster.picture] = raster
         return list(found.values())
 
-    def cover(self, boxes: Sequence[Box], picture: int = 0) -> Tensor:
-        """How much of each token's part of a picture lies in the union of the boxes: shares from 0 to 1, [T]."""
+    def cover(self, boxes: Sequence[Box], picture: int = 0) -> Float[Tensor, " tokens"]:
+        """The share of each token's part of an image that is inside the union of the boxes.
+
+        Args:
+            boxes: (left, top, right, bottom), in pixels of the image.
+            picture: the number of the image in the prompt.
+
+        Returns:
+            Shares from 0 to 1 [T].
+        """
         out = torch.zeros(self.n_tokens, dtype=torch.float64)
         edges = torch.tensor(boxes, dtype=torch.float64).view(-1, 2, 2)
-        # Between neighbouring edges of boxes a point is in the union or not, whatever its place.
+        # Between neighbouring edges of boxes all points are in the union, or none is.
         xs, ys = (_intervals(edges[:, :, axis].flatten().unique()) for axis in (0, 1))
         inside = (xs[:, 0] >= edges[:, :1, 0]) & (xs[:, 1] <= edges[:, 1:, 0])
         beside = (ys[:, 0] >= edges[:, :1, 1]) & (ys[:, 1] <= edges[:, 1:, 1])
@@ -106,10 +124,18 @@ class PatchGrid(NotebookView):
                 out[raster.tokens] = area / raster.areas.clamp(min=1e-12)
         return out
 
-    def upsample(self, weights: Tensor, picture: int = 0, longest: int = 224) -> Tensor:
-        """Weights [T] of tokens spread evenly over the parts that they show: [h, w] of the picture's shape, `longest` at its longer side.
+    def upsample(self, weights: Float[Tensor, " tokens"], picture: int = 0, longest: int = 224) -> Float[Tensor, "height width"]:
+        """Spread weights of tokens evenly over the parts of an image that they show.
 
-        Where a picture has two rasters their weights are added; the map's sum is the weights' sum over the picture's tokens.
+        Where an image has two rasters their weights are added. The map's sum is the weights' sum over the image's tokens.
+
+        Args:
+            weights: [T].
+            picture: the number of the image in the prompt.
+            longest: pixels of the map's longer side.
+
+        Returns:
+            A map [h, w] of the image's shape.
         """
         width, height = self.sizes[picture]
         scale = min(1.0, longest / max(width, height))
@@ -125,9 +151,17 @@ class PatchGrid(NotebookView):
 
 @checked
 def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
-    """The patch grid of a question's prompt, several pictures and none included.
+    """The patch grid of a question's prompt, with no image, one or several.
 
-    Raises ModelError for a family whose grid is not known, and where the grid and the prompt's image tokens do not match.
+    Args:
+        vlm: the model, from `si.load`.
+        question: one question.
+
+    Returns:
+        A PatchGrid of the prompt's T tokens.
+
+    Raises:
+        ModelError: for a family whose grid is not known, and where the grid and the prompt's image tokens do not match.
 
     >>> import scale_interp as si
     >>> grid = patch_grid(si.load("demo"), si.load_questions("scenes/relation", n=1)[0])
@@ -139,8 +173,8 @@ def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
         return PatchGrid(len(ids), (), ())
     if vlm.family not in LAYOUTS:
         raise ModelError(
-            f"{vlm.name}: the patch grid of family {vlm.family!r} is not known (known: {', '.join(LAYOUTS)}): "
-            "its attention can be read, but not placed on the picture"
+            f"{vlm.name}: the patch grid of family {vlm.family!r} is not known (known: {', '.join(LAYOUTS)}); "
+            "use read_attention, whose weights are not placed on the image"
         )
     at = (ids == vlm.image_token_id).nonzero()[:, 0]
     sizes = tuple(_size(picture, question.id) for picture in question.pictures)
@@ -149,7 +183,7 @@ def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
     if sum(n for _, n in layouts) != len(at):
         raise ModelError(
             f"{vlm.name}: the patch grid of question {question.id} has {sum(n for _, n in layouts)} tokens, but its prompt has {len(at)} "
-            "image tokens: this checkpoint lays its pictures out in a way that is not known"
+            "image tokens, so this checkpoint lays out its images in a way that is not known: use read_attention"
         )
     for number, (size, (parts, n)) in enumerate(zip(sizes, layouts, strict=True)):
         for tokens, x, y in parts:
@@ -168,5 +202,5 @@ def _intervals(edges: Tensor) -> Tensor:
 
 
 def _overlap(a: Tensor, b: Tensor) -> Tensor:
-    """Length that intervals a [n, 2] and b [m, 2] share, [n, m]."""
+    """The length that intervals a [n, 2] and b [m, 2] share [n, m]."""
     return (torch.minimum(a[:, None, 1], b[:, 1]) - torch.maximum(a[:, None, 0], b[:, 0])).clamp(min=0)

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
+from jaxtyping import Float
 from scipy import ndimage
 from torch import Tensor, nn
 from transformers import AttentionInterface
@@ -22,9 +23,9 @@ from ...interventions.rows import attention, sink_logits
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
-NAME = "scale_interp_weights"
+INTERFACE = "scale_interp_weights"
 NEIGHBOURS = np.ones((3, 3), dtype=int)
-"""A patch's neighbours: beside, above, below, and at its corners."""
+"""A patch's neighbours: left, right, above, below, and at the corners."""
 
 
 def attention_with_weights(
@@ -38,10 +39,20 @@ def attention_with_weights(
     softcap: float | None = None,
     **_: object,
 ) -> tuple[Tensor, Tensor]:
-    """Attention of R rows over a cached prompt of K tokens and each other, and its weights [B, H, R, K + R] in float32.
+    """Attention of R rows over a cached prompt of K tokens and over each other, and its weights.
 
-    query [B, H, R, D]; key, value [B, Hkv, K + R, D]; attention_mask [B, 1, R, P + R], True where a row sees, P >= K
-    (a sliding layer keeps the last K of P).
+    Args:
+        module: not used; part of transformers' interface.
+        query: [B, H, R, D].
+        key: [B, Hkv, K + R, D].
+        value: [B, Hkv, K + R, D].
+        attention_mask: [B, 1, R, P + R], True where a row sees a token; P >= K, as a sliding layer keeps the last K of P tokens.
+        scaling: what the logits are multiplied by.
+        dropout: not used.
+        softcap: the bound of a soft cap on the logits, if there is one.
+
+    Returns:
+        The output [B, R, H, D], and the weights [B, H, R, K + R] in float32.
     """
     B, H, R, D = query.shape
     Hkv, S = key.shape[1:3]
@@ -53,14 +64,23 @@ def attention_with_weights(
     return out.view(B, H, R, D).transpose(1, 2), weights
 
 
-AttentionInterface.register(NAME, attention_with_weights)
+AttentionInterface.register(INTERFACE, attention_with_weights)
 
 
 @checked
-def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Tensor]:
-    """The last token's attention weights over its prompt, [L, H, T] for each question; each head's sum to 1.
+def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: Path = "auto") -> list[Float[Tensor, "layers heads _"]]:
+    """The last token's attention weights over its prompt; each head's sum to 1.
 
-    By the packed path from prompts that are read once; by the reference path in whole forward passes.
+    Args:
+        vlm: the model, from `si.load`.
+        questions: one question, or several.
+        path: "packed" reads attention from prompts that are read once, "reference" from whole forward passes, "auto" chooses.
+
+    Returns:
+        One tensor [L, H, T] per question.
+
+    Raises:
+        ModelError: where a layer's weights do not sum to 1.
 
     >>> import scale_interp as si
     >>> (weights,) = read_attention(si.load("demo"), si.load_questions("scenes/relation", n=1))
@@ -95,56 +115,63 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
             rows.append(layer.self_attn.output[1][:, :, -1].clone())
     weights = torch.cat([row.cpu().float() for row in rows])
     scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
-    return {"weights 0": _checked(vlm, weights, question), "scores 0": scores}
+    return {"weights 0": _require_weights(vlm, weights, question), "scores 0": scores}
 
 
 @torch.no_grad()
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
-    """A batch's weights and scores, a tensor a question: their prompts differ in length."""
+    """One batch's weights and scores, one tensor per question, as prompts differ in length."""
     rows: list[Tensor] = []
-    with attention(vlm.decoder, NAME), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
         for layer in vlm.text.layers:
             rows.append(layer.self_attn.output[1][:, :, 0].clone())
         hidden = vlm.text.norm.output.save()
     R, P = prefix.choices.tokens.shape[1], prefix.seen.shape[1]
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0]
-    # A sliding layer has no columns for what it forgot; the last token's own is the first after the prompt's.
+    # A sliding layer has no columns for tokens outside its window; the last token's own column is the first after the prompt's.
     kept = [row.shape[-1] - R for row in rows]
     whole = [nn.functional.pad(row[..., : K + 1].cpu(), (P - K, 0)) for row, K in zip(rows, kept, strict=True)]
     found = {}
     for i, (question, row, seen, score) in enumerate(zip(prefix.questions, torch.stack(whole, 1), prefix.seen, scores, strict=True)):
-        found[f"weights {i}"] = _checked(vlm, row[..., int((~seen).sum()) :], question)
+        found[f"weights {i}"] = _require_weights(vlm, row[..., int((~seen).sum()) :], question)
         found[f"scores {i}"] = score[: len(question.choices)]
     return found
 
 
-def _checked(vlm: VLM, weights: Tensor, question: Question) -> Tensor:
+def _require_weights(vlm: VLM, weights: Tensor, question: Question) -> Tensor:
+    """The weights, where each head's sum to 1. Raises ModelError elsewhere."""
     away = float((weights.sum(-1) - 1).abs().max())
-    # rounding of bfloat16 weights that a whole forward pass hands out
+    # bfloat16 weights of a whole forward pass are rounded
     if not away <= 0.05:
         raise ModelError(
             f"{vlm.name} ({vlm.family}), question {question.id}: attention weights sum to 1 only within {away:.2g}: "
-            "its layers hand out something else than weights"
+            "its layers return something other than weights; use another model, or edits of heads"
         )
     return weights
 
 
-def image_mass(weights: Tensor, grid: PatchGrid) -> Tensor:
-    """The share of attention on tokens that show a part of a picture: weights [L, H, T] -> [L, H]."""
+def image_mass(weights: Float[Tensor, "layers heads tokens"], grid: PatchGrid) -> Float[Tensor, "layers heads"]:
+    """The share of attention on tokens that show a part of an image: weights [L, H, T] give [L, H]."""
     return weights[..., grid.shown].sum(-1)
 
 
-def spatial_entropy(weights: Tensor, grid: PatchGrid) -> Tensor:
-    """How scattered each head's map is, [L, H] in nats: 0 where all that stands out is one patch of ground.
+def spatial_entropy(weights: Float[Tensor, "layers heads tokens"], grid: PatchGrid) -> Float[Tensor, "layers heads"]:
+    """How scattered each head's map over the image is (arXiv 2503.06287).
 
-    What stands out is what exceeds twice the map's mean; its connected parts (corners connect) are the outcomes, their shares
-    of the excess the probabilities (arXiv 2503.06287; the factor 2 is its release's). A map in which nothing stands out has
-    the largest entropy, log of its number of patches. Taken on the finest raster of each picture, pictures together.
+    The outcomes are the connected regions of what exceeds twice the map's mean (corners connect), and their shares of the excess are the
+    probabilities; the factor 2 is the release's. The finest raster of each image is used, all images together.
+
+    Args:
+        weights: [L, H, T].
+        grid: the patch grid of the prompt.
+
+    Returns:
+        Entropy [L, H] in nats: 0 where a single region exceeds the threshold, and log of the number of patches where nothing does.
     """
     L, H, _ = weights.shape
     n = sum(raster.tokens.numel() for raster in grid.finest)
     mean = sum((weights[..., raster.tokens].sum((-2, -1)) for raster in grid.finest), torch.zeros(L, H)).double() / n
-    parts = [_parts((weights[..., raster.tokens].double() - 2 * mean[..., None, None]).clamp(min=0)) for raster in grid.finest]
+    parts = [_connected_parts((weights[..., raster.tokens].double() - 2 * mean[..., None, None]).clamp(min=0)) for raster in grid.finest]
     excess = torch.cat([sums for sums, _ in parts])
     owner = torch.cat([owners for _, owners in parts])
     total = torch.zeros(L * H, dtype=torch.float64).index_add_(0, owner, excess)
@@ -153,10 +180,10 @@ def spatial_entropy(weights: Tensor, grid: PatchGrid) -> Tensor:
     return torch.where(total > 0, entropy, float(np.log(n))).view(L, H).float()
 
 
-def _parts(excess: Tensor) -> tuple[Tensor, Tensor]:
-    """The sums of the connected parts of maps [L, H, R, C], and the number of the map that each belongs to."""
+def _connected_parts(excess: Tensor) -> tuple[Tensor, Tensor]:
+    """The sums of the connected regions of maps [L, H, R, C], and the number of the map that each is in."""
     maps = excess.flatten(0, 1).numpy()
-    # Maps are labelled in one call: nothing connects one to the next.
+    # All maps are labelled in one call, as nothing connects one map to the next.
     structure = np.stack([np.zeros((3, 3), int), NEIGHBOURS, np.zeros((3, 3), int)])
     labels, count = ndimage.label(maps > 0, structure)
     index = np.arange(1, count + 1)

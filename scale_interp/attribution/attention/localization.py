@@ -1,4 +1,4 @@
-"""Localization heads: much attention on the picture, gathered in one place of it (arXiv 2503.06287)."""
+"""Localization heads: heads with much attention on the image, gathered in one part of it (arXiv 2503.06287)."""
 
 from __future__ import annotations
 
@@ -29,7 +29,13 @@ HEADS = 3
 
 @dataclass(frozen=True, eq=False)
 class LocalizationHeads(FigureView):
-    """The chosen heads, most gathered map first; those above the elbow, most attention first; and both maps of all heads.
+    """The chosen heads, and the two maps that they were chosen by.
+
+    Attributes:
+        heads: the chosen heads, the most gathered map first.
+        above: the heads above the elbow of image attention, the most attention first.
+        image: attention on the image, of all heads.
+        entropy: spatial entropy in nats, of all heads.
 
     >>> import scale_interp as si
     >>> found = localization_heads(si.load("demo"), si.load_questions("scenes/relation", "train", n=4), n=1)
@@ -48,7 +54,7 @@ class LocalizationHeads(FigureView):
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         image, entropy = self.image.scores, self.entropy.scores
-        return ({"layer": h[0], "head": h[1], "on the picture": float(image[h]), "entropy (nats)": float(entropy[h])} for h in self.heads)
+        return ({"layer": h[0], "head": h[1], "on the image": float(image[h]), "entropy (nats)": float(entropy[h])} for h in self.heads)
 
     def plot(self, **options: Any) -> Any:
         """Both maps as plotly heatmaps, the chosen heads outlined (see viz.head_heatmaps)."""
@@ -57,11 +63,22 @@ class LocalizationHeads(FigureView):
 
 @checked
 def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, *, path: Path = "auto") -> LocalizationHeads:
-    """The n heads of least spatial entropy among those whose attention on the picture lies above the elbow (arXiv 2503.06287).
+    """The n heads of least spatial entropy among those whose attention on the image is above the elbow (arXiv 2503.06287).
 
-    Both criteria are means over the questions. questions: training questions, without boxes or answers being read; no test question
-    should help to choose. Fewer than n heads where fewer lie above the elbow.
-    Raises DataError for n below 1 or a question without a picture, ModelError for a family whose patch grid is not known.
+    Both criteria are means over the questions. Neither boxes nor answers are used.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q training questions; no test question should help to choose.
+        n: how many heads; there are fewer where fewer are above the elbow.
+        path: "packed" reads attention from prompts that are read once, "reference" from whole forward passes, "auto" chooses.
+
+    Returns:
+        A LocalizationHeads.
+
+    Raises:
+        DataError: for n below 1, and for a question without an image.
+        ModelError: for a family whose patch grid is not known.
 
     >>> import scale_interp as si
     >>> found = localization_heads(si.load("demo"), si.load_questions("scenes/relation", "train", n=8))
@@ -70,7 +87,7 @@ def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, 
     """
     questions = require(questions)
     if blind := next((q for q in questions if not q.pictures), None):
-        raise DataError(f"question {blind.id} has no picture to localize anything in; leave it out")
+        raise DataError(f"question {blind.id} has no image to localize anything in; leave it out")
     path = choose_path(vlm, questions, path)
     masses, entropies = [], []
     for question, (weights, _) in zip(questions, stream_attention(vlm, questions, path), strict=True):
@@ -83,7 +100,7 @@ def localization_heads(vlm: VLM, questions: Sequence[Question], n: int = HEADS, 
 
 
 def choose_localization(image: HeadMap, entropy: HeadMap, n: int = HEADS) -> LocalizationHeads:
-    """The same from maps that were read already, such as `.image` and `.entropy` of an ObjectAttention of training questions."""
+    """localization_heads from maps that were read before, such as `.image` and `.entropy` of an ObjectAttention of training questions."""
     if n < 1:
         raise DataError(f"n={n}: choose at least one head")
     above = image.top(elbow(image.scores))

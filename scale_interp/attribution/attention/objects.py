@@ -1,4 +1,4 @@
-"""Attention to the object that is asked about: its mass per head, and whether it goes with right answers (arXiv 2503.01773, section 4)."""
+"""Attention to the objects asked about: how much each head has, and whether it goes with right answers (arXiv 2503.01773, section 4)."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from ..ablation import provenance
 from ..headmap import HeadMap
 from ..metric import measure
 from .auroc import auroc
-from .box_tokens import OUTSIDE, asked_cover, without_box
+from .box_tokens import BOX_UNSEEN, box_cover, why_no_box
 from .grid import PatchGrid, patch_grid
 from .last_token import image_mass, spatial_entropy, stream_attention
 
@@ -43,12 +43,21 @@ UNITS: Mapping[Measure, str] = {
 
 @dataclass(frozen=True, eq=False)
 class ObjectAttention(Result, FigureView):
-    """The last token's attention to the picture and to the asked objects' boxes, for every head.
+    """The last token's attention to the image and to the boxes of the objects asked about, for every head.
 
-    per_question [Q, L, H]: image_mass, on tokens that show a part of a picture; box_mass, on the union of the asked boxes, a token
-    counted by the share of its part that lies in it; entropy of the map. area [Q]: the box's share of an attention that is
-    even over the image tokens. image_share [Q]: of the prompt's tokens, those that show a part of a picture. correct, confidence
-    [Q]: the answer, and the probability of the choice that was given. skipped: id -> why a question has no number here.
+    Attributes:
+        image_mass: attention on tokens that show a part of an image [Q, L, H].
+        box_mass: attention on the union of the boxes, where a token counts by the share of its part that is inside [Q, L, H].
+        spatial_entropy: entropy of the map, in nats [Q, L, H].
+        area: the box mass of an attention that is even over the image tokens [Q].
+        image_share: the share of the prompt's tokens that show a part of an image [Q].
+        correct: 1 where the answer is right [Q].
+        confidence: the probability of the given answer among the choices [Q].
+        groups: the number of each question's image [Q].
+        ids: the questions' names.
+        relations: the questions' relations.
+        skipped: for each question without numbers here, its id and the reason.
+        provenance: model, data, settings and versions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -79,35 +88,35 @@ class ObjectAttention(Result, FigureView):
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         box, image = self.box.scores, self.image.scores
         heads = self.box.top(min(MOST, box.numel()))
-        return ({"layer": h[0], "head": h[1], "on the box": float(box[h]), "on the picture": float(image[h])} for h in heads)
+        return ({"layer": h[0], "head": h[1], "on the box": float(box[h]), "on the image": float(image[h])} for h in heads)
 
     @property
     def box(self) -> HeadMap:
-        """Attention on the asked boxes."""
+        """Attention on the boxes, as a share of all attention."""
         return self.map("box")
 
     @property
     def image(self) -> HeadMap:
-        """Attention on the pictures."""
+        """Attention on the images, as a share of all attention."""
         return self.map("image")
 
     @property
     def focus(self) -> HeadMap:
-        """Box attention by image attention."""
+        """Attention on the boxes as a share of the attention on the image."""
         return self.map("focus")
 
     @property
     def lift(self) -> HeadMap:
-        """Focus minus what an attention that is even over the image tokens would have: 0 where a head ignores the box."""
+        """Focus minus that of an attention that is even over the image tokens: 0 for a head that ignores the boxes."""
         return self.map("lift")
 
     @property
     def entropy(self) -> HeadMap:
-        """How scattered a head's map is (see `image_attention.spatial_entropy`)."""
+        """How scattered a head's map is, in nats (see `attention.last_token.spatial_entropy`)."""
         return self.map("entropy")
 
     def map(self, of: Measure) -> HeadMap:
-        """One of the measures as a HeadMap."""
+        """One of the measures, "box", "image", "focus", "lift" or "entropy", as a HeadMap. Raises DataError for another."""
         return HeadMap(
             f"{of} attention" if of != "entropy" else "spatial entropy", UNITS[of], self._values(of), self.groups, self.provenance
         )
@@ -118,16 +127,23 @@ class ObjectAttention(Result, FigureView):
         whole = {"box": self.box_mass, "image": self.image_mass, "entropy": self.spatial_entropy}
         if of in whole:
             return whole[of]
-        # a head with no attention on the picture has none on the box: 0 by 0 counts as 0
+        # A head with no attention on the image has none on the box: 0 / 0 counts as 0.
         focus = self.box_mass / self.image_mass.clamp(min=torch.finfo(torch.float32).tiny)
         return focus if of == "focus" else focus - self.area[:, None, None]
 
     def auroc(self, answers: Any = None, of: Measure = "box", by: Literal["head", "layer"] = "head") -> pd.DataFrame:
-        """How well each head's attention tells right answers from wrong ones: layer, head, auroc, low, high, p (Holm over rows).
+        """How well each head's attention separates right answers from wrong ones.
 
-        answers: an Evaluation of the same questions, or right (1) and wrong (0) [Q]; default: the model's own answers of this run.
-        by: a row a head, or a row a layer (the mean over its heads). Interval: bootstrap over pictures.
-        Raises DataError for other questions, and where all answers are right, or wrong.
+        Args:
+            answers: an Evaluation of the same questions, or right (1) and wrong (0) [Q]; by default the answers of this run.
+            of: the measure, "box", "image", "focus", "lift" or "entropy".
+            by: one row per "head", or per "layer" (the mean over its heads).
+
+        Returns:
+            Columns layer, head, auroc, low, high (bootstrap over images) and p (Holm-corrected over rows).
+
+        Raises:
+            DataError: for answers to other questions, and where all answers are right, or all are wrong.
         """
         if by not in ("head", "layer"):
             raise DataError(f"by={by!r}: choose 'head' or 'layer'")
@@ -140,12 +156,22 @@ class ObjectAttention(Result, FigureView):
         return pd.DataFrame(columns | {name: part.ravel() for name, part in rest.items()})
 
     def confidence_auroc(self, answers: Any = None) -> dict[str, float]:
-        """How well the confidence tells right answers from wrong ones: auroc, low, high, p (one test, nothing to correct)."""
+        """How well the confidence separates right answers from wrong ones.
+
+        Args:
+            answers: as in `auroc`.
+
+        Returns:
+            auroc, low, high and p; there is one test, so nothing to correct.
+
+        Raises:
+            DataError: as in `auroc`.
+        """
         parts = auroc(self.confidence.numpy(), self._correct(answers), self.groups.numpy())
         return dict(zip(("auroc", "low", "high", "p"), map(float, parts), strict=True))
 
     def by_layer(self) -> pd.DataFrame:
-        """Means over each layer's heads: attention on the image, on the box, and lift, each with its interval."""
+        """One row per layer: means over its heads of the attention on the image, on the boxes, and of lift, each with its interval."""
         columns: dict[str, Any] = {"layer": np.arange(self.box_mass.shape[1])}
         of: Measure
         for of in ("image", "box", "lift"):
@@ -160,7 +186,7 @@ class ObjectAttention(Result, FigureView):
         if hasattr(answers, "per_question"):
             known = {q.id: float(right) for q, right in zip(answers.questions, answers.per_question, strict=True)}
             if missing := next((name for name in self.ids if name not in known), None):
-                raise DataError(f"the evaluation has no answer to question {missing}: evaluate the same questions")
+                raise DataError(f"the evaluation has no answer to question {missing}: give one of the same questions")
             return np.array([known[name] > 0 for name in self.ids])
         right = np.asarray(answers)
         if right.shape != (len(self.ids),) or not np.isin(right, (0, 1)).all():
@@ -170,7 +196,11 @@ class ObjectAttention(Result, FigureView):
         return right > 0
 
     def by_relation(self) -> pd.DataFrame:
-        """Confidence and accuracy for each relation, with intervals; the least familiar first (least confidence)."""
+        """One row per relation: confidence and accuracy with their intervals, the lowest confidence first.
+
+        Raises:
+            DataError: where no question has a relation.
+        """
         if not any(self.relations):
             raise DataError("no question has a relation: ask about relations, or give Question(relation=...)")
         rows = []
@@ -200,18 +230,28 @@ class ObjectAttention(Result, FigureView):
 
 @checked
 def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "auto") -> ObjectAttention:
-    """How much each head of the last token attends to the picture and to the asked objects (arXiv 2503.01773, section 4).
+    """How much each head of the last token attends to the image and to the objects asked about (arXiv 2503.01773, section 4).
 
-    The asked objects are `question.about`, their boxes `question.boxes`, in pixels of the question's first picture; several boxes
-    count as one region. Questions without them, or whose boxes the model does not get to see, are skipped, with a DataWarning.
+    The objects are `question.about`, and their boxes `question.boxes`, in pixels of the question's first image; several boxes count as one
+    region. Questions without boxes, or with boxes that the model does not see, are skipped with a DataWarning.
 
-    Raises DataError where no question is left, naming the first; ModelError for a family whose patch grid is not known.
+    Args:
+        vlm: the model, from `si.load`.
+        questions: questions with boxes.
+        path: "packed" reads attention from prompts that are read once, "reference" from whole forward passes, "auto" chooses.
+
+    Returns:
+        An ObjectAttention of the Q questions that are not skipped.
+
+    Raises:
+        DataError: where every question is skipped; it gives the first one's reason.
+        ModelError: for a family whose patch grid is not known.
 
     >>> import scale_interp as si
     >>> object_attention(si.load("demo"), si.load_questions("scenes/relation", n=4)).box.per_question.shape
     torch.Size([4, 6, 8])
     """
-    asked, grids, covers, skipped = _placed(vlm, require(questions))
+    asked, grids, covers, skipped = _place_boxes(vlm, require(questions))
     path = choose_path(vlm, asked, path)
     rows = []
     for (weights, scores), question, grid, cover in zip(stream_attention(vlm, asked, path), asked, grids, covers, strict=True):
@@ -236,17 +276,17 @@ def object_attention(vlm: VLM, questions: Sequence[Question], *, path: Path = "a
     )
 
 
-def _placed(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], list[PatchGrid], list[Tensor], dict[str, str]]:
-    """The questions whose boxes lie on the grid, their grids, the boxes' shares of each token, and the others with the reason."""
+def _place_boxes(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], list[PatchGrid], list[Tensor], dict[str, str]]:
+    """The questions with boxes on the grid, their grids, the boxes' shares of each token, and the reasons why others are skipped."""
     asked, grids, covers, skipped = [], [], [], {}
     for question in questions:
-        if why := without_box(question):
+        if why := why_no_box(question):
             skipped[question.id] = why
             continue
         grid = patch_grid(vlm, question)
-        cover = asked_cover(question, grid)
+        cover = box_cover(question, grid)
         if not cover.any():
-            skipped[question.id] = OUTSIDE
+            skipped[question.id] = BOX_UNSEEN
             continue
         asked.append(question)
         grids.append(grid)
@@ -254,6 +294,6 @@ def _placed(vlm: VLM, questions: Sequence[Question]) -> tuple[list[Question], li
     if skipped:
         name, why = next(iter(skipped.items()))
         if not asked:
-            raise DataError(f"none of {len(skipped)} questions can be placed on its picture; question {name}: {why}")
+            raise DataError(f"none of {len(skipped)} questions can be placed on its image: give others; question {name}: {why}")
         warnings.warn(f"{len(skipped)} of {len(questions)} questions are skipped; question {name}: {why}", DataWarning, stacklevel=3)
     return asked, grids, covers, skipped

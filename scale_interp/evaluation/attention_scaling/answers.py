@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ...adapters.attention_scaling.adaptvis import AdaptVis, gated_scores
-from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionScale, all_scores
+from ...adapters.attention_scaling.method import AttentionMethod, all_scores
+from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...attribution.ablation import provenance
 from ...attribution.metric import measure
 from ...core import statistics

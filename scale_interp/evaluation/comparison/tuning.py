@@ -13,12 +13,13 @@ import torch
 from torch import Tensor
 
 from ...adapters.attention_scaling.adaptvis import AdaptVis
+from ...adapters.attention_scaling.method import AttentionMethod, SavedSettings
 from ...adapters.attention_scaling.pasta import PASTA
-from ...adapters.attention_scaling.scalingvis import AttentionMethod, AttentionScale, SavedSettings
+from ...adapters.attention_scaling.scalingvis import AttentionScale
 from ...adapters.scale.fit import Fit, FitSettings, fit_scales
 from ...adapters.steering.direction import answer_direction
 from ...adapters.steering.emphasis import ALPHAS, GAINS
-from ...adapters.steering.steering import fit_steering
+from ...adapters.steering.fit import fit_steering
 from ...attribution.metric import measure
 from ...core.result import Result, declared, entries, made
 from ...core.tensors import expect

@@ -1,14 +1,14 @@
-"""What ScAle is compared with: LoRA and IA3 through peft, and a free shift of the last token's heads, trained as ScAle is.
+"""LoRA and IA3 through peft, trained as ScAle is.
 
-The same training questions, batches, epochs, patience and pictures held out for early stopping as fit_scale; each method's
-learning rate is the one of a few with the lowest held-out loss.
+The training questions, batches, epochs, patience and the images held out for early stopping are those of fit_scale. Each method's learning
+rate is the one of a few with the lowest held-out loss.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path as FilePath
 from typing import Any
@@ -24,28 +24,30 @@ from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
 from ...execution.batches import checkpoints_of
-from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
 from ...interventions.prefix import prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.vlm import VLM
-from ..attach import attach
-from .training import Batch, Fitted, best_rate, prepared, read_batches, train_parameters
+from .training import FREE_RATES, Batch, Fitted, prepare_training, read_batches, train_parameters, try_rates
 
 KEYS = ("k_proj", "v_proj")
-"""Where IA3 rescales a layer's outputs, beside the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
+"""The modules whose outputs IA3 rescales; it also rescales the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
 FEED_FORWARD = "down_proj"
 LORA_RATES = (3e-3, 1e-3, 1e-2)
-FREE_RATES = (1e-2, 3e-3, 3e-2)
-"""Learning rates tried for IA3 and for the shift."""
 
 
 @dataclass(frozen=True, eq=False)
 class PeftAdapter(NotebookView):
-    """A LoRA or IA3 adapter of a VLM's text decoder; config and weights are peft's.
+    """A LoRA or IA3 adapter of a VLM's text decoder.
 
-    history: a row an epoch of the fit. settings hold the learning rate that was kept, all that were tried, and the seconds.
+    Args:
+        name: the method's name.
+        config: peft's configuration.
+        weights: peft's weights, by name.
+        settings: how it was fitted: the chosen learning rate, all that were tried, and the seconds.
+        provenance: model, data and versions.
+        history: one row per epoch of the fit.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
@@ -69,6 +71,7 @@ class PeftAdapter(NotebookView):
 
     @property
     def n_parameters(self) -> int:
+        """How many numbers were trained."""
         return sum(weight.numel() for weight in self.weights.values())
 
     @contextmanager
@@ -78,48 +81,11 @@ class PeftAdapter(NotebookView):
             yield
 
     def save_pretrained(self, folder: str | FilePath) -> None:
-        """Write adapter_config.json and adapter_model.safetensors, which peft's own PeftModel.from_pretrained reads."""
+        """Write adapter_config.json and adapter_model.safetensors, which peft's own PeftModel.from_pretrained loads."""
         folder = FilePath(folder)
         weights = {f"base_model.model.{name}": weight for name, weight in self.weights.items()}
         write_tensors(folder / "adapter_model.safetensors", self.name, weights, {"settings": dict(self.settings)})
         write_json(folder / "adapter_config.json", self.config)
-
-
-@dataclass(frozen=True, eq=False)
-class LastTokenBias(NotebookView):
-    """A free shift [L, H, D] of the last token's head outputs: what can be gained there with every number free.
-
-    >>> LastTokenBias(torch.zeros(6, 8, 16)).edit()
-    <Edit of 1 variant: shift [1, 6, 8, 16]; scope each_new_token>
-    """
-
-    shift: Tensor
-    scope: Scope = "each_new_token"
-    settings: Mapping[str, Any] = field(default_factory=dict)
-    provenance: Mapping[str, Any] = field(default_factory=dict)
-    history: tuple[Mapping[str, float], ...] = ()
-
-    def __repr__(self) -> str:
-        return f"<LastTokenBias of {self.n_parameters:,} parameters>"
-
-    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        return ({"setting": name, "value": str(value)} for name, value in self.settings.items() if name != "tried")
-
-    @property
-    def name(self) -> str:
-        return "last-token bias"
-
-    @property
-    def n_parameters(self) -> int:
-        return self.shift.numel()
-
-    def edit(self) -> Edit:
-        """The edit of one variant."""
-        return Edit(shift=self.shift[None], scope=self.scope)
-
-    def attached(self, vlm: VLM | nn.Module) -> AbstractContextManager[None]:
-        """The shifted model, for plain transformers forward and generate."""
-        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
 
 
 @checked
@@ -133,10 +99,23 @@ def fit_lora(
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
-    """LoRA of one rank on every linear layer of the text decoder's layers (Hu et al. 2022), alpha = rank, no dropout.
+    """Fit LoRA on every linear layer of the text decoder (Hu et al. 2022, arXiv 2106.09685), with alpha = rank and no dropout.
 
-    settings: epochs, batch_size, validation and patience of FitSettings. Raises EditError where the model runs by the
-    reference path, ModelError without peft.
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions.
+        rank: the rank of every update, at least 1.
+        learning_rates: rates to try; the one with the lowest held-out loss is kept.
+        seed: for the initial weights and the held-out images.
+        path: "auto" or "packed"; there is no reference path.
+        **settings: epochs, batch_size, validation, patience and scope of FitSettings.
+
+    Returns:
+        A PeftAdapter.
+
+    Raises:
+        EditError: for a model or path that is not packed, and for a setting out of its range.
+        ModelError: without peft.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)
@@ -145,7 +124,9 @@ def fit_lora(
     """
     if rank < 1:
         raise EditError(f"rank={rank}: give 1 or more")
-    config = _peft().LoraConfig(r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_pattern(vlm, _linear(vlm)), bias="none")
+    config = _peft().LoraConfig(
+        r=rank, lora_alpha=rank, lora_dropout=0.0, target_modules=_name_pattern(vlm, _linear_names(vlm)), bias="none"
+    )
     return _fit_peft(vlm, train, f"LoRA r={rank}", config, learning_rates, seed, path, settings)
 
 
@@ -159,53 +140,36 @@ def fit_ia3(
     path: Path = "auto",
     **settings: Any,
 ) -> PeftAdapter:
-    """IA3 on keys, values and the feed-forward of the text decoder's layers (Liu et al. 2022, section 3.3); else as fit_lora.
+    """Fit IA3 on the keys, values and feed-forward layers of the text decoder (Liu et al. 2022, arXiv 2205.05638, section 3.3).
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: training questions.
+        learning_rates: rates to try; the one with the lowest held-out loss is kept.
+        seed: for the held-out images.
+        path: "auto" or "packed"; there is no reference path.
+        **settings: epochs, batch_size, validation, patience and scope of FitSettings.
+
+    Returns:
+        A PeftAdapter.
+
+    Raises:
+        EditError: for a model or path that is not packed, and for a setting out of its range.
+        ModelError: without peft, and for a decoder without k_proj, v_proj and down_proj.
 
     >>> import scale_interp as si
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", "train", n=16)
     >>> fit_ia3(vlm, train, epochs=1, learning_rates=[1e-2]).name
     'IA3'
     """
-    names = _linear(vlm)
+    names = _linear_names(vlm)
     ends = {*KEYS, FEED_FORWARD}
     if missing := ends - {name.rpartition(".")[2] for name in names}:
         raise ModelError(f"{vlm.name}: no {', '.join(sorted(missing))} in the text decoder's layers, which IA3 rescales; use fit_lora")
     chosen = [name for name in names if name.rpartition(".")[2] in ends]
     inner = [name for name in chosen if name.endswith(FEED_FORWARD)]
-    config = _peft().IA3Config(target_modules=_pattern(vlm, chosen), feedforward_modules=_pattern(vlm, inner))
+    config = _peft().IA3Config(target_modules=_name_pattern(vlm, chosen), feedforward_modules=_name_pattern(vlm, inner))
     return _fit_peft(vlm, train, "IA3", config, learning_rates, seed, path, settings)
-
-
-@checked
-def fit_bias(
-    vlm: VLM,
-    train: Sequence[Question],
-    *,
-    learning_rates: Sequence[float] = FREE_RATES,
-    seed: Seed = 0,
-    path: Path = "auto",
-    **settings: Any,
-) -> LastTokenBias:
-    """A shift of every number of the last token's head outputs; settings as fit_lora's.
-
-    >>> import scale_interp as si
-    >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=16)
-    >>> fit_bias(vlm, train, epochs=1, learning_rates=[1e-2])
-    <LastTokenBias of 768 parameters>
-    """
-    train, options = prepared(vlm, train, path, settings)
-    learn, held = read_batches(vlm, train, options, seed)
-    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
-
-    def trial(rate: float) -> Fitted:
-        shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
-        edit = Edit(shift=shift, scope=options.scope)
-        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
-        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
-
-    best, info = best_rate(trial, learning_rates, options, seed)
-    made = provenance(vlm, train, path="packed")
-    return LastTokenBias(best.state[0][0], options.scope, info, made, best.history)
 
 
 def _fit_peft(
@@ -218,14 +182,14 @@ def _fit_peft(
     path: Path,
     settings: Mapping[str, Any],
 ) -> PeftAdapter:
-    train, options = prepared(vlm, train, path, settings)
+    train, options = prepare_training(vlm, train, path, settings)
     learn, held = read_batches(vlm, train, options, seed)
     given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
     names: list[str] = []
-    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain(config.to_dict()))
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain_json(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
-        # The weights have changed, so the prompt is run anew.
+        # The weights have changed, so the prompt is run again.
         layers, _ = run_prompts(vlm, given[id(batch)])
         return run_packed(vlm, replace(batch.prefix, layers=layers), None)[0]
 
@@ -234,14 +198,14 @@ def _fit_peft(
             names[:] = weights
             return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
 
-    best, info = best_rate(trial, rates, options, seed)
+    best, info = try_rates(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")
-    return PeftAdapter(name, _plain(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
+    return PeftAdapter(name, _plain_json(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
 
 
 @torch.no_grad()
 def _inputs(vlm: VLM, questions: Sequence[Question]) -> dict[str, Any]:
-    """Encoded prompts; the frozen vision tower's features stand in the pictures' place where the model takes them."""
+    """Encoded prompts; the features of the frozen vision tower replace the images where the model accepts them."""
     inputs = vlm.encode(questions)
     if not takes_features(vlm) or not any(q.pictures for q in questions):
         return prompt_inputs(vlm, inputs)
@@ -252,19 +216,19 @@ def _inputs(vlm: VLM, questions: Sequence[Question]) -> dict[str, Any]:
 def _injected(
     vlm: VLM, config: Mapping[str, Any], weights: Mapping[str, Tensor] | None, seed: int = 0
 ) -> Iterator[dict[str, nn.Parameter]]:
-    """The model with peft's modules in its own modules' places: the adapter's parameters by name.
+    """Put peft's modules in place of the model's own. Yields the adapter's parameters by name.
 
-    The model's own modules are put back at the end, and with them every bit of its answers.
+    The model's own modules are put back at the end, so that its answers are again the same bit for bit.
     """
     if not isinstance(vlm, VLM):
         raise ModelError(f"cannot attach to a {type(vlm).__name__}: give a VLM, as si.load returns it")
     peft, model = _peft(), vlm.hf_model
     if hasattr(model, "peft_config"):
-        raise ModelError(f"{vlm.name} has an adapter in place already: leave it before another one is attached")
+        raise ModelError(f"{vlm.name} already has an adapter in place: leave its `with` block before attaching another")
     try:
         made = peft.get_peft_config(dict(config))
     except (KeyError, TypeError, ValueError) as error:
-        raise EditError(f"the adapter's configuration is none of peft's ({error!r}): give the one that it was saved with") from error
+        raise EditError(f"the adapter's configuration is not one of peft's ({error!r}): give the one that it was saved with") from error
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     owners = [(parent, child, module) for parent in model.modules() for child, module in parent.named_children()]
     try:
@@ -277,7 +241,7 @@ def _injected(
             parameter.data = parameter.data.float()
         if weights is not None:
             if {k: w.shape for k, w in weights.items()} != {k: p.shape for k, p in own.items()}:
-                raise EditError(f"the adapter was trained on a model of other modules than {vlm.name}'s: attach it to that one")
+                raise EditError(f"the adapter was trained on a model with other modules than {vlm.name}: attach it to that model")
             for name, weight in weights.items():
                 own[name].data.copy_(weight)
         yield own
@@ -292,25 +256,25 @@ def _injected(
 
 
 def _peft_name(name: str) -> str:
-    """A parameter's name in a file of peft's, which leaves out the name of the adapter."""
+    """A parameter's name in a file of peft's, without the name of the adapter."""
     return name.removesuffix(".default") if name.endswith(".default") else name.replace(".default.", ".")
 
 
-def _linear(vlm: VLM) -> list[str]:
-    """Full names of the linear modules in the text decoder's layers, and of those alone: never the vision tower's."""
+def _linear_names(vlm: VLM) -> list[str]:
+    """Full names of the linear modules in the text decoder's layers, never of the vision tower."""
     inside = {id(m) for layer in vlm.decoder.layers for m in layer.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in vlm.hf_model.named_modules() if id(module) in inside]
 
 
-def _pattern(vlm: VLM, names: Sequence[str]) -> str:
+def _name_pattern(vlm: VLM, names: Sequence[str]) -> str:
     """A regular expression that matches these full names: a bare suffix would adapt the vision tower too."""
     layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.decoder.layers)
     inner = sorted({name[len(layers) :].split(".", 2)[2] for name in names})
     return rf"{re.escape(layers)}\.\d+\.({'|'.join(map(re.escape, inner))})"
 
 
-def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
-    """A peft configuration as JSON holds it."""
+def _plain_json(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A peft configuration in the types of JSON."""
     out: dict[str, Any] = {}
     for key, value in config.items():
         if isinstance(value, set | frozenset):
@@ -324,5 +288,5 @@ def _peft() -> Any:
     try:
         import peft
     except ImportError as error:
-        raise ModelError("LoRA and IA3 are peft's: pip install 'scale-interp[peft]'") from error
+        raise ModelError("LoRA and IA3 need peft: run pip install 'scale-interp[peft]'") from error
     return peft
