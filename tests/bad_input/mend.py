@@ -62,8 +62,6 @@ WITHOUT = (
     r"; this set fills \{question\}, \{options\}$",
     r"; every choice needs a word$",
     r"its steps are no pairs of question and function",
-    r"a paired difference needs the same ones$",
-    r"no question has a value for ",
     r": a probe needs at least two$",
     r"attribute needs gradients, which only the packed path has",
     r"a live model needs its processor: load\(model, processor\)$",
