@@ -115,7 +115,7 @@ def compare_baselines(
         mlp: whether ScAle also learns a scalar per MLP.
         seed: for initial weights, and for the images that are held out for early stopping.
         rates: how many learning rates each method tries, the first of its own list.
-        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
         settings: fields of FitSettings.
 
     Returns:

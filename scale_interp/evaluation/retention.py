@@ -150,7 +150,7 @@ def retention_curve(
         heads: the heads on which ScAle learns; None for all.
         mlp: whether ScAle also learns a scalar per MLP.
         seed: draws the images that are held out for early stopping.
-        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
         settings: other fields of FitSettings.
 
     Returns:
@@ -229,7 +229,7 @@ def sparsity_path(
         kept: the k to try, both cut from the fit of all heads and fitted again on their own.
         threshold: a scalar closer to 1 counts as 1.
         seed: draws the images that are held out for early stopping.
-        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
         settings: other fields of FitSettings.
 
     Returns:

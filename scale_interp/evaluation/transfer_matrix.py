@@ -106,7 +106,7 @@ def transfer(
         heads: the heads on which ScAle learns; None for all.
         mlp: whether ScAle also learns a scalar per MLP.
         seed: draws the images that are held out for early stopping.
-        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
         settings: fields of FitSettings.
 
     Returns:

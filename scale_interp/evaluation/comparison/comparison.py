@@ -29,7 +29,7 @@ from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 from .head_sets import HeadSets
 from .located import CANNOT, locate
-from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
+from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, describe_setting
 
 BASE = "base"
 ALPHA = 0.05
@@ -84,7 +84,7 @@ class Comparison(Result):
         for i, name in enumerate(self.methods):
             row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
             change = {"elsewhere": others[i] - others[0] if i else None} if len(self.others) else {}
-            yield row | change | {"tuned": told(self.tuned[name]["setting"]) if i else ""}
+            yield row | change | {"tuned": describe_setting(self.tuned[name]["setting"]) if i else ""}
 
     def difference(self, method: str) -> statistics.Difference:
         """A method's accuracy minus the base model's on the test questions, paired by question."""
@@ -109,7 +109,7 @@ class Comparison(Result):
             row |= _columns(self.difference(name) if i else None, ("difference", "difference_low", "difference_high", "p"))
             row |= {
                 "parameters": about.get("parameters", 0),
-                "tuned": told(about["setting"]) if about else "",
+                "tuned": describe_setting(about["setting"]) if about else "",
                 "passes": about.get("passes", 1.0),
             }
             elsewhere = self.change_elsewhere(name) if i and len(self.others) else None
@@ -152,9 +152,9 @@ class Comparison(Result):
             {
                 "method": row["method"],
                 "accuracy": f"{row['accuracy']:.3f}",
-                "minus base": "0" if row["tuned"] == told({}) else _span(row, "difference"),
+                "minus base": "0" if row["tuned"] == describe_setting({}) else _span(row, "difference"),
                 "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
-                "elsewhere": "0" if row["tuned"] == told({}) else _span(row, "others"),
+                "elsewhere": "0" if row["tuned"] == describe_setting({}) else _span(row, "others"),
                 "parameters": row["parameters"],
                 "tuned": row["tuned"],
                 "passes": f"{row['passes']:g}",

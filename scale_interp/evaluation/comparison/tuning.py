@@ -91,7 +91,7 @@ class Chosen(Result):
     about: str = ""
 
     def __repr__(self) -> str:
-        return f"<Chosen {self.name}: {told(self.setting)}>"
+        return f"<Chosen {self.name}: {describe_setting(self.setting)}>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return sorted(self.grid, key=lambda row: -row["accuracy"])
@@ -123,10 +123,10 @@ class Chosen(Result):
         return entries(path, meta, {name: hint for name, hint in declared(cls).metadata.items() if name != "method"})
 
 
-def told(setting: Setting) -> str:
+def describe_setting(setting: Setting) -> str:
     """A setting in words.
 
-    >>> told({"heads": 8, "alpha": 0.5}), told({})
+    >>> describe_setting({"heads": 8, "alpha": 0.5}), describe_setting({})
     ('heads 8, alpha 0.5', 'do nothing')
     """
     items = ((name, setting[name]) for name in ORDER if name in setting)

@@ -103,10 +103,10 @@ def control_rows(answered: Mapping[str, Answered], group: Int[np.ndarray, " ques
     names = [FULL, *(n for n in answered if n != FULL)]
     gains = {n: statistics.paired_difference(answered[n].right, answered[n].base, group) for n in names}
     against = {n: _advantage(full, answered[n], group) for n in names[1:]}
-    pictures = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
-    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, pictures) for d in part.values()])))
+    with_image = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
+    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, with_image) for d in part.values()])))
     rows = {n: _row(n, answered[n], gains[n], next(corrected)) for n in names}
-    for title, part in (("full_minus", against), ("picture_minus", pictures)):
+    for title, part in (("full_minus", against), ("picture_minus", with_image)):
         for name, found in part.items():
             rows[name] |= {
                 title: found.mean,

@@ -69,7 +69,7 @@ def falsify(
         seeds: fits per control.
         retain: training questions whose answers should stay as they are (see `fit_scale`).
         others: test questions of other tasks; every row then has the change of their accuracy (`others_change`).
-        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
         settings: fields of FitSettings.
 
     Returns:
@@ -93,8 +93,8 @@ def falsify(
     mlp = chosen is None if mlp is None else mlp
     prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
-    pictures, left_out = picture_controls(vlm, test)
-    registered = _register(vlm, fits, settings, pictures, {"train": train, "test": test, "retain": retain, "others": others})
+    image_controls, left_out = picture_controls(vlm, test)
+    registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
     made: dict[str, list[ScAle]] = {}
@@ -108,7 +108,7 @@ def falsify(
     if others is not None:
         elsewhere = _answer(vlm, others, made, corrections)
         answered = {n: replace(a, elsewhere=float((elsewhere[n].right - elsewhere[n].base).mean())) for n, a in answered.items()}
-    for name, questions in pictures.items():
+    for name, questions in image_controls.items():
         blind = _answer(vlm, questions, {FULL: full}, {})[FULL]
         answered[name] = replace(blind, elsewhere=answered[FULL].elsewhere)
     about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
@@ -149,7 +149,7 @@ def _register(
     vlm: VLM,
     fits: Sequence[Fit],
     settings: Mapping[str, Any],
-    pictures: Iterable[str],
+    image_controls: Iterable[str],
     splits: Mapping[str, Sequence[Question] | None],
 ) -> dict[str, Any]:
     """Everything that decides the outcome, fixed before a test question is answered; a split is a hash of its ids and right answers."""
@@ -160,7 +160,7 @@ def _register(
         "settings": asdict(FitSettings(**settings)),
         "alpha": ALPHA,
         "must_beat": list(MUST_BEAT),
-        "picture_controls": list(pictures),
+        "picture_controls": list(image_controls),
         "splits": {
             name: hashlib.sha256("|".join(f"{q.id} {q.answer}" for q in questions).encode()).hexdigest()
             for name, questions in splits.items()
