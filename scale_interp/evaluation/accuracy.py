@@ -145,7 +145,7 @@ class Evaluation(NotebookView):
         0.5
         """
         if [q.id for q in self.questions] != [q.id for q in other.questions]:
-            raise DataError("the two evaluations are of different questions; evaluate both on the same ones, in the same order")
+            raise DataError("the two evaluations are of different questions; give answers to the same ones, in the same order")
         return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
 
     def values(self, key: str) -> list[str]:

@@ -65,7 +65,7 @@ QUESTIONS = (
     Kind("si.Contrast", "the same answer", DataError, "the answer", lambda room: si.Contrast(room.qs[0], room.qs[0])),
     Kind("si.Contrast", "other choices", DataError, "choices differ", lambda room: si.Contrast(room.qs[0], room.other[0])),
     Kind("si.CogQuestion", "no steps", DataError, "at least one", lambda room: si.CogQuestion(room.qs[0], ())),
-    Kind("si.CogQuestion", "a step that is no pair", DataError, "no pairs", lambda room: si.CogQuestion(room.qs[0], (room.qs[0],))),
+    Kind("si.CogQuestion", "a step that is no pair", DataError, "not pairs", lambda room: si.CogQuestion(room.qs[0], (room.qs[0],))),
     Kind("si.CogQuestion", "a step of words", DataError, "give a Question", lambda room: si.CogQuestion(room.qs[0], (("a", "b"),))),
     Kind("si.CogQuestion", "a blank function", DataError, "no function", lambda room: si.CogQuestion(room.qs[0], ((room.qs[0], " "),))),
     Kind(

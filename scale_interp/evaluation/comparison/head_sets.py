@@ -77,7 +77,7 @@ class HeadSets(Result):
         if not parts:
             raise DataError("no head sets: give at least one")
         if len({(p.n_layers, p.n_heads) for p in parts}) > 1:
-            raise DataError("these head sets are of models of different shape: join sets of one model")
+            raise DataError("these head sets are of models of different shape: give sets of one model")
         merged: list[dict[str, Any]] = [{}, {}, {}]
         for part in parts:
             for into, own in zip(merged, (part.sets, part.about, part.left_out), strict=True):
