@@ -1,4 +1,4 @@
-"""Do scalars fitted on one task help on another? Every fit answers every task's test questions."""
+"""Whether scalars fitted on one task help on another: every fit answers every task's test questions."""
 
 from __future__ import annotations
 

@@ -93,18 +93,25 @@ class HeadSets(Result):
         return out
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a head: layer, head, the number of sets that it is in, and a column of truth values a set."""
+        """One row per head: layer, head, the number of sets that contain it, and one column of booleans per set."""
         every = [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
         columns = {name: [head in heads for head in every] for name, heads in self.sets.items()}
         layers, heads = zip(*every, strict=True)
         return pd.DataFrame({"layer": layers, "head": heads, "sets": self.counts().ravel()} | columns)
 
     def overlap(self) -> pd.DataFrame:
-        """A row a pair: a, b, how many heads they share and chance would, Jaccard overlap, p, and p_holm over all pairs.
+        """How far every two sets agree.
 
-        Jaccard: shared heads by heads in either. p: two sets of these sizes drawn at random share as many (one-sided;
-        hypergeometric, which is the permutation test carried out in full). Sets that exclude each other by their making, as
-        functional and latent heads do, share none.
+        Two sets that exclude each other by construction, such as functional and latent heads, share none.
+
+        Returns:
+            One row per pair of sets:
+
+            - a, b: their names.
+            - shared, by_chance: how many heads they share, and how many are expected by chance.
+            - jaccard: shared heads divided by the heads in either.
+            - p, p_holm: the probability that two random sets of these sizes share at least as many (one-sided hypergeometric, the exact
+              permutation test), and its correction over all pairs.
         """
         U = self.n_layers * self.n_heads
         rows = []

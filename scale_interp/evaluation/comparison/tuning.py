@@ -39,7 +39,7 @@ WEIGHTS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
 PASTA_HEADS, PASTA_ALPHAS = (4, 8, 16, 48), (0.3, 0.1, 0.01)
 """The paper's alpha is 0.01."""
 PROFILED = 16
-"""PASTA's heads are ranked on this many training questions, as each takes a whole forward pass for every head."""
+"""PASTA's heads are ranked on this many training questions; each takes one whole forward pass per head."""
 ITI_HEADS, ITI_ALPHAS = (4, 8, 16, 48), (0.5, 1.0, 2.0, 5.0, 15.0)
 """The release uses 48 heads and alpha 15."""
 STRENGTHS = (0.5, 1.0)

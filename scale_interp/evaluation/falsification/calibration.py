@@ -226,7 +226,7 @@ def calibrate(
         journal.claim("calibration", asdict(of))
     models: dict[Any, VLM] = {}
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    # Both kinds advance together, so that a stopped calibration says something of each.
+    # Both kinds advance together, so that a stopped calibration has results of each.
     jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
     for _, kind, number in track(jobs, "suites", len(jobs)):
         asked = kind, number, of, models
