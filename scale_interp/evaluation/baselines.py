@@ -161,7 +161,7 @@ def compare_baselines(
 
 
 def _scale(vlm: VLM, train: Sequence[Question], heads: list[Head] | None, mlp: bool, rates: Sequence[float], common: Any) -> ScAle:
-    """ScAle, with its learning rate chosen as for the baselines."""
+    """ScAle, its learning rate chosen as the baselines' are."""
     prompts = Prompts(vlm, train, common["batch_size"])
     for _ in prompts:  # read before the clock starts, as for the baselines
         pass

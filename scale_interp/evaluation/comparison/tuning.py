@@ -265,7 +265,7 @@ LEARN: dict[str, Callable[[Tuner], Chosen]] = {
 
 
 def answer_with(vlm: VLM, questions: Sequence[Question], method: Method | None, prompts: Prompts | None = None) -> tuple[Tensor, float]:
-    """Right answers [Q] of the model under a method (None: as it is), and the forward passes per answer."""
+    """Right answers [Q] of the model under a method (None: as it is), and the forward passes that one answer takes."""
     if method is None or isinstance(method, Edit):
         return evaluate(vlm, questions, method, prompts=prompts).per_question, 1.0
     (found,) = evaluate_scaled(vlm, questions, [method], prompts=prompts)
