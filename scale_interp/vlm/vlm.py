@@ -242,7 +242,7 @@ class VLM(NotebookView):
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
         """The whole processor output for one question or several, left-padded to one length, on the model's device.
 
-        Raises DataError where pictures and image placeholders do not match, ModelError for a model in training mode or under autocast.
+        Raises DataError where pictures and image placeholders do not match, ModelError for a model in training mode.
         """
         require_ready(self)
         questions = require(questions)
