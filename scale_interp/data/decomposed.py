@@ -56,7 +56,7 @@ def cog_questions(split: str = "test", n: int = 100, seed: int = 0, taxonomy: Ma
     if not 1 <= n <= 1_000_000 or seed < 0:
         raise DataError(f"n={n}, seed={seed}: ask for 1 to 1,000,000 questions, with a seed of 0 or more")
     if split not in SPLIT_SEED:
-        raise DataError(f"unknown split {split!r}: scenes have the splits {', '.join(SPLIT_SEED)}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLIT_SEED)}")
     unknown = [kind for kind in taxonomy if kind not in TAXONOMY]
     if unknown or not taxonomy:
         raise DataError(f"taxonomy: no kind of step {unknown[0] if unknown else taxonomy!r}; choose from {', '.join(TAXONOMY)}")

@@ -153,7 +153,9 @@ def _split(name: str, split: str | None, authors: tuple[str, ...]) -> str:
     if split in (None, "all"):
         return "test" if authors else "all"
     if split not in known:
-        raise DataError(f"unknown split {split!r}: {name} has {', '.join(known)}{' (its authors publish no other)' if authors else ''}")
+        raise DataError(
+            f"unknown split {split!r} of {name}: choose from {', '.join(known)}{' (its authors publish no other)' if authors else ''}"
+        )
     return split
 
 
@@ -200,7 +202,9 @@ def _require_unique(reader: Reader, places: array[int], ids: array[int]) -> None
         i, j = (places[order[same[0] + k]] for k in (0, 1))
         key = reader.key(i, reader.records[i])
         name = key.id if isinstance(key, Key) else key
-        raise DataError(f"{reader.records.where(j)}: the id {name!r} is that of {reader.records.where(i)} too; ids must differ")
+        raise DataError(
+            f"{reader.records.where(j)}: the id {name!r} is that of {reader.records.where(i)} too; give each record an id of its own"
+        )
 
 
 def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> array[int]:

@@ -50,7 +50,9 @@ def check_template(template: str, fields: Sequence[str]) -> str:
     if formatted := next((str(name) for _, name, spec, conversion in places if spec or conversion), None):
         raise DataError(f"template {template!r} formats {{{formatted}}}; write its name alone")
     if unknown:
-        raise DataError(f"template {template!r} asks for {{{unknown[0]}}}; this set fills {', '.join(f'{{{f}}}' for f in fields)}")
+        raise DataError(
+            f"template {template!r} asks for {{{unknown[0]}}}, which this set lacks; use {', '.join(f'{{{f}}}' for f in fields)}"
+        )
     return template
 
 

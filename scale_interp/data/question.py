@@ -117,7 +117,7 @@ class Question:
             raise DataError(f"{where}: choices {short(self.choices)} are no list; give at least two texts")
         given = tuple(self.choices)
         if not all(isinstance(c, str) and clean(c) for c in given):
-            raise DataError(f"{where}: choices {short(given)} hold one without text; every choice needs a word")
+            raise DataError(f"{where}: choices {short(given)} hold one without text; give every choice a word")
         if same := alike(given):
             raise DataError(f"{where}: choices {short(same[0])} and {short(same[1])} read the same; give at least two, all different")
         if len(given) < 2:
@@ -232,4 +232,4 @@ def _require_boxes(boxes: Any, where: str) -> None:
         if isinstance(box, str) or not isinstance(box, Sequence) or len(box) != 4 or not all(isinstance(v, Real) for v in box):
             raise DataError(f"{where}: box {name!r} is {short(box)}; give (left, top, right, bottom) in pixels")
         if not (all(map(math.isfinite, box)) and box[0] < box[2] and box[1] < box[3]):
-            raise DataError(f"{where}: box {name!r} is {short(box)}; its numbers must be finite, left below right and top below bottom")
+            raise DataError(f"{where}: box {name!r} is {short(box)}; give finite numbers, left below right and top below bottom")

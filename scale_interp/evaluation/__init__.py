@@ -1,4 +1,4 @@
-"""Accuracy, the public sets' own metrics, and whether a gain is what it is taken for."""
+"""Accuracy, the public sets' own metrics, and tests of what explains a gain."""
 
 from .accuracy import Evaluation as Evaluation
 from .accuracy import evaluate as evaluate

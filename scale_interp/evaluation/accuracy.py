@@ -10,6 +10,7 @@ from typing import Any, Self
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..attribution.ablation import provenance
@@ -28,14 +29,19 @@ from ..vlm.vlm import VLM
 
 RANDOM_WEIGHTS = "random weights"
 RANDOM = (zoo.PREFIX, "realistic/")
-"""How the names of models begin whose weights are drawn, not trained."""
+"""How the names of models with random, untrained weights begin."""
 FEW = 10
-"""An option offered in fewer questions than this, and not in all of them, has no share worth counting."""
+"""An option offered in fewer questions than this, and not in all of them, is too rare to count how often it is right."""
 
 
 @dataclass(frozen=True, eq=False)
 class Evaluation(NotebookView):
-    """Answers of one run: scores [Q, C] over the choices; per_question [Q] is 1.0 where the right one is largest.
+    """Answers of one run.
+
+    Args:
+        questions: the Q questions.
+        scores: a score for each of up to C choices [Q, C], -inf where a question has fewer; the largest is the answer.
+        provenance: model, data, settings and versions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -44,7 +50,7 @@ class Evaluation(NotebookView):
     """
 
     questions: Sequence[Question]
-    scores: Tensor
+    scores: Float[Tensor, "questions choices"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -57,40 +63,43 @@ class Evaluation(NotebookView):
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         right = self.per_question.tolist()
-        told = zip(self.questions, self.answers, right, strict=True)
-        return ({"answered wrong": q.text, "right": q.answer_text, "given": given} for q, given, good in told if not good)
+        answers = zip(self.questions, self.answers, right, strict=True)
+        return ({"answered wrong": q.text, "right": q.answer_text, "given": given} for q, given, good in answers if not good)
 
     def _notes(self) -> list[str]:
         return [RANDOM_WEIGHTS] if self.random_weights else []
 
     @property
     def random_weights(self) -> bool:
-        """Whether the model's weights are random, so that its accuracy says nothing."""
+        """Whether the model's weights are random, so that its accuracy means nothing."""
         return self.provenance.get("weights") == RANDOM_WEIGHTS
 
     @cached_property
-    def per_question(self) -> Tensor:
+    def per_question(self) -> Float[Tensor, " questions"]:
+        """1.0 where the right choice has the largest score, else 0.0 [Q]."""
         return measure("accuracy", self.scores, self.questions)
 
     @cached_property
-    def groups(self) -> np.ndarray:
+    def groups(self) -> Int[np.ndarray, " questions"]:
+        """The number of each question's image [Q]; intervals treat questions of one image as dependent."""
         return groups(self.questions)
 
     @property
     def accuracy(self) -> float:
+        """The share of questions answered right."""
         return float(self.per_question.mean())
 
     @property
     def chance(self) -> float:
-        """Expected accuracy of guessing."""
+        """Expected accuracy of guessing at random."""
         return float(np.mean([1 / len(q.choices) for q in self.questions]))
 
     @property
     def majority(self) -> float:
-        """Accuracy of always giving the option that is right most often when it is offered, in whatever order options stand.
+        """Accuracy of always giving the option that is right most often when it is offered, whatever the order of the options.
 
-        Equally good options count as a draw between them. Where options change from question to question, those offered
-        in fewer than 10 questions count as a guess: one question would make its own right answer the commonest.
+        Between equally good options it guesses. Where options differ between questions, an option that is offered in fewer than 10
+        questions counts as a guess; otherwise a single question would make its own right answer the commonest.
         """
         offered = Counter(c for q in self.questions for c in q.choices)
         right = Counter(q.answer_text for q in self.questions)
@@ -103,15 +112,31 @@ class Evaluation(NotebookView):
 
     @property
     def answers(self) -> Sequence[str | None]:
-        """The choice with the largest score, for each question."""
+        """The choice with the largest score for each question; None where there is no answer."""
         return [q.choices[i] for q, i in zip(self.questions, self.scores.argmax(1).tolist(), strict=True)]
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """Interval of the accuracy: Wilson's, or a bootstrap over pictures where questions share one."""
+        """Interval of the accuracy: Wilson's, or a bootstrap over images where questions share one.
+
+        Args:
+            level: the interval's coverage, between 0 and 1.
+
+        Returns:
+            The lower and the upper end.
+        """
         return statistics.accuracy_interval(self.per_question.numpy(), self.groups, level)
 
     def compare(self, other: Evaluation) -> statistics.Difference:
         """This accuracy minus the other's on the same questions, paired.
+
+        Args:
+            other: the answers of another run to the same questions, in the same order.
+
+        Returns:
+            The mean difference with its interval and p-value.
+
+        Raises:
+            DataError: for an evaluation of other questions.
 
         >>> import torch
         >>> qs = [Question("Where is the mug?", ("left", "right"), 0, id=name) for name in ("1", "2")]
@@ -120,23 +145,33 @@ class Evaluation(NotebookView):
         0.5
         """
         if [q.id for q in self.questions] != [q.id for q in other.questions]:
-            raise DataError("the two evaluations are of different questions: a paired difference needs the same ones")
+            raise DataError("the two evaluations are of different questions; give answers to the same ones, in the same order")
         return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
 
     def values(self, key: str) -> list[str]:
-        """Each question's value of a field ("relation", "task", "answer_text") or meta entry, "None" where it has none."""
+        """The value of a field ("relation", "task", "answer_text") or meta entry for each question, "None" where it has none."""
         return [str(getattr(q, key, None) if hasattr(q, key) else q.meta.get(key)) for q in self.questions]
 
-    def part(self, members: np.ndarray) -> Self:
-        """The same run on some of its questions; members: booleans [Q]."""
+    def part(self, members: Bool[np.ndarray, " questions"]) -> Self:
+        """The same run on some of its questions; members says which [Q]."""
         index = np.flatnonzero(members).tolist()
         return replace(self, questions=[self.questions[i] for i in index], scores=self.scores[index])
 
     def by(self, key: str) -> pd.DataFrame:
-        """Accuracy with interval for each value of a question's field ("relation", "task", "answer_text") or meta entry."""
+        """Accuracy with its interval for each value of a field.
+
+        Args:
+            key: a field of the questions ("relation", "task", "answer_text") or an entry of their meta.
+
+        Returns:
+            One row per value: the value, n, accuracy, low and high (95%).
+
+        Raises:
+            DataError: where no question has a value for the key.
+        """
         values = self.values(key)
         if set(values) == {"None"}:
-            raise DataError(f"no question has a value for {key!r}")
+            raise DataError(f"no question has a value for {key!r}; name a field such as 'task', or an entry of meta")
         rows = []
         for value in sorted(set(values)):
             members = np.array([v == value for v in values])
@@ -146,7 +181,7 @@ class Evaluation(NotebookView):
         return pd.DataFrame(rows)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a question: id, text, right answer, given answer, correct."""
+        """One row per question: id, text, right answer, given answer, correct."""
         return pd.DataFrame(
             {
                 "id": [q.id for q in self.questions],
@@ -168,9 +203,21 @@ def evaluate(
     prompts: Prompts | None = None,
     scoring: Scoring = "auto",
 ) -> Evaluation:
-    """Answer the questions, with one edit in place (an Edit or a ScAle) or with none.
+    """Answer the questions, with one edit in place or with none.
 
-    scoring: "auto", "first", "whole" or "mean", as in run_edits.
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        edit: an Edit of one variant or a ScAle, or None for the model as it is.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+
+    Returns:
+        An Evaluation, scores [Q, C].
+
+    Raises:
+        EditError: for an edit of several variants, or of another model's shape.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -193,7 +240,21 @@ def evaluate_many(
     prompts: Prompts | None = None,
     scoring: Scoring = "auto",
 ) -> list[Evaluation]:
-    """One Evaluation for each variant, all run side by side.
+    """Answer the questions under several edits, all run side by side.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        edits: an Edit of N variants, or a list of Edits and ScAles; None is the model as it is.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+
+    Returns:
+        One Evaluation per variant, in their order.
+
+    Raises:
+        EditError: for an edit of another model's shape.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -209,12 +270,12 @@ def evaluate_many(
 
 
 def answering(vlm: VLM, questions: Sequence[Question], **settings: Any) -> dict[str, Any]:
-    """The provenance of answers; it says so where the weights are random."""
+    """The provenance of answers, with a note where the model's weights are random."""
     if vlm.name.startswith(RANDOM):
         settings["weights"] = RANDOM_WEIGHTS
     return provenance(vlm, questions, **settings)
 
 
 def relative_gain(new: float, base: float) -> float:
-    """(new - base) / base, the papers' relative gain; infinite from a base of 0."""
+    """The relative gain (new - base) / base, as the papers report it; infinite for a base of 0."""
     return (new - base) / base if base else float("inf")

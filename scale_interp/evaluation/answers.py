@@ -1,4 +1,4 @@
-"""Answers in words: generated as a user would get them, and read by a scorer."""
+"""Answers in words: generated as a user would get them, and scored by the option that they name."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Self
 import numpy as np
 import pandas as pd
 import torch
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..adapters.attach import attach
@@ -31,9 +32,13 @@ BATCH = 16
 
 @dataclass(frozen=True, eq=False, repr=False)
 class TextEvaluation(Evaluation):
-    """Answers in words: texts [Q] as generated; scores [Q, C] are 1 at the option that a text names and 0 elsewhere.
+    """Answers in words; an answer that names no option, or several, counts as wrong.
 
-    An answer that names no option, or several, counts as wrong.
+    Args:
+        questions: the Q questions.
+        scores: 1 for the option that the text names, 0 for the others [Q, C], -inf where a question has fewer options.
+        provenance: model, data, settings and versions.
+        texts: the answers as generated [Q].
 
     >>> q = Question("Where is the mug?", ("left", "right"), 0)
     >>> score_answers(["Left.", "by the door"], [q, q]).unanswered
@@ -43,8 +48,8 @@ class TextEvaluation(Evaluation):
     texts: Sequence[str] = ()
 
     @property
-    def answered(self) -> Tensor:
-        """Whether each text names an option, booleans [Q]."""
+    def answered(self) -> Bool[Tensor, " questions"]:
+        """Whether each text names exactly one option [Q]."""
         return self.scores.amax(1) > 0
 
     @property
@@ -57,15 +62,15 @@ class TextEvaluation(Evaluation):
         """The option that each text names, or None."""
         return [a if named else None for a, named in zip(super().answers, self.answered.tolist(), strict=True)]
 
-    def part(self, members: np.ndarray) -> Self:
+    def part(self, members: Bool[np.ndarray, " questions"]) -> Self:
         return replace(super().part(members), texts=[self.texts[i] for i in np.flatnonzero(members).tolist()])
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        told = zip(self.questions, self.texts, self.per_question.tolist(), strict=True)
-        return ({"answered wrong": q.text, "right": q.answer_text, "text": text} for q, text, good in told if not good)
+        answers = zip(self.questions, self.texts, self.per_question.tolist(), strict=True)
+        return ({"answered wrong": q.text, "right": q.answer_text, "text": text} for q, text, good in answers if not good)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a question: id, text, right answer, given answer, correct, and the words as generated."""
+        """One row per question: id, text, right answer, given answer, correct, and the text as generated."""
         return super().to_frame().assign(text=list(self.texts))
 
     def _notes(self) -> list[str]:
@@ -82,9 +87,21 @@ def evaluate_text(
     max_new_tokens: Count = 16,
     batch_size: Count = BATCH,
 ) -> TextEvaluation:
-    """Answer the questions in words, with one edit in place or with none, and score what the words name.
+    """Answer the questions in words, with one edit in place or with none, and score which option each answer names.
 
-    scorer: "strict", or "legacy" for published figures (see score_text).
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        edit: an Edit of one variant or a ScAle, or None for the model as it is.
+        scorer: "strict", or "legacy" to reproduce published figures (see `score_text`).
+        max_new_tokens: the longest answer, in tokens.
+        batch_size: questions that are answered at once.
+
+    Returns:
+        A TextEvaluation, texts [Q] and scores [Q, C].
+
+    Raises:
+        DataError: for options that `score_text` cannot tell apart.
 
     >>> import scale_interp as si
     >>> evaluate_text(si.load("demo"), si.load_questions("scenes/relation", n=4)).unanswered
@@ -106,7 +123,17 @@ def answer_texts(
     max_new_tokens: Count = 16,
     batch_size: Count = BATCH,
 ) -> list[str]:
-    """Greedy answers in words, by transformers' own generate, with one edit in place or with none.
+    """Answer the questions in words by greedy decoding with transformers' own generate, with one edit in place or with none.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        edit: an Edit of one variant or a ScAle, or None for the model as it is.
+        max_new_tokens: the longest answer, in tokens.
+        batch_size: questions that are answered at once.
+
+    Returns:
+        One text per question.
 
     >>> import scale_interp as si
     >>> len(answer_texts(si.load("demo"), si.load_questions("scenes/relation", n=2)))
@@ -120,7 +147,7 @@ def answer_texts(
 
 
 def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> BatchResult:
-    """Answers as UTF-8, a tensor of bytes a question."""
+    """One batch's answers as UTF-8, one tensor of bytes per question."""
     with nullcontext() if edit is None else attach(vlm.hf_model, edit):
         texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)
     return {f"{i:06}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
@@ -130,7 +157,19 @@ def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_ne
 def score_answers(
     texts: Sequence[str], questions: Sequence[Question], scorer: Scorer = "strict", provenance: Mapping[str, Any] | None = None
 ) -> TextEvaluation:
-    """Score answers that were generated before, or elsewhere; texts [Q] in the order of the questions.
+    """Score answers that were generated earlier or elsewhere.
+
+    Args:
+        texts: one answer per question [Q], in the order of the questions.
+        questions: Q questions.
+        scorer: "strict", or "legacy" to reproduce published figures (see `score_text`).
+        provenance: where the answers come from, to keep with the result.
+
+    Returns:
+        A TextEvaluation, scores [Q, C].
+
+    Raises:
+        DataError: for another number of answers than of questions, and for options that `score_text` cannot tell apart.
 
     >>> q = Question("Where is the mug?", ("left", "right"), 0)
     >>> score_answers(["Left.", "left or right"], [q, q]).answers
@@ -138,7 +177,7 @@ def score_answers(
     """
     questions = require(questions)
     if len(texts) != len(questions):
-        raise DataError(f"{len(texts)} answers to {len(questions)} questions: give one answer a question")
+        raise DataError(f"{len(texts)} answers to {len(questions)} questions: give one answer per question")
     scores = torch.full((len(questions), max(len(q.choices) for q in questions)), float("-inf"))
     for row, text, question in zip(scores, texts, questions, strict=True):
         row[: len(question.choices)] = 0

@@ -1,4 +1,4 @@
-"""ScAle beside LoRA, IA3 and a free last-token bias: what each gains on the same questions with the same budget, and what it costs."""
+"""ScAle compared with LoRA, IA3 and a free last-token bias: what each gains on the same questions with one budget, and what it costs."""
 
 from __future__ import annotations
 
@@ -35,13 +35,18 @@ Method = ScAle | PeftAdapter | LastTokenBias
 
 @dataclass(frozen=True, eq=False)
 class Baselines(Table):
-    """A row a method.
+    """One row per method.
 
-    parameters; lr (the one of `lrs` tried with the lowest held-out loss), epochs until the kept one, validation_loss; seconds of
-    the kept fit, seconds_all of the whole search with the reading of prompts; accuracy, and its gain over the base model with
-    interval, p and p_corrected; scale_minus: ScAle's gain minus the method's, likewise; recovered: ScAle's gain as a share of the
-    method's, None where the method gains nothing; others_change: the change on other tasks. p_corrected is Holm's over all tests
-    of the table.
+    The columns, where p_corrected is Holm's over all tests of the table:
+
+    - parameters: how many numbers are learned.
+    - lr, lrs: the learning rate with the lowest held-out loss, and all that were tried.
+    - epochs, validation_loss: the epoch that was kept, and its held-out loss.
+    - seconds, seconds_all: of the chosen fit, and of the whole search including the reading of prompts.
+    - accuracy, gain: on the test questions, and over the base model with low, high, p and p_corrected.
+    - scale_minus: ScAle's gain minus the method's, with the same columns.
+    - recovered: ScAle's gain as a share of the method's; None where the method gains nothing.
+    - others_change: the change of accuracy on other tasks, with the same columns as gain.
 
     >>> rows = ({"method": "ScAle", "parameters": 54, "gain": 0.25}, {"method": "LoRA r=1", "parameters": 13056, "gain": 0.31})
     >>> Baselines(rows)["LoRA r=1"]["parameters"]
@@ -58,13 +63,13 @@ class Baselines(Table):
 
     @property
     def lora(self) -> str:
-        """The LoRA rank with the lowest held-out loss: chosen without the test questions."""
+        """The LoRA rank with the lowest held-out loss, chosen without the test questions."""
         ranks = [row for row in self.rows if row["method"].startswith("LoRA")]
         return min(ranks, key=lambda row: row["validation_loss"])["method"]
 
     @property
     def verdict(self) -> str:
-        """ScAle beside the best LoRA, in plain words."""
+        """ScAle compared with the best LoRA, in plain words."""
         mine, best = self[SCALE], self[self.lora]
         text = (
             f"{SCALE} with {mine['parameters']:,} parameters gains {span(mine, 'gain')}, {best['method']} with "
@@ -77,7 +82,7 @@ class Baselines(Table):
         return f"{text}: {SCALE} recovers {share} of LoRA's gain, which {differs} all of it."
 
     def plot(self, **options: Any) -> Any:
-        """Gain and cost of every method with intervals (see viz.baselines)."""
+        """A plotly figure of the gain and cost of every method with intervals (see viz.baselines)."""
         return draw("baselines", self, **options)
 
 
@@ -98,11 +103,28 @@ def compare_baselines(
 ) -> Baselines:
     """Train ScAle, a free last-token bias, IA3 and LoRA of each rank on `train`, and answer `test` once with each.
 
-    All with one budget: epochs, batch_size, validation and patience of FitSettings, the same held-out pictures, and the same
-    number of learning rates tried (the first `rates` of each method's own), of which the held-out loss decides.
-    heads, mlp: where ScAle learns. others: test questions of other tasks, to see what each method costs there.
+    All methods have the same budget: epochs, batch_size, validation and patience of FitSettings, the same held-out images, and the same
+    number of learning rates, of which the one with the lowest held-out loss is chosen.
 
-    Raises LeakError where questions to learn from and questions to answer share a picture, ModelError without peft.
+    Args:
+        vlm: the model, from `si.load`.
+        train: questions to learn from.
+        test: questions that every method answers once.
+        others: test questions of other tasks, to measure what each method costs there.
+        ranks: the ranks of LoRA.
+        heads: the heads on which ScAle learns; None for all.
+        mlp: whether ScAle also learns a scalar per MLP.
+        seed: for initial weights, and for the images that are held out for early stopping.
+        rates: how many learning rates each method tries, the first of its own list.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
+        settings: fields of FitSettings.
+
+    Returns:
+        A Baselines table, one row per method.
+
+    Raises:
+        LeakError: where questions to learn from and questions to answer share an image.
+        ModelError: where peft is not installed.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")

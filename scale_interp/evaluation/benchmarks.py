@@ -1,4 +1,4 @@
-"""The public sets' own metrics, each beside chance and the best constant answer, with an interval."""
+"""The public sets' own metrics, each with an interval, the chance level and the best constant answer."""
 
 from __future__ import annotations
 
@@ -18,12 +18,23 @@ from .answers import TextEvaluation
 OPPOSITES = (("left", "right"), ("on", "under"), ("front", "behind"))
 """What'sUp's pairs: two photographs of the same two objects."""
 KEPT = ("model", "revision", "weights", "data", "split", "seed", "n", "data_hash", "scoring", "scorer", "path")
-"""What a table's `attrs` tell of the run."""
+"""What a table's `attrs` say about the run."""
 NAN = float("nan")
 
 
 class Row(NamedTuple):
-    """One number of a table; group: of which questions; majority: what the best constant answer reaches."""
+    """One number of a table.
+
+    Args:
+        metric: the metric's name.
+        group: which questions it is about.
+        n: how many questions, pairs or sets it is a mean of.
+        value: the number, between 0 and 1.
+        low: the lower end of its 95% interval.
+        high: the upper end.
+        chance: what guessing at random reaches.
+        majority: what the best constant answer reaches.
+    """
 
     metric: str
     group: str
@@ -37,26 +48,35 @@ class Row(NamedTuple):
 
 @checked
 def benchmark(evaluation: Evaluation, legacy: bool = False) -> pd.DataFrame:
-    """The metrics that the questions' set is reported by: a row a number.
+    """The metrics that are commonly reported for the questions' data set.
 
-    Columns: metric, group, n, value, low, high (95%), chance, majority (the best constant answer). Which metrics follows
-    from the first part of the questions' `task`: "whatsup", "vsr", "pope", "spatialeval", "generated"; any other set has
-    its accuracy, whole and by relation. Questions of several sets are reported set by set. legacy: beside the true F1
-    what the AdaptVis release calls F1 (vsr). `attrs` name the model, and say so where its weights are random.
+    The first part of the questions' `task` decides which: "whatsup", "vsr", "pope", "spatialeval", "generated"; any other set has its
+    accuracy, overall and by relation. Questions of several sets are reported set by set.
+
+    Args:
+        evaluation: the answers, from `si.evaluate` or `si.evaluate_text`.
+        legacy: for vsr, also what the AdaptVis release calls F1.
+
+    Returns:
+        One row per number: metric, group, n, value, low, high (95%), chance, majority (the best constant answer). The frame's `attrs`
+        name the model, and say where its weights are random.
+
+    Raises:
+        DataError: for questions without what a metric needs, such as meta["set"] of What'sUp or the options yes and no of VSR and POPE.
 
     >>> import scale_interp as si
     >>> questions = si.load_questions("scenes/relation-yesno", n=40)
     >>> si.benchmark(si.evaluate(si.load("demo"), questions)).columns.tolist()[:4]
     ['metric', 'group', 'n', 'value']
     """
-    rooms = np.array([_room(q.task) for q in evaluation.questions])
+    families = np.array([_family(q.task) for q in evaluation.questions])
     rows: list[Row] = []
     attrs: dict[str, Any] = {}
-    for room in dict.fromkeys(rooms.tolist()):
-        part = evaluation.part(rooms == room)
-        table = vsr_accuracy(part, legacy) if room == "vsr" else METRICS.get(room, _any_accuracy)(part)
+    for family in dict.fromkeys(families.tolist()):
+        part = evaluation.part(families == family)
+        table = vsr_accuracy(part, legacy) if family == "vsr" else METRICS.get(family, _any_accuracy)(part)
         found = [Row(*row) for row in table.itertuples(index=False)]
-        rows += found if len(set(rooms)) == 1 else [row._replace(group=f"{room or 'no task'}: {row.group}") for row in found]
+        rows += found if len(set(families)) == 1 else [row._replace(group=f"{family or 'no task'}: {row.group}") for row in found]
         attrs |= {k: v for k, v in table.attrs.items() if k not in KEPT}
     return _table(rows, evaluation, **attrs)
 
@@ -64,11 +84,18 @@ def benchmark(evaluation: Evaluation, legacy: bool = False) -> pd.DataFrame:
 def whatsup_accuracy(evaluation: Evaluation) -> pd.DataFrame:
     """What'sUp: individual accuracy, pair accuracy (left and right; on and under; front and behind), set accuracy (all four).
 
-    A pair or a set is right where each of its questions is. Incomplete ones do not count: they are in
-    `attrs["incomplete"]`, object pair -> missing relations, and a DataWarning counts them. Chance is that of guessing
-    each question by itself: 1/4, 1/16, 1/256; no constant answer is right twice in a pair. Intervals are over object pairs.
+    A pair or a set is right where each of its questions is (arXiv 2310.19785). Chance is that of guessing each question independently:
+    1/4, 1/16, 1/256; no constant answer is right twice in a pair. Intervals are over object pairs.
 
-    Raises DataError for a question without meta["set"], and for two of one relation in a set.
+    Args:
+        evaluation: answers to What'sUp questions.
+
+    Returns:
+        One row per metric and group. Incomplete pairs and sets do not count: they are listed in `attrs["incomplete"]`,
+        object pair -> missing relations, and a DataWarning counts them.
+
+    Raises:
+        DataError: for a question without meta["set"], and for two questions of one relation in a set.
     """
     rows = [row for group, part in _parts(evaluation, "task", several=True) for row in _whatsup(part, group)]
     rows += [_accuracy(part, group, metric="individual accuracy") for group, part in _parts(evaluation, "relation")]
@@ -85,9 +112,17 @@ def whatsup_accuracy(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def vsr_accuracy(evaluation: Evaluation, legacy: bool = False) -> pd.DataFrame:
-    """VSR: accuracy, whole, by meta-category and by relation; F1 of "yes".
+    """VSR: accuracy overall, by meta-category and by relation, and F1 of "yes".
 
-    legacy: also what the AdaptVis release calls F1, the harmonic mean of the true positive and the true negative rate.
+    Args:
+        evaluation: answers to yes-or-no questions.
+        legacy: also what the AdaptVis release calls F1, the harmonic mean of the true positive and the true negative rate.
+
+    Returns:
+        One row per metric and group.
+
+    Raises:
+        DataError: for a question whose options are not yes and no.
     """
     rows = [_accuracy(evaluation), *_rates(evaluation, "all", ("f1", "legacy f1") if legacy else ("f1",))]
     rows += [_accuracy(part, group) for key in ("category", "relation") for group, part in _parts(evaluation, key)]
@@ -95,7 +130,17 @@ def vsr_accuracy(evaluation: Evaluation, legacy: bool = False) -> pd.DataFrame:
 
 
 def pope_metrics(evaluation: Evaluation) -> pd.DataFrame:
-    """POPE: accuracy, precision, recall and F1 of "yes", and the share of "yes", for each kind of absent object and for all."""
+    """POPE: accuracy, precision, recall and F1 of "yes", and the share of "yes", for all questions and each kind of absent object.
+
+    Args:
+        evaluation: answers to yes-or-no questions.
+
+    Returns:
+        One row per metric and group.
+
+    Raises:
+        DataError: for a question whose options are not yes and no.
+    """
     rows = []
     for group, part in _parts(evaluation, "kind", several=True):
         rows += [_accuracy(part, group), *_rates(part, group, ("precision", "recall", "f1", "yes ratio"))]
@@ -103,14 +148,21 @@ def pope_metrics(evaluation: Evaluation) -> pd.DataFrame:
 
 
 def spatialeval_accuracy(evaluation: Evaluation) -> pd.DataFrame:
-    """SpatialEval, and sets in its form: accuracy by form, by kind, by both, and by question type within a kind."""
+    """SpatialEval, and sets in its form: accuracy by form, by kind, by both, and by question type within a kind.
+
+    Args:
+        evaluation: answers to questions with "form", "kind" and "question_type" in their meta.
+
+    Returns:
+        One row per group.
+    """
     keys = (("form",), ("kind",), ("form", "kind"), ("kind", "question_type"))
     rows = [_accuracy(part, group) for key in keys for group, part in _parts(evaluation, *key)]
     return _table([_accuracy(evaluation), *rows], evaluation)
 
 
-def _room(task: str) -> str:
-    """What decides the metrics: a set's first name, or the form that its questions copy."""
+def _family(task: str) -> str:
+    """The family of sets that decides the metrics: the first part of the task, or the form that generated questions follow."""
     return "boxes/pope" if task.startswith("boxes/pope") else task.partition("/")[0]
 
 
@@ -128,7 +180,7 @@ METRICS: dict[str, Callable[[Evaluation], pd.DataFrame]] = {
 
 
 def _table(rows: Sequence[Row], evaluation: Evaluation, **attrs: Any) -> pd.DataFrame:
-    """Rows as a frame; answers in words bring the share that names no option."""
+    """Rows as a frame; for answers in words, with the share that names no option."""
     rows = list(rows)
     if isinstance(evaluation, TextEvaluation) and all(row.metric != "unanswered" for row in rows):
         silent = ~evaluation.answered.numpy()
@@ -144,9 +196,9 @@ def _accuracy(evaluation: Evaluation, group: str = "all", clusters: np.ndarray |
 
 
 def _parts(evaluation: Evaluation, *keys: str, several: bool = False) -> Iterator[tuple[str, Evaluation]]:
-    """Label and part for each combination of values of some fields or meta entries; questions that lack one are in no part.
+    """A label and a part for each combination of values of some fields or meta entries; questions that lack one are left out.
 
-    several: all questions first, and parts only where there is more than one.
+    several: yield all questions first, and parts only where there is more than one.
     """
     values = list(zip(*(evaluation.values(key) for key in keys), strict=True))
     known = sorted({v for v in values if "None" not in v})
@@ -157,11 +209,11 @@ def _parts(evaluation: Evaluation, *keys: str, several: bool = False) -> Iterato
 
 
 def _sets(evaluation: Evaluation) -> dict[str, dict[str, int]]:
-    """Object pair -> right relation -> which question."""
+    """Object pair -> right relation -> the question's index."""
     sets: dict[str, dict[str, int]] = {}
     for i, q in enumerate(evaluation.questions):
         if "set" not in q.meta:
-            raise DataError(f"question {q.id}: no meta['set'] names its object pair, so it is in no What'sUp pair or set")
+            raise DataError(f"question {q.id}: it has no meta['set'], the name of its object pair; give one, or load a What'sUp set")
         members = sets.setdefault(f"{q.task}/{q.meta['set']}", {})
         if q.answer_text in members:
             other = evaluation.questions[members[q.answer_text]].id
@@ -173,7 +225,7 @@ def _sets(evaluation: Evaluation) -> dict[str, dict[str, int]]:
 
 
 def _missing(evaluation: Evaluation, members: Mapping[str, int]) -> list[str]:
-    """The relations that are options of a set's questions and the right one of none."""
+    """The relations that are offered in a set but are the right answer to none of its questions."""
     return sorted({c for i in members.values() for c in evaluation.questions[i].choices} - members.keys())
 
 
@@ -204,7 +256,7 @@ RATES: dict[str, Callable[[Counts], Any]] = {
     "f1": lambda c: 2 * c["hits"] / (c["said"] + c["yes"]),
     "legacy f1": lambda c: _harmonic(c["hits"] / c["yes"], c["rejected"] / c["no"]),
 }
-"""Of counts: said "yes"; truly yes, no; hits and rejected are those of each that were answered right."""
+"""Rates from counts: said is answers of "yes"; yes and no are the true labels; hits and rejected are those answered right."""
 
 
 def _harmonic(a: Any, b: Any) -> Any:
@@ -212,13 +264,15 @@ def _harmonic(a: Any, b: Any) -> Any:
 
 
 def _rates(evaluation: Evaluation, group: str, metrics: Sequence[str]) -> list[Row]:
-    """Rates of yes-or-no answers with intervals clustered by picture; chance: a fair coin; majority: always "yes"."""
+    """Rates of yes-or-no answers with intervals clustered by image; chance: a fair coin; majority: always "yes"."""
     for q in evaluation.questions:
         if {c.casefold() for c in q.choices} != {"yes", "no"}:
-            raise DataError(f"question {q.id}: precision, recall and F1 are of yes or no, but its options are {q.choices}")
+            raise DataError(
+                f"question {q.id}: precision, recall and F1 need the options yes and no, but it has {q.choices}; give yes-or-no questions"
+            )
     yes = np.array([q.answer_text.casefold() == "yes" for q in evaluation.questions])
     said = np.array([(answer or "").casefold() == "yes" for answer in evaluation.answers])
-    right, pictures, Q = evaluation.per_question.bool().numpy(), evaluation.groups, len(yes)
+    right, images, Q = evaluation.per_question.bool().numpy(), evaluation.groups, len(yes)
     columns = {"said": said, "yes": yes, "no": ~yes, "hits": yes & right, "rejected": ~yes & right}
     counts = {name: float(column.sum()) for name, column in columns.items()}
     coin = counts | {"said": Q / 2, "hits": counts["yes"] / 2, "rejected": counts["no"] / 2}
@@ -232,15 +286,15 @@ def _rates(evaluation: Evaluation, group: str, metrics: Sequence[str]) -> list[R
             ends = NAN, NAN
         elif metric in shares:
             share, of = shares[metric]
-            ends = statistics.accuracy_interval(share[of], pictures[of])
+            ends = statistics.accuracy_interval(share[of], images[of])
         else:
-            ends = _ratio_interval(RATES[metric], columns, pictures)
+            ends = _ratio_interval(RATES[metric], columns, images)
         rows.append(Row(metric, group, Q, value, *ends, chance, constant))
     return rows
 
 
 def _ratio_interval(rate: Callable[[Counts], Any], columns: Mapping[str, np.ndarray], clusters: np.ndarray) -> tuple[float, float]:
-    """95% percentile bootstrap interval of a ratio of sums, whole pictures drawn with replacement; nan for one picture."""
+    """95% percentile bootstrap interval of a ratio of sums, whole images drawn with replacement; nan for one image."""
     sums = pd.DataFrame(columns).groupby(clusters).sum()
     G = len(sums)
     if G == 1:

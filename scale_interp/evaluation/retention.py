@@ -1,4 +1,4 @@
-"""What a gain costs and how few scalars it needs: fits along a penalty, each judged on the same test questions."""
+"""What a gain costs and how few scalars it needs: fits along a penalty, all tested on the same questions."""
 
 from __future__ import annotations
 
@@ -30,15 +30,18 @@ PENALTIES = (0.0, 0.1, 0.3, 1.0, 3.0)
 KEPT = (1, 2, 4, 8, 16, 32)
 THRESHOLD = 0.05
 TOLERANCE = 0.03
-"""A loss of accuracy that counts as none, where its whole interval is smaller."""
+"""A loss of accuracy counts as none where its whole interval is smaller than this."""
 
 
 @dataclass(frozen=True, eq=False)
 class RetentionCurve(Table):
-    """A row a weight of the penalty on moving non-spatial answers.
+    """One row per weight of the penalty on changing non-spatial answers.
 
-    accuracy and gain on the task with low, high, p, p_corrected; others_accuracy and others_change likewise. p_corrected is Holm's
-    over all tests of the table.
+    The columns, where p_corrected is Holm's over all tests of the table:
+
+    - weight: of the penalty.
+    - accuracy, gain: on the task, and over the base model with low, high, p and p_corrected.
+    - others_accuracy, others_change: on other tasks, with the same columns.
 
     >>> RetentionCurve(({"weight": 0.0, "gain": 0.3}, {"weight": 3.0, "gain": 0.25})).to_frame()["weight"].tolist()
     [0.0, 3.0]
@@ -51,7 +54,7 @@ class RetentionCurve(Table):
 
     @property
     def verdict(self) -> str:
-        """The curve's ends, and the smallest weight that loses nothing elsewhere, in plain words."""
+        """The two ends of the curve, and the smallest weight that loses nothing elsewhere, in plain words."""
         ends = [
             f"weight {r['weight']:g}: {_gain(r)}, {span(r, 'others_change', 'others_change_')} elsewhere"
             for r in (self.rows[0], self.rows[-1])
@@ -62,17 +65,22 @@ class RetentionCurve(Table):
         return "; ".join([*ends, found]) + "."
 
     def plot(self, **options: Any) -> Any:
-        """Gain against loss elsewhere (see viz.retention_curve)."""
+        """A plotly figure of the gain against the loss elsewhere (see viz.retention_curve)."""
         return draw("retention_curve", self, **options)
 
 
 @dataclass(frozen=True, eq=False)
 class SparsityPath(Table):
-    """A row a fit of few scalars.
+    """One row per fit of few scalars.
 
-    path: "l1" (fitted with that penalty on mean |s - 1|; `moved` scalars differ from 1 by more than the threshold), "cut" (of the
-    unpenalised fit the k largest |s - 1|, the others set to 1) or "refit" (fitted anew on these k alone). accuracy, gain over the
-    base model, and full_minus (how much better the unpenalised fit of all heads is), each with interval, p and Holm's p.
+    The columns:
+
+    - path: "l1", fitted with a penalty on mean |s - 1|; "cut", the k largest |s - 1| of the unpenalised fit with the others set to 1;
+      "refit", fitted again on these k alone.
+    - value: the penalty, or k.
+    - moved: how many scalars differ from 1 by more than the threshold.
+    - accuracy, gain: on the test questions, and over the base model with interval, p and Holm's p.
+    - full_minus: how much better the unpenalised fit of all heads is, with the same columns.
 
     >>> rows = ({"path": "l1", "moved": 40, "gain": 0.3}, {"path": "cut", "moved": 4, "gain": 0.25})
     >>> [row["moved"] for row in SparsityPath(rows).of("cut").rows]
@@ -85,11 +93,18 @@ class SparsityPath(Table):
         return f"<SparsityPath: {self.verdict}>"
 
     def of(self, path: str) -> Self:
-        """The rows of one path."""
+        """The rows of one path: "l1", "cut" or "refit"."""
         return type(self)(tuple(r for r in self.rows if r["path"] == path), self.about, self.provenance)
 
     def enough(self, path: str) -> Any:
-        """The row of the fewest scalars that lose less than 0.03 against the full fit (whole interval), or None."""
+        """The row with the fewest scalars that lose less than 0.03 compared with the full fit (whole interval).
+
+        Args:
+            path: "l1", "cut" or "refit".
+
+        Returns:
+            The row, or None where no row is close enough.
+        """
         rows = [r for r in self.of(path).rows if r["full_minus_high"] < TOLERANCE]
         return min(rows, key=lambda r: r["moved"], default=None)
 
@@ -104,7 +119,7 @@ class SparsityPath(Table):
         return f"All {self.about['heads']} heads: {_gain(full)}. Within {TOLERANCE} of that (whole interval): {'; '.join(parts)}."
 
     def plot(self, **options: Any) -> Any:
-        """Gain by number of scalars (see viz.sparsity_path)."""
+        """A plotly figure of the gain by number of scalars (see viz.sparsity_path)."""
         return draw("sparsity_path", self, **options)
 
 
@@ -123,10 +138,27 @@ def retention_curve(
     path: Path = "auto",
     **settings: Any,
 ) -> RetentionCurve:
-    """Fit ScAle with each weight of the penalty on moving the answers to `retain`, and answer `test` and `others` with all.
+    """Fit ScAle with each weight of a penalty on changing the answers to `retain`, and answer `test` and `others` with every fit.
 
-    weights: of the KL divergence from the base model on `retain` (retain_weight of FitSettings); at 0 nothing is retained.
-    settings: other fields of FitSettings. Raises LeakError where questions to learn from and to answer share a picture.
+    Args:
+        vlm: the model, from `si.load`.
+        train: questions of the task to learn.
+        test: test questions of the task.
+        retain: training questions whose answers should stay as they are.
+        others: test questions of the tasks that `retain` stands for.
+        weights: of the KL divergence from the base model on `retain` (retain_weight of FitSettings); 0 is no penalty.
+        heads: the heads on which ScAle learns; None for all.
+        mlp: whether ScAle also learns a scalar per MLP.
+        seed: draws the images that are held out for early stopping.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
+        settings: other fields of FitSettings.
+
+    Returns:
+        A RetentionCurve, one row per weight.
+
+    Raises:
+        EditError: for weights that are negative, given twice, or none.
+        LeakError: where questions to learn from and questions to answer share an image.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")
@@ -185,10 +217,27 @@ def sparsity_path(
     path: Path = "auto",
     **settings: Any,
 ) -> SparsityPath:
-    """How few head scalars suffice: fits along an L1 penalty, and the k scalars furthest from 1 of the unpenalised fit.
+    """Measure how few head scalars suffice: fits along an L1 penalty, and the k scalars furthest from 1 of the unpenalised fit.
 
-    penalties: l1 of FitSettings; 0 is always among them. kept: the k to try, both cut from the fit of all heads and fitted anew
-    (side by side). threshold: a scalar nearer to 1 counts as 1. The k are chosen on training questions; `test` is only answered.
+    The k heads are chosen on training questions; `test` is only answered.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: questions to learn from.
+        test: test questions of the same task.
+        penalties: l1 of FitSettings; 0 is always among them.
+        kept: the k to try, both cut from the fit of all heads and fitted again on their own.
+        threshold: a scalar closer to 1 counts as 1.
+        seed: draws the images that are held out for early stopping.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
+        settings: other fields of FitSettings.
+
+    Returns:
+        A SparsityPath, one row per fit.
+
+    Raises:
+        EditError: for a k that is not between 1 and the number of heads, and for a negative penalty.
+        LeakError: where questions to learn from and questions to answer share an image.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")
@@ -230,7 +279,7 @@ def sparsity_path(
 
 
 def _answers(vlm: VLM, questions: Sequence[Question], scales: Sequence[ScAle], path: Path) -> list[np.ndarray]:
-    """Which questions are answered right [Q], by the base model and then with each of the scalars."""
+    """Which questions are answered right [Q], by the base model first and then with each set of scalars."""
     found = evaluate_many(vlm, questions, [ScAle.neutral(vlm), *scales], path=path)
     return [evaluation.per_question.numpy() for evaluation in found]
 

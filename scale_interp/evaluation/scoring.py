@@ -1,4 +1,4 @@
-"""Which option an answer in words names: a strict rule, and the published ones that reproduce published figures."""
+"""Which option an answer in words names: a strict rule, and the released rules to reproduce published figures."""
 
 from __future__ import annotations
 
@@ -15,27 +15,34 @@ Scorer = Literal["strict", "legacy"]
 WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:'[^\W_]+)*")
 APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
 COMPASS = re.compile(r"\b(north|south)[\s-]+(east|west)\b")
-"""Written apart or with a hyphen, they are one word: "north-west" does not name "north"."""
+"""With a space or a hyphen, they are one word: "north-west" does not name "north"."""
 WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten", "eleven", "twelve")
 NUMBERS = {word: str(n) for n, word in enumerate(WORDS)}
-"""The only synonyms: an option "two" is named by "2", and the other way round. No set's authors state any other."""
+"""The only synonyms: "2" names the option "two", and vice versa. No data set's authors state any other."""
 LEADS = tuple((lead, *article) for lead in ("on", "in", "at", "to") for article in ((), ("the",), ("its",)))
 """Words that belong to the option after them: "on the left" names "left" and not "on", "in front" names "front"."""
 IDIOMS = (("based", "on"), ("depending", "on"), ("right", "answer"), ("right", "option"), ("right", "choice"), ("no", "doubt"))
-"""Words in which an option's word does not mean the option."""
+"""Phrases in which an option's word does not mean the option."""
 DENIALS = frozenset(("not", "no", "never", "neither", "nor", "none", "without", "cannot", "false", "wrong", "incorrect"))
-"""These, and words in "n't", deny an answer, unless they are the option named."""
+"""These, and words that end in "n't", deny an answer, unless they belong to the option that is named."""
 
 
 @checked
 def score_text(text: str, question: Question, scorer: Scorer = "strict") -> int | None:
-    """The index of the option that an answer names, or None where it names none, or more than one.
+    """The index of the option that an answer names.
 
-    scorer: "strict" looks for whole words, whatever their case and punctuation; an answer that denies something ("not
-    left", "yes, it is not") names nothing. "legacy" applies the released rule of the set's evaluation: POPE's to "pope/"
-    questions, AdaptVis' to all others. It looks for the right option first, so it cannot be used to read an answer.
+    Args:
+        text: the answer as generated.
+        question: the question, whose options are looked for.
+        scorer: "strict" looks for whole words, whatever their case and punctuation; an answer that denies something ("not left", "yes,
+            it is not") names nothing. "legacy" applies the released rule of the data set's evaluation: POPE's to "pope/" questions,
+            AdaptVis' to all others. It looks for the right option first, so use it only to reproduce published figures.
 
-    Raises DataError for an unknown scorer, and for options that differ in punctuation or case alone.
+    Returns:
+        The index, or None where the answer names no option, or more than one.
+
+    Raises:
+        DataError: for an unknown scorer, and for options that differ only in punctuation or case.
 
     >>> q = Question("Where is the mug?", ("left", "right", "on", "under"), 0)
     >>> score_text("It is on the left.", q), score_text("not left", q)
@@ -49,7 +56,7 @@ def score_text(text: str, question: Question, scorer: Scorer = "strict") -> int 
 
 
 def words(text: str) -> tuple[str, ...]:
-    """The words of a text in one form: no case, no punctuation, one kind of quote, digits for numbers."""
+    """The words of a text in one form: lower case, no punctuation, one kind of quote, digits for numbers."""
     plain = unicodedata.normalize("NFKC", text).translate(APOSTROPHES).casefold()
     return tuple(NUMBERS.get(w, w) for w in WORD.findall(COMPASS.sub(r"\1\2", plain)))
 
@@ -74,14 +81,14 @@ def _strict(text: str, question: Question) -> int | None:
 
 
 def _names(question: Question) -> dict[tuple[str, ...], int | None]:
-    """Every run of words that names an option, or, with None, only looks like one: idioms and the things asked about."""
+    """Every sequence of words that names an option (its index), or only looks like one (None): idioms and the things asked about."""
     names: dict[tuple[str, ...], int | None] = {}
     for i, choice in enumerate(question.choices):
         name = words(choice)
         if not name or name in names:
             raise DataError(
                 f"question {question.id}: option {choice!r} of {question.choices} has no words of its own once case and punctuation "
-                "are gone: word it otherwise, or score by likelihood with evaluate"
+                "are gone: rename it, or score by likelihood with evaluate"
             )
         names[name] = i
     for name, option in list(names.items()):
@@ -94,13 +101,13 @@ def _names(question: Question) -> dict[tuple[str, ...], int | None]:
 
 
 def _legacy(text: str, question: Question) -> int | None:
-    """As released: AdaptVis `model_zoo/llava15.py` and POPE `evaluate.py`. What else is named matters to neither."""
-    room = question.task.partition("/")[0]
-    if room == "pope":
+    """As released: AdaptVis `model_zoo/llava15.py` and POPE `evaluate.py`. Neither checks what else the answer names."""
+    family = question.task.partition("/")[0]
+    if family == "pope":
         said = text.split(".")[0].replace(",", "").split(" ")
         return _option(question, "no" if {"No", "no", "not"} & set(said) else "yes")
     word, lower = question.answer_text.lower(), text.lower()
-    counts = word.capitalize() in text if room == "vsr" else word in lower and not (word == "on" and "front" in lower)
+    counts = word.capitalize() in text if family == "vsr" else word in lower and not (word == "on" and "front" in lower)
     if counts:
         return question.answer
     others = [i for i in range(len(question.choices)) if i != question.answer]
@@ -113,4 +120,6 @@ def _option(question: Question, word: str) -> int:
     for i, choice in enumerate(question.choices):
         if choice.lower() == word:
             return i
-    raise DataError(f"question {question.id}: the released POPE rule says yes or no, but the options are {question.choices}")
+    raise DataError(
+        f"question {question.id}: the released POPE rule needs the options yes and no, but has {question.choices}; use scorer='strict'"
+    )

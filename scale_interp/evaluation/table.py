@@ -1,4 +1,4 @@
-"""A result that is a table: rows of plain values, and where they came from."""
+"""A result that is a table: rows of plain values, and where they come from."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from ..core.result import Misfit, Result
 
 @dataclass(frozen=True, eq=False)
 class Table(Result):
-    """rows: mappings with the same columns; None where a column says nothing of a row. about: what else was found."""
+    """A table of plain values.
+
+    Args:
+        rows: mappings from column to value; None where a column does not apply to a row.
+        about: what holds for the whole table, such as the base model's accuracy.
+        provenance: model, data, settings and versions.
+    """
 
     rows: tuple[Mapping[str, Any], ...]
     about: Mapping[str, Any] = field(default_factory=dict)
@@ -40,15 +46,15 @@ class Table(Result):
 
 
 def known(value: float) -> float | None:
-    """The value, or None where it is no number."""
+    """The value, or None where it is not a number."""
     return None if math.isnan(value) else value
 
 
 def difference_columns(name: str, d: statistics.Difference, corrected: float, start: str = "") -> dict[str, float]:
-    """A difference as columns: its mean under `name`; interval, p and corrected p behind `start`."""
+    """A difference as columns: its mean is called `name`; the names of interval, p and corrected p begin with `start`."""
     return {name: d.mean, f"{start}low": d.low, f"{start}high": d.high, f"{start}p": d.p, f"{start}p_corrected": float(corrected)}
 
 
 def span(row: Mapping[str, Any], name: str, start: str = "") -> str:
-    """A number of a row with its interval."""
+    """A number of a row with its interval, as text."""
     return f"{row[name]:+.3f} [{row[f'{start}low']:+.3f}, {row[f'{start}high']:+.3f}]"

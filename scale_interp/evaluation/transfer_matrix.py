@@ -1,4 +1,4 @@
-"""Do scalars fitted on one task help on another? Every fit answers every task's test questions."""
+"""Whether scalars fitted on one task help on another: every fit answers every task's test questions."""
 
 from __future__ import annotations
 
@@ -27,9 +27,10 @@ from .table import Table
 
 @dataclass(frozen=True, eq=False)
 class Transfer(Table):
-    """A row a pair of tasks: fitted on one, tested on the other.
+    """One row per pair of tasks: fitted on one, tested on the other.
 
-    base and accuracy of the test task, and the gain with low, high, p and p_corrected (Holm over the whole matrix).
+    The columns: fitted_on, tested_on, n, the base model's and the fit's accuracy on the test task (base, accuracy), and the gain with low,
+    high, p and p_corrected (Holm over the whole matrix).
 
     >>> tasks = ("relation", "count")
     >>> rows = [{"fitted_on": a, "tested_on": b, "gain": 0.25 if a == b else 0.0} for a in tasks for b in tasks]
@@ -44,14 +45,26 @@ class Transfer(Table):
 
     @property
     def fitted(self) -> list[str]:
+        """The tasks that were fitted on."""
         return list(dict.fromkeys(row["fitted_on"] for row in self.rows))
 
     @property
     def tested(self) -> list[str]:
+        """The tasks that were tested."""
         return list(dict.fromkeys(row["tested_on"] for row in self.rows))
 
     def matrix(self, column: str = "gain") -> pd.DataFrame:
-        """One column of the rows, a row a task that was fitted on, a column a task that was tested."""
+        """One column of the table as a matrix.
+
+        Args:
+            column: the column's name.
+
+        Returns:
+            One row per task that was fitted on, one column per task that was tested.
+
+        Raises:
+            DataError: for an unknown column.
+        """
         if column not in self.rows[0]:
             raise DataError(f"no column {column!r}: choose from {', '.join(self.rows[0])}")
         return self.to_frame().pivot(index="fitted_on", columns="tested_on", values=column).loc[self.fitted, self.tested]
@@ -68,7 +81,7 @@ class Transfer(Table):
         return f"after Holm's correction, {', '.join(words)}; the rest cannot be told from no change."
 
     def plot(self, **options: Any) -> Any:
-        """A heatmap of the gains with their values (see viz.transfer_heatmap)."""
+        """A plotly heatmap of the gains with their values (see viz.transfer_heatmap)."""
         return draw("transfer_heatmap", self, **options)
 
 
@@ -86,7 +99,22 @@ def transfer(
 ) -> Transfer:
     """Fit ScAle on each task of `train`, and answer each task of `test` with every fit, all fits side by side.
 
-    heads, mlp and settings as in fit_scale. Raises LeakError where any training question shares a picture with any test question.
+    Args:
+        vlm: the model, from `si.load`.
+        train: task -> questions to learn from.
+        test: task -> test questions.
+        heads: the heads on which ScAle learns; None for all.
+        mlp: whether ScAle also learns a scalar per MLP.
+        seed: draws the images that are held out for early stopping.
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
+        settings: fields of FitSettings.
+
+    Returns:
+        A Transfer table, one row per pair of tasks.
+
+    Raises:
+        DataError: for no task to fit on or to test.
+        LeakError: where any training question shares an image with any test question.
 
     >>> import scale_interp as si
     >>> vlm, tasks = si.load("demo"), ("relation", "exists")

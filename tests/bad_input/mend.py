@@ -42,27 +42,11 @@ def instruction(message: str) -> str | None:
 
 WITHOUT = (
     r"head \(.*\) is out of range: the model has .* counted from 0$",
-    r"not a JSON object; each record has named fields$",
-    r"; it must hold (text|text or a number|a list of texts|an object|\{name: \[left, top, right, bottom\]\})$",
-    r"; it must hold a list of at least one subquestion$",
-    r"; it must be (a number or a text|'yes' or 'no'|0 or 1|0 \(false\) or 1 \(true\)|a path, a list of paths, or null)$",
-    r"; it must be (\[left, top, right, bottom\] in pixels, none negative|a whole number of pixels|task.form.scene.question)$",
-    r"; it must stay inside$",
-    r"; (both must be texts|ids must differ|each must be there once|width and height must be above 0)$",
-    r"; its numbers must be finite, left below right and top below bottom$",
     r"has shape .*, but the model needs \[N, 6, 8(, 16)?\]$",
     r"has shape .*: expected \[N, .*\]$",
     r"(missing a required argument|got an unexpected keyword argument).*\. It takes ",
-    r" is missing beside .*; the set is four files, line by line$",
-    r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
-    r"; this set fills \{question\}, \{options\}$",
-    r"; every choice needs a word$",
-    r"its steps are no pairs of question and function",
-    r"a paired difference needs the same ones$",
-    r"no question has a value for ",
     r"attribute needs gradients, which only the packed path has",
     r"a live model needs its processor: load\(model, processor\)$",
-    r"^unknown data set '.*: known are ",
 )
 """Messages that do not say what to do yet. It may only become shorter: write the instruction, then delete the line."""
 

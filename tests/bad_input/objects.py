@@ -65,7 +65,7 @@ QUESTIONS = (
     Kind("si.Contrast", "the same answer", DataError, "the answer", lambda room: si.Contrast(room.qs[0], room.qs[0])),
     Kind("si.Contrast", "other choices", DataError, "choices differ", lambda room: si.Contrast(room.qs[0], room.other[0])),
     Kind("si.CogQuestion", "no steps", DataError, "at least one", lambda room: si.CogQuestion(room.qs[0], ())),
-    Kind("si.CogQuestion", "a step that is no pair", DataError, "no pairs", lambda room: si.CogQuestion(room.qs[0], (room.qs[0],))),
+    Kind("si.CogQuestion", "a step that is no pair", DataError, "not pairs", lambda room: si.CogQuestion(room.qs[0], (room.qs[0],))),
     Kind("si.CogQuestion", "a step of words", DataError, "give a Question", lambda room: si.CogQuestion(room.qs[0], (("a", "b"),))),
     Kind("si.CogQuestion", "a blank function", DataError, "no function", lambda room: si.CogQuestion(room.qs[0], ((room.qs[0], " "),))),
     Kind(
@@ -293,7 +293,7 @@ RESULTS = (
     ),
     Kind("si.HeadSets", "none to join", DataError, "at least one", lambda room: si.HeadSets.join([])),
     Kind("si.FunctionalHeads", "an unknown function", DataError, "choose from", lambda room: room.functional.map("smell")),
-    Kind("si.score_answers", "too few answers", DataError, "one answer a question", lambda room: si.score_answers(["left"], room.qs)),
+    Kind("si.score_answers", "too few answers", DataError, "one answer per question", lambda room: si.score_answers(["left"], room.qs)),
     Kind(
         "si.score_answers", "an unknown scorer", DataError, "choose 'strict'", lambda room: si.score_answers(["left"] * 6, room.qs, "loose")
     ),
@@ -301,7 +301,7 @@ RESULTS = (
         "si.score_text",
         "options that differ in case alone",
         DataError,
-        "word it otherwise",
+        "rename it",
         lambda room: si.score_text("a", si.Question("?", ("A", "a"), 0)),
     ),
 )

@@ -144,7 +144,7 @@ def test_both_file_forms_are_read(tmp_path):
         (OURS | {"subquestions": []}, "at least one subquestion"),
         ({k: v for k, v in OURS.items() if k != "subquestions"}, "at least one subquestion"),
         (OURS | {"answer": None}, "'answer' is None"),
-        (OURS | {"answer": True}, "must hold text or a number"),
+        (OURS | {"answer": True}, "give text or a number"),
         (OURS | {"image": "../a.jpg"}, "leaves the set's folder"),
         (OURS | {"subquestions": [{"question": "?", "answer": "x", "function": ""}]}, "'function' is ''"),
         (OURS | {"subquestions": [{"question": "?", "answer": "x", "function": "f"}]}, "no other answer with function 'f'"),

@@ -401,7 +401,7 @@ def test_the_users_words_replace_ours(full):
 @pytest.mark.parametrize(
     ("template", "message"),
     [
-        ("{caption}?", r"asks for \{caption\}; this set fills \{subject\}, \{object\}, \{options\}"),
+        ("{caption}?", r"asks for \{caption\}, which this set lacks; use \{subject\}, \{object\}, \{options\}"),
         ("{subject.__class__}", "asks for"),
         ("{}", "asks for"),
         ("{subject", "cannot be read"),
@@ -471,10 +471,10 @@ def test_own_questions_keep_all_they_say(tmp_path):
 @pytest.mark.parametrize(
     ("record", "message"),
     [
-        ({"question": " "}, "'question' is ' '; it must hold text"),
+        ({"question": " "}, "'question' is ' '; give text"),
         ({"question": 3}, "'question' is 3"),
-        ({"choices": "left"}, "must hold a list of texts"),
-        ({"choices": ["left", 2]}, "must hold a list of texts"),
+        ({"choices": "left"}, "give a list of texts"),
+        ({"choices": ["left", 2]}, "give a list of texts"),
         ({"choices": ["left"]}, "at least two"),
         ({"choices": ["left", "left"]}, "all different"),
         ({"answer": "up"}, "answer 'up' is none of the choices"),
@@ -558,7 +558,7 @@ def test_records_that_cannot_be_asked_are_counted(tmp_path):
         ("whatsup/controlled_a", "whatsup/controlled_images_dataset.json", "{}", "a dict, not the list of records"),
         ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[[1, "A photo of a cat on the left"]]', "record 1: 2 entries, not"),
         ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[["x", "a", "b"]]', "'x' is no image number"),
-        ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[[1, "a", null]]', "both must be texts"),
+        ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[[1, "a", null]]', "give two texts"),
         ("vsr/zeroshot", "vsr/zeroshot/test.jsonl", '{"image": "1.jpg"', "test.jsonl, line 1: no JSON"),
         (
             "vsr/zeroshot",
@@ -579,7 +579,7 @@ def test_records_that_cannot_be_asked_are_counted(tmp_path):
             '{"image": "../1.jpg", "caption": "a", "relation": "on", "label": 1}',
             "leaves the set's folder",
         ),
-        ("pope/random", "pope/coco_pope_random.json", json.dumps(pope_line(0) | {"label": "Yes"}), "label 'Yes'; it must be 'yes' or 'no'"),
+        ("pope/random", "pope/coco_pope_random.json", json.dumps(pope_line(0) | {"label": "Yes"}), "label 'Yes'; give 'yes' or 'no'"),
         (
             "pope/random",
             "pope/coco_pope_random.json",
@@ -657,14 +657,14 @@ def test_tables_without_options_or_pictures(tmp_path, monkeypatch):
     [
         (
             lambda root: si.load_questions("whatsup/controlled_c", root=root),
-            "unknown data set 'whatsup/controlled_c': known are .*whatsup/controlled_a",
+            "unknown data set 'whatsup/controlled_c': choose from .*whatsup/controlled_a",
         ),
         (lambda root: si.load_questions("whatsup/controlled_a", "dev", root=root), "unknown split 'dev'.*train, validation, test"),
         (
             lambda root: si.load_questions("spatialeval/vqa/map", "train", root=root),
-            r"unknown split 'train': .*has test \(its authors publish no other",
+            r"unknown split 'train' of .*: choose from test \(its authors publish no other",
         ),
-        (lambda root: si.load_questions("cocoqa", "validation", root=root), "unknown split 'validation'.*has train, test"),
+        (lambda root: si.load_questions("cocoqa", "validation", root=root), "unknown split 'validation' of .*: choose from train, test"),
         (lambda root: si.load_questions("whatsup/controlled_a", n=0, root=root), "at least one"),
         (lambda root: si.load_questions("whatsup/controlled_a", seed=-1, root=root), "give 0 or more"),
         (lambda root: si.load_questions("scenes/relation", root=root), "is rendered"),

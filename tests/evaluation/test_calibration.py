@@ -75,7 +75,7 @@ def test_it_survives_the_disk(ran, tmp_path):
 
 @pytest.mark.parametrize(("suites", "power"), [(0, 0), (-1, 2), (3, -1)])
 def test_numbers_that_are_none_are_refused(suites, power):
-    with pytest.raises(DataError, match="one at least"):
+    with pytest.raises(DataError, match="at least one in all"):
         calibrate(suites, power)
 
 

@@ -21,7 +21,7 @@ from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.comparison import located, tuning
 from scale_interp.evaluation.comparison.comparison import Comparison, compare
 from scale_interp.evaluation.comparison.head_sets import HeadSets
-from scale_interp.evaluation.comparison.tuning import LEARN, Chosen, Option, Tuner, told
+from scale_interp.evaluation.comparison.tuning import LEARN, Chosen, Option, Tuner, describe_setting
 
 N = {"train": 48, "validation": 32, "test": 32}
 COLUMNS = {
@@ -248,7 +248,7 @@ def test_of_equal_settings_the_first_is_taken(vlm, splits):
     tuner = Tuner(vlm, splits["train"], splits["validation"][:4], HeadSets(vlm.n_layers, vlm.n_heads, {}))
     same = Option({"gain": 1.0}, tuner.nothing.method, 1)
     assert tuner.choose("m", [tuner.nothing, same]).setting == {}
-    assert told({}) == "do nothing"
+    assert describe_setting({}) == "do nothing"
 
 
 class TestHeadSets:

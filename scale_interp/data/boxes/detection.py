@@ -121,7 +121,7 @@ def read_boxes(path: str | Path, images: str | Path | None = None) -> Boxes:
         if not isinstance(category, int | str) or category not in classes:
             raise DataError(f'{where}: category_id {category!r} is no id in "categories"; correct it or remove the annotation')
         if a.get("iscrowd") not in (None, 0, 1):
-            raise DataError(f"{where}: iscrowd is {a['iscrowd']!r}; it must be 0 or 1")
+            raise DataError(f"{where}: iscrowd is {a['iscrowd']!r}; give 0 or 1")
         if a.get("iscrowd"):
             crowds[image].append(classes[category])
         else:
@@ -173,14 +173,14 @@ def _id(record: Mapping[str, Any], path: Path) -> Any:
 def _pixels(record: Mapping[str, Any], field: str, path: Path) -> int:
     value = record.get(field)
     if not is_number(value) or not isinstance(value, int) or value < 1:
-        raise DataError(f"{path}: image {record['id']} has the {field} {value!r}; it must be a whole number of pixels")
+        raise DataError(f"{path}: image {record['id']} has the {field} {value!r}; give a whole number of pixels")
     return value
 
 
 def _require_once(values: list[Any], what: str, path: Path) -> None:
     value, times = next(iter(Counter(values).most_common(1)), (None, 0))
     if times > 1:
-        raise DataError(f"{path}: {what} {value!r} is there {times} times; each must be there once")
+        raise DataError(f"{path}: {what} {value!r} is there {times} times; give each once")
 
 
 def _box(bbox: Any, size: tuple[int, int], where: str) -> Box:
@@ -190,7 +190,7 @@ def _box(bbox: Any, size: tuple[int, int], where: str) -> Box:
         raise DataError(f"{where}: bbox {str(bbox)[:60]} is no [x, y, width, height] in pixels; give four finite numbers")
     (x, y, w, h), (width, height) = bbox, size
     if w <= 0 or h <= 0:
-        raise DataError(f"{where}: bbox {bbox} has no size; width and height must be above 0")
+        raise DataError(f"{where}: bbox {bbox} has no size; give a width and a height above 0")
     box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     outside = min(x, y) < -ROUNDING or x + w > width + ROUNDING or y + h > height + ROUNDING
     if outside or box[0] >= box[2] or box[1] >= box[3]:
@@ -204,7 +204,7 @@ def _inside(root: Path, name: str, path: Path) -> Path:
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{path}: file_name {name!r} is no name of a file ({error}); correct it") from error
     if not file.is_relative_to(root):
-        raise DataError(f"{path}: file_name {name!r} leads out of the image folder {root}; it must stay inside")
+        raise DataError(f"{path}: file_name {name!r} leads out of the image folder {root}; give a path inside it")
     return file
 
 

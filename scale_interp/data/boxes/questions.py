@@ -229,7 +229,7 @@ def relation(subject: Instance, other: Instance, photo: Photo) -> str:
 
 def _photos(boxes: Boxes, split: str, seed: int) -> list[Photo]:
     if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: photographs with boxes have the splits {', '.join(SPLITS)}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if split == "all":
         return list(boxes.photos)
     families = Families()

@@ -81,7 +81,7 @@ class Captions:
         if isinstance(number, bool) or not isinstance(number, int | str) or not is_image_number(str(number)):
             raise DataError(f"{where}: {str(number)[:40]!r} is no image number; give the digits of its file name")
         if not all(isinstance(c, str) and c.strip() for c in captions):
-            raise DataError(f"{where}: captions {captions!r}; both must be texts")
+            raise DataError(f"{where}: captions {captions!r}; give two texts")
         return f"{int(number):012d}" if self.coco else str(number), captions[0], captions[1]
 
     def _read(self, caption: str) -> tuple[str, ...] | None:

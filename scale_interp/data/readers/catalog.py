@@ -78,6 +78,6 @@ def find_entry(name: str) -> Entry:
     """The set of that name, or DataError."""
     if name not in CATALOG:
         raise DataError(
-            f"unknown data set {name!r}: known are {', '.join((*CATALOG, *RENDERED))}, jsonl:PATH and boxes:PATH{near(name, CATALOG)}"
+            f"unknown data set {name!r}: choose from {', '.join((*CATALOG, *RENDERED))}, jsonl:PATH and boxes:PATH{near(name, CATALOG)}"
         )
     return CATALOG[name]

@@ -31,7 +31,9 @@ class Aligned:
         self.folder: Path | None = questions.folder
         missing = [name for name in FILES if not (questions.folder / name).is_file()]
         if missing:
-            raise DataError(f"{questions.folder}: {missing[0]} is missing beside questions.txt; the set is four files, line by line")
+            raise DataError(
+                f"{questions.folder}: {missing[0]} is missing beside questions.txt; fetch it: the set is four files that match line by line"
+            )
         self.files = [questions, *(Lines(questions.folder / name) for name in FILES[1:])]
         counts = {file.path.name: len(file) for file in self.files}
         if len(set(counts.values())) > 1:

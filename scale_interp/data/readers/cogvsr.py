@@ -63,7 +63,7 @@ class CogQuestion(NotebookView):
         try:
             object.__setattr__(self, "subquestions", tuple(Sub(*sub) for sub in self.subquestions))
         except TypeError as error:
-            raise DataError(f"question {self.id}: its steps are no pairs of question and function ({error})") from error
+            raise DataError(f"question {self.id}: its steps are not pairs ({error}); give (question, function) pairs") from error
         if not self.subquestions:
             raise DataError(f"question {self.id}: it has no subquestions; give at least one")
         for step, (question, function) in enumerate(self.subquestions, 1):
@@ -245,7 +245,7 @@ def _chain(where: str, record: Any) -> _Chain:
     steps = record.get(name)
     paragraph = clean_text(text(record, "paragraph", where)) if record.get("paragraph") is not None else ""
     if not (paragraph and name not in record) and (not isinstance(steps, list) or not steps):
-        raise DataError(f"{where}: {name!r} is {short(steps)}; it must hold a list of at least one subquestion")
+        raise DataError(f"{where}: {name!r} is {short(steps)}; give a list of at least one subquestion")
     image = record.get("image")
     require_key("image", record, ("question", "answer", "generated", "subquestions", "choices", "paragraph"), where)
     if image is not None:
@@ -264,7 +264,7 @@ def _read_step(record: Any, field: str, function: str, paragraph: str, image: st
     if is_number(answer):
         answer = str(answer)
     if not isinstance(answer, str) or not clean(answer):
-        raise DataError(f"{where}: 'answer' is {short(record.get('answer'))}; it must hold text or a number")
+        raise DataError(f"{where}: 'answer' is {short(record.get('answer'))}; give text or a number")
     given = texts(record, "choices", where) if "choices" in record else []
     if same := alike(given):
         raise DataError(f"{where}: choices {same[0]!r} and {same[1]!r} read the same; give at least two, all different")

@@ -58,7 +58,7 @@ class JsonL:
         if "about" in record:
             texts(record, "about", where)
         if not isinstance(record.get("meta", {}), dict):
-            raise DataError(f"{where}: 'meta' is {short(record['meta'])}; it must hold an object")
+            raise DataError(f"{where}: 'meta' is {short(record['meta'])}; give an object")
         if i > self._read:
             self._read = i
             self._count(i, record, choices, images)
@@ -135,7 +135,7 @@ def _choices(record: Mapping[str, Any], where: str) -> tuple[list[str], list[str
     given = record.get("choices")
     if isinstance(given, dict):
         if not all(isinstance(choice, str) and choice.strip() for choice in given.values()):
-            raise DataError(f"{where}: 'choices' is {short(given)}; it must hold a text for each letter")
+            raise DataError(f"{where}: 'choices' is {short(given)}; give a text for each letter")
         choices, labels = list(given.values()), [clean(label) for label in given]
     else:
         choices = texts(record, "choices", where)
@@ -152,7 +152,7 @@ def _images(record: Mapping[str, Any], where: str) -> list[str]:
     images = record.get(name)
     listed = images if isinstance(images, list) else [] if images is None else [images]
     if not all(isinstance(image, str) and image for image in listed):
-        raise DataError(f"{where}: {name!r} is {short(images)}; it must be a path, a list of paths, or null")
+        raise DataError(f"{where}: {name!r} is {short(images)}; give a path, a list of paths, or null")
     return [require_place(image, where) for image in listed]
 
 
@@ -164,11 +164,11 @@ def _label(image: str) -> str:
 def _boxes(record: Mapping[str, Any], where: str) -> dict[str, Box]:
     boxes = {} if record.get("boxes") is None else record["boxes"]
     if not isinstance(boxes, dict):
-        raise DataError(f"{where}: 'boxes' is {short(boxes)}; it must hold {{name: [left, top, right, bottom]}}")
+        raise DataError(f"{where}: 'boxes' is {short(boxes)}; give {{name: [left, top, right, bottom]}}")
     for name, box in boxes.items():
         numbers = isinstance(box, list) and len(box) == 4 and all(map(is_number, box))
         if not numbers or not (0 <= box[0] < box[2] and 0 <= box[1] < box[3]):
-            raise DataError(f"{where}: box {name!r} is {short(box)}; it must be [left, top, right, bottom] in pixels, none negative")
+            raise DataError(f"{where}: box {name!r} is {short(box)}; give [left, top, right, bottom] in pixels, none negative")
     return {name: tuple(box) for name, box in boxes.items()}
 
 

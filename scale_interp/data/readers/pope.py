@@ -32,10 +32,10 @@ class POPE:
         record = entries(record, where)
         asked, label, image = (text(record, self.fields.get(name, name), where) for name in ("text", "label", "image"))
         if label not in self.entry.choices:
-            raise DataError(f"{where}: label {label!r}; it must be 'yes' or 'no'")
+            raise DataError(f"{where}: label {label!r}; give 'yes' or 'no'")
         number = record.get("question_id")
         if isinstance(number, bool) or not isinstance(number, int | str):
-            raise DataError(f"{where}: question_id {number!r}; it must be a number or a text")
+            raise DataError(f"{where}: question_id {number!r}; give a number or a text")
         image = image if "." in image else f"{image}.jpg"
         return f"{self.entry.name}/{number}", asked, label, require_inside(image, where)
 

@@ -241,7 +241,7 @@ def _opened(path: Path) -> BinaryIO:
 def entries(record: Any, where: str) -> Mapping[str, Any]:
     """The record as a JSON object."""
     if not isinstance(record, Mapping):
-        raise DataError(f"{where}: a {type(record).__name__}, not a JSON object; each record has named fields")
+        raise DataError(f"{where}: a {type(record).__name__}, not a JSON object; write each record as an object with named fields")
     return record
 
 
@@ -249,7 +249,7 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     """A field that must hold words."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold text")
+        raise DataError(f"{where}: {field!r} is {short(value)}; give text")
     return value
 
 
@@ -262,5 +262,5 @@ def texts(record: Mapping[str, Any], field: str, where: str) -> list[str]:
     """A field that must hold a list of words."""
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold a list of texts")
+        raise DataError(f"{where}: {field!r} is {short(value)}; give a list of texts")
     return value

@@ -70,7 +70,7 @@ class SpatialEval:
         where = self.records.where(i)
         parts = text(record, "id", where).split(".")
         if len(parts) < 3:
-            raise DataError(f"{where}: id {record['id']!r}; it must be task.form.scene.question")
+            raise DataError(f"{where}: id {record['id']!r}; give one in the form task.form.scene.question")
         read = read_options(text(record, "text", where))
         if read is None:
             return "its text lists no options"

@@ -43,7 +43,7 @@ class VSR:
         image, label = require_inside(text(record, "image", where), where), record.get("label")
         text(record, "caption", where), text(record, "relation", where)
         if isinstance(label, bool) or label not in (0, 1):
-            raise DataError(f"{where}: label {label!r}; it must be 0 (false) or 1 (true)")
+            raise DataError(f"{where}: label {label!r}; give 0 (false) or 1 (true)")
         number = coco_number(image)
         group = f"coco/{number}" if number else f"vsr/{image}"
         return Key(f"{self.entry.name}/{self.split}/{i}", group, group)

@@ -27,7 +27,7 @@ def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0)
     if n < 1:
         raise DataError(f"n={n}: ask for at least one question")
     if split not in SPLIT_SEED:
-        raise DataError(f"unknown split {split!r}: scenes have the splits {', '.join(SPLIT_SEED)}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLIT_SEED)}")
     rng = np.random.default_rng([seed, SPLIT_SEED[split], list(TASKS).index(task)])
     found: list[Question] = []
     counts: dict[str, int] = {}

@@ -140,7 +140,7 @@ def random_scene(rng: np.random.Generator) -> Scene:
 def scenes(split: str, rng: np.random.Generator) -> Iterator[Scene]:
     """Endless random scenes of one split."""
     if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: scenes have the splits {', '.join(SPLITS)}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     while True:
         scene = random_scene(rng)
         if scene.split == split:

@@ -49,7 +49,7 @@ def generated_questions(form: str, kind: str, split: str = "test", n: int = 200,
     if kind not in KINDS:
         raise DataError(f"unknown kind {kind!r}: choose from {', '.join(KINDS)}")
     if split not in SPLITS:
-        raise DataError(f"unknown split {split!r}: generated scenes have the splits {', '.join(SPLITS)}")
+        raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLITS)}")
     if n < 1:
         raise DataError(f"n={n}: ask for at least one question")
     rng = np.random.default_rng([seed, list(SPLITS).index(split), list(KINDS).index(kind)])

@@ -1,4 +1,4 @@
-"""Answers under ScalingVis, AdaptVis, PASTA and ITI, settings tuned on validation questions, and what a tuning is worth elsewhere."""
+"""Answers under ScalingVis, AdaptVis, PASTA and ITI, settings tuned on validation questions, and what they are worth on other data."""
 
 from __future__ import annotations
 
@@ -52,12 +52,27 @@ def evaluate_scaled(
     scoring: Scoring = "auto",
     selected: Sequence[Tensor] | None = None,
 ) -> list[Evaluation]:
-    """Answer the questions under each method; those that change the last row only share one reading of each prompt.
+    """Answer the questions under each method.
 
-    Behind it the last token is run once for each weight, and once for AdaptVis' confidence. rows="all" and PASTA change the
-    prompt's keys, so they take a whole forward pass for every answer, as do models whose prompts attend in both directions.
-    selected: [T] booleans a question, the prompt's tokens that count in place of the image's (whole passes, too).
-    provenance["passes"]: forward passes of the last token, or of the whole prompt, that the call took for all its methods.
+    Methods that only change the last row share one reading of each prompt; the last token is then run once per weight, and once for
+    AdaptVis' confidence. rows="all" and PASTA change the prompt's keys, so they take a whole forward pass for every answer, as do models
+    whose prompts attend in both directions.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        methods: AttentionScale, AdaptVis, PASTA or Steering objects.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+        selected: booleans [T] per question, the prompt's tokens that are scaled in place of the image's; this takes whole passes.
+
+    Returns:
+        One Evaluation per method, scores [Q, C]. provenance["passes"] is the number of forward passes, of the last token or of the whole
+        prompt, that the call took for all its methods.
+
+    Raises:
+        EditError: for no method, or an object that is not one.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -90,8 +105,13 @@ def evaluate_scaled(
 class Tuned(Result, FigureView):
     """The setting with the highest accuracy on validation questions, and the whole grid.
 
-    grid: a row a setting, in the order tried; base: the unedited model's accuracy; passes: forward passes taken; groups: the
-    pictures that were tuned on, which no test may hold.
+    Args:
+        method: the method with the chosen setting.
+        grid: one row per setting, in the order tried, with its accuracy.
+        base: the unedited model's accuracy.
+        passes: how many forward passes the tuning took.
+        groups: names of the images that were tuned on, which no test may contain.
+        provenance: model, data, settings and versions.
 
     >>> grid = ({"weight": 0.5, "accuracy": 0.6}, {"weight": 1.5, "accuracy": 0.75})
     >>> Tuned(AttentionScale(1.5), grid, base=0.7, passes=16, groups=("scene 1",)).accuracy
@@ -115,15 +135,15 @@ class Tuned(Result, FigureView):
 
     @property
     def accuracy(self) -> float:
-        """On the questions that were tuned on: the largest of the grid, so too high for others."""
+        """The largest accuracy of the grid; as the setting was chosen by it, expect less on other questions."""
         return max(row["accuracy"] for row in self.grid)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a setting."""
+        """One row per setting."""
         return pd.DataFrame(list(self.grid))
 
     def plot(self, **options: Any) -> Any:
-        """A plotly figure of the accuracy over the whole grid, the chosen setting marked (see viz.tuning_grid)."""
+        """A plotly figure of the accuracy over the whole grid with the chosen setting marked (see viz.tuning_grid)."""
         return draw("tuning_grid", self, **options)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -154,10 +174,24 @@ def tune_scaling(
     scoring: Scoring = "auto",
     **options: Any,
 ) -> Tuned:
-    """The weight of ScalingVis with the highest accuracy on validation questions; of equals the one nearest to 1.
+    """Choose the weight of ScalingVis with the highest accuracy on validation questions (arXiv 2503.01773).
 
-    weights: the paper's by default. options: rows, layers, heads, steps of AttentionScale. The paper tunes on a fifth of the
-    items; give those, and never the test questions.
+    Of equally good weights it takes the one closest to 1. The paper tunes on a fifth of the items; never give the test questions.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: validation questions.
+        weights: the weights to try; by default the paper's.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+        options: rows, layers, heads and steps of AttentionScale.
+
+    Returns:
+        A Tuned AttentionScale.
+
+    Raises:
+        EditError: for no weight, and for a weight or an option that AttentionScale refuses.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
@@ -185,12 +219,28 @@ def tune_adaptvis(
     scoring: Scoring = "auto",
     **options: Any,
 ) -> Tuned:
-    """The two weights and the threshold of AdaptVis with the highest accuracy on validation questions.
+    """Choose the two weights and the threshold of AdaptVis with the highest accuracy on validation questions (arXiv 2503.01773).
 
-    Every weight is run once for each question; thresholds and pairs of weights cost nothing more. weights: the paper's.
-    thresholds: by default the paper's 0.3, 0.35 and 0.4 and (ours, as models differ in how sure they are) the deciles of the
-    confidences on these questions. Of equal settings the one whose weights are nearest to 1, then the lowest threshold.
-    options: rows, layers, heads, steps, confidence, legacy of AdaptVis. Never give the test questions.
+    Every weight is run once per question; more thresholds and pairs of weights cost nothing. Of equally good settings it takes the one
+    whose weights are closest to 1, then the lowest threshold. Never give the test questions.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: validation questions.
+        weights_low: weights where the model is less sure than the threshold; by default the paper's.
+        weights_high: weights where it is surer; by default the paper's.
+        thresholds: by default the paper's 0.3, 0.35 and 0.4 and, as models differ in how sure they are, the deciles of the confidences on
+            these questions.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+        options: rows, layers, heads, steps, confidence and legacy of AdaptVis.
+
+    Returns:
+        A Tuned AdaptVis.
+
+    Raises:
+        EditError: for no weight or threshold, and for one that AdaptVis refuses.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)
@@ -227,10 +277,22 @@ def transfer_table(
     path: Path = "auto",
     scoring: Scoring = "auto",
 ) -> pd.DataFrame:
-    """What settings tuned on one set are worth on others: a row a tuning and test set, with the paired difference from base.
+    """Measure what settings tuned on one data set are worth on others.
 
-    p is of `paired_difference`, p_holm corrected over all rows. Raises LeakError where a test set shares a picture with any
-    tuning.
+    Args:
+        vlm: the model, from `si.load`.
+        tuned: name -> setting, from `si.tune_scaling` or `si.tune_adaptvis`.
+        tests: name -> test questions.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+
+    Returns:
+        One row per tuning and test set: tuned_on, tested_on, method, n, base, accuracy, and the paired difference from base with low, high,
+        p and p_holm (corrected over all rows).
+
+    Raises:
+        EditError: for no tuning or no test set.
+        LeakError: where a test set shares an image with any tuning.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", "validation", n=8)

@@ -1,4 +1,4 @@
-"""Accuracy against the weight of ScalingVis, and whether the best weight hangs on how sure the model is, as AdaptVis supposes."""
+"""Accuracy against the weight of ScalingVis, and whether the best weight depends on how sure the model is, as AdaptVis assumes."""
 
 from __future__ import annotations
 
@@ -33,12 +33,20 @@ from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 
 WEIGHTS = (0.5, 0.8, 1.2, 1.5, 2.0)
-"""The weights that the AdaptVis paper tries (arXiv 2503.01773)."""
+"""The weights in the AdaptVis paper (arXiv 2503.01773)."""
 
 
 @dataclass(frozen=True, eq=False)
 class ScalingCurve(Result, FigureView):
-    """Answers at each weight: per_question [Q, W], 1.0 where right; base [Q] at weight 1; confidence [Q] there, over the vocabulary.
+    """Answers at each weight.
+
+    Args:
+        weights: the W weights.
+        per_question: 1.0 where the answer is right, else 0.0 [Q, W].
+        base: the same at weight 1, the unedited model [Q].
+        confidence: the largest probability over the vocabulary at weight 1 [Q].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -55,21 +63,30 @@ class ScalingCurve(Result, FigureView):
 
     def __repr__(self) -> str:
         best = int(self.per_question.mean(0).argmax())
-        told = f"base {float(self.base.mean()):.3f}, best {float(self.per_question[:, best].mean()):.3f} at weight {self.weights[best]:g}"
-        return f"<ScalingCurve of {len(self.weights)} weights: {told}, {len(self.base)} questions>"
+        shown = f"base {float(self.base.mean()):.3f}, best {float(self.per_question[:, best].mean()):.3f} at weight {self.weights[best]:g}"
+        return f"<ScalingCurve of {len(self.weights)} weights: {shown}, {len(self.base)} questions>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return ({"weight": w, "accuracy": right} for w, right in zip(self.weights, self.per_question.mean(0).tolist(), strict=True))
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a weight: accuracy, paired difference from weight 1 with interval and p; p_holm is corrected over the weights."""
+        """One row per weight: accuracy, paired difference from weight 1 with interval and p; p_holm is corrected over the weights."""
         frame = pd.DataFrame([self._row(i, np.ones(len(self.base), bool)) for i in range(len(self.weights))])
         return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
 
     def by_confidence(self, parts: int = 2) -> pd.DataFrame:
-        """The same in parts of equal size, the questions that the model is least sure of first; p_holm over all rows.
+        """The same table for parts of the questions, split by the model's confidence.
 
-        AdaptVis supposes that weights below 1 help in the first part and weights above 1 in the last.
+        AdaptVis assumes that weights below 1 help in the first part and weights above 1 in the last (arXiv 2503.01773).
+
+        Args:
+            parts: how many parts of equal size.
+
+        Returns:
+            One row per part and weight, the questions that the model is least sure of first; p_holm is corrected over all rows.
+
+        Raises:
+            DataError: for fewer than 2 parts, or more than there are questions.
         """
         if not 2 <= parts <= len(self.base):
             raise DataError(f"parts={parts}: give 2 to {len(self.base)}, the number of questions")
@@ -77,14 +94,14 @@ class ScalingCurve(Result, FigureView):
         rows = []
         for part in range(parts):
             sure = self.confidence.numpy()[place == part]
-            told = {"part": part + 1, "confidence_from": float(sure.min()), "confidence_to": float(sure.max())}
-            rows += [told | self._row(i, place == part) for i in range(len(self.weights))]
+            about = {"part": part + 1, "confidence_from": float(sure.min()), "confidence_to": float(sure.max())}
+            rows += [about | self._row(i, place == part) for i in range(len(self.weights))]
         frame = pd.DataFrame(rows)
         return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
 
     def _row(self, i: int, members: np.ndarray) -> dict[str, Any]:
-        right, base, pictures = (part.numpy()[members] for part in (self.per_question[:, i], self.base, self.groups))
-        gain = statistics.paired_difference(right, base, pictures)
+        right, base, images = (part.numpy()[members] for part in (self.per_question[:, i], self.base, self.groups))
+        gain = statistics.paired_difference(right, base, images)
         shares = {"weight": self.weights[i], "n": int(members.sum()), "base": float(base.mean()), "accuracy": float(right.mean())}
         return shares | {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p}
 
@@ -104,10 +121,25 @@ def scaling_curve(
     scoring: Scoring = "auto",
     **options: Any,
 ) -> ScalingCurve:
-    """The accuracy of ScalingVis at every weight, beside weight 1 (arXiv 2503.01773); a study, not a tuning.
+    """Measure the accuracy of ScalingVis at every weight, compared with weight 1 (arXiv 2503.01773).
 
-    options: rows, layers, heads, steps of AttentionScale. A weight picked from a curve of test questions is not a result: pick by
-    `tune_scaling` on validation questions.
+    This is a study, not a tuning: a weight that is chosen from a curve of test questions is not a result. Choose it with `tune_scaling` on
+    validation questions.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q questions.
+        weights: the W weights to try; by default the paper's.
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
+        scoring: how choices are scored, "auto", "first", "whole" or "mean", as in `run_edits`.
+        options: rows, layers, heads and steps of AttentionScale.
+
+    Returns:
+        A ScalingCurve, per_question [Q, W].
+
+    Raises:
+        EditError: for no weight, and for a weight or an option that AttentionScale refuses.
 
     >>> import scale_interp as si
     >>> scaling_curve(si.load("demo"), si.load_questions("scenes/relation", n=8), (0.5, 2.0)).per_question.shape
@@ -131,7 +163,7 @@ def scaling_curve(
 
 
 def distinct(name: str, values: Sequence[float]) -> tuple[float, ...]:
-    """The values without repeats, in their order. Raises EditError where there is none."""
+    """The values without repeats, in their order; EditError where there is none."""
     out = tuple(dict.fromkeys(float(v) for v in values))
     if not out:
         raise EditError(f"{name}: give at least one")

@@ -1,1 +1,1 @@
-"""Every method on the same splits, and the heads that they name."""
+"""Every method on the same splits, and the heads that each one selects."""

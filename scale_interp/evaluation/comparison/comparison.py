@@ -29,13 +29,12 @@ from ...interventions.prefix import Prompts
 from ...vlm.vlm import VLM
 from .head_sets import HeadSets
 from .located import CANNOT, locate
-from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, told
+from .tuning import EMPHASIS, LATENT_HEADS, LEARN, Chosen, Tuner, answer_with, describe_setting
 
 BASE = "base"
 ALPHA = 0.05
 TUNED = {"setting": dict[str, Any], "parameters": int, "passes": float, "grid": list[Any]}
 """What is kept of each method's tuning."""
-
 
 R = TypeVar("R", bound=Result)
 
@@ -44,10 +43,18 @@ R = TypeVar("R", bound=Result)
 class Comparison(Result):
     """Right and wrong answers of every method to the same test questions, the base model first.
 
-    right [Q, M], groups [Q]: the test questions and their pictures; others [P, M], others_groups [P]: questions of other tasks,
-    others_tasks: the task of each. tuned: method -> its setting, parameters, passes (forward passes an answer) and grid (a row
-    a setting with its accuracy on the validation questions). heads: the head sets of all methods. left_out: method -> why it
-    could not run on this model or data.
+    Args:
+        methods: names of the M methods, "base" first.
+        right: 1.0 where a test question is answered right, else 0.0 [Q, M].
+        groups: the number of each test question's image [Q].
+        others: the same for P questions of other tasks [P, M].
+        others_groups: the number of each of their images [P].
+        others_tasks: the task of each of them [P].
+        tuned: method -> its setting, parameters, passes (forward passes per answer) and grid (one row per setting with its accuracy on the
+            validation questions).
+        heads: the head sets of all methods.
+        left_out: method -> why it could not run on this model or data.
+        provenance: model, data, settings and versions.
 
     >>> right, sets = torch.tensor([[1.0, 1.0], [0.0, 1.0], [0.0, 1.0], [1.0, 0.0]]), HeadSets(6, 8, {})
     >>> about = {"ScAle": {"setting": {"strength": 1.0}, "parameters": 54, "passes": 1.0, "grid": []}}
@@ -77,19 +84,22 @@ class Comparison(Result):
         for i, name in enumerate(self.methods):
             row = {"method": name, "accuracy": right[i], "minus base": right[i] - right[0] if i else None}
             change = {"elsewhere": others[i] - others[0] if i else None} if len(self.others) else {}
-            yield row | change | {"tuned": told(self.tuned[name]["setting"]) if i else ""}
+            yield row | change | {"tuned": describe_setting(self.tuned[name]["setting"]) if i else ""}
 
     def difference(self, method: str) -> statistics.Difference:
-        """A method's accuracy minus the base model's on the test questions, paired."""
+        """A method's accuracy minus the base model's on the test questions, paired by question."""
         return _paired(self.right, self.methods.index(method), self.groups)
 
     def change_elsewhere(self, method: str) -> statistics.Difference:
-        """The same on the questions of other tasks, all together."""
+        """A method's accuracy minus the base model's on all questions of other tasks, paired by question."""
         return _paired(self.others, self.methods.index(method), self.others_groups)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a method: accuracy with interval, paired difference from base with interval, p and p_holm (over the methods),
-        parameters, tuned setting, forward passes an answer, and the change on other tasks with interval (nan without others).
+        """One row per method.
+
+        Returns:
+            accuracy with interval, paired difference from base with interval, p and p_holm (over the methods), parameters, tuned setting,
+            forward passes per answer, and the change on other tasks with interval (nan without others).
         """
         rows = []
         for i, name in enumerate(self.methods):
@@ -99,7 +109,7 @@ class Comparison(Result):
             row |= _columns(self.difference(name) if i else None, ("difference", "difference_low", "difference_high", "p"))
             row |= {
                 "parameters": about.get("parameters", 0),
-                "tuned": told(about["setting"]) if about else "",
+                "tuned": describe_setting(about["setting"]) if about else "",
                 "passes": about.get("passes", 1.0),
             }
             elsewhere = self.change_elsewhere(name) if i and len(self.others) else None
@@ -109,7 +119,7 @@ class Comparison(Result):
         return frame
 
     def by_task(self) -> pd.DataFrame:
-        """A row a method and other task: its base accuracy, and the change with interval."""
+        """One row per method and other task: the base accuracy, and the change with its interval."""
         tasks, rows = np.array(self.others_tasks), []
         for task in dict.fromkeys(self.others_tasks):
             own = torch.from_numpy(tasks == task)
@@ -120,7 +130,7 @@ class Comparison(Result):
         return pd.DataFrame(rows)
 
     def findings(self) -> list[str]:
-        """What was found, a sentence a method."""
+        """What was found, one sentence per method."""
         frame = self.to_frame()
         base = frame.iloc[0]
         out = [f"The base model answers {base['accuracy']:.3f} [{base['low']:.3f}, {base['high']:.3f}] of {len(self.right)} questions."]
@@ -137,14 +147,14 @@ class Comparison(Result):
         return [*out, *(f"{name} could not run: {why}" for name, why in self.left_out.items())]
 
     def shown(self) -> pd.DataFrame:
-        """The table for reading: a row a method, each difference and its interval in one cell."""
+        """The table for readers: one row per method, each difference and its interval in one cell."""
         rows = [
             {
                 "method": row["method"],
                 "accuracy": f"{row['accuracy']:.3f}",
-                "minus base": "0" if row["tuned"] == told({}) else _span(row, "difference"),
+                "minus base": "0" if row["tuned"] == describe_setting({}) else _span(row, "difference"),
                 "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
-                "elsewhere": "0" if row["tuned"] == told({}) else _span(row, "others"),
+                "elsewhere": "0" if row["tuned"] == describe_setting({}) else _span(row, "others"),
                 "parameters": row["parameters"],
                 "tuned": row["tuned"],
                 "passes": f"{row['passes']:g}",
@@ -154,7 +164,7 @@ class Comparison(Result):
         return pd.DataFrame(rows)
 
     def plot(self, **options: Any) -> Any:
-        """Differences from base, on the data and elsewhere, as a plotly figure (see viz.comparison)."""
+        """A plotly figure of the differences from base, on the data and elsewhere (see viz.comparison)."""
         return draw("comparison", self, **options)
 
     @classmethod
@@ -162,7 +172,7 @@ class Comparison(Result):
         found = super()._arguments(path, meta)
         for method in found["tuned"].values():
             entries(path, method, TUNED)
-        # The order of the methods, which the header's sorted keys have lost.
+        # Restore the order of the methods, which the sorted keys of the header have lost.
         tuned = found["tuned"]
         return found | {"tuned": {name: tuned[name] for name in (*found["methods"], *tuned) if name in tuned}}
 
@@ -186,16 +196,31 @@ def compare(
     journal: Journal | None = None,
     say: Say = lambda _: None,
 ) -> Comparison:
-    """ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, beside the base model.
+    """Compare ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle with the base model on the same splits.
 
-    Heads, directions and scalars are learned on `train`; the setting of each method is the one of its grid (evaluation/tuning)
-    with the most right answers on `validation`, doing nothing among them; `test` is answered last, once a method. others:
-    questions of other tasks, which no method should change. methods: some of them. top: the size of head sets that a method
-    only ranks. folder: every step's result is kept there, and a step whose result is there is not taken again; or the journal of
-    the command that compares. say: is told of each step.
+    Heads, directions and scalars are learned on `train`. The setting of each method is the one of its grid (evaluation/comparison/tuning)
+    with the most right answers on `validation`, where doing nothing is one of the settings. `test` is answered last, once per method.
 
-    Raises LeakError where two splits, or a learning split and `others`, share a picture; DataError for an unknown method;
-    FileError where the folder holds another comparison. A method that cannot run on this model or data is left out with the reason.
+    Args:
+        vlm: the model, from `si.load`.
+        train: questions to learn from.
+        validation: questions to choose settings on.
+        test: Q test questions.
+        others: questions of other tasks, whose answers no method should change.
+        methods: names of the methods to compare; by default all.
+        top: the size of a head set where a method only ranks heads.
+        seed: for fits, probes and decomposed scenes.
+        folder: where the result of every step is kept; a step whose result is there is not run again.
+        journal: in place of folder, the journal of the command that compares.
+        say: called with a line of text before each step.
+
+    Returns:
+        A Comparison, right [Q, M]. A method that cannot run on this model or data is left out, with the reason in `left_out`.
+
+    Raises:
+        DataError: for an unknown method.
+        LeakError: where two splits, or a learning split and `others`, share an image.
+        FileError: where the folder contains another comparison.
 
     >>> import scale_interp as si
     >>> vlm, (a, b, c) = si.load("demo"), [si.load_questions("scenes/relation", s, n=12) for s in ("train", "validation", "test")]
@@ -259,7 +284,7 @@ def _learn(steps: _Steps, tuner: Tuner, methods: Sequence[str]) -> tuple[list[Ch
 
 @dataclass(frozen=True, eq=False)
 class _Answers(Result):
-    """One method's right answers to the test questions [Q] and the others [P], and forward passes an answer."""
+    """One method's right answers to the test questions [Q] and the others [P], and its forward passes per answer."""
 
     kind: ClassVar[str] = "Answers"
     may_be_empty = ("others",)
@@ -277,13 +302,13 @@ class _Answers(Result):
 
 @dataclass(frozen=True)
 class _Steps:
-    """Results that a journal keeps, or nobody: what is there is read, what is not is made, and committed when its function returns."""
+    """Runs steps; with a journal, a result that it holds is read, and any other is saved when its step is done."""
 
     journal: Journal | None
     say: Say
 
     def run_step(self, file: str, message: str, make: Callable[[], R], kind: type[R]) -> R:
-        """The result in this file, whose name is the step's."""
+        """The result of a step, which is named after its file."""
 
         def made() -> R:
             self.say(message)
@@ -302,9 +327,9 @@ class _Steps:
 
 
 def _mark(questions: Sequence[Question]) -> dict[str, Any]:
-    """What tells these questions, and their right answers, from others."""
-    told = "|".join(f"{q.id}={q.answer_text}" for q in questions)
-    return describe(questions) | {"answers_hash": hashlib.blake2b(told.encode(), digest_size=8).hexdigest()}
+    """What identifies these questions and their right answers."""
+    answers = "|".join(f"{q.id}={q.answer_text}" for q in questions)
+    return describe(questions) | {"answers_hash": hashlib.blake2b(answers.encode(), digest_size=8).hexdigest()}
 
 
 def _slug(name: str) -> str:

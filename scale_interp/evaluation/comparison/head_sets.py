@@ -1,4 +1,4 @@
-"""The heads that different methods name, laid over each other: how far they agree, and whether chance would agree as well."""
+"""The heads that different methods select: how far they agree, and whether chance would agree as well."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from jaxtyping import Int
 from scipy import stats
 
 from ...core import statistics
@@ -19,15 +20,22 @@ from ...errors import DataError
 from ...interventions.edit import Head, check_heads
 
 PART = {"name": str, "heads": tuple[Head, ...], "about": str}
-"""What a file says of each set."""
+"""What a file says about each set."""
 
 
 @dataclass(frozen=True, eq=False)
 class HeadSets(Result):
     """Named sets of heads of one model.
 
-    sets: name -> heads, the most important first; about: name -> how they were found; left_out: name -> why there are none.
-    Raises EditError for a head that the model does not have.
+    Args:
+        n_layers: the model's number of layers.
+        n_heads: its heads per layer.
+        sets: name -> (layer, head) pairs, the most important first.
+        about: name -> how they were found.
+        left_out: name -> why there are none.
+
+    Raises:
+        EditError: for a head that the model does not have.
 
     >>> HeadSets(2, 4, {"patching": ((0, 1), (1, 2)), "gradient": ((1, 2), (1, 3))}).overlap()["jaccard"].round(2).tolist()
     [0.33]
@@ -55,19 +63,29 @@ class HeadSets(Result):
 
     @staticmethod
     def join(parts: list[HeadSets]) -> HeadSets:
-        """All sets of several, which must be of one model."""
+        """All sets of several HeadSets together.
+
+        Args:
+            parts: HeadSets of models with the same numbers of layers and heads; of equal names the last set wins.
+
+        Returns:
+            One HeadSets.
+
+        Raises:
+            DataError: for no part, and for models of different shape.
+        """
         if not parts:
             raise DataError("no head sets: give at least one")
         if len({(p.n_layers, p.n_heads) for p in parts}) > 1:
-            raise DataError("these head sets are of models of different shape: lay sets of one model over each other")
+            raise DataError("these head sets are of models of different shape: give sets of one model")
         merged: list[dict[str, Any]] = [{}, {}, {}]
         for part in parts:
             for into, own in zip(merged, (part.sets, part.about, part.left_out), strict=True):
                 into.update(own)
         return HeadSets(parts[0].n_layers, parts[0].n_heads, *merged)
 
-    def counts(self) -> np.ndarray:
-        """In how many sets each head is [L, H]."""
+    def counts(self) -> Int[np.ndarray, "layers heads"]:
+        """How many sets contain each head [L, H]."""
         out = np.zeros((self.n_layers, self.n_heads), dtype=int)
         for heads in self.sets.values():
             for head in heads:
@@ -75,18 +93,25 @@ class HeadSets(Result):
         return out
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a head: layer, head, the number of sets that it is in, and a column of truth values a set."""
+        """One row per head: layer, head, the number of sets that contain it, and one column of booleans per set."""
         every = [(layer, head) for layer in range(self.n_layers) for head in range(self.n_heads)]
         columns = {name: [head in heads for head in every] for name, heads in self.sets.items()}
         layers, heads = zip(*every, strict=True)
         return pd.DataFrame({"layer": layers, "head": heads, "sets": self.counts().ravel()} | columns)
 
     def overlap(self) -> pd.DataFrame:
-        """A row a pair: a, b, how many heads they share and chance would, Jaccard overlap, p, and p_holm over all pairs.
+        """How far every two sets agree.
 
-        Jaccard: shared heads by heads in either. p: two sets of these sizes drawn at random share as many (one-sided;
-        hypergeometric, which is the permutation test carried out in full). Sets that exclude each other by their making, as
-        functional and latent heads do, share none.
+        Two sets that exclude each other by construction, such as functional and latent heads, share none.
+
+        Returns:
+            One row per pair of sets:
+
+            - a, b: their names.
+            - shared, by_chance: how many heads they share, and how many are expected by chance.
+            - jaccard: shared heads divided by the heads in either.
+            - p, p_holm: the probability that two random sets of these sizes share at least as many (one-sided hypergeometric, the exact
+              permutation test), and its correction over all pairs.
         """
         U = self.n_layers * self.n_heads
         rows = []
@@ -99,7 +124,7 @@ class HeadSets(Result):
         return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy(float)))
 
     def matrix(self) -> pd.DataFrame:
-        """Jaccard overlap of every set with every other; 1 on the diagonal."""
+        """Jaccard overlap of every set with every other, as a matrix with 1 on the diagonal."""
         names = list(self.sets)
         out = pd.DataFrame(np.eye(len(names)), index=names, columns=names)
         for row in self.overlap().itertuples():
@@ -107,11 +132,11 @@ class HeadSets(Result):
         return out
 
     def plot(self, **options: Any) -> Any:
-        """The overlap matrix as a plotly heatmap (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
+        """A plotly heatmap of the overlap matrix (see viz.head_overlap; viz.head_marks shows the heads themselves)."""
         return draw("head_overlap", self, **options)
 
     def _parts(self) -> tuple[dict[str, Any], dict[str, Any]]:
-        # A list, as sorted keys would lose the order that figures and tables go by.
+        # A list, as sorted keys would lose the order of figures and tables.
         sets = [{"name": name, "heads": heads, "about": self.about.get(name, "")} for name, heads in self.sets.items()]
         return {}, {"n_layers": self.n_layers, "n_heads": self.n_heads, "sets": sets, "left_out": self.left_out}
 

@@ -1,4 +1,4 @@
-"""Head sets found by looking, on training questions alone: by effect, by attention, by function."""
+"""Head sets located on training questions alone: by effect, by attention, by function."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ from ...vlm.vlm import VLM
 from .head_sets import HeadSets
 
 ASKED = 120
-"""Training questions that heads are located on; the first ones."""
+"""Heads are located on this many training questions, the first ones."""
 CHAINS = 100
-"""Decomposed training questions that functional heads are found on, where the data are scenes."""
+"""Functional heads are located on this many decomposed training questions, where the data are scenes."""
 WITHOUT_CONTEXT = {kind: function for kind, function in TAXONOMY.items() if kind != "inverse"}
 """Without its context an "inverse" step has the form of a "relation" step, and no probe can tell the two apart."""
 CANNOT = (DataError, EditError, ModelError)
-"""What a method raises where this model or this data gives it nothing to work on."""
+"""What a method raises where it does not apply to this model or data."""
 FUNCTIONAL, LATENT = "functional", "latent"
 Found = Mapping[str, tuple[Sequence[Head], str]]
 
@@ -38,10 +38,18 @@ Found = Mapping[str, tuple[Sequence[Head], str]]
 def locate(
     vlm: VLM, train: Sequence[Question], unseen: Sequence[Question], top: int = 8, seed: int = 0, functional: bool = True
 ) -> dict[str, Callable[[], HeadSets]]:
-    """Name -> a function that finds the set (or two); a set that cannot be found is left out there, with the reason.
+    """How to locate each head set.
 
-    train: the only questions that are looked at; unseen: those that nothing may have been chosen on. top: size of a set whose
-    method only ranks heads. functional: functional heads, those above the elbow, and latent ones, as many just below it, too.
+    Args:
+        vlm: the model, from `si.load`.
+        train: the only questions that are looked at.
+        unseen: questions on which nothing may be chosen.
+        top: the size of a set whose method only ranks heads.
+        functional: also functional heads, those above the elbow, and latent heads, as many just below it.
+        seed: for decomposed scenes and probes.
+
+    Returns:
+        Name -> a function that returns the set (or two); a set that cannot be found is in its `left_out` with the reason.
     """
     asked = train[:ASKED]
     on = f"of {len(asked)} training questions"
@@ -76,9 +84,9 @@ def function_of(questions: Sequence[Question]) -> str | None:
 
 
 def _functional(vlm: VLM, train: Sequence[Question], unseen: Sequence[Question], seed: int) -> Found:
-    """Of scenes: the joint probe's heads for the questions' own function, on decomposed scenes of the train split.
+    """For scenes, the joint probe's heads for the questions' own function, on decomposed scenes of the train split.
 
-    Other data have no tagged steps: there heads are ranked by what a probe on each alone reads of the right answer.
+    Other data have no tagged steps: their heads are ranked by how well a probe on each head alone predicts the right answer.
     """
     function = function_of(train)
     if function is not None:

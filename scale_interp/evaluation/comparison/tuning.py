@@ -1,4 +1,4 @@
-"""Methods learned on training questions, each with the setting that is best on validation questions; doing nothing is one setting."""
+"""Methods learned on training questions, each with its best setting on validation questions; doing nothing is one of the settings."""
 
 from __future__ import annotations
 
@@ -36,27 +36,33 @@ from .located import FUNCTIONAL, LATENT
 
 EMPHASIS, LATENT_HEADS = "CogVSR emphasis", "latent heads"
 WEIGHTS = (0.5, 0.8, 1.0, 1.2, 1.5, 2.0, 3.0, 4.0)
-"""ScalingVis; the paper's end at 2. AdaptVis takes those up to 1 where it is unsure and those from 1 where it is sure."""
+"""Weights of ScalingVis; the paper's end at 2. AdaptVis takes those up to 1 where the model is unsure and those from 1 where it is sure."""
 PASTA_HEADS, PASTA_ALPHAS = (4, 8, 16, 48), (0.3, 0.1, 0.01)
 """The paper's alpha is 0.01."""
 PROFILED = 16
-"""Training questions on which PASTA's heads are ranked: as many whole forward passes for every head."""
+"""PASTA's heads are ranked on this many training questions; each takes one whole forward pass per head."""
 ITI_HEADS, ITI_ALPHAS = (4, 8, 16, 48), (0.5, 1.0, 2.0, 5.0, 15.0)
-"""The release's are 48 and 15."""
+"""The release uses 48 heads and alpha 15."""
 STRENGTHS = (0.5, 1.0)
-"""How far ScAle's scalars go from 1 to what was learned."""
+"""How far ScAle's scalars go from 1 (at 0) to the learned values (at 1)."""
 CLASSES: dict[str, type[SavedSettings]] = {"AttentionScale": AttentionScale, "AdaptVis": AdaptVis, "PASTA": PASTA}
 ORDER = ("of", "heads", "weight", "weight_low", "weight_high", "threshold", "gain", "alpha", "strength", "accuracy")
-"""The order in which a setting is told, whatever order a file keeps it in."""
+"""The order in which a setting is shown, whatever its order in a file."""
 AXES = {"scale": 3, "shift": 4, "mlp_scale": 2}
-"""Of the parts of an edit of one variant."""
+"""Number of axes of each tensor of an edit of one variant."""
 Setting = Mapping[str, float | str]
 Method = Edit | AttentionMethod
 
 
 @dataclass(frozen=True)
 class Option:
-    """A setting to try: what answers with it, and how many learned or tuned numbers it adds to the model."""
+    """A setting to try.
+
+    Args:
+        setting: its values by name; empty for doing nothing.
+        method: the edit or attention method with this setting.
+        parameters: how many learned or tuned numbers it adds to the model.
+    """
 
     setting: Setting
     method: Method
@@ -65,11 +71,16 @@ class Option:
 
 @dataclass(frozen=True, eq=False)
 class Chosen(Result):
-    """A method with the setting of the highest accuracy on validation questions; of equals the gentlest.
+    """A method with the setting that has the highest accuracy on validation questions; of equal ones the gentlest.
 
-    method: what answers, an Edit of one variant or an attention method. setting: by name, empty where doing nothing was best.
-    grid: a row a setting, in the order tried, with its accuracy on validation questions. heads: its head set, if it has one,
-    and about: what set that is.
+    Args:
+        name: the method's name.
+        method: an Edit of one variant or an attention method.
+        setting: its values by name; empty where doing nothing was best.
+        parameters: how many learned or tuned numbers it adds to the model.
+        grid: one row per setting, in the order tried, with its accuracy on validation questions.
+        heads: its head set, if it has one.
+        about: how that set was found.
     """
 
     name: str
@@ -81,7 +92,7 @@ class Chosen(Result):
     about: str = ""
 
     def __repr__(self) -> str:
-        return f"<Chosen {self.name}: {told(self.setting)}>"
+        return f"<Chosen {self.name}: {describe_setting(self.setting)}>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         return sorted(self.grid, key=lambda row: -row["accuracy"])
@@ -113,10 +124,10 @@ class Chosen(Result):
         return entries(path, meta, {name: hint for name, hint in declared(cls).metadata.items() if name != "method"})
 
 
-def told(setting: Setting) -> str:
+def describe_setting(setting: Setting) -> str:
     """A setting in words.
 
-    >>> told({"heads": 8, "alpha": 0.5}), told({})
+    >>> describe_setting({"heads": 8, "alpha": 0.5}), describe_setting({})
     ('heads 8, alpha 0.5', 'do nothing')
     """
     items = ((name, setting[name]) for name in ORDER if name in setting)
@@ -125,7 +136,7 @@ def told(setting: Setting) -> str:
 
 
 class Tuner:
-    """The questions that methods are learned and tuned on, their prompts read once, and the sets of heads found on the former."""
+    """Training and validation questions, whose prompts are read once, and the head sets located on the training questions."""
 
     def __init__(self, vlm: VLM, train: Sequence[Question], validation: Sequence[Question], sets: HeadSets, top: int = 8, seed: int = 0):
         self.vlm, self.train, self.validation, self.sets, self.top, self.seed = vlm, train, validation, sets, top, seed
@@ -140,7 +151,7 @@ class Tuner:
         return Option({}, replace(edit, scope="each_new_token"), 0)
 
     def choose(self, name: str, options: Sequence[Option], heads: Sequence[Head] = (), about: str = "") -> Chosen:
-        """The option with the highest accuracy on the validation questions; of equals the first."""
+        """The option with the highest accuracy on the validation questions; of equal ones the first."""
         edits = [option.method for option in options if isinstance(option.method, Edit)]
         if len(edits) == len(options):
             scores = run_edits(self.vlm, self.validation, Edit.stack(edits), prompts=self.prompts, what="tuning")
@@ -164,7 +175,7 @@ def _adaptvis(t: Tuner) -> Chosen:
 
 
 def _of_tuned(name: str, found: Tuned) -> Chosen:
-    """Both tuners prefer weights nearest to 1 among equals, and their grids hold 1."""
+    """A tuned setting; among equal ones both tuners prefer weights closest to 1, and their grids contain 1."""
     settings = {key: value for key, value in asdict(found.method).items() if key in found.grid[0]}
     idle = all(value == 1 for key, value in settings.items() if key.startswith("weight"))
     return Chosen(name, found.method, {} if idle else settings, 0 if idle else found.method.n_parameters, found.grid)
@@ -205,10 +216,10 @@ def _latent(t: Tuner) -> Chosen:
 
 
 def _emphasised(t: Tuner, name: str, of: str) -> Chosen:
-    """Functional heads, or latent ones, by a gain or along the direction of right answers, whichever is best."""
+    """Functional or latent heads, amplified by a gain or shifted along the direction of right answers, whichever is best."""
     heads = t.sets.sets.get(of, ())
     if not heads:
-        raise DataError(f"no {of} heads: {t.sets.left_out.get(FUNCTIONAL, 'none lie there')}")
+        raise DataError(f"no {of} heads: {t.sets.left_out.get(FUNCTIONAL, 'none were found; leave this method out')}")
     louder = {g: Edit.scaling(heads, g, t.vlm.n_layers, t.vlm.n_heads) for g in GAINS}
     options = [t.nothing, *(Option({"gain": g}, replace(edit, scope="each_new_token"), 1) for g, edit in louder.items())]
     size = len(heads) * t.vlm.head_dim
@@ -219,7 +230,7 @@ def _emphasised(t: Tuner, name: str, of: str) -> Chosen:
 
 
 def _scale(t: Tuner) -> Chosen:
-    """ScAle on the top heads, on all heads, and on all heads and MLPs; which, and how far, is tuned."""
+    """ScAle on the top heads, on all heads, and on all heads and MLPs; which of these, and how strong, is tuned."""
     ranked = next((name for name in ("patching", "zero ablation") if name in t.sets.sets), None)
     fits = [Fit("all heads", mlp=False, seed=t.seed), Fit("all heads and MLPs", seed=t.seed)]
     if ranked is not None:
@@ -239,7 +250,7 @@ def _scale(t: Tuner) -> Chosen:
 
 
 def _counts(wanted: Sequence[int], most: int) -> list[int]:
-    """The wanted numbers of heads, none above what there is."""
+    """The wanted numbers of heads, none above how many there are."""
     return sorted({min(count, most) for count in wanted})
 
 

@@ -1,1 +1,1 @@
-"""The falsification suite, its controls, its verdict, and how often it is wrong."""
+"""The falsification suite, its controls, its verdict, and its error rates."""

@@ -1,7 +1,7 @@
-"""How often the falsification suite is wrong: on answers without signal, and on shortfalls that were planted.
+"""How often the falsification suite is wrong: on answers without signal, and on planted shortfalls.
 
-A null suite asks new questions whose right answers are drawn at random, whatever picture and words say: every rejection
-is a false one. A planted suite asks a model whose named heads were damaged: a gain that is not found is a miss.
+A null suite asks new questions whose right answers are drawn at random, independent of image and text: every rejection is
+a false one. A planted suite asks a model with known damaged heads: a gain that is not found is a miss.
 """
 
 from __future__ import annotations
@@ -38,26 +38,35 @@ NULL, PLANTED = "no signal", "planted"
 KEPT = ("accuracy", "base_accuracy", "gain", "low", "high", "effect", "changed", "test", "p", "p_corrected")
 """Columns of ScAle's row that a calibration keeps of each suite."""
 ROW = {"kind": Literal[NULL, PLANTED], "gains": bool, "survives": bool} | dict.fromkeys(("p", "p_corrected", "low", "high"), float)
-"""Columns that the shares are made of."""
+"""Columns from which the shares are computed."""
 Shortfall = tuple[tuple[Head, ...], float]
-"""Damaged heads, and what their output weights are multiplied by."""
+"""Damaged heads, and the factor that their output weights are multiplied by."""
 SHORTFALLS: tuple[Shortfall, ...] = (
     (((2, 4), (4, 3), (2, 0), (5, 1), (4, 0), (1, 6), (3, 1), (4, 6)), -0.5),
     (((2, 4), (4, 0), (4, 3), (4, 4), (5, 1), (5, 5)), -0.5),
     (((2, 4), (4, 0), (4, 3), (4, 4), (5, 1), (5, 5), (2, 0), (1, 6)), -0.5),
 )
-"""The three, of 26 tried on validation questions, whose repair by scalars lies the furthest above that by a bias over options.
+"""The three shortfalls, of 26 tried on validation questions, whose repair by scalars exceeds that by a bias over options the most.
 
-Tried were the heads with the largest effects by patching and by ablation, at factors from -2 to 8. A head that speaks against
-itself can be muted by a scalar between 0 and 2, not turned round.
+We tried the heads with the largest effects by patching and by ablation, at factors from -2 to 8. A scalar between 0 and 2 can
+mute a head with a negative factor, but cannot restore its sign.
 """
 
 
 @dataclass(frozen=True)
 class Suites:
-    """What the suites of a calibration are of. Suite i of a kind is drawn with the seed's i-th successor; the kinds share none.
+    """What the suites of a calibration run on. Suite i of a kind uses seed + i; the two kinds never use the same seed.
 
-    null_model is asked questions with random answers; the shortfalls are planted in planted_model by turns.
+    Args:
+        data: the name of a rendered data set.
+        null_model: the model that is asked questions with random answers.
+        planted_model: the model in which the shortfalls are planted.
+        shortfalls: damaged heads and their factor, used in turn.
+        n_train: training questions per suite.
+        n_test: test questions per suite.
+        seeds: fits per control.
+        epochs: the most epochs per fit.
+        seed: the first suite's seed.
     """
 
     data: str = "scenes/relation"
@@ -73,7 +82,14 @@ class Suites:
 
 @dataclass(frozen=True)
 class Share:
-    """How many of n suites did something, and the exact binomial interval of the share (Clopper & Pearson 1934)."""
+    """How many of n suites have an outcome, with the exact binomial interval of the share (Clopper & Pearson 1934).
+
+    Args:
+        count: suites with the outcome.
+        n: all suites.
+        low: the lower end of the share's 95% interval.
+        high: the upper end.
+    """
 
     count: int
     n: int
@@ -82,12 +98,14 @@ class Share:
 
     @staticmethod
     def of(outcomes: list[bool]) -> Share:
+        """The share of true outcomes, one per suite."""
         count, n = sum(outcomes), len(outcomes)
         interval = stats.binomtest(count, n).proportion_ci(0.95, method="exact")
         return Share(count, n, float(interval.low), float(interval.high))
 
     @property
     def share(self) -> float:
+        """count / n."""
         return self.count / self.n
 
     def __str__(self) -> str:
@@ -96,7 +114,12 @@ class Share:
 
 @dataclass(frozen=True, eq=False)
 class Calibration(Result):
-    """The outcomes of many suites, a row a suite: kind, number, ScAle's gain and p-values, survives, not_beaten."""
+    """The outcomes of many suites.
+
+    Args:
+        rows: one row per suite: kind, number, ScAle's gain and p-values, survives, not_beaten.
+        about: the settings of the suites, and versions.
+    """
 
     rows: tuple[Mapping[str, Any], ...]
     about: Mapping[str, Any]
@@ -115,7 +138,7 @@ class Calibration(Result):
         return [row for row in self.rows if row["kind"] == kind]
 
     def shares(self) -> dict[str, Share]:
-        """How often each thing happened: without signal all of these are errors, on planted shortfalls hits."""
+        """How often each outcome occurred; without signal all of these are errors, on planted shortfalls they are hits."""
         out = {}
         for kind in (NULL, PLANTED):
             if rows := self.of(kind):
@@ -128,29 +151,29 @@ class Calibration(Result):
 
     @property
     def false_rejections(self) -> Share:
-        """Null suites whose primary test, ScAle against base and not corrected, rejects at 0.05."""
+        """The share of null suites whose primary test, ScAle against base without correction, rejects at 0.05."""
         return Share.of([r["p"] < ALPHA for r in self.of(NULL)])
 
     @property
     def calibrated(self) -> bool:
-        """0.05 lies in the interval of the share of false rejections."""
+        """Whether the interval of the share of false rejections contains 0.05."""
         return self.false_rejections.low <= ALPHA <= self.false_rejections.high
 
     @property
     def power(self) -> Share:
-        """Planted suites that survive."""
+        """The share of planted suites that survive."""
         return Share.of([r["survives"] for r in self.of(PLANTED)])
 
     def table(self) -> pd.DataFrame:
-        """A row a share: count, suites, share and its interval."""
+        """One row per share: count, number of suites, share and its interval."""
         return pd.DataFrame([{"what": name, **asdict(s), "share": s.share} for name, s in self.shares().items()])
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a suite."""
+        """One row per suite."""
         return pd.DataFrame(list(self.rows))
 
     def plot(self, **options: Any) -> Any:
-        """The p-values' distribution against the uniform one (see viz.calibration)."""
+        """A plotly figure of the distribution of p-values against the uniform one (see viz.calibration)."""
         return draw("calibration", self, **options)
 
     def _summary(self) -> dict[str, Any]:
@@ -178,16 +201,26 @@ def calibrate(
     journal: Journal | None = None,
     of: Suites | None = None,
 ) -> Calibration:
-    """Run `suites` null suites and `power` planted ones, each of new questions with a seed of its own.
+    """Run falsification suites on answers without signal and on planted shortfalls, each on new questions with a seed of its own.
 
-    folder: every suite is kept there, a file of its own with its seconds; the same call again goes on where it ended, and computes anew
-    a suite whose file is damaged. Or journal: that of the command that calibrates. of: models, data and sizes.
+    Args:
+        suites: how many null suites.
+        power: how many planted suites.
+        folder: where every suite is kept, in one file each with its seconds. The same call continues where the last one ended, and
+            computes a suite whose file is damaged again.
+        journal: in place of folder, the journal of the command that calibrates.
+        of: models, data and sizes.
 
-    Raises DataError for a negative number or none at all, FileError for a folder of other suites.
+    Returns:
+        A Calibration, one row per suite.
+
+    Raises:
+        DataError: for a negative number of suites, or none at all.
+        FileError: for a folder of other suites.
     """
     of = of or Suites()
     if min(suites, power) < 0 or suites + power == 0:
-        raise DataError(f"{suites} null and {power} planted suites: give 0 or more of each, and one at least")
+        raise DataError(f"{suites} null and {power} planted suites: give 0 or more of each, and at least one in all")
     if journal is None and folder is not None:
         with Journal(folder).opened() as journal:
             return calibrate(suites, power, journal=journal, of=of)
@@ -195,19 +228,19 @@ def calibrate(
         journal.claim("calibration", asdict(of))
     models: dict[Any, VLM] = {}
     rows: dict[tuple[str, int], dict[str, Any]] = {}
-    # Both kinds advance together, so that a stopped calibration says something of each.
+    # Both kinds advance together, so that a stopped calibration has results of each.
     jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
     for _, kind, number in track(jobs, "suites", len(jobs)):
         asked = kind, number, of, models
         rows[kind, number] = _suite(*asked) if journal is None else _kept_suite(journal, *asked)
     in_order = (rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
-    # Without the seconds, so that the same suites are the same calibration.
+    # Without the seconds, so that the same suites give an equal calibration.
     untimed = tuple({name: value for name, value in row.items() if name != "seconds"} for row in in_order)
     return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
 
 
 def _kept_suite(journal: Journal, kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
-    """The suite as the journal has it, or computed now and kept there."""
+    """The suite from the journal, or computed now and kept there."""
     name = f"{kind.replace(' ', '-')}-{number:04}.json"
     path = journal.folder / name
 
@@ -225,7 +258,7 @@ def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM], journal: 
     if shortfall not in models:
         opened = load(of.null_model) if shortfall is None else plant(load(of.planted_model), *shortfall)
         models[shortfall] = with_journal(opened, journal)
-    # 20,000 apart, the seeds of the two kinds do not meet.
+    # An offset of 20,000 keeps the seeds of the two kinds apart.
     seed = of.seed + number + 20_000 * (kind == PLANTED)
     train, test = (load_questions(of.data, split, n, seed) for split, n in (("train", of.n_train), ("test", of.n_test)))
     if kind == NULL:
@@ -246,11 +279,11 @@ def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM], journal: 
 
 
 def _random_answers(questions: Questions, draw: np.random.Generator) -> Questions:
-    """The questions with right answers drawn evenly among their choices, so that neither picture nor words tell them."""
+    """The questions with right answers drawn uniformly from their choices, so that neither image nor text predicts them."""
     changed = [replace(q, answer=int(draw.integers(len(q.choices))), relation=None) for q in questions]
     return Questions(changed, f"{questions.source} with random answers", questions.split, questions.seed)
 
 
 def _plain(content: dict[str, Any]) -> dict[str, Any]:
-    """As it comes back from JSON: lists in place of tuples."""
+    """The content as JSON returns it: lists in place of tuples."""
     return json.loads(json.dumps(content))

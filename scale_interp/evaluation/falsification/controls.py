@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float, Int
 
 from ...core import statistics
 from ...data.image_controls import with_noise, with_other_picture, without_picture
@@ -21,22 +22,34 @@ from .verdict import FULL, PICTURES
 
 @dataclass(frozen=True, eq=False)
 class Answered:
-    """Right answers of a control [Q], a mean over its fits, and of the base model [Q] on the same questions.
+    """Right answers of a control and of the base model to the same questions.
 
-    elsewhere: change of accuracy on questions of other tasks, where such were asked.
+    Args:
+        right: of the control, a mean over its fits, from 0 to 1 [Q].
+        base: of the base model, 0.0 or 1.0 [Q].
+        fits: how many fits.
+        parameters: how many learned numbers; None where nothing is learned.
+        elsewhere: the change of accuracy on questions of other tasks, where these were asked.
     """
 
-    right: np.ndarray
-    base: np.ndarray
+    right: Float[np.ndarray, " questions"]
+    base: Float[np.ndarray, " questions"]
     fits: int = 1
     parameters: int | None = None
     elsewhere: float | None = None
 
 
 def cohen_h(first: float, second: float) -> float:
-    """The distance of two shares, 2 asin sqrt(first) - 2 asin sqrt(second).
+    """Cohen's h, the difference of two shares as 2 asin sqrt(first) - 2 asin sqrt(second).
 
     0.2 is called small, 0.5 medium, 0.8 large (Cohen 1988, *Statistical Power Analysis*, sections 6.1 and 6.2).
+
+    Args:
+        first: a share from 0 to 1.
+        second: the share to compare it with.
+
+    Returns:
+        The effect size, between -pi and pi.
 
     >>> round(cohen_h(0.65, 0.45), 4)
     0.4049
@@ -45,9 +58,16 @@ def cohen_h(first: float, second: float) -> float:
 
 
 def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Questions], dict[str, str]]:
-    """The questions without their picture and with another one's, and why either is left out.
+    """The questions without their image, and with the image of another question.
 
-    A model that takes no prompt without a picture is shown random pixels instead.
+    A model that needs an image in every prompt is shown random pixels in place of none.
+
+    Args:
+        vlm: the model, from `si.load`.
+        questions: test questions.
+
+    Returns:
+        Control -> its questions, and control -> why it is left out.
     """
     made: dict[str, Questions] = {}
     left_out: dict[str, str] = {}
@@ -69,16 +89,24 @@ def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str,
     return made, left_out
 
 
-def control_rows(answered: Mapping[str, Answered], group: np.ndarray) -> list[dict[str, Any]]:
-    """A row a control, ScAle first (Falsification.to_frame says what is in it); answered must hold ScAle; group [Q]."""
+def control_rows(answered: Mapping[str, Answered], group: Int[np.ndarray, " questions"]) -> list[dict[str, Any]]:
+    """The table of controls, ScAle first; `Falsification.to_frame` documents its columns.
+
+    Args:
+        answered: control -> its answers; "ScAle" must be among them.
+        group: the number of each question's image [Q].
+
+    Returns:
+        One row per control.
+    """
     full = answered[FULL]
     names = [FULL, *(n for n in answered if n != FULL)]
     gains = {n: statistics.paired_difference(answered[n].right, answered[n].base, group) for n in names}
     against = {n: _advantage(full, answered[n], group) for n in names[1:]}
-    pictures = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
-    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, pictures) for d in part.values()])))
+    with_image = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
+    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, with_image) for d in part.values()])))
     rows = {n: _row(n, answered[n], gains[n], next(corrected)) for n in names}
-    for title, part in (("full_minus", against), ("picture_minus", pictures)):
+    for title, part in (("full_minus", against), ("picture_minus", with_image)):
         for name, found in part.items():
             rows[name] |= {
                 title: found.mean,
@@ -92,7 +120,7 @@ def control_rows(answered: Mapping[str, Answered], group: np.ndarray) -> list[di
 
 
 def _advantage(full: Answered, other: Answered, group: np.ndarray) -> statistics.Difference:
-    """ScAle's gain minus the control's; on the same questions the base model falls out."""
+    """ScAle's gain minus the control's; on the same questions the base model cancels."""
     if np.array_equal(full.base, other.base):
         return statistics.paired_difference(full.right, other.right, group)
     return statistics.paired_difference(full.right - full.base, other.right - other.base, group)

@@ -1,4 +1,4 @@
-"""The falsification suite: every way that a gain could be something else than what it is taken for."""
+"""The falsification suite: tests of every other explanation of a gain."""
 
 from __future__ import annotations
 
@@ -47,18 +47,36 @@ def falsify(
     path: EnginePath = "auto",
     **settings: Any,
 ) -> Falsification:
-    """Fit ScAle and every control on `train`, answer `test` once with all of them, and say what the gain is.
+    """Fit ScAle and every control on `train`, answer `test` once with all of them, and say what explains the gain.
 
-    heads: where to learn, None for all heads. mlp: learn MLP scalars too (default: only with heads=None).
-    Controls: frozen at 1; random scalars of the same spread; the learned scalars permuted; fits on shuffled labels;
-    fits on random other heads and on the least important ones (by gradient on `train`); heads or MLPs alone; an output
-    bias; a text-only correction; the test questions without their picture, and with another one's. All fits run side by
-    side on one reading of the training prompts. Heads, settings and splits are fixed and hashed before `test` is answered.
-    retain: training questions whose answers should stay (see fit_scale). others: test questions of other tasks; every
-    row then says by how much their accuracy changes (`others_change`). path: as in fit_scale. settings: fields of
-    FitSettings.
+    The controls:
 
-    Raises LeakError where questions to learn from and questions to answer share a picture.
+    - scalars frozen at 1, random scalars of the same spread, and the learned scalars permuted;
+    - fits on shuffled labels, on random other heads, and on the least important heads (by gradient on `train`);
+    - fits of heads alone or MLPs alone;
+    - an output bias, and a text-only correction;
+    - the test questions without their image, and with the image of another question.
+
+    All fits run side by side on one reading of the training prompts. Heads, settings and splits are fixed and hashed before `test` is
+    answered.
+
+    Args:
+        vlm: the model, from `si.load`.
+        train: questions to learn from.
+        test: test questions.
+        heads: the heads on which to learn; None for all.
+        mlp: whether to learn a scalar per MLP too; by default only with heads=None.
+        seeds: fits per control.
+        retain: training questions whose answers should stay as they are (see `fit_scale`).
+        others: test questions of other tasks; every row then has the change of their accuracy (`others_change`).
+        path: "auto" or "packed"; scalars are not fitted on the reference path.
+        settings: fields of FitSettings.
+
+    Returns:
+        A Falsification, one row per control.
+
+    Raises:
+        LeakError: where questions to learn from and questions to answer share an image.
 
     >>> import scale_interp as si
     >>> vlm = si.load("demo")
@@ -70,13 +88,13 @@ def falsify(
     others = None if others is None else require(others)
     require_disjoint([*train, *(retain or [])], [*test, *(others or [])])
     if seeds < 1:
-        raise DataError(f"seeds={seeds}: at least one fit is needed")
+        raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
     prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
-    pictures, left_out = picture_controls(vlm, test)
-    registered = _register(vlm, fits, settings, pictures, {"train": train, "test": test, "retain": retain, "others": others})
+    image_controls, left_out = picture_controls(vlm, test)
+    registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
     made: dict[str, list[ScAle]] = {}
@@ -90,7 +108,7 @@ def falsify(
     if others is not None:
         elsewhere = _answer(vlm, others, made, corrections)
         answered = {n: replace(a, elsewhere=float((elsewhere[n].right - elsewhere[n].base).mean())) for n, a in answered.items()}
-    for name, questions in pictures.items():
+    for name, questions in image_controls.items():
         blind = _answer(vlm, questions, {FULL: full}, {})[FULL]
         answered[name] = replace(blind, elsewhere=answered[FULL].elsewhere)
     about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
@@ -103,7 +121,7 @@ def falsify(
 def _plan(
     vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int, path: EnginePath, prompts: Prompts
 ) -> list[Fit]:
-    """Every fit of the suite, decided before the test questions are looked at."""
+    """Every fit of the suite, decided before any test question is answered."""
     every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
     heads = tuple(every if chosen is None else chosen)
     fits = []
@@ -131,10 +149,10 @@ def _register(
     vlm: VLM,
     fits: Sequence[Fit],
     settings: Mapping[str, Any],
-    pictures: Iterable[str],
+    image_controls: Iterable[str],
     splits: Mapping[str, Sequence[Question] | None],
 ) -> dict[str, Any]:
-    """All that decides the outcome, before a test question is answered; splits by a hash of their ids and right answers."""
+    """Everything that decides the outcome, fixed before a test question is answered; a split is a hash of its ids and right answers."""
     plan = [{"name": f.name, "heads": [list(h) for h in f.heads or ()], "mlp": f.mlp, "seed": f.seed} for f in fits]
     return {
         "model": vlm.describe(),
@@ -142,7 +160,7 @@ def _register(
         "settings": asdict(FitSettings(**settings)),
         "alpha": ALPHA,
         "must_beat": list(MUST_BEAT),
-        "picture_controls": list(pictures),
+        "picture_controls": list(image_controls),
         "splits": {
             name: hashlib.sha256("|".join(f"{q.id} {q.answer}" for q in questions).encode()).hexdigest()
             for name, questions in splits.items()
@@ -172,9 +190,9 @@ def _answer(
 
 @torch.no_grad()
 def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int = 16) -> tuple[int, int]:
-    """Answers and last-token logits that frozen scalars change, in whole plain forward passes.
+    """How many answers and last-token logits frozen scalars change, in whole plain forward passes.
 
-    There the scalars are really multiplied in; a packed run would only copy the clean row.
+    These really multiply by the scalars; a packed run would only copy the clean row.
     """
     answers = bits = 0
     for i in range(0, len(test), batch_size):

@@ -1,8 +1,8 @@
-"""Text-only corrections: how much of a gain needs no picture.
+"""Text-only corrections: how much of a gain needs no image.
 
-A bias over the options is added to the base model's scores. It is learned on the training questions from nothing
-(output bias) or from the question's words (text-only correction), by penalised maximum likelihood. Whatever it gains
-is un-biasing, not spatial reasoning.
+A bias over the options is added to the base model's scores. It is learned on the training questions by penalised maximum
+likelihood, as a constant (output bias) or from the question's words (text-only correction). Whatever it gains is
+un-biasing, not spatial reasoning.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 import torch.nn.functional as F
+from jaxtyping import Float
 from torch import Tensor
 
 from ...data.items import groups
@@ -25,26 +26,41 @@ FOLDS = 4
 
 @dataclass(frozen=True, eq=False)
 class TextCorrection:
-    """weights [V + 1, W]: what each feature of a question adds to the score of each choice word; the last row is the bias."""
+    """A learned bias over the words of options.
+
+    Args:
+        features: feature of a question -> its row of the weights.
+        words: word of an option -> its column.
+        weights: what each of V features adds to the score of each of W words; the last row is the constant bias [V + 1, W].
+        penalty: the chosen penalty on the squared weights.
+    """
 
     features: dict[str, int]
     words: dict[str, int]
-    weights: Tensor
+    weights: Float[Tensor, "features+1 words"]
     penalty: float
 
     @property
     def n_parameters(self) -> int:
+        """How many numbers are learned."""
         return self.weights.numel()
 
-    def correct(self, scores: Tensor, questions: Sequence[Question]) -> Tensor:
-        """The scores [Q, C] with the learned bias added."""
+    def correct(self, scores: Float[Tensor, "questions choices"], questions: Sequence[Question]) -> Float[Tensor, "questions choices"]:
+        """The base model's scores of the questions [Q, C] with the learned bias added."""
         return scores + _bias(_features(questions, self.features), self.weights, _columns(questions, self.words, scores.shape[1]))
 
 
-def fit_text_correction(scores: Tensor, questions: Sequence[Question], from_words: bool) -> TextCorrection:
-    """Learn the bias on base scores [Q, C] of training questions; the penalty is chosen by cross-validation over pictures.
+def fit_text_correction(scores: Float[Tensor, "questions choices"], questions: Sequence[Question], from_words: bool) -> TextCorrection:
+    """Learn the bias on training questions; the penalty is chosen by cross-validation over images.
 
-    from_words: features are the question's words, and each word at its place ("1:red" tells the subject's colour).
+    Args:
+        scores: the base model's scores of the training questions [Q, C].
+        questions: the Q training questions.
+        from_words: whether to use the question's words as features, each also with its place ("1:red" gives the subject's colour); else
+            only a constant is learned.
+
+    Returns:
+        The learned TextCorrection.
     """
     vocabulary = sorted({f for q in questions for f in _words(q)}) if from_words else []
     features = {f: i for i, f in enumerate(vocabulary)}
@@ -69,7 +85,7 @@ def fit_text_correction(scores: Tensor, questions: Sequence[Question], from_word
 @torch.inference_mode(False)
 @torch.enable_grad()
 def _fit(x: Tensor, columns: Tensor, scores: Tensor, answers: Tensor, n_words: int, penalty: float) -> Tensor:
-    x, columns, scores, answers = (part.clone() for part in (x, columns, scores, answers))  # of inference mode, maybe
+    x, columns, scores, answers = (part.clone() for part in (x, columns, scores, answers))  # they may come from inference mode
     weights = torch.zeros(x.shape[1], n_words, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
@@ -103,7 +119,7 @@ def _features(questions: Sequence[Question], features: dict[str, int]) -> Tensor
 
 
 def _columns(questions: Sequence[Question], words: dict[str, int], n_choices: int) -> Tensor:
-    """The word of each choice [Q, C]; -1 where there is no such choice, or training never had it."""
+    """The column of each choice's word [Q, C]; -1 where there is no such choice, or it is not in the training questions."""
     columns = torch.full((len(questions), n_choices), -1)
     for q, question in enumerate(questions):
         for c, choice in enumerate(question.choices):

@@ -1,4 +1,4 @@
-"""What a falsification suite found: a row a control, and what follows from them, in plain words."""
+"""What a falsification suite found: one row per control, and the conclusion in plain words."""
 
 from __future__ import annotations
 
@@ -20,17 +20,24 @@ FULL = "ScAle"
 TEXT_ONLY = ("output bias", "text-only correction")
 PICTURES = ("no picture", "noise for a picture", "another picture")
 MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *PICTURES)
-"""What any real gain must beat, so far as it was run."""
+"""The controls that any real gain must beat, where they were run."""
 SHOWN = ("control", "accuracy", "gain", "low", "high", "effect", "p_corrected", "full_minus", "full_minus_p_corrected")
 
 
 @dataclass(frozen=True, eq=False)
 class Falsification(Result):
-    """The suite's outcome: a row a control, the fitted scalars, and what follows.
+    """The outcome of a falsification suite: one row per control, the fitted scalars, and the conclusion.
 
-    rows: see `to_frame`. frozen_changed, frozen_bits_changed: answers and last-token logits that scalars frozen at 1
-    change. registered, registration: heads, settings and splits as fixed before the test questions were answered, and
-    their SHA-256. left_out: control -> why it could not be run. scales: ScAle of each seed (empty in a loaded suite).
+    Args:
+        base_accuracy: the unedited model's accuracy on the test questions.
+        rows: see `to_frame`.
+        frozen_changed: how many answers change with scalars frozen at 1.
+        frozen_bits_changed: how many last-token logits change with them, in any bit.
+        registration: the SHA-256 of `registered`.
+        registered: heads, settings and splits, as fixed before the test questions were answered.
+        provenance: model, data, settings and versions.
+        scales: one ScAle per seed; empty in a loaded suite.
+        left_out: control -> why it could not be run.
 
     >>> row = {"control": "ScAle", "accuracy": 0.8, "gain": 0.3, "low": -0.1, "high": 0.6, "p_corrected": 0.2}
     >>> Falsification(0.5, (row,), 0, 0, "5e1f" * 16, {}, {}).survives
@@ -63,11 +70,12 @@ class Falsification(Result):
 
     @property
     def gain(self) -> float:
+        """ScAle's accuracy minus the base model's."""
         return self[FULL]["gain"]
 
     @property
     def gains(self) -> bool:
-        """ScAle's gain over the base model is above 0 after correction."""
+        """Whether ScAle's gain over the base model is above 0 after correction."""
         row = self[FULL]
         return row["gain"] > 0 and row["low"] > 0 and row["p_corrected"] < ALPHA
 
@@ -83,18 +91,18 @@ class Falsification(Result):
 
     @property
     def heads_matter(self) -> bool | None:
-        """ScAle on the chosen heads beats ScAle on random heads; None where no heads were chosen."""
+        """Whether ScAle on the chosen heads beats ScAle on random heads; None where no heads were chosen."""
         rows = [r for r in self.rows if r["control"] == "random heads"]
         return None if not rows else _beaten(rows[0])
 
     @property
     def survives(self) -> bool:
-        """The gain is there, frozen scalars change no answer, and no control explains it."""
+        """Whether there is a gain, frozen scalars change no answer, and no control explains the gain."""
         return self.gains and self.frozen_changed == 0 and not self.not_beaten
 
     @property
     def verdict(self) -> str:
-        """What was found, in plain words, and the hash of what was fixed beforehand."""
+        """What was found, in plain words, and the hash of what was fixed before the test."""
         return f"{self._finding()} Registered before the test: {self.registration[:12]}."
 
     def _finding(self) -> str:
@@ -126,7 +134,7 @@ class Falsification(Result):
 
     @property
     def reasons(self) -> list[str]:
-        """What the verdict rests on, a sentence each."""
+        """The findings behind the verdict, one sentence each."""
         row = self[FULL]
         out = [f"ScAle gains {_size(row)} over the base model, corrected p = {row['p_corrected']:.2g}{_effect(row, 'effect')}."]
         bits = "not one logit differs in any bit" if not self.frozen_bits_changed else f"{self.frozen_bits_changed} logits differ"
@@ -145,17 +153,22 @@ class Falsification(Result):
         return out
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a control.
+        """One row per control.
 
-        accuracy and base_accuracy on the same questions; gain between them with low, high, p and p_corrected (Holm over
-        all p-values of the table), effect (Cohen's h) and changed, the share of questions whose outcome differs.
-        full_minus: how much more ScAle gains than the control; picture_minus (picture controls): ScAle's accuracy with
-        the picture minus that without it; both with the same columns. others_change: change of accuracy on other tasks.
+        Returns:
+            A table with these columns:
+
+            - accuracy, base_accuracy: on the same questions.
+            - gain: the difference, with low, high, p and p_corrected (Holm over all p-values of the table), effect (Cohen's h) and changed,
+              the share of questions whose outcome differs.
+            - full_minus: how much more ScAle gains than the control, with the same columns.
+            - picture_minus: of image controls, ScAle's accuracy with the image minus that without it, with the same columns.
+            - others_change: the change of accuracy on other tasks.
         """
         return pd.DataFrame(list(self.rows))
 
     def plot(self, **options: Any) -> Any:
-        """Bars of every control's gain with intervals (see viz.controls)."""
+        """A plotly figure of every control's gain with intervals (see viz.controls)."""
         return draw("controls", self, **options)
 
     def _summary(self) -> dict[str, Any]:

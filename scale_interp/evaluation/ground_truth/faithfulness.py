@@ -1,4 +1,4 @@
-"""Faithfulness curves of a ranking of heads: how much of a metric its first heads keep up, and how much goes when they go (MIB)."""
+"""Faithfulness curves of a ranking of heads: how much of a metric remains with its first heads, and without them (MIB)."""
 
 from __future__ import annotations
 
@@ -33,12 +33,18 @@ POINTS = 32
 
 @dataclass(frozen=True, eq=False)
 class Faithfulness(Result, FigureView):
-    """A metric with only the first k heads of a ranking left as they are (keep), or only these silenced (remove).
+    """A metric with all but the first k heads of a ranking silenced (keep), or only these silenced (remove).
 
-    keep, remove [Q, K] at ks, from 0 to all heads; faithfulness is (m - m_none) / (m_all - m_none) of the means over questions,
-    m_none with all heads silenced, m_all unedited (MIB, arXiv 2504.13151, section 3). cpr: area under the keep curve over the
-    share of heads, larger is better; cmd: mean distance of that curve from 1, smaller is better; removed: area under the
-    remove curve, smaller is better.
+    Faithfulness is (m - m_none) / (m_all - m_none) of the means over questions, where m_none is the metric with all heads silenced and
+    m_all that of the unedited model (MIB, arXiv 2504.13151, section 3).
+
+    Args:
+        ks: the K numbers of heads, from 0 to all.
+        metric: the metric's name.
+        keep: the metric with only the first k heads left as they are [Q, K].
+        remove: the metric with only the first k heads silenced [Q, K].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> keep, remove = torch.tensor([[0.0, 0.5, 1.0]]), torch.tensor([[1.0, 0.5, 0.0]])
     >>> Faithfulness((0, 24, 48), "logit_diff", keep, remove, torch.tensor([0])).cpr
@@ -59,24 +65,35 @@ class Faithfulness(Result, FigureView):
         keep, remove, step = self.curve("keep").tolist(), self.curve("remove").tolist(), -(-len(self.ks) // MOST)
         return ({"heads": self.ks[i], "only these kept": keep[i], "these removed": remove[i]} for i in range(0, len(self.ks), step))
 
-    def curve(self, which: Curve = "keep") -> np.ndarray:
-        """Faithfulness at every k [K]."""
+    def curve(self, which: Curve = "keep") -> Float[np.ndarray, " points"]:
+        """Faithfulness at every k [K], of the "keep" or the "remove" curve."""
         return self._curves(which, np.ones((1, len(self._means("keep")))))[0]
 
     @property
     def cpr(self) -> float:
+        """The area under the keep curve over the share of heads; larger is better (MIB's CPR)."""
         return float(self._areas("keep", self.curve("keep")[None])[0])
 
     @property
     def cmd(self) -> float:
+        """The mean distance of the keep curve from 1; smaller is better (MIB's CMD)."""
         return float(self._areas("distance", self.curve("keep")[None])[0])
 
     @property
     def removed(self) -> float:
+        """The area under the remove curve; smaller is better."""
         return float(self._areas("remove", self.curve("remove")[None])[0])
 
     def interval(self, of: Literal["cpr", "cmd", "removed"] = "cpr", level: float = statistics.LEVEL) -> tuple[float, float]:
-        """Percentile bootstrap interval of an area, whole pictures drawn, m_none and m_all drawn with them."""
+        """Percentile bootstrap interval of an area; whole images are drawn, and m_none and m_all computed from the same draw.
+
+        Args:
+            of: which area.
+            level: the interval's coverage, between 0 and 1.
+
+        Returns:
+            The lower and the upper end.
+        """
         which: Curve = "remove" if of == "removed" else "keep"
         curves = self._curves(which, self._draws())
         areas = self._areas("distance" if of == "cmd" else which, curves)
@@ -102,7 +119,7 @@ class Faithfulness(Result, FigureView):
         return np.trapezoid(np.abs(1 - curves) if of == "distance" else curves, shares, axis=1)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a k: faithfulness of both curves with percentile bootstrap intervals."""
+        """One row per k: faithfulness of both curves with percentile bootstrap intervals."""
         draws = self._draws()
         columns: dict[str, np.ndarray] = {}
         for which in ("keep", "remove"):
@@ -111,7 +128,7 @@ class Faithfulness(Result, FigureView):
         return pd.DataFrame({"k": self.ks} | columns)
 
     def plot(self, **options: Any) -> Any:
-        """Both curves with bands (see viz.faithfulness_curves)."""
+        """A plotly figure of both curves with their intervals as bands (see viz.faithfulness_curves)."""
         return draw("faithfulness_curves", {"ranking": self}, **options)
 
 
@@ -127,12 +144,25 @@ def faithfulness(
     metric: Metric = "logit_diff",
     path: Path = "auto",
 ) -> Faithfulness:
-    """Keep only the first k heads of a ranking at the last token, and remove only them, for every k side by side.
+    """Keep only the first k heads of a ranking at the last token, and remove only these, for every k side by side.
 
-    ranking: all heads, the most important first. ks: by default about 32 from 0 to all heads, dense among the first; 0 and all are
-    always added. mode: a silenced head is replaced by its mean over the questions, or by 0. chosen_on: the questions that the
-    ranking was made on. Raises EditError for a ranking that is not of all heads, LeakError for a picture that it was made on,
-    DataError where silencing all heads changes nothing.
+    Args:
+        vlm: the model, from `si.load`.
+        questions: Q test questions.
+        ranking: all heads of the model, the most important first.
+        ks: K numbers of heads; by default about 32, closer together among the first. 0 and all heads are always added.
+        mode: whether a silenced head is replaced by its mean over the questions or by 0.
+        chosen_on: the questions that the ranking was made on, or the names of their images.
+        metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        path: "packed" reads each prompt once and runs edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+
+    Returns:
+        A Faithfulness, keep and remove [Q, K].
+
+    Raises:
+        EditError: for a ranking that does not have all heads, and for a k that is out of range.
+        LeakError: for a test image among those of `chosen_on`.
+        DataError: where silencing all heads does not change the metric.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
@@ -158,7 +188,9 @@ def faithfulness(
     found = measure(metric, scores, questions).cpu()
     K = len(points)
     if abs(float((found[:, K - 1] - found[:, 0]).mean())) < 1e-6:
-        raise DataError("silencing all heads does not change the metric: there is nothing to be faithful to on these questions")
+        raise DataError(
+            "silencing all heads does not change the metric: heads have no effect to attribute; use other questions or another metric"
+        )
     made = provenance(vlm, questions, metric=metric, path=path, mode=mode, ranking=[list(h) for h in order])
     return Faithfulness(points, metric, found[:, :K], found[:, K:], torch.from_numpy(groups(questions)), made)
 
@@ -169,7 +201,7 @@ def _points(n: int) -> tuple[int, ...]:
 
 
 def _silenced(heads: Sequence[Head], means: Tensor | None, L: int, H: int) -> Edit:
-    """One variant in which the given heads say 0, or their mean."""
+    """One variant in which the given heads output 0, or their mean."""
     scale = torch.ones(1, L, H)
     for layer, head in heads:
         scale[0, layer, head] = 0.0

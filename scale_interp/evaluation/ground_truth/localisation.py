@@ -1,4 +1,4 @@
-"""How well attribution methods find heads that are known to matter: AUROC, precision at k, faithfulness over draws of questions."""
+"""How well attribution methods find heads that are known to matter: AUROC, precision at k and faithfulness over draws of questions."""
 
 from __future__ import annotations
 
@@ -41,9 +41,14 @@ FOLDS = 3
 
 @dataclass(frozen=True)
 class Method:
-    """A way to score heads on questions: scores [L, H], larger where a head is held to matter; why: what it sees and what it misses."""
+    """A way to score heads on questions.
 
-    score: Callable[[VLM, Sequence[Question], int], Tensor]
+    Args:
+        score: model, questions and seed -> scores [L, H], larger for heads that matter more by this method.
+        why: what the method detects and what it misses.
+    """
+
+    score: Callable[[VLM, Sequence[Question], int], Float[Tensor, "layers heads"]]
     why: str
 
 
@@ -97,15 +102,20 @@ METHODS: Mapping[str, Method] = {
         "|s - 1| is large where a change of size helps the fit: a head that does its work well enough may stay at 1.",
     ),
 }
-"""Scores keep their sign where it says that a head helps; amplification and scalars count by size."""
+"""Scores keep their sign where it means that a head helps; amplification and scalars are scored by size."""
 
 
 @dataclass(frozen=True, eq=False)
 class Localisation(Result, FigureView):
-    """Scores of every head by M methods on S draws of questions, against the heads that are known to matter.
+    """Scores of every head by M methods on S draws of questions, compared with the heads that are known to matter.
 
-    scores [M, S, L, H]; known: the heads; cpr, cmd [M, S]: the rankings' areas of faithfulness on other questions (nan where
-    none were given).
+    Args:
+        methods: names of the M methods.
+        known: the heads that matter.
+        scores: [M, S, L, H], larger for heads that matter more by the method.
+        cpr: the area under the faithfulness curve of each ranking on other questions [M, S]; nan where none were given.
+        cmd: the mean distance of that curve from 1 [M, S]; nan where no questions were given.
+        provenance: model, data, settings and versions.
 
     >>> scores, nothing = torch.tensor([[[[0.0, 0.9], [0.5, 0.1]]]]), torch.full((1, 1), float("nan"))
     >>> Localisation(("mine",), ((0, 1),), scores, nothing, nothing).auroc().tolist()
@@ -135,15 +145,15 @@ class Localisation(Result, FigureView):
         known[[layer * H + head for layer, head in self.known]] = True
         return self.scores.flatten(2).double().numpy(), known
 
-    def auroc(self) -> np.ndarray:
-        """The chance that a known head outscores another one, ties counting half [M, S]."""
+    def auroc(self) -> Float[np.ndarray, "methods draws"]:
+        """The probability that a known head scores higher than another head, where ties count half [M, S]."""
         scores, known = self._flat()
         ranks = stats.rankdata(scores, axis=-1)
         k, rest = known.sum(), (~known).sum()
         return np.asarray((ranks[..., known].sum(-1) - k * (k + 1) / 2) / (k * rest))
 
-    def precision(self) -> np.ndarray:
-        """Share of known heads among the k best, k being their number; ties are broken at random, in expectation [M, S]."""
+    def precision(self) -> Float[np.ndarray, "methods draws"]:
+        """The share of known heads among the k best, where k is their number; the expectation over random breaking of ties [M, S]."""
         scores, known = self._flat()
         k = int(known.sum())
         last = np.sort(scores, axis=-1)[..., -k, None]
@@ -152,9 +162,11 @@ class Localisation(Result, FigureView):
         return np.asarray(((above & known).sum(-1) + places * (level & known).sum(-1)) / k)
 
     def to_frame(self) -> pd.DataFrame:
-        """A row a method: means over draws with intervals of AUROC, precision at k, CPR and CMD, and one sentence of why.
+        """One row per method: AUROC, precision at k, CPR and CMD, and one sentence that explains them.
 
-        Intervals: bootstrap over draws, wider by Student's t; of no width where all draws agree, nan of one draw.
+        Returns:
+            Means over draws with intervals: a bootstrap over draws, widened by Student's t. An interval has no width where all draws agree,
+            and is nan for a single draw.
         """
         parts = {"auroc": self.auroc(), "precision": self.precision(), "cpr": self.cpr.numpy(), "cmd": self.cmd.numpy()}
         draws = np.arange(self.scores.shape[1])
@@ -168,7 +180,7 @@ class Localisation(Result, FigureView):
         return pd.DataFrame(rows)
 
     def plot(self, **options: Any) -> Any:
-        """AUROC and precision of every method with intervals (see viz.localisation)."""
+        """A plotly figure of AUROC and precision of every method with intervals (see viz.localisation)."""
         return draw("localisation", {"": self}, **options)
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -199,13 +211,23 @@ def localise(
     *,
     faithful_on: Sequence[Question] | None = None,
 ) -> Localisation:
-    """Score all heads by each method on each draw of questions, against the heads that are known to matter.
+    """Score all heads by each method on each draw of questions, and compare the scores with the heads that are known to matter.
 
-    draws: question sets, one a seed; rendered scene questions have the contrasts that patching needs and the boxes that attention
-    to object needs. known: the heads of a known circuit, or of a planted shortfall. methods: names in METHODS, default all.
-    faithful_on: other questions, on which the rankings' faithfulness is measured (mean ablation).
+    Args:
+        vlm: the model, from `si.load`.
+        draws: S sets of questions, such as one per seed. Rendered scene questions have the contrasts that patching needs and the boxes that
+            attention to object needs.
+        known: the heads of a known circuit, or of a planted shortfall.
+        methods: names in METHODS; by default all.
+        faithful_on: other questions, on which the faithfulness of the rankings is measured (mean ablation).
 
-    Raises EditError for an unknown method and for known heads that are none or all; LeakError where faithful_on shares pictures.
+    Returns:
+        A Localisation, scores [M, S, L, H].
+
+    Raises:
+        EditError: for an unknown method, and for known heads that are none or all.
+        DataError: for no draw.
+        LeakError: where `faithful_on` shares an image with a draw.
 
     >>> import scale_interp as si
     >>> vlm = si.load("testbed/one-head")
@@ -235,7 +257,7 @@ def localise(
     return Localisation(names, heads, scores, areas[0], areas[1], made)
 
 
-def ranking(scores: Tensor) -> list[Head]:
-    """All heads, the largest score [L, H] first; equal ones by layer and head."""
+def ranking(scores: Float[Tensor, "layers heads"]) -> list[Head]:
+    """All heads, the largest score first; equal ones by layer and head."""
     H = scores.shape[1]
     return [(i // H, i % H) for i in scores.flatten().argsort(descending=True, stable=True).tolist()]

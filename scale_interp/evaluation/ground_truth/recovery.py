@@ -1,4 +1,4 @@
-"""Do learned scalars find a planted shortfall, and how much of the lost accuracy do they bring back?"""
+"""Whether learned scalars find a planted shortfall, and how much of the lost accuracy they recover."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...adapters.scale.fit import Fit, fit_scales
@@ -26,9 +27,17 @@ from .localisation import Localisation
 
 @dataclass(frozen=True, eq=False)
 class Recovery(NotebookView):
-    """S fits on a model with a planted shortfall, each with a seed of its own, and the same test questions answered by all.
+    """S fits on a model with a planted shortfall, each with its own seed, and their answers to the same test questions.
 
-    intact, damaged [Q] and repaired [S, Q]: right answers; scalars [S, L, H].
+    Args:
+        planted: the P damaged heads.
+        factor: what their output weights are multiplied by.
+        intact: right answers of the intact model [Q].
+        damaged: right answers of the damaged model [Q].
+        repaired: right answers with each fit [S, Q].
+        scalars: the learned scalars of each fit [S, L, H].
+        groups: the number of each question's image [Q].
+        provenance: model, data, settings and versions.
 
     >>> intact, damaged = torch.ones(4), torch.tensor([1.0, 0.0, 0.0, 1.0])
     >>> scalars = torch.tensor([[[1.0, 3.0], [1.0, 1.2]]])
@@ -39,11 +48,11 @@ class Recovery(NotebookView):
 
     planted: tuple[tuple[int, int], ...]
     factor: float
-    intact: Tensor
-    damaged: Tensor
-    repaired: Tensor
-    scalars: Tensor
-    groups: Tensor
+    intact: Float[Tensor, " questions"]
+    damaged: Float[Tensor, " questions"]
+    repaired: Float[Tensor, "fits questions"]
+    scalars: Float[Tensor, "fits layers heads"]
+    groups: Int[Tensor, " questions"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
@@ -55,24 +64,35 @@ class Recovery(NotebookView):
         return ({"model": name, "accuracy": float(right.double().mean())} for name, right in parts.items())
 
     def lost(self) -> statistics.Difference:
-        """Accuracy of the intact model minus the damaged one's."""
+        """Accuracy of the intact model minus that of the damaged one, paired by question."""
         return statistics.paired_difference(self.intact.numpy(), self.damaged.numpy(), self.groups.numpy())
 
     def recovered(self) -> tuple[float, float, float]:
-        """Share of the lost accuracy that the scalars bring back, mean of all fits, and its interval; nan where none is surely lost."""
+        """The share of the lost accuracy that the scalars recover, a mean over fits.
+
+        Returns:
+            The share and the ends of its interval; nan where it is not certain that any accuracy is lost.
+        """
         regained = self.repaired.double().mean(0) - self.damaged.double()
         lost = self.intact.double() - self.damaged.double()
         return statistics.share_interval(regained.numpy(), lost.numpy(), self.groups.numpy())
 
     def localisation(self) -> Localisation:
-        """How the scalars rank the damaged heads: by |s - 1|, and by |log s|, to which halving is as much as doubling."""
+        """How the scalars rank the damaged heads: by |s - 1|, and by |log s|, for which halving counts as much as doubling."""
         size = self.scalars.clamp(min=1e-6).log().abs()
         scores = torch.stack([(self.scalars - 1).abs(), size])
         nothing = torch.full(scores.shape[:2], float("nan"), dtype=torch.double)
         return Localisation(("|s - 1|", "|log s|"), self.planted, scores, nothing, nothing, self.provenance)
 
-    def ranks(self, method: int = 1) -> np.ndarray:
-        """The place of each damaged head among all [S, planted], 1 the first; method: a row of `localisation`, |log s| by default."""
+    def ranks(self, method: int = 1) -> Int[np.ndarray, "fits planted"]:
+        """The rank of each damaged head among all heads, from 1.
+
+        Args:
+            method: a row of `localisation`: 0 for |s - 1|, 1 for |log s|.
+
+        Returns:
+            Ranks [S, P].
+        """
         H = self.scalars.shape[-1]
         order = (-self.localisation().scores[method].flatten(1)).argsort(dim=1, stable=True).argsort(dim=1)
         return order[:, [layer * H + head for layer, head in self.planted]].numpy() + 1
@@ -82,11 +102,22 @@ class Recovery(NotebookView):
 def recover(
     damaged: PlantedVLM, intact: VLM, train: Sequence[Question], test: Sequence[Question], *, seeds: Count = 5, **settings: Any
 ) -> Recovery:
-    """Fit scalars on all heads of a model with a planted shortfall, a fit a seed side by side, and answer the test questions.
+    """Fit scalars on all heads of a model with a planted shortfall, one fit per seed side by side, and answer the test questions.
 
-    damaged: as `testbeds.plant` gives it; intact: the model it was planted in. A seed draws the pictures that are held out for early
-    stopping. settings: fields of FitSettings. Raises ModelError for a model without a planted shortfall or of another origin,
-    LeakError where a test picture was trained on.
+    Args:
+        damaged: a model from `si.testbeds.plant`.
+        intact: the model in which the shortfall was planted.
+        train: questions to learn from.
+        test: Q test questions.
+        seeds: S fits; a seed draws the images that are held out for early stopping.
+        settings: fields of FitSettings.
+
+    Returns:
+        A Recovery, repaired [S, Q].
+
+    Raises:
+        ModelError: for a model without a planted shortfall, or planted in another model.
+        LeakError: where training and test questions share an image.
 
     >>> import scale_interp as si
     >>> intact = si.load("demo-healthy")
@@ -96,7 +127,7 @@ def recover(
     torch.Size([2, 16])
     """
     if not isinstance(damaged, PlantedVLM) or damaged.origin != intact.name:
-        raise ModelError(f"{damaged.name} is no planted shortfall of {intact.name}: give plant(vlm, heads, factor) and the same vlm")
+        raise ModelError(f"{damaged.name} is not a planted shortfall of {intact.name}: give plant(vlm, heads, factor) and the same vlm")
     if seeds < 1:
         raise DataError(f"seeds={seeds}: give at least 1")
     train, test = require(train), require(test)
