@@ -30,7 +30,7 @@ class Raises:
     error: type[ScaleInterpError]
 
 
-class LookedAt:
+class OwnCheck:
     """An argument that the function looks at first, and says more of."""
 
 
@@ -38,7 +38,7 @@ Count = Annotated[int, AtLeast(1)]
 Seed = Annotated[int, AtLeast(0)]
 
 
-class Listed(Protocol):
+class SelfChecking(Protocol):
     """A class whose lists say themselves what is wrong with them, as Question's: `require_items` raises DataError."""
 
     @classmethod
@@ -124,7 +124,7 @@ class _Check:
                 self.require(argument, given[argument], *_parts(self.hints[argument]))
 
     def require(self, argument: str, value: Any, hint: Any, markers: Sequence[Any]) -> None:
-        if any(isinstance(marker, LookedAt) for marker in markers):
+        if any(isinstance(marker, OwnCheck) for marker in markers):
             return
         if (kinds := _listed(hint)) and not isinstance(value, Mapping) and value is not None:
             _require_items(value, kinds)
@@ -154,14 +154,14 @@ def options(hint: Any) -> tuple[Any, ...]:
     return get_args(_parts(hint)[0])
 
 
-def _listed(hint: Any) -> tuple[type[Listed], ...]:
+def _listed(hint: Any) -> tuple[type[SelfChecking], ...]:
     """Which items a list holds that checks itself; nothing for other annotations."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     lists = [one for one in options if get_origin(one) is Sequence]
     return tuple(arg for one in lists for arg in get_args(one) if _is_listed(arg))
 
 
-def _require_items(value: Any, kinds: Sequence[type[Listed]]) -> None:
+def _require_items(value: Any, kinds: Sequence[type[SelfChecking]]) -> None:
     if not (hasattr(value, "__len__") and len(value) == 0):  # whether there may be none, the function knows
         first = value[0] if _is_list(value) else value
         next((kind for kind in kinds if isinstance(first, kind)), kinds[-1]).require_items(value)

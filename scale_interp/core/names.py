@@ -6,11 +6,11 @@ import ast
 from pathlib import Path
 
 
-def offered(init: str | Path) -> list[str]:
+def public_names(init: str | Path) -> list[str]:
     """The names that an `__init__.py` imports `as` themselves: those that a type checker takes for public. It is read, not imported.
 
     >>> import scale_interp.models.testbeds as testbeds
-    >>> offered(testbeds.__file__)[-3:]
+    >>> public_names(testbeds.__file__)[-3:]
     ['folder', 'plant', 'planted']
     """
     imports = (node for node in ast.parse(Path(init).read_text()).body if isinstance(node, ast.ImportFrom))

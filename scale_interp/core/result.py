@@ -141,7 +141,7 @@ class Stored(NotebookView):
     @classmethod
     def _read(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
         """The result of checked tensors, and of metadata that are yet to be checked."""
-        return made(path, lambda: cls._made(path, tensors, meta))
+        return build(path, lambda: cls._made(path, tensors, meta))
 
     @classmethod
     def _made(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
@@ -268,7 +268,7 @@ def _restored(value: Any, hint: Any) -> Any:
     return value
 
 
-def made(path: Path, make: Callable[[], T]) -> T:
+def build(path: Path, make: Callable[[], T]) -> T:
     """What is made of a file's content; whatever a constructor finds wrong with it becomes a FileError that names the file."""
     try:
         return make()

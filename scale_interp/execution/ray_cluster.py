@@ -129,7 +129,7 @@ class Cluster:
         if not todo:
             return
         team, ray = self._team(vlm), self.ray
-        told = [ray.put(plan)], [ray.put(work)]
+        references = [ray.put(plan)], [ray.put(work)]
         waiting = deque(todo)
         running: dict[Any, tuple[Any, int]] = {}
         arrived: dict[int, dict[str, Tensor]] = {}
@@ -139,7 +139,7 @@ class Cluster:
                 while wanted not in arrived:
                     while waiting and team.free and (not running or len(arrived) < AHEAD * len(running)):
                         worker, i = team.free.pop(), waiting.popleft()
-                        running[worker.run.remote(*told, i)] = worker, i
+                        running[worker.run.remote(*references, i)] = worker, i
                     (ready,), _ = ray.wait([*running, *team.starting], num_returns=1)
                     if ready in team.starting:
                         self._joined(team, ready)
@@ -171,8 +171,8 @@ class Cluster:
             threads, memory = torch.get_num_threads(), working_bytes(vlm)
             gpus = (self.gpus or len(set(_devices(vlm)))) if vlm.device.type == "cuda" else 0
             has = self.ray.cluster_resources()
-            room = int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 0) // threads)
-            if room < 1:
+            capacity = int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 0) // threads)
+            if capacity < 1:
                 needed = f"{gpus} GPU(s)" if gpus else f"{threads} cores (this process's torch threads)"
                 raise ModelError(f"the cluster has no room for one worker, which takes {needed}: it has {has}")
             remote = self.ray.remote(num_cpus=1 if gpus else threads, num_gpus=gpus, max_restarts=0)(Worker)
@@ -182,7 +182,7 @@ class Cluster:
                 return worker.open.remote(reopen, threads, memory), worker
 
             team = self.teams[mark] = Team(mark, start)
-            team.starting = dict(start() for _ in range(self.workers or room))
+            team.starting = dict(start() for _ in range(self.workers or capacity))
         return self.teams[mark]
 
     def _joined(self, team: Team, ready: Any) -> None:

@@ -37,7 +37,7 @@ class Activations(NotebookView):
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         axes = {"z": "questions, layers, heads, numbers a head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
-        return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
+        return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": axes_of} for name, axes_of in axes.items())
 
 
 @checked

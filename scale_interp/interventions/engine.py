@@ -17,7 +17,7 @@ from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
 from .paths import check_finite, packed, reference, with_graph
-from .prefix import Prompts
+from .prefix import PrefixStore
 
 Path = Annotated[Literal["auto", "packed", "reference"], Raises(EditError)]
 
@@ -29,7 +29,7 @@ def run_edits(
     edits: Any = None,
     path: Path = "auto",
     *,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
@@ -62,7 +62,7 @@ def run_with_clean(
     edits: Any = None,
     path: Path = "auto",
     *,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
@@ -76,7 +76,7 @@ def run_with_clean(
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
-    prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
+    prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)
     if not grad:
         return packed(vlm, prompts, edit, what)
     edited, clean = with_graph(vlm, prompts, edit, what)

@@ -19,11 +19,11 @@ from ..vlm.vlm import VLM
 from .choices import Scoring
 from .edit import Variants
 from .packed import run_packed
-from .prefix import Prefix, Prompts
+from .prefix import Prefix, PrefixStore
 from .reference import run_reference
 
 
-def packed(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
+def packed(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
     """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
     found = [*map_batches(vlm, prompts, partial(packed_work, edit=edit), what)]
     return _joined(vlm, found)
@@ -36,7 +36,7 @@ def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
     return {"edited": edited, "clean": clean}
 
 
-def with_graph(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
+def with_graph(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
     """The same, for edits that require gradients: here and now, with everything in memory."""
     edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in track(prompts, what, len(prompts))), strict=True)
     return join(edited), join(clean)

@@ -122,7 +122,7 @@ def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[PrefixLayer, ...
     return kept, tuple(getattr(layer, "sliding_window", None) for layer in layers)
 
 
-class _Enough(Exception):
+class _StopForward(Exception):
     """Raised to end a forward pass of which nothing more is needed."""
 
 
@@ -131,12 +131,12 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     cache = DynamicCache(config=vlm.hf_model.config.get_text_config())
 
     def stop(*_: object) -> None:
-        raise _Enough
+        raise _StopForward
 
     hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
     try:
         vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    except _Enough:
+    except _StopForward:
         pass
     finally:
         hook.remove()
@@ -165,10 +165,10 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
         raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller picture or a shorter prompt ({reason})")
     warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
-    return _beside(vlm, questions, rows, halves, scoring)
+    return _concatenate(vlm, questions, rows, halves, scoring)
 
 
-def _beside(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
+def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
     """Prefixes of some questions as one, padded on the left to one length."""
     P = max(part.seen.shape[1] for part in parts)
     layers = []
@@ -184,7 +184,7 @@ def _beside(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequenc
     return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens)
 
 
-class Prompts(Sequence[Prefix]):
+class PrefixStore(Sequence[Prefix]):
     """The prefixes of many questions in batches, each read when first asked for and then kept.
 
     batch_size: questions a batch; default: 16, or as many as `working_bytes` holds. keep: whether they are asked for
@@ -229,8 +229,8 @@ class Prompts(Sequence[Prefix]):
             raise EditError(f"the weights of {self.vlm.name} were changed since these prompts were made: make them again, or give none")
 
     @property
-    def plan(self) -> Callable[[VLM], Prompts]:
-        return partial(prompts, tuple(self.questions), self.batch_size, self.scoring)
+    def plan(self) -> Callable[[VLM], PrefixStore]:
+        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring)
 
     @cached_property
     def slices(self) -> list[slice]:
@@ -262,21 +262,21 @@ class Prompts(Sequence[Prefix]):
         return prefix
 
 
-def prompts(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> Prompts:
+def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> PrefixStore:
     """The same prompts, read by another process's model."""
-    return Prompts(vlm, questions, batch_size, keep=False, scoring=scoring)
+    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring)
 
 
 @dataclass(frozen=True)
-class Pairs:
+class StorePair:
     """The prefixes of two prompts with the same batches: (first, second)."""
 
-    first: Prompts
-    second: Prompts
+    first: PrefixStore
+    second: PrefixStore
 
     @property
-    def plan(self) -> Callable[[VLM], Pairs]:
-        return partial(pairs, self.first.plan, self.second.plan)
+    def plan(self) -> Callable[[VLM], StorePair]:
+        return partial(open_pair, self.first.plan, self.second.plan)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -285,8 +285,8 @@ class Pairs:
         return self.first[index], self.second[index]
 
 
-def pairs(first: Callable[[VLM], Prompts], second: Callable[[VLM], Prompts], vlm: VLM) -> Pairs:
-    return Pairs(first(vlm), second(vlm))
+def open_pair(first: Callable[[VLM], PrefixStore], second: Callable[[VLM], PrefixStore], vlm: VLM) -> StorePair:
+    return StorePair(first(vlm), second(vlm))
 
 
 def _versions(vlm: VLM) -> list[tuple[int, int]]:

@@ -20,7 +20,7 @@ from ..errors import MemoryWarning
 
 LEAST_FREE = 2**30
 """Bytes of disk that stay free."""
-Pairs = Sequence[tuple[Tensor, Tensor]]
+KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 
 
 class Spill:
@@ -35,7 +35,7 @@ class Spill:
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def put(self, index: int, layers: Pairs) -> bool:
+    def put(self, index: int, layers: KeysAndValues) -> bool:
         """Write one batch's keys and values; False, with a warning, where the disk is too full for it."""
         size = sum(k.nbytes + v.nbytes for k, v in layers)
         free = shutil.disk_usage(self.folder).free
@@ -55,7 +55,7 @@ class Spill:
         message = f"no room on disk for prompts in {self.folder} ({why}): the rest is read again when needed; set TMPDIR to a larger disk"
         warnings.warn(message, MemoryWarning, stacklevel=5)
 
-    def get(self, index: int, like: torch.device) -> Pairs | None:
+    def get(self, index: int, like: torch.device) -> KeysAndValues | None:
         """What was put, on a device; None, with a warning, where the file is gone or its checksum differs."""
         path, sum_then = self.folder / f"{index}.safetensors", self._sums.pop(index)
         try:

@@ -57,13 +57,13 @@ class RunFolder:
         self.journal = Journal(path, order=job.steps, say=self.say, working=self.working)
         self.working_journal: Journal | None = None
         """The journal while the folder is worked in; None before and after, and where a job's results are times."""
-        self._asked, self._printed = asked, say
+        self._open_inputs, self._print = asked, say
         self._opened: ModelAndQuestions | None = None
         self._check_settings()
 
     def say(self, text: str) -> None:
         """Tell the user, and the log."""
-        self._printed(text)
+        self._print(text)
         if (self.path / SETTINGS).exists():
             self._log(text)
 
@@ -84,7 +84,7 @@ class RunFolder:
         return self.journal.step(step, timed, load)
 
     @property
-    def taken(self) -> list[str]:
+    def computed(self) -> list[str]:
         """Steps that this process has computed."""
         return self.journal.made
 
@@ -107,20 +107,20 @@ class RunFolder:
         if self._opened is not None:
             yield self._opened
             return
-        with self._explained():
+        with self._disk_errors_explained():
             if (self.path / SETTINGS).exists():
                 with lock(self.path):  # told now, not after the model has loaded
                     pass
             # Model and questions first, so that a mistyped command leaves nothing behind.
             early: list[str] = []
-            with _heard(early.append):
-                vlm, questions = self._asked()
+            with _copy_warnings(early.append):
+                vlm, questions = self._open_inputs()
             with self.journal.opened():
                 differs = self._claim(vlm, questions)
                 self.working_journal = None if self.job.timed else self.journal
                 self._opened = (with_journal(vlm, self.working_journal) if isinstance(vlm, VLM) else vlm), questions
                 try:
-                    with self._watched(), _heard(self._log):
+                    with self._recorded(), _copy_warnings(self._log):
                         for text in early:
                             self._log(text)
                         for text in differs:
@@ -131,7 +131,7 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         if (self.path / SETTINGS).exists():
-            self.job.refuse_others(self.path, read_json(self.path / SETTINGS))
+            self.job.require_same_settings(self.path, read_json(self.path / SETTINGS))
 
     def _claim(self, vlm: VLM | None, questions: Mapping[str, Sequence[Question]]) -> list[str]:
         """Write what the run is of, or compare with what is written; what may keep its numbers from being the same."""
@@ -144,7 +144,7 @@ class RunFolder:
         return differs
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _recorded(self) -> Iterator[None]:
         started = time.perf_counter()
         process = f"process {os.getpid()} on {platform.node()}"
         first = self._state().get("started") or _now()
@@ -176,7 +176,7 @@ class RunFolder:
                 self._write_state(status=status, ended=_now(), seconds=round(spent, 1))
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _disk_errors_explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -202,7 +202,7 @@ class RunFolder:
 
 
 @contextmanager
-def _heard(tell: Callable[[str], None]) -> Iterator[None]:
+def _copy_warnings(tell: Callable[[str], None]) -> Iterator[None]:
     """Tell of every warning of this thread, beside what is done with it anyway; afterwards all is as it was."""
     here = threading.get_ident()
     with warnings.catch_warnings():

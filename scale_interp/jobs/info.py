@@ -54,23 +54,23 @@ def read_run(folder: str | Path) -> RunInfo:
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
         raise FileError(f"{folder} is no run: it holds no {SETTINGS}; `scale-interp runs` lists those there are")
-    told = _read(folder / SETTINGS)
+    settings = _read(folder / SETTINGS)
     try:
         state, manifest = (_read(folder / name) if (folder / name).exists() else {} for name in (STATE, MANIFEST))
         done = tuple(manifest.get("steps", {}))
         found = _read(folder / FINDINGS) if (folder / FINDINGS).exists() else {}
         return RunInfo(
             folder,
-            told["kind"],
-            told["settings"].get("model") or "",
-            told["settings"].get("data") or "",
-            told["command"],
+            settings["kind"],
+            settings["settings"].get("model") or "",
+            settings["settings"].get("data") or "",
+            settings["command"],
             _status(folder, state),
-            tuple(told["steps"]),
+            tuple(settings["steps"]),
             done,
             found.get("headline", ""),
             tuple(found.get("findings", ())),
-            {name: told[name] for name in ("settings", "model", "data", "versions", "machine") if told.get(name)},
+            {name: settings[name] for name in ("settings", "model", "data", "versions", "machine") if settings.get(name)},
             tuple(
                 ResultFile(folder, name, about["bytes"], about["sha256"], step)
                 for step in done

@@ -44,14 +44,14 @@ class Job:
             "settings": self.settings,
             "steps": list(self.steps),
             "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint, "processor": vlm.processor_fingerprint},
-            "data": {split: _about(asked) for split, asked in questions.items()},
+            "data": {split: _describe(asked) for split, asked in questions.items()},
             "versions": {"python": platform.python_version()} | versions(),
             "machine": {"device": "cpu" if vlm is None else str(vlm.device), "threads": torch.get_num_threads()},
         }
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 
-    def refuse_others(self, folder: Path, theirs: Mapping[str, Any]) -> None:
+    def require_same_settings(self, folder: Path, theirs: Mapping[str, Any]) -> None:
         """Raise FileError where a folder's settings.json is of another kind, or of other settings."""
         if "kind" not in theirs or "settings" not in theirs:
             raise FileError(f"{folder} holds a {SETTINGS} of something else, not of `{self.kind}`: {ELSEWHERE}")
@@ -115,7 +115,7 @@ def folder_name(model: str, data: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
-def _about(questions: Sequence[Question]) -> dict[str, Any]:
+def _describe(questions: Sequence[Question]) -> dict[str, Any]:
     """What tells these questions from others: their source, and a hash of words, choices, right answers and pictures."""
     return describe(questions) | {"content_hash": digest([(q, q.answer) for q in questions])[:16]}
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..core.arguments import LookedAt, checked
+from ..core.arguments import OwnCheck, checked
 from ..errors import ModelError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
@@ -21,7 +21,7 @@ from .testbeds import circuits
 
 @checked
 def load(
-    model: Annotated[str | Path | PreTrainedModel, LookedAt()],
+    model: Annotated[str | Path | PreTrainedModel, OwnCheck()],
     processor: ProcessorMixin | None = None,
     *,
     dtype: torch.dtype | str | None = None,

@@ -23,9 +23,9 @@ from .vlm import VLM
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-Part = tuple[Tensor, Tensor, Tensor]
+Raster = tuple[Tensor, Tensor, Tensor]
 """A raster: tokens [R, C] counted from the picture's first image token, its columns' x [C, 2] and rows' y [R, 2] in pixels."""
-Layout = tuple[list[Part], int]
+Layout = tuple[list[Raster], int]
 """The rasters of one picture, the whole picture first, and how many image tokens it has."""
 
 
@@ -50,7 +50,7 @@ def _cells(start: float, length: float, n: int, tiles: int = 1, seen: float = 1.
     return torch.stack([edges[:, :-1], edges[:, 1:]], -1).flatten(0, 1)
 
 
-def _whole(size: Size, rows: int, cols: int, first: int = 0, seen: float = 1.0) -> Part:
+def _whole(size: Size, rows: int, cols: int, first: int = 0, seen: float = 1.0) -> Raster:
     """The whole picture, squeezed into one view."""
     tokens = first + torch.arange(rows * cols).view(rows, cols)
     return tokens, _cells(0, size[0], cols, seen=seen), _cells(0, size[1], rows, seen=seen)
@@ -132,14 +132,14 @@ def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
 def _idefics(vlm: VLM, size: Size, alone: bool) -> Layout:
     """Squeezed into rows and columns of tiles, each behind its marker, and then whole."""
     side = isqrt(vlm.processor.image_seq_len)  # type: ignore[attr-defined]
-    told = _processed(vlm, size, return_row_col_info=True)
-    (down,), (across,) = told["rows"], told["cols"]
+    tiling = _processed(vlm, size, return_row_col_info=True)
+    (down,), (across,) = tiling["rows"], tiling["cols"]
     if not down * across:
         return [_whole(size, side, side)], side**2
     return _tiled(size, down, across, side), (down * across + 1) * side**2
 
 
-def _tiled(size: Size, down: int, across: int, side: int) -> list[Part]:
+def _tiled(size: Size, down: int, across: int, side: int) -> list[Raster]:
     w, h = size
     tiles = _tiles(down, across, side), _cells(0, w / across, side, across), _cells(0, h / down, side, down)
     return [_whole(size, side, side, first=down * across * side**2), tiles]

@@ -95,14 +95,14 @@ class VLM(NotebookView):
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
         report = self.report
-        told = {
+        summary = {
             "class": type(self.hf_model).__name__,
             "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
             "width": f"{self.d_model}, {self.head_dim} a head",
             "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
             "path": "measured on first use" if report is None else f"{report.path}: {report.why}",
         }
-        return ({"": name, self.name: value} for name, value in told.items())
+        return ({"": name, self.name: value} for name, value in summary.items())
 
     @property
     def device(self) -> torch.device:

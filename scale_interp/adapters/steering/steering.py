@@ -25,7 +25,7 @@ from ...errors import DataError, EditError
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, choose_path, run_edits
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from ..attach import attach
 
@@ -114,7 +114,7 @@ def fit_steering(
     scope: Scope = "each_new_token",
     folds: Annotated[int, AtLeast(2)] = 2,
     seed: Seed = 0,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     path: Path = "auto",
 ) -> Steering:
     """Directions from the questions that the model answers wrong to those that it answers right, among training questions.
@@ -138,7 +138,7 @@ def fit_steering(
     if isinstance(heads, int) and not 1 <= heads <= L * H:
         raise EditError(f"heads={heads}: the model has {L * H}; ask for 1 to {L * H} of them")
     path = choose_path(vlm, train, path)
-    prompts = prompts or Prompts(vlm, train)
+    prompts = prompts or PrefixStore(vlm, train)
     right = measure("accuracy", run_edits(vlm, train, path=path, prompts=prompts, what="answering")[:, 0], train).bool().cpu()
     if right.all() or not right.any():
         raise DataError(f"all {len(train)} training answers are {'right' if right[0] else 'wrong'}: give questions of both kinds")

@@ -17,7 +17,7 @@ from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
 from ..engine import Path, choose_path
 from ..paths import join, packed_batch
-from ..prefix import Prefix, Prompts
+from ..prefix import Prefix, PrefixStore
 from ..reference import forward, run_reference
 from ..rows import NAME as PACKED
 from ..rows import attention
@@ -144,7 +144,7 @@ def answer_all(
     path: Path = "auto",
     *,
     whole: bool = False,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     selected: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], int]:
@@ -163,7 +163,7 @@ def answer_all(
     batches: Batches = SingleQuestions(questions)
     work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
-        batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
+        batches, work = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
     found = [*map_batches(vlm, batches, work, "answering")]
     passes = sum(int(part.pop("passes")) for part in found)
     return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes

@@ -93,7 +93,7 @@ class Construction:
         for weight, fixed, value in self.held:
             weight.copy_(torch.where(fixed, value.to(weight.dtype), weight))
 
-    def kept(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether every fixed weight has exactly its value."""
         return all(bool((weight[fixed] == value.to(weight.dtype)[fixed]).all()) for weight, fixed, value in self.held)
 
@@ -103,8 +103,8 @@ class Construction:
         words = demo.tokenizer().get_vocab()
         last, relay = (":", "assistant") if circuit.relay else ("assistant", None)
         channels = slice(IMAGE, LAST + 1)
-        rooms = {head: slice(i * GROUP_WIDTH, (i + 1) * GROUP_WIDTH) for i, head in enumerate(circuit.owners)}
-        answers = slice(0, len(rooms) * GROUP_WIDTH)
+        answer_channels = {head: slice(i * GROUP_WIDTH, (i + 1) * GROUP_WIDTH) for i, head in enumerate(circuit.owners)}
+        answers = slice(0, len(answer_channels) * GROUP_WIDTH)
         made = _Held()
 
         embeddings: Any = model.get_input_embeddings()
@@ -126,7 +126,7 @@ class Construction:
         for head, group in circuit.owners.items():
             for word in group:
                 mask[words[word]] = True
-                mask[words[word], rooms[head]] = False
+                mask[words[word], answer_channels[head]] = False
 
         for number, layer in enumerate(model.get_decoder().layers):
             mask, value = made.part(layer.input_layernorm.weight)
@@ -135,20 +135,20 @@ class Construction:
             mask[channels] = mask[answers] = True
             mask, _ = made.part(layer.self_attn.o_proj.weight)
             mask[channels] = mask[answers] = True
-            for head, room in rooms.items():
+            for head, own in answer_channels.items():
                 if head[0] == number:
-                    mask[room, head[1] * HEAD_DIM : (head[1] + 1) * HEAD_DIM] = False
+                    mask[own, head[1] * HEAD_DIM : (head[1] + 1) * HEAD_DIM] = False
             q_mask, q_value = made.part(layer.self_attn.q_proj.weight)
             k_mask, k_value = made.part(layer.self_attn.k_proj.weight)
             for h in range(circuit.n_heads):
                 slow, partner = h * HEAD_DIM + HEAD_DIM // 2 - 1, h * HEAD_DIM + HEAD_DIM - 1
                 q_mask[[slow, partner]] = k_mask[[slow, partner]] = True
                 q_value[slow, LAST] = GATE
-                k_value[slow, list(hidden(circuit.kind((number, h)), circuit.relay))] = -GATE
+                k_value[slow, list(hidden_from_head(circuit.kind((number, h)), circuit.relay))] = -GATE
         return Construction(made.parts)
 
 
-def hidden(kind: Kind, relay: bool) -> tuple[int, ...]:
+def hidden_from_head(kind: Kind, relay: bool) -> tuple[int, ...]:
     """The kinds of tokens that a last token's head must not see; the first token is open to all."""
     source = RELAY if relay else IMAGE
     open_to = {"listed": (source,), "decoy": (source,), "word": (WORD,), "parked": ()}[kind]
