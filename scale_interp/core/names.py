@@ -1,4 +1,4 @@
-"""Which names a package offers: written once, in its `__init__.py`, as `from .module import name as name`."""
+"""The public names of a package, written once, in its `__init__.py`, as `from .module import name as name`."""
 
 from __future__ import annotations
 
@@ -7,7 +7,13 @@ from pathlib import Path
 
 
 def public_names(init: str | Path) -> list[str]:
-    """The names that an `__init__.py` imports `as` themselves: those that a type checker takes for public. It is read, not imported.
+    """The names that an `__init__.py` imports under their own name, which type checkers treat as public.
+
+    Args:
+        init: The file. It is parsed, not imported.
+
+    Returns:
+        The names in alphabetical order.
 
     >>> import scale_interp.models.testbeds as testbeds
     >>> public_names(testbeds.__file__)[-3:]

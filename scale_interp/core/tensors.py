@@ -1,4 +1,4 @@
-"""Tensors on disk: one safetensors file with readable JSON inside that says what kind of result it is."""
+"""Tensors on disk: one safetensors file with readable JSON in its header that says what kind of result it is."""
 
 from __future__ import annotations
 
@@ -21,17 +21,35 @@ HEADER = {"kind", "format", "meta", SEAL}
 
 
 def write_tensors(path: Path, kind: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any]) -> None:
-    """Tensors and metadata as one safetensors file that says what kind of result it is."""
-    # Copies, as safetensors refuses two tensors of one memory.
+    """Write tensors and metadata as one safetensors file.
+
+    Args:
+        path: The file.
+        kind: What kind of result this is, for the header.
+        tensors: The tensors by name.
+        meta: Metadata in JSON's types.
+    """
+    # Copies, as safetensors refuses two tensors that share memory.
     plain = {k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}
     header: dict[str, Any] = {"kind": kind, "format": FORMAT, "meta": as_json(meta)}
     header[SEAL] = checksum(header, *_bytes(plain))
-    # One entry: safetensors writes several in no fixed order, and equal results shall be equal files.
+    # One entry: safetensors writes several entries in no fixed order, and equal results must give equal files.
     write_bytes(path, save(plain, {"scale_interp": json.dumps(header, sort_keys=True)}))
 
 
 def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """What write_tensors wrote. Raises FileError for a missing, damaged or foreign file."""
+    """Read a file that `write_tensors` wrote.
+
+    Args:
+        path: The file.
+        kind: What kind of result it must be.
+
+    Returns:
+        The tensors by name, and the metadata.
+
+    Raises:
+        FileError: The file is missing, damaged, or of another kind.
+    """
     if not path.is_file():
         raise FileError(f"no file {path}; give the place of a saved {kind}")
     try:
@@ -55,7 +73,11 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
 
 
 def require_format(path: Path, number: Any) -> None:
-    """Raise FileError for a format that this version does not read."""
+    """Check a file's format number.
+
+    Raises:
+        FileError: This version does not read the format.
+    """
     if number != FORMAT:
         raise FileError(f"{path} has format {number!r}; this version reads format {FORMAT}: save it again with this version")
 
@@ -67,7 +89,21 @@ def _bytes(tensors: Mapping[str, Tensor]) -> Iterator[bytes]:
 
 
 def expect(path: Path, tensors: Mapping[str, Tensor], name: str, ndim: int, whole: bool = False) -> Tensor:
-    """A tensor of the file, checked: there, of this many axes, of finite floating-point numbers, or of whole numbers from 0."""
+    """One tensor of a file, checked.
+
+    Args:
+        path: The file, for messages.
+        tensors: The file's tensors.
+        name: The tensor's name.
+        ndim: The number of axes it must have.
+        whole: Whether it must contain integers from 0 on; otherwise finite floating-point numbers.
+
+    Returns:
+        The tensor.
+
+    Raises:
+        FileError: The tensor is missing or does not meet these conditions.
+    """
     if name not in tensors:
         raise FileError(f"{path} holds no tensor {name!r}; it has {', '.join(tensors) or 'none'}: save it again")
     tensor = tensors[name]

@@ -50,7 +50,7 @@ def load(
     """
     if isinstance(model, PreTrainedModel):
         if processor is None:
-            raise ModelError("a live model needs its processor: load(model, processor)")
+            raise ModelError("a live model needs its processor: pass it as load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         vlm = VLM(model, processor, name, prompt)
         vlm.prefix_cache = check_cache(prefix_cache)

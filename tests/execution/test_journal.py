@@ -193,7 +193,7 @@ def test_a_damaged_part_is_done_again(vlm, pairs, tmp_path, damage):
     content = path.read_bytes()
     damaged = {"flipped": content[:-1] + bytes([content[-1] ^ 1]), "short": content[:-9], "empty": b"", "foreign": b"PK\x03\x04" + content}
     path.write_bytes(damaged[damage])
-    with si.resumable(tmp_path), pytest.warns(DataWarning, match="computing it anew"):
+    with si.resumable(tmp_path), pytest.warns(DataWarning, match="computing it again"):
         assert torch.equal(si.ablate(vlm, questions).per_question, whole)
     assert path.read_bytes() == content
 

@@ -84,7 +84,7 @@ def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, wh
     else:
         monkeypatch.setattr(spill.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
     prompts = PrefixStore(vlm, train[:16], 8, cache="disk")
-    with pytest.warns(MemoryWarning, match="no room on disk for prompts"):
+    with pytest.warns(MemoryWarning, match="no space on disk for prompts"):
         first = layers(prompts[0])
     with pytest.warns(MemoryWarning):
         assert all(torch.equal(a, b) for a, b in zip(first, layers(prompts[0]), strict=True))

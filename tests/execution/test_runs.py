@@ -136,7 +136,7 @@ def test_damaged_results_are_said_and_made_anew(tmp_path, harm, name):
     said = []
     folder = sums(tmp_path, said.append)
     assert finish(folder) == 6 and folder.computed == ["one" if name == "one.json" else "two"]
-    assert name in said[0] and "computing it anew" in said[0] and said[0] in (tmp_path / "log.txt").read_text()
+    assert name in said[0] and "computing it again" in said[0] and said[0] in (tmp_path / "log.txt").read_text()
     assert results(tmp_path) == whole
 
 
