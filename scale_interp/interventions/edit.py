@@ -240,7 +240,9 @@ class Edit:
             if part is None:
                 continue
             if tuple(part.shape[-len(shape) :]) != shape:
-                raise EditError(f"{name} has shape {tuple(part.shape)}, which is not of this model: give [N, {', '.join(map(str, shape))}]")
+                raise EditError(
+                    f"{name} has shape {tuple(part.shape)}, but the model needs [N, {', '.join(map(str, shape))}]: give that shape"
+                )
             if part.ndim == len(shape) + 2 and part.shape[0] != n_questions:
                 raise EditError(f"{name} is for {part.shape[0]} questions, but there are {n_questions}: give one row per question")
             if not torch.isfinite(part).all():
@@ -298,7 +300,8 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head
             raise EditError(f"head {item!r} is not a (layer, head) pair: give two whole numbers, such as (3, 0)") from error
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
             raise EditError(
-                f"head {(layer, head)} is out of range: the model has {n_layers} layers x {n_heads} heads; use numbers from 0 to {n_layers - 1} and from 0 to {n_heads - 1}"
+                f"head {(layer, head)} is out of range: the model has {n_layers} layers x {n_heads} heads; "
+                f"give a layer from 0 to {n_layers - 1} and a head from 0 to {n_heads - 1}"
             )
         if (layer, head) in out:
             raise EditError(f"head {(layer, head)} is given twice: give each head once")
@@ -306,7 +309,11 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head
     return out
 
 
-def affine(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
+def affine(
+    z: Float[Tensor, "*rows heads head_dim"],
+    scale: Float[Tensor, "*#rows heads"] | None,
+    shift: Float[Tensor, "*#rows heads head_dim"] | None,
+) -> Float[Tensor, "*rows heads head_dim"]:
     """scale * z + shift in the dtype of z.
 
     Args:

@@ -41,7 +41,6 @@ def instruction(message: str) -> str | None:
 
 
 WITHOUT = (
-    r"head \(.*\) is out of range: the model has .* counted from 0$",
     r"head \(.*\) is no \(layer, head\) pair$",
     r"not a JSON object; each record has named fields$",
     r"; it must hold (text|text or a number|a list of texts|an object|\{name: \[left, top, right, bottom\]\})$",
@@ -53,10 +52,7 @@ WITHOUT = (
     r"; its numbers must be finite, left below right and top below bottom$",
     r"=\S+: must be above 0$",
     r"scalars must be a tensor \[.*\] of finite numbers: 1 changes nothing$",
-    r"has shape .*, but the model needs \[N, 6, 8(, 16)?\]$",
-    r"has shape .*: expected \[N, .*\]$",
     r"a baseline takes epochs, batch_size, validation, patience and scope$",
-    r"(missing a required argument|got an unexpected keyword argument).*\. It takes ",
     r"it has boxes but no image; boxes are places in a picture$",
     r" is missing beside .*; the set is four files, line by line$",
     r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
@@ -66,8 +62,6 @@ WITHOUT = (
     r"a paired difference needs the same ones$",
     r"no question has a value for ",
     r": a probe needs at least two$",
-    r"attribute needs gradients, which only the packed path has",
-    r"a live model needs its processor: load\(model, processor\)$",
     r"^unknown data set '.*: known are ",
 )
 """Messages that do not say what to do yet. It may only become shorter: write the instruction, then delete the line."""

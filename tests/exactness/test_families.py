@@ -503,7 +503,7 @@ def test_out_of_memory_halves_the_chunk(questions):
     assert len(reads[0].layers) == vlm.n_layers
     hook = vlm.decoder.layers[1].self_attn.o_proj.register_forward_pre_hook(too_many)
     try:
-        with pytest.warns(MemoryWarning, match="no memory for 12 edits at once; going on with 6"):
+        with pytest.warns(MemoryWarning, match="no memory for 12 edits at once; continuing with 6"):
             halved = si.run_edits(vlm, questions, sweep, path="packed", prompts=reads)
         assert max(rows) > 4
         rows.clear()

@@ -133,5 +133,5 @@ def test_prompts_are_read_in_halves_where_memory_runs_out(train, monkeypatch, fa
 
 def test_no_memory_for_one_prompt(vlm, train, monkeypatch):
     monkeypatch.setattr(prefix, "read_prefix", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
-    with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory to read question .*: give a smaller picture"):
+    with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory to read question .*: give a smaller image"):
         si.evaluate(vlm, train[:4])

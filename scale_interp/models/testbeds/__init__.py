@@ -1,4 +1,4 @@
-"""Test instruments whose truth is known: models with known circuits, and planted shortfalls.
+"""Test instruments with a known answer: models with known circuits, and planted shortfalls.
 
 >>> import scale_interp as si
 >>> si.testbeds.NAMES, si.load("testbed/one-head").n_layers
