@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -30,6 +30,7 @@ class LayerEdit:
     mlp_scale: Tensor | None = None
 
 
+@runtime_checkable
 class Variants(Protocol):
     """What the engine needs of an edit. `Edit` is the general form, `HeadSweep` the sparse one."""
 

@@ -17,7 +17,7 @@ from .edit import LayerEdit, Variants, affine
 
 def run_reference(
     vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Int[Tensor, " variants"], scoring: Scoring = "auto"
-) -> Float[Tensor, "variants choices"]:
+) -> Float[Tensor, "runs choices"]:
     """Choice scores of one question under each of the given variants.
 
     Args:

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 
 import torch
 from jaxtyping import Bool, Float
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..errors import PathWarning
@@ -21,7 +21,7 @@ NAME = "scale_interp_packed"
 
 
 def packed_attention(
-    module: nn.Module,
+    module: object,
     query: Float[Tensor, "questions heads rows head_dim"],
     key: Float[Tensor, "questions kv_heads keys head_dim"],
     value: Float[Tensor, "questions kv_heads keys head_dim"],
