@@ -76,7 +76,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = strict_json.read(path)
     except FileNotFoundError as error:
-        raise FileError(f"no file {path}; give the place of a saved result") from error
+        raise FileError(f"no file {path}; give the path of a saved result") from error
     except (ValueError, OSError) as error:
         raise FileError(f"{path} is damaged or no JSON ({error}); write it again") from error
     if not isinstance(content, dict):

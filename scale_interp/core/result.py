@@ -87,7 +87,7 @@ class Stored(NotebookView):
     """The kind that the file records; by default the class's name."""
     kind_key: ClassVar[str] = "kind"
     """The key of the kind in a JSON file."""
-    other_kind: ClassVar[str] = "is no {kind} of scale_interp but {found!r}; give the file of a {kind}"
+    other_kind: ClassVar[str] = "is not a saved {kind} but {found!r}; give the file of a saved {kind}"
     """The message for a JSON file of another kind."""
     not_saved: ClassVar[tuple[str, ...]] = ()
     """Fields that are not saved."""
@@ -217,7 +217,7 @@ class Adapter(Stored):
     """
 
     kind_key = "method"
-    other_kind = "describes {found!r}, no {kind}; give the folder of one"
+    other_kind = "describes {found!r}, not a {kind}; give the folder of a saved {kind}"
     config_file: ClassVar[str]
     weights_file: ClassVar[str] = ""
 

@@ -51,22 +51,22 @@ def read_tensors(path: Path, kind: str) -> tuple[dict[str, Tensor], dict[str, An
         FileError: The file is missing, damaged, or of another kind.
     """
     if not path.is_file():
-        raise FileError(f"no file {path}; give the place of a saved {kind}")
+        raise FileError(f"no file {path}; give the path of a saved {kind}")
     try:
         with safe_open(path, "pt") as file:
             written = (file.metadata() or {}).get("scale_interp")
             tensors = {key: file.get_tensor(key) for key in sorted(file.keys())}
     except (SafetensorError, OSError, ValueError, RuntimeError) as error:
-        raise FileError(f"{path} is damaged or no safetensors file ({error}); save it again") from error
+        raise FileError(f"{path} is damaged or not a safetensors file ({error}); save it again") from error
     try:
         header = dict(strict_json.parsed(written or "{}"))
         found, number, meta = header.get("kind", "a foreign file"), header.get("format"), dict(header.get("meta", {}))
     except (AttributeError, TypeError, ValueError) as error:
         raise FileError(f"{path}: its metadata cannot be read ({error}); save it again") from error
     if written and (unknown := header.keys() - HEADER):
-        raise FileError(f"{path}: its metadata hold an unknown {max(unknown)!r}; save it again")
+        raise FileError(f"{path}: its metadata contain an unknown {max(unknown)!r}; save it again")
     if found != kind:
-        raise FileError(f"{path} is no {kind} of scale_interp but {found!r}; give the file of a {kind}")
+        raise FileError(f"{path} is not a saved {kind} but {found!r}; give the file of a saved {kind}")
     require_format(path, number)
     require_seal(path, header, "save it again", *_bytes(tensors))
     return tensors, meta
@@ -105,7 +105,7 @@ def expect(path: Path, tensors: Mapping[str, Tensor], name: str, ndim: int, whol
         FileError: The tensor is missing or does not meet these conditions.
     """
     if name not in tensors:
-        raise FileError(f"{path} holds no tensor {name!r}; it has {', '.join(tensors) or 'none'}: save it again")
+        raise FileError(f"{path} has no tensor {name!r}; it has {', '.join(tensors) or 'none'}: save it again")
     tensor = tensors[name]
     if tensor.ndim != ndim:
         raise FileError(f"{path}: {name} has {tensor.ndim} axes, not {ndim}; save it again")
@@ -114,7 +114,7 @@ def expect(path: Path, tensors: Mapping[str, Tensor], name: str, ndim: int, whol
             f"{path}: {name} is of {tensor.dtype}; it must hold {'whole' if whole else 'floating-point'} numbers: save it again"
         )
     if not torch.isfinite(tensor).all():
-        raise FileError(f"{path}: {name} holds values that are not finite; save it again")
+        raise FileError(f"{path}: {name} has values that are not finite; save it again")
     if whole and tensor.numel() and int(tensor.min()) < 0:
         raise FileError(f"{path}: {name} must hold whole numbers from 0 on; save it again")
     return tensor

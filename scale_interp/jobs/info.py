@@ -65,7 +65,7 @@ def read_run(folder: str | Path) -> RunInfo:
     """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise FileError(f"{folder} is no run: it holds no {SETTINGS}; `scale-interp runs` lists those there are")
+        raise FileError(f"{folder} is not a run: it has no {SETTINGS}; `scale-interp runs` lists all runs")
     settings = _read(folder / SETTINGS)
     try:
         state, manifest = (_read(folder / name) if (folder / name).exists() else {} for name in (STATE, MANIFEST))
@@ -169,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = strict_json.read(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} is damaged or no JSON ({error})") from error
+        raise FileError(f"{path} is damaged or not JSON ({error})") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} holds no JSON object")
     return content

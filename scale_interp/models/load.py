@@ -107,7 +107,7 @@ def _checked(vlm: VLM, check: bool | None) -> VLM:
             raise ModelError(
                 f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way does not hold for it: "
                 f"{report.why}; against a plain nnsight trace logits differ by {report.nnsight:.2g}. "
-                "load(..., check=False) takes it all the same, for the reference path"
+                "use load(..., check=False) to load it nevertheless, for the reference path"
             )
     return vlm
 

@@ -339,7 +339,7 @@ def test_runs_are_listed_and_broken_ones_told(tmp_path):
     assert [run.folder for run in runs_in(tmp_path / "a")[0]] == [tmp_path / "a"]
     with pytest.raises(FileError, match="no folder"):
         runs_in(tmp_path / "none")
-    with pytest.raises(FileError, match="is no run"):
+    with pytest.raises(FileError, match="is not a run"):
         read_run(tmp_path / "d")
 
 
