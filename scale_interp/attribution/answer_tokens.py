@@ -16,6 +16,7 @@ from ..data.question import Question
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.capture import capture
+from ..vlm.generation import neutral
 from ..vlm.vlm import VLM
 
 Positions = Annotated[Literal["first", "last", "all"], Raises(DataError)]
@@ -56,7 +57,7 @@ def answer_work(vlm: VLM, questions: Sequence[Question], positions: Positions, m
 def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tuple[Tensor, Tensor]:
     """z [B, T, L, H, D] at the last position of each forward pass, and which passes belong to the answer [B, T]."""
     inputs = vlm.encode(questions)
-    with _recording(vlm) as passes:
+    with neutral(vlm.hf_model), _recording(vlm) as passes:
         ids = vlm.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     T = len(passes[0])
     z = torch.stack([torch.stack(layer, 1) for layer in passes], 2).float().unflatten(-1, (vlm.n_heads, vlm.head_dim))
@@ -80,7 +81,8 @@ def _recording(vlm: VLM) -> Iterator[list[list[Tensor]]]:
 
     hooks = [layer.self_attn.o_proj.register_forward_pre_hook(keep(into)) for layer, into in zip(vlm.decoder.layers, passes, strict=True)]
     try:
-        yield passes
+        with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that come after it
+            yield passes
     finally:
         for hook in hooks:
             hook.remove()

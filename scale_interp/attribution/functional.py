@@ -23,6 +23,7 @@ from ..core.arguments import Count, Seed, checked
 from ..core.figures import draw
 from ..core.progress import track
 from ..core.result import APART, Misfit, Result, require_below
+from ..data.identity import image_names
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
@@ -240,7 +241,7 @@ def functional_heads(
     require_pictures(functions, codes, group, 4)
     z = answer_activations(vlm, questions, positions).cpu()
     made = provenance(vlm, questions, by=label_name(by), positions=positions, held_out=held_out, epochs=epochs, probe_seed=seed)
-    pictures = tuple(sorted({q.group for q in questions}))
+    pictures = image_names(questions)
     return joint_importance(z, codes, group, functions, pictures, made, held_out, epochs, permutations, seed)
 
 

@@ -36,9 +36,11 @@ def features(z: Tensor) -> Tensor:
     return torch.cat([z, z.mean(2, keepdim=True).expand_as(z)], -1).flatten(1, 2).float()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit_joint_probe(z: Tensor, codes: Tensor, n_functions: int, epochs: int, seed: int = 0) -> JointProbe:
     """Learn the functions `codes` [Q] of activations z [Q, L, H, D] by cross-entropy and AdamW at 1e-4."""
-    x = features(z)
+    x, codes = features(z).clone(), codes.clone()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = JointProbe(x.shape[1], x.shape[2], n_functions, float(z.float().std()))
@@ -51,13 +53,15 @@ def fit_joint_probe(z: Tensor, codes: Tensor, n_functions: int, epochs: int, see
     return model.eval()
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def importance(model: JointProbe, z: Tensor, codes: Tensor) -> tuple[Tensor, Tensor]:
     """Gradient x activation of each head for each question's own function [Q, L, H], and the probe's verdicts [Q].
 
     The gradient is of the function's logit at the 64 numbers of the shared map, summed over them. z must be held out:
     questions that the probe did not learn from.
     """
-    effects, verdicts = [], []
+    effects, verdicts, codes = [], [], codes.clone()
     for rows in torch.arange(len(z)).split(256):
         with torch.no_grad():
             projected = model.project(features(z[rows]) / model.scale)

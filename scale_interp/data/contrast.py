@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -27,7 +27,7 @@ class Encoder(Protocol):
 
 @dataclass(frozen=True)
 class Contrast:
-    """Two questions whose right answers differ: the same words or the same picture, the same choices, another answer.
+    """Two questions whose right answers differ: the same words or the same image, the same choices, another answer.
 
     >>> here, there = (Question("Where is the cat?", ("left", "right"), i, id=name) for i, name in enumerate(("photo", "mirrored")))
     >>> Contrast(here, there)
@@ -67,6 +67,10 @@ class Contrast:
     def group(self) -> str:
         return self.clean.group
 
+    @property
+    def pixel_keys(self) -> tuple[Hashable, ...]:
+        return self.clean.pixel_keys
+
 
 class Contrasts(Items[Contrast]):
     """Contrasts, and the questions for which none could be built (`skipped`: id -> why).
@@ -101,12 +105,19 @@ class Contrasts(Items[Contrast]):
 def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Encoder | None = None) -> Contrasts:
     """Pair each question with one that differs in one thing and so has another right answer.
 
-    change: "mirror": the mirror image. A scene's things move to their mirror places along the asked axis; a photograph is
-    flipped left-right, which answers left and right only. "swap": the two things asked about exchange their places in a
-    scene, their words where there is a photograph. "set": another picture of the same two things (What'sUp), the
-    opposite relation's where it is among the questions.
-    vlm: measure the prompts; a pair of different lengths in tokens is left out.
-    Questions without a partner are listed in `.skipped` with the reason. Raises DataError where none has one.
+    Args:
+        questions: The questions to find partners for.
+        change: "mirror": the mirror image. The things of a scene move to their mirror places along the asked axis; a photograph
+            is flipped left-right, which works for left and right only. "swap": the two things asked about exchange their
+            places in a scene, or their words where there is a photograph. "set": another image of the same two things
+            (What'sUp), that of the opposite relation where it is among the questions.
+        vlm: Measures the prompts; a pair whose prompts differ in their number of tokens is left out.
+
+    Returns:
+        The pairs. Questions without a partner are listed in `.skipped` with the reason.
+
+    Raises:
+        DataError: For an unknown change, or where no question has a partner.
 
     >>> from scale_interp import load_questions
     >>> contrasts(load_questions("scenes/relation", n=8))

@@ -38,9 +38,16 @@ context: alone it is a question of the same form as "relation", and no probe can
 def cog_questions(split: str = "test", n: int = 100, seed: int = 0, taxonomy: Mapping[str, str] = TAXONOMY) -> CogQuestions:
     """n questions "Is the red circle left of the blue cross?", each with one step a function, about a scene of its own.
 
-    taxonomy: kind of step -> function, in the order of the steps; of several kinds for one function each chain asks
-    one. The main answers, and the relation asked for, come in equal shares (up to one); other steps as scenes have them.
-    Raises DataError for an unknown split or kind of step.
+    The main answers, and the relation asked for, come in equal shares (up to one); other steps as scenes have them.
+
+    Args:
+        split: "train", "validation" or "test"; no two share a set of things.
+        n: How many questions.
+        seed: Draws scenes and questions.
+        taxonomy: Kind of step -> function, in the order of the steps. Where several kinds have one function, each chain asks one.
+
+    Raises:
+        DataError: For an unknown split or kind of step.
 
     >>> chain = cog_questions("train", n=1)[0]
     >>> [function for _, function in chain.subquestions][:3]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Protocol, Self, TypeVar, overload
 
@@ -13,6 +13,7 @@ import numpy as np
 from ..core.arguments import SelfChecking
 from ..core.notebook import NotebookView
 from ..errors import LeakError
+from .identity import PIXELS, merged_groups, same_image
 from .question import Question
 
 
@@ -23,6 +24,8 @@ class Item(Protocol):
     def id(self) -> str: ...
     @property
     def group(self) -> str: ...
+    @property
+    def pixel_keys(self) -> tuple[Hashable, ...]: ...
 
 
 T = TypeVar("T", bound=Item, covariant=True)
@@ -93,20 +96,28 @@ def require(questions: Sequence[Any] | Any, kind: type[SelfChecking] = Question)
 
 
 def groups(items: Sequence[Item]) -> np.ndarray:
-    """The number of each item's group, [Q]; items of one picture share it."""
-    return np.unique([q.group for q in items], return_inverse=True)[1]
+    """The number of each item's group, [Q]; items that show the same pixels share it, whatever their files are called."""
+    return np.unique(merged_groups(items), return_inverse=True)[1]
 
 
 def require_disjoint(train: Iterable[Item | str], test: Iterable[Item]) -> None:
-    """Raise LeakError where anything was learned or chosen on a picture of the test questions.
+    """Raise LeakError where anything was learned or chosen on an image of the test questions.
 
-    train: the questions, or the names of their pictures (`group`), as results keep them.
+    Images are compared by group and by pixels, so that a copy under another name is found; files are opened for it, once.
+
+    Args:
+        train: The questions, or the names of their images, as results keep them (`identity.image_names`).
+        test: The questions to test on.
     """
-    shared = {item if isinstance(item, str) else item.group for item in train} & {q.group for q in test}
-    if shared:
+    train, test = list(train), list(test)
+    names = {item if isinstance(item, str) else item.group for item in train}
+    mend = "use different splits, or different seeds of one split without overlap"
+    if shared := {name for name in names if not name.startswith(PIXELS)} & {q.group for q in test}:
+        raise LeakError(f"{len(shared)} image(s) are in both training and test questions, {sorted(shared)[0]!r} among them: {mend}")
+    if same := same_image(train, test):
         raise LeakError(
-            f"{len(shared)} picture(s) are in both training and test questions, {sorted(shared)[0]!r} among them: "
-            "use different splits, or different seeds of one split without overlap"
+            f"an image is in both training and test questions under two names: {same[0]!r} and {same[1]!r} show the same pixels; "
+            f"give questions about one image the same group, and {mend}"
         )
 
 

@@ -12,22 +12,26 @@ from pathlib import Path
 import numpy as np
 
 from ..core.arguments import checked
+from ..core.progress import track
 from ..errors import DataError, DataWarning
+from .identity import Families, pixel_key
 from .items import Questions
 from .prompts import TEMPLATES, Ask, Template, check_template, digest
-from .question import Question
+from .question import LARGEST, Question
+from .readers.answers import Answers, check_answers
 from .readers.captions import Captions
 from .readers.catalog import find_entry
 from .readers.cocoqa import CocoQA
 from .readers.jsonl import JsonL
 from .readers.pope import POPE
-from .readers.records import Key, Reader
+from .readers.records import Key, LooksAtImages, Reader, walked
 from .readers.source import Source
 from .readers.spatialeval import SpatialEval
 from .readers.vsr import VSR
 from .readers.whatsup import WhatsUp
 from .scenes.questions import scene_questions
 from .splits import SHARES, split_of
+from .wording import short
 
 READERS: dict[str, Callable[..., Reader]] = {
     "whatsup": WhatsUp,
@@ -51,19 +55,30 @@ def load_questions(
     *,
     root: str | Path | None = None,
     template: str | None = None,
+    answers: Answers | None = None,
 ) -> Questions:
     """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
-    `scale-interp data` lists all names. The same arguments give the same questions, and splits share no picture unless
-    their authors' do. Rendered sets default to 200 questions of the split "test". For sets on disk n=None is all
-    questions in the file's order, n a seeded sample of them; split None or "all" is the authors' whole file, or their
-    test split where they publish several; "train", "validation" and "test" are the authors', or 50, 10 and 40 of 100
-    pictures drawn by the seed.
+    `scale-interp data` lists all names. The same arguments give the same questions, and splits share no image unless
+    their authors' do. Images are opened when a question's image is asked for (for our own splits of JSON lines once at
+    loading, docs/decoding.md); a missing one is a DataWarning here and an error there.
 
-    root: the folder that sets lie in; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
-    template: words in place of ours, with places in braces (docs/data.md lists them).
-    Pictures are opened when a question's image is asked for. Missing ones are a DataWarning here and an error there.
-    Raises DataError for an unknown name or split, a missing file, a record that is not in the set's form.
+    Args:
+        name: The set; JSON lines as "jsonl:PATH", COCO detection files as "boxes:PATH".
+        split: "train", "validation" or "test": those of the authors, or 50, 10 and 40 of 100 images drawn by the seed. None or
+            "all" is the authors' whole file, or their test split where they publish several. Rendered sets default to "test".
+        n: How many questions, a seeded sample. None is all questions in the file's order, or 200 of a rendered set.
+        seed: Draws the sample, our splits and the order of options.
+        root: The folder that holds the sets; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
+        template: Words in place of ours, with places in braces (docs/data.md lists them).
+        answers: How JSON lines give their answers: "index" (from 0), "index1" (from 1), "text" or "letter". None takes words,
+            letters and indices from 0, and refuses what could be read in two ways.
+
+    Returns:
+        The questions, with the name, split and seed that they came from.
+
+    Raises:
+        DataError: For an unknown name or split, a missing file, a record that is not in the set's form.
 
     >>> load_questions("scenes/relation", split="train", n=4)
     <4 questions of scenes/relation train>
@@ -72,6 +87,9 @@ def load_questions(
         raise DataError(f"n={n}: ask for at least one question")
     if seed < 0:
         raise DataError(f"seed={seed}: give 0 or more")
+    check_answers(answers)
+    if answers is not None and not name.startswith("jsonl:"):
+        raise DataError(f"answers={answers!r} is for JSON lines; {name} has answers of one form: leave it out")
     room, _, task = name.partition("/")
     if room in ("scenes", "generated"):
         if root is not None or template is not None:
@@ -84,7 +102,7 @@ def load_questions(
     if name.startswith("jsonl:"):
         split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed)
         path = Path(root or "", name.removeprefix("jsonl:"))
-        return _questions(name, JsonL(name, path), split, n, ask, f"put them into {path.parent}", ours=True)
+        return _questions(name, JsonL(name, path, answers), split, n, ask, f"put them into {path.parent}", ours=True)
     entry = find_entry(name)
     split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed)
     reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
@@ -97,10 +115,11 @@ def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, f
         raise DataError(f"{name}: the split {split!r} of {len(reader.records)} records is empty; use another split or seed, or more data")
     if n is None:
         wanted = set(chosen)
-        questions = [reader.question(i, record, ask) for i, record in enumerate(reader.records) if i in wanted]
+        with walked(reader.records) as records:
+            questions = [reader.question(i, record, ask) for i, record in enumerate(records) if i in wanted]
     else:
         questions = [reader.question(i, reader.records[i], ask) for i in _sample(name, split, chosen, n, ask.seed)]
-    _warn_of_missing_pictures(name, questions, fetch)
+    _warn_of_missing_images(name, questions, fetch)
     return Questions(questions, name, split, ask.seed)
 
 
@@ -141,18 +160,32 @@ def _split(name: str, split: str | None, authors: tuple[str, ...]) -> str:
 def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[int]:
     """The places of the records in one of our splits, or of all; every record's form is checked, and that no id comes twice."""
     chosen, places, ids = array("L"), array("L"), array("Q")
+    looked_at: list[tuple[int, str]] = []
+    families = Families()
+    looks = split is not None and isinstance(reader, LooksAtImages)
     skipped: Counter[str] = Counter()
     first: dict[str, str] = {}
-    for i, record in enumerate(reader.records):
-        key = reader.key(i, record)
-        if isinstance(key, str):
-            skipped[key] += 1
-            first.setdefault(key, reader.records.where(i))
-            continue
-        places.append(i)
-        ids.append(digest(key.id))
-        if split is None or split_of(key.part, seed) == split:
-            chosen.append(i)
+    with walked(reader.records) as records:
+        for i, record in enumerate(track(records, "comparing images", len(reader.records)) if looks else records):
+            key = reader.key(i, record)
+            if isinstance(key, str):
+                skipped[key] += 1
+                first.setdefault(key, reader.records.where(i))
+                continue
+            places.append(i)
+            ids.append(digest(key.id))
+            if looks and isinstance(reader, LooksAtImages) and not reader.own_group(record):
+                # Which split an image is in is known once all its copies are.
+                looked_at.append((i, key.part))
+                keys = [pixel_key(source, reader.records.where(i), LARGEST) for source in reader.image_sources(i, record)]
+                if keys and None not in keys:
+                    families.add(key.part, tuple(keys))
+            elif split is None or split_of(key.part, seed) == split:
+                chosen.append(i)
+    if looked_at:
+        chosen = array("L", sorted([*chosen, *(i for i, part in looked_at if split_of(families.of(part), seed) == split)]))
+    if isinstance(reader, JsonL):
+        reader.finish()
     _require_unique(reader, places, ids)
     for why, count in skipped.items():
         text = f"{name}: {count} of {len(reader.records)} records are left out, {why}; the first is {first[why]}"
@@ -177,14 +210,15 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
     return array("L", (places[i] for i in order[:n]))
 
 
-def _warn_of_missing_pictures(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.pictures if _is_missing(p)]
+def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) -> None:
+    missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
     if missing:
-        count = sum(any(map(_is_missing, q.pictures)) for q in questions)
-        text = f"{name}: {count} of {len(questions)} questions have no picture on disk, the first should be {missing[0]}; {fetch}"
+        count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
+        expected = short(str(missing[0]), 300)
+        text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {expected}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)
 
 
-def _is_missing(picture: object) -> bool:
+def _is_missing(image: object) -> bool:
     # os.path, as Path.exists raises OSError for a name that is too long
-    return isinstance(picture, Path) and not os.path.exists(picture)
+    return isinstance(image, Path) and not os.path.exists(image)

@@ -1,4 +1,4 @@
-"""Contrast partners of questions about photographs: the mirror image, exchanged words, another picture of the set."""
+"""Contrast partners of questions about photographs: the mirror image, exchanged words, another image of the set."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ SIDES = [[re.compile(rf"(?:(?:to|on|at) the |in )?(?:{words})(?: side)?(?: of)?"
 
 @dataclass(frozen=True)
 class Mirrored:
-    """The picture of a question flipped left-right, opened only when asked for; equal for one picture."""
+    """The image of a question flipped left-right, opened only when asked for; equal for one image."""
 
-    picture: Hashable
+    image: Hashable
     question: Question = field(compare=False, repr=False)
 
     def __call__(self) -> Image.Image:
@@ -41,13 +41,13 @@ class Partners:
     def find(self, question: Question, change: str) -> Question | str:
         """change: "mirror", "swap" or "set"."""
         if "control" in question.meta:
-            return f"its picture is a control ({question.meta['control']}), which does not show what is asked"
+            return f"its image is a control ({question.meta['control']}), which does not show what is asked"
         if change == "mirror":
             return mirrored(question)
         if change == "swap":
             return swapped(question)
         if "set" not in question.meta:
-            return "it belongs to no set of pictures"
+            return "it belongs to no set of images"
         return other_member(question, self.sets[_set(question)])
 
 
@@ -56,11 +56,11 @@ def _set(question: Question) -> Hashable:
 
 
 def mirrored(question: Question) -> Question | str:
-    """The question about the mirror image of its picture, where left is right and all else is as it was."""
-    if len(question.pictures) != 1:
-        return "only a question about one picture can be mirrored"
+    """The question about its image flipped left-right, where left is right and all else is as it was."""
+    if len(question.image_sources) != 1:
+        return "only a question about one image can be mirrored"
     if "form" in question.meta and (question.meta["form"], question.meta.get("kind")) != ("vqa", "real"):
-        return "its picture is drawn and holds writing, or its words describe the picture"
+        return "its image is drawn and holds writing, or its words describe the image"
     yes_no = _asks_yes_no(question)
     answer = _no_after_yes(question, axes=(0,)) if yes_no else _opposite(question, axes=(0,))
     if isinstance(answer, str):
@@ -69,18 +69,18 @@ def mirrored(question: Question) -> Question | str:
     said = re.findall(r"\b(?:left|right)\b", stated.lower())
     if len(said) != 1 if yes_no else said.count("left") != said.count("right"):
         return "its words say left or right of something else, which the mirror changes too"
-    picture = question.pictures[0]
-    key = id(picture) if isinstance(picture, Image.Image) or not isinstance(picture, Hashable) else picture
+    image = question.image_sources[0]
+    key = id(image) if isinstance(image, Image.Image) or not isinstance(image, Hashable) else image
     return replace(
         _answered(question, answer, "captions"),
-        picture=Mirrored(key, question),
+        image_sources=(Mirrored(key, question),),
         id=f"{question.id}~mirror",
         boxes=_mirrored_boxes(question),
     )
 
 
 def swapped(question: Question) -> Question | str:
-    """The question with the words for its two things exchanged: the same picture, the opposite relation."""
+    """The question with the words for its two things exchanged: the same image, the opposite relation."""
     if len(question.about) < 2:
         return "only one thing is asked about: nothing to swap"
     first, second = question.about[:2]
@@ -98,10 +98,10 @@ def swapped(question: Question) -> Question | str:
 
 
 def other_member(question: Question, members: Sequence[Question]) -> Question | str:
-    """The question asked of another picture of its set: that of the opposite relation, else of its first other choice."""
+    """The question asked of another image of its set: that of the opposite relation, else of its first other choice."""
     others = [m for m in members if m.answer_text != question.answer_text and set(m.choices) == set(question.choices)]
     if not others:
-        return "no other picture of its set is among the questions"
+        return "no other image of its set is among the questions"
     opposite = _opposite(question, axes=(0, 1, 2))
     other = min(others, key=lambda m: (question.choices.index(m.answer_text) != opposite, question.choices.index(m.answer_text)))
     return replace(
@@ -164,7 +164,7 @@ def _no_after_yes(question: Question, axes: tuple[int, ...]) -> int | str:
 
 
 def _answered(question: Question, answer: int, *stale: str) -> Question:
-    """The question with another right answer, without the entries of meta that told the old one."""
+    """The question with another right answer, without the entries of meta that gave the old one away."""
     relation = question.relation
     if relation is not None and not _asks_yes_no(question):
         relation = question.choices[answer]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from string import Formatter
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 from ..errors import DataError
 from .question import Question
 from .scenes.task import YES_NO
+from .wording import clean
 
 
 class Template(NamedTuple):
@@ -52,8 +54,37 @@ def check_template(template: str, fields: Sequence[str]) -> str:
     return template
 
 
+MARK = re.compile(
+    r"<(?:image|img|video|image_placeholder|image_soft_token|start_of_image|image[-_ ]?\d+)>"
+    r"|<\|(?:image|image_\d+|image_pad|video_pad)\|>|\[IMG\]",
+    re.I,
+)
+"""Placeholders that files in other tools' forms have where an image goes."""
+
+
+def without_marks(text: str, images: int, where: str) -> str:
+    """The words of a question without placeholders for its images: the prompt's template puts images in, before the words.
+
+    They are taken away where they stand before or behind all words, one for each image. Raises DataError for others, which
+    say a place inside the words, or another number of images.
+
+    >>> without_marks("<image>\\nWhere is the cat?", 1, "line 1")
+    'Where is the cat?'
+    """
+    marks = MARK.findall(text)
+    if not marks:
+        return text
+    words = re.sub(rf"^(?:\s*(?:{MARK.pattern}))+|(?:(?:{MARK.pattern})\s*)+$", "", text, flags=re.I).strip()
+    if MARK.search(words) or len(marks) != images or not words:
+        raise DataError(
+            f"{where}: the question holds {len(marks)} image placeholder(s) {marks[0]!r} among its words, for {images} image(s); "
+            "remove them from the question: the prompt's template puts the images in"
+        )
+    return words
+
+
 def shuffled(choices: Sequence[str], key: str, seed: int) -> tuple[str, ...]:
-    """The choices in an order that hangs on key and seed alone; yes and no stay as they are.
+    """The choices in an order that depends on key and seed alone; yes and no stay as they are.
 
     >>> shuffled(("left", "right", "on", "under"), "whatsup/controlled_a/mug_on_table", seed=0)
     ('on', 'under', 'left', 'right')
@@ -81,6 +112,12 @@ class Ask:
 
     def __call__(self, fields: Mapping[str, Any], choices: Sequence[str], answer: str, *, id: str, key: str = "", **rest: Any) -> Question:
         """A question with shuffled options; fields fill the template, key (default: the id) fixes the options' order."""
-        options = shuffled(choices, key or id, self.seed)
-        text = self.template.format(**fields, options=one_of(options))
-        return Question(text, options, options.index(answer), id=id, **rest)
+        options = shuffled([clean(choice) for choice in choices], key or id, self.seed)
+        try:
+            text = self.template.format(**fields, options=one_of(options))
+        except KeyError as error:
+            filled = ", ".join(f"{{{name}}}" for name in (*fields, "options"))
+            raise DataError(
+                f"{id}: template {self.template!r} asks for {{{error.args[0]}}}, which this record does not have; it fills {filled}"
+            ) from error
+        return Question(text, options, options.index(clean(answer)), id=id, **rest)

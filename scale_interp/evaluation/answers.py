@@ -21,6 +21,7 @@ from ..data.question import Question
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.edit import Edit
+from ..vlm.generation import own_settings
 from ..vlm.vlm import VLM
 from .accuracy import Evaluation, answering
 from .scoring import Scorer, score_text
@@ -91,7 +92,9 @@ def evaluate_text(
     """
     questions = require(questions)
     texts = answer_texts(vlm, questions, edit, max_new_tokens=max_new_tokens, batch_size=batch_size)
-    return score_answers(texts, questions, scorer, answering(vlm, questions, scorer=scorer, max_new_tokens=max_new_tokens))
+    generation = {"decoding": "greedy", "max_new_tokens": max_new_tokens, "checkpoint_settings_set_aside": own_settings(vlm.hf_model)}
+    made = answering(vlm, questions, scorer=scorer, max_new_tokens=max_new_tokens, generation=generation)
+    return score_answers(texts, questions, scorer, made)
 
 
 @checked

@@ -13,6 +13,7 @@ from ..core.arguments import Raises, checked
 from ..data.items import require
 from ..data.question import Question
 from ..errors import EditError, PathWarning
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .check import Report, check
 from .choices import Scoring
@@ -89,6 +90,8 @@ def run_with_clean(
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
+    if grad:
+        require_ready(vlm, "grad=True")
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)
@@ -128,7 +131,9 @@ def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") ->
 
     Raises:
         EditError: The path is unknown.
+        ModelError: The model is in training mode or under autocast.
     """
+    require_ready(vlm)
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
     return path if path != "auto" else report_of(vlm, questions[0]).path
@@ -160,6 +165,7 @@ def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: st
     Raises:
         EditError: They run on the reference path.
     """
+    require_ready(vlm, what)
     if choose_path(vlm, questions, path) != "packed":
         why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was requested"
         raise EditError(

@@ -13,6 +13,7 @@ from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .edit import LayerEdit, Variants, affine
 from .prefix import Prefix
@@ -33,6 +34,7 @@ def run_packed(
     Returns:
         Clean scores [B, C] and edited scores [B, n, C].
     """
+    require_ready(vlm)
     if edit is None:
         variants, starts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
     else:

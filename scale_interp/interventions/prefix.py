@@ -20,6 +20,7 @@ from ..execution.memory import free_memory, out_of_memory, release, working_byte
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
 from .prefix_disk import Spill
+from .prompt_end import require_none_attached
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -118,6 +119,7 @@ def read_prefix(
         ModelError: A layer does not cache keys and values.
         DataError: The tokenizer does not distinguish the choices of a question.
     """
+    require_none_attached(vlm.hf_model)
     inputs = vlm.encode(questions)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
@@ -305,7 +307,8 @@ class PrefixStore(Sequence[Prefix]):
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
-        prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
+        with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
+            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes

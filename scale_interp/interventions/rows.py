@@ -7,7 +7,7 @@ the numbers of a row do not depend on its place among the others.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -29,7 +29,7 @@ def packed_attention(
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
-    **_: object,
+    **given: object,
 ) -> tuple[Float[Tensor, "questions rows heads head_dim"], None]:
     """Attention of n variants of R rows each over a shared prompt of K tokens.
 
@@ -42,6 +42,7 @@ def packed_attention(
         scaling: The factor on the products.
         dropout: Ignored, as models are in evaluation mode.
         softcap: The soft cap of the scores, if the model has one.
+        given: Further arguments; `s_aux` holds attention sinks.
 
     Returns:
         [B, n * R, H, D], and None in place of attention weights.
@@ -50,7 +51,8 @@ def packed_attention(
     Hkv, R = key.shape[1], attention_mask.shape[2]
     G, n, K = H // Hkv, S // R, key.shape[2] - S
     seen, own = attention_mask[..., -R - K : -R], attention_mask[..., -R:]
-    if R == 1 and softcap is None and query.device.type == "cpu" and not torch.is_grad_enabled():
+    sinks = sink_logits(module, given)
+    if R == 1 and softcap is None and sinks is None and query.device.type == "cpu" and not torch.is_grad_enabled():
         return _one_row_each(query, key, value, seen, scaling), None
     query = query * scaling
     queries = query.view(B, Hkv, G, n, R, 1, D)
@@ -63,8 +65,13 @@ def packed_attention(
         to_prompt = to_prompt.masked_fill_(~seen[:, :, None, None], float("-inf"))
     to_own = to_own.masked_fill(~own[:, :, None, None], float("-inf"))
     largest = torch.maximum(to_prompt.detach().amax(-1, keepdim=True), to_own.detach().amax(-1, keepdim=True))
+    if sinks is not None:
+        sink = sinks.float().view(1, Hkv, G, 1, 1, 1)
+        largest = torch.maximum(largest, sink.detach())
     to_prompt, to_own = to_prompt.sub_(largest).exp_(), (to_own - largest).exp()
     total = to_prompt.sum(-1, keepdim=True) + to_own.sum(-1, keepdim=True)
+    if sinks is not None:
+        total = total + (sink - largest).exp()
     if value.dtype == torch.float16:
         # a sum over a long prompt exceeds the largest float16
         to_prompt, to_own, total = to_prompt / total, to_own / total, torch.ones_like(total)
@@ -72,6 +79,13 @@ def packed_attention(
     from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
     out = (from_prompt.view(B, Hkv, G, n, R, D) + from_own) / total
     return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
+
+
+def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:
+    """A learned logit for each head [H] that takes its share of the softmax and has no value (GPT-OSS); None without one."""
+    sinks = given.get("s_aux")
+    sinks = getattr(module, "sinks", None) if sinks is None else sinks
+    return sinks if isinstance(sinks, Tensor) else None
 
 
 def _one_row_each(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:

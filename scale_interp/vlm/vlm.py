@@ -6,6 +6,7 @@ import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -22,6 +23,8 @@ from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
+from .generation import Settings, check_arguments, neutral
+from .mode import require_ready
 from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
@@ -79,7 +82,8 @@ class VLM(NotebookView):
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.nn, self.text = NNsight(hf_model), NNsight(self.decoder)
+        self._modules: list[int] = []
+        self.renew()
         self.measured = Measured()
         self.memory: int | None = None
         """Bytes that one packed call may take; None to choose by free memory and the model's size."""
@@ -184,6 +188,14 @@ class VLM(NotebookView):
         """The hub commit of the weights, or None if they do not come from a hub."""
         return getattr(self.hf_model.config, "_commit_hash", None)
 
+    def renew(self) -> None:
+        """Make nnsight's views of the model again where its modules have changed since: an adapter was added, say."""
+        modules = [id(module) for module in self.hf_model.modules()]
+        if modules != self._modules:
+            self._modules = modules
+            self.nn, self.text = NNsight(self.hf_model), NNsight(self.decoder)
+            vars(self).pop("layers", None)
+
     @cached_property
     def layers(self) -> Any:
         """nnsight's view of the decoder's layers, for use inside `trace`."""
@@ -249,15 +261,18 @@ class VLM(NotebookView):
 
         Raises:
             DataError: The number of image placeholders differs from the number of images, or the processor rejects a question.
+            ModelError: The model is in training mode or under autocast.
         """
+        require_ready(self)
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
             marks, pictures = text.count(self.placeholder), len(q.pictures)
             if marks != pictures:
+                inside = self.placeholder in q.text
+                mend = "remove it from the question's words" if inside else "write the placeholder once for each picture"
                 raise DataError(
-                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); "
-                    "write the placeholder once for each picture"
+                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); {mend}"
                 )
         images = [q.images for q in questions]
         bos = self.tokenizer.bos_token
@@ -274,6 +289,11 @@ class VLM(NotebookView):
         except (ValueError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
             raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
         inputs.pop("labels", None)
+        if not bool(inputs["attention_mask"][:, -1].all()):
+            raise DataError(
+                f"the processor of {self.name} pads on the right, where the last token of a shorter prompt is padding: give questions one "
+                "by one, or a processor that follows padding_side='left'"
+            )
         for key, value in inputs.items():
             if isinstance(value, Tensor):
                 inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
@@ -320,30 +340,48 @@ class VLM(NotebookView):
         Returns:
             nnsight's tracing context.
         """
-        return self.nn.trace(**self.encode(questions), **kwargs)
+        inputs = self.encode(questions)
+        return self.nn.trace(**inputs, **kwargs)
 
     @torch.no_grad()
-    def generate(self, question: Question | Sequence[Question], max_new_tokens: int = 8, **kwargs: Any) -> str | list[str]:
-        """Generate answers greedily with transformers' own `generate`.
+    def generate(
+        self, question: Question | Sequence[Question], max_new_tokens: int = 8, *, settings: Settings = "neutral", **kwargs: Any
+    ) -> str | list[str]:
+        """Generate answers with transformers' own `generate`, greedily unless requested otherwise.
 
         Args:
             question: One question or several.
             max_new_tokens: The longest answer, in tokens.
-            kwargs: Further arguments of `generate`.
+            settings: "neutral" ignores the checkpoint's own decoding settings (repetition penalties, banned n-grams, sampling, which
+                change greedy text); "checkpoint" uses them.
+            kwargs: Any setting of transformers' `generate`, such as do_sample, num_beams or num_return_sequences. With several
+                sequences per question, those of one question are adjacent in the list.
 
         Returns:
-            The answer as text for one question, or a list with one answer per question.
+            The answer as text for one question, or a list of answers for several.
+
+        Raises:
+            ArgumentError: A setting is unknown, or requests more than text.
 
         >>> import scale_interp as si
         >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
-        >>> len(vlm.generate(qs)), type(vlm.generate(qs[0]))
-        (2, <class 'str'>)
+        >>> len(vlm.generate(qs)), type(vlm.generate(qs[0])), len(vlm.generate(qs, num_beams=3, num_return_sequences=3))
+        (2, <class 'str'>, 6)
         """
+        check_arguments(kwargs, settings)
+        if kwargs.get("stop_strings") is not None:
+            kwargs.setdefault("tokenizer", self.tokenizer)
+        if settings == "checkpoint":
+            kwargs |= {"return_dict_in_generate": False}
+        elif kwargs.get("generation_config") is None:
+            kwargs.setdefault("do_sample", False)
         inputs = self.encode(question)
-        ids = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+        with neutral(self.hf_model) if settings == "neutral" else nullcontext():
+            found = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
+        ids = found if isinstance(found, Tensor) else found.sequences
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [t.strip() for t in texts]
-        return texts[0] if isinstance(question, Question) else texts
+        return texts[0] if isinstance(question, Question) and len(texts) == 1 else texts
 
     def describe(self) -> dict[str, Any]:
         """What a result records about the model."""

@@ -458,7 +458,7 @@ def test_localization_heads(vlm, asked):
     assert torch.allclose(result.image.per_question, object_attention(vlm, asked).image_mass)
     with pytest.raises(DataError, match="at least one head"):
         localization_heads(vlm, asked, n=0)
-    with pytest.raises(DataError, match="blind has no picture"):
+    with pytest.raises(DataError, match="blind has no image"):
         localization_heads(vlm, [si.Question("Is there a cat?", ("yes", "no"), 0, id="blind")])
 
 

@@ -53,7 +53,6 @@ WITHOUT = (
     r"=\S+: must be above 0$",
     r"scalars must be a tensor \[.*\] of finite numbers: 1 changes nothing$",
     r"a baseline takes epochs, batch_size, validation, patience and scope$",
-    r"it has boxes but no image; boxes are places in a picture$",
     r" is missing beside .*; the set is four files, line by line$",
     r"^unknown split .*: (scenes have the splits|.* has test \(its authors publish no other\))",
     r"; this set fills \{question\}, \{options\}$",

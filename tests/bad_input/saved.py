@@ -122,7 +122,9 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     Chosen: lambda: Chosen("ScAle", si.Edit.identity(6, 8), {"heads": 2}, 2, ({"accuracy": 0.5, "heads": 2},), ((2, 1),), "given"),
     si.Falsification: falsification,
     si.Tuned: lambda: si.Tuned(si.AttentionScale(2.0), ({"weight": 2.0, "accuracy": 0.5},), 0.4, 6, ("p",), ABOUT),
-    si.HeadSets: lambda: si.HeadSets(6, 8, {"patching": ((0, 1), (1, 2)), "gradient": ((1, 2),)}),
+    si.HeadSets: lambda: si.HeadSets(
+        6, 8, {"patching": ((0, 1), (1, 2)), "gradient": ((1, 2),)}, {"patching": "the top 2", "gradient": ""}
+    ),
     Calibration: calibration,
     **{kind: partial(table, kind) for kind in (Table, si.Transfer, si.RetentionCurve)},
     si.Baselines: baselines,

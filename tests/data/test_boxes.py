@@ -24,7 +24,9 @@ def write(folder, pictures, classes=CLASSES, crowds=(), size=(100, 80)):
     (folder / "images").mkdir(exist_ok=True)
     ids = {name: i + 1 for i, name in enumerate(pictures)}
     for name in pictures:
-        Image.new("RGB", size).save(folder / "images" / name)
+        image = Image.new("RGB", size)
+        image.putdata([(c, c, c) for c in name.encode()])  # copies would be one image
+        image.save(folder / "images" / name)
     boxes = [(ids[name], c, list(box), 0) for name, things in pictures.items() for c, *box in things]
     boxes += [(ids[name], c, [0, 0, 50, 50], 1) for name, c in crowds]
     content = {
@@ -85,7 +87,7 @@ def test_pictures_lie_in_images_beside_the_file_or_where_told(tmp_path):
     (tmp_path / "images").rename(tmp_path / "elsewhere")
     assert read_boxes(path, tmp_path / "elsewhere").photos[0].file == tmp_path / "elsewhere/a.png"
     assert read_boxes(path).photos[0].file == tmp_path / "a.png"
-    with pytest.warns(DataWarning, match=r"1 of 1 pictures .* missing, .*a\.png first"):
+    with pytest.warns(DataWarning, match=r"1 of 1 images .* missing, .*a\.png first"):
         place_questions(read_boxes(write(tmp_path, {"a.png": [("cat", 2, 35, 10, 10)]}), tmp_path / "elsewhere" / ".."))
 
 
@@ -124,7 +126,7 @@ def doubled(part):
         (changed("category_id", 77), "annotation 100 of .*category_id 77 is no id"),
         (changed("bbox", [0, 0, 0, 5]), "no size"),
         (changed("bbox", [0, 0, 5, -5]), "no size"),
-        (changed("bbox", [-3, 0, 5, 5]), "outside its picture of 100 x 80"),
+        (changed("bbox", [-3, 0, 5, 5]), "outside its image of 100 x 80"),
         (changed("bbox", [90, 0, 12, 5]), "outside"),
         (changed("bbox", [0, 75, 5, 7]), "outside"),
         (changed("bbox", [100, 0, 1, 5]), "outside"),
@@ -135,14 +137,14 @@ def doubled(part):
         (doubled("images"), "image id 1 is there 2 times"),
         (doubled("annotations"), "annotation id 100 is there 2 times"),
         (doubled("categories"), "category id 10 is there 2 times"),
-        (lambda c: c["images"].append({"id": 9, "file_name": "a.jpg", "width": 5, "height": 5}), "picture name 'a' is there 2 times"),
+        (lambda c: c["images"].append({"id": 9, "file_name": "a.jpg", "width": 5, "height": 5}), "image name 'a' is there 2 times"),
         (lambda c: c["categories"].append({"id": 9, "name": "cat"}), "category name 'cat' is there 2 times"),
         (changed("id", None), "id is None"),
         (changed("name", " ", "categories"), "'name' is ' '"),
         (changed("width", "100", "images"), "width '100'"),
         (changed("height", 0, "images"), "height 0"),
-        (changed("file_name", "../../etc/passwd", "images"), "leads out of the picture folder"),
-        (changed("file_name", "/etc/passwd", "images"), "leads out of the picture folder"),
+        (changed("file_name", "../../etc/passwd", "images"), "leads out of the image folder"),
+        (changed("file_name", "/etc/passwd", "images"), "leads out of the image folder"),
         (changed("file_name", 5, "images"), "'file_name' is 5"),
         (lambda c: c.pop("annotations"), 'no list "annotations"'),
         (lambda c: c.update(images={}), 'no list "images"'),
@@ -240,7 +242,7 @@ def test_a_crowd_is_in_the_picture_but_has_no_box(tmp_path):
 
 def test_pope_says_when_classes_are_too_few(tmp_path):
     boxes = read_boxes(write(tmp_path, {"a.png": at("cat"), "b.png": at("cat", "dog", "owl"), "c.png": []}))
-    with pytest.warns(DataWarning, match="2 of 3 pictures show or lack fewer than 3 classes: 8 questions instead of 18"):
+    with pytest.warns(DataWarning, match="2 of 3 images show or lack fewer than 3 classes: 8 questions instead of 18"):
         assert len(pope_questions(boxes)) == 8
     assert len(pope_questions(boxes, n=4)) == 4
     with pytest.warns(DataWarning, match="instead of 100"):
@@ -269,15 +271,15 @@ def test_a_sample_is_balanced_repeatable_and_part_of_the_whole(many, kind):
         ((40, 58, 20, 20), "bottom"),
         ((2, 2, 20, 16), "lies in a corner"),
         ((5, 8, 20, 20), "lies in a corner"),
-        ((0, 0, 40, 80), "fills more than 25% of the picture"),
+        ((0, 0, 40, 80), "fills more than 25% of the image"),
         ((20, 30, 31, 20), "reaches over the middle"),
         ((45, 35, 10, 10), "reaches over the middle"),
         ((36, 30, 12, 20), "lies near the middle"),
         ((20, 0, 20, 45), "lies towards a corner"),
-        ((5, 38, 5, 5), "fills less than 0.5% of the picture"),
-        ((0, 20, 9, 40), "is cut off by the picture's edge"),
+        ((5, 38, 5, 5), "fills less than 0.5% of the image"),
+        ((0, 20, 9, 40), "is cut off by the image's edge"),
         ((0, 20, 10, 40), "left"),
-        ((30, 73, 40, 7), "is cut off by the picture's edge"),
+        ((30, 73, 40, 7), "is cut off by the image's edge"),
         ((40, 45, 20, 34), "bottom"),
     ],
 )
@@ -381,8 +383,8 @@ def test_splits_share_no_picture(tmp_path, ask):
         (lambda p: box_questions(p, n=0), "n=0"),
         (lambda p: box_questions(p, "place", n=0), "n=0"),
         (lambda p: pope_questions(read_boxes(p), per_image=5), "per_image=5"),
-        (lambda p: box_questions(p, split="validation"), "no picture of this split"),
-        (lambda p: box_questions(p, "relation", split="validation"), "no picture of this split"),
+        (lambda p: box_questions(p, split="validation"), "no image of this split"),
+        (lambda p: box_questions(p, "relation", split="validation"), "no image of this split"),
     ],
 )
 @pytest.mark.filterwarnings("ignore::scale_interp.errors.DataWarning")

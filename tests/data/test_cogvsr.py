@@ -178,7 +178,7 @@ def test_wrong_requests_are_refused(call, message):
 
 def test_steps_share_their_picture():
     a, b = si.load_questions("scenes/relation", n=2)
-    with pytest.raises(DataError, match="steps share their picture"):
+    with pytest.raises(DataError, match="steps share their image"):
         CogQuestion(a, (Sub(b, "relational reasoning"),))
     with pytest.raises(DataError, match="no function"):
         CogQuestion(a, (Sub(a, " "),))

@@ -105,7 +105,7 @@ def test_pictures_from_anywhere(tmp_path):
         assert si.Question("Where?", CHOICES, 0, picture=picture).image.mode == "RGB"
     assert si.Question("Where?", CHOICES, 0).image is None
     (tmp_path / "b.png").write_bytes((tmp_path / "a.png").read_bytes()[:40])
-    for name, message in (("b.png", "damaged or no picture"), ("none.png", "no picture at")):
+    for name, message in (("b.png", "damaged or not an image"), ("none.png", "no image at")):
         with pytest.raises(DataError, match=message):
             _ = si.Question("Where?", CHOICES, 0, picture=tmp_path / name).image
 

@@ -286,7 +286,7 @@ def test_noise_is_of_the_same_size_seeded_and_lazy(tmp_path):
         != with_noise(questions, 1)[0].image.tobytes()
     )
     assert 60 < np.std(np.asarray(two.image)) < 90
-    with pytest.raises(DataError, match="no picture at"):
+    with pytest.raises(DataError, match="no image at"):
         _ = absent.image
 
 
@@ -297,14 +297,14 @@ def test_questions_with_several_pictures_take_as_many():
     questions = [question("a", 1), question("b", 1, 2), question("c", 1, 2), question("d", 1)]
     changed = with_other_picture(questions)
     assert [q.meta["picture_of"] for q in changed] == ["d", "c", "b", "a"] and [len(q.pictures) for q in changed] == [1, 2, 2, 1]
-    with pytest.raises(DataError, match=r"2 picture\(s\) are of one group, 'b'"):
+    with pytest.raises(DataError, match=r"2 image\(s\) are of one group, 'b'"):
         with_other_picture([questions[0], questions[3], questions[1]])
 
 
 def test_controls_refuse_what_they_cannot_change(asked):
-    with pytest.raises(DataError, match="has no picture"):
+    with pytest.raises(DataError, match="has no image"):
         with_noise([*asked[:2], generated_questions("tqa", "grid", n=1)[0]])
-    with pytest.raises(DataError, match="give all questions about one picture the same group"):
+    with pytest.raises(DataError, match="give all questions about one image the same group"):
         with_other_picture([asked[0], replace(asked[0], id="again", group="other")])
     with pytest.raises(DataError, match="empty set"):
         without_picture([])

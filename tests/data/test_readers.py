@@ -36,7 +36,7 @@ from tests.support.official_sets import (
 )
 
 needs_samples = pytest.mark.skipif(not (SAMPLES / "vsr").is_dir(), reason=f"no genuine samples in {SAMPLES}: set SCALE_INTERP_DATA")
-no_pictures = pytest.mark.filterwarnings("ignore:.*no picture on disk")
+no_pictures = pytest.mark.filterwarnings("ignore:.*no image on disk")
 CHOICES = ["left", "right", "above", "below"]
 
 
@@ -172,7 +172,7 @@ def test_vsr_and_pope_from_the_hub(monkeypatch, tmp_path):
         return tables[path]
 
     monkeypatch.setattr(datasets, "load_dataset", load)
-    with pytest.warns(DataWarning, match="1 of 1 questions have no picture on disk"):
+    with pytest.warns(DataWarning, match="1 of 1 questions have no image on disk"):
         (q,) = si.load_questions("vsr/random", "validation", root=tmp_path)
     assert q.answer_text == "yes" and q.group == "coco/000000000007"
     (q,) = si.load_questions("pope/popular", root=tmp_path)
@@ -306,7 +306,7 @@ def test_genuine_photographs(root):
 
 @needs_samples
 def test_genuine_vsr():
-    with pytest.warns(DataWarning, match="1222 of 1222 questions have no picture on disk"):
+    with pytest.warns(DataWarning, match="1222 of 1222 questions have no image on disk"):
         questions = si.load_questions("vsr/zeroshot", root=SAMPLES)
     lines = [json.loads(line) for line in (SAMPLES / "vsr/zeroshot/test.jsonl").read_text().splitlines()]
     assert len(questions) == len(lines) == 1222 and all(q.meta["category"] for q in questions)
@@ -392,7 +392,7 @@ def test_the_root_may_come_from_the_environment(full, monkeypatch):
 
 def test_the_users_words_replace_ours(full):
     words = "{caption} True?"
-    with pytest.warns(DataWarning, match="no picture on disk"):
+    with pytest.warns(DataWarning, match="no image on disk"):
         assert si.load_questions("vsr/zeroshot", n=1, root=full, template=words)[0].text.startswith("The cat is ")
     (q,) = si.load_questions("whatsup/controlled_a", n=1, root=full, template="{{{subject}}} / {object}")
     assert q.text == f"{{{q.about[0]}}} / {q.about[1]}"
@@ -557,7 +557,7 @@ def test_records_that_cannot_be_asked_are_counted(tmp_path):
         ("whatsup/controlled_a", "whatsup/controlled_images_dataset.json", "[\n{]", r"controlled_images_dataset.json, line 2: no JSON"),
         ("whatsup/controlled_a", "whatsup/controlled_images_dataset.json", "{}", "a dict, not the list of records"),
         ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[[1, "A photo of a cat on the left"]]', "record 1: 2 entries, not"),
-        ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[["x", "a", "b"]]', "'x' is no picture number"),
+        ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[["x", "a", "b"]]', "'x' is no image number"),
         ("coco_qa/one", "whatsup/coco_qa_one_obj.json", '[[1, "a", null]]', "both must be texts"),
         ("vsr/zeroshot", "vsr/zeroshot/test.jsonl", '{"image": "1.jpg"', "test.jsonl, line 1: no JSON"),
         (
@@ -604,7 +604,7 @@ def test_cocoqa_files_must_match_line_by_line(tmp_path):
     with pytest.raises(DataError, match=r"do not match line by line: .*'types.txt': 1"):
         si.load_questions("cocoqa", root=tmp_path)
     (tmp_path / "cocoqa/test/types.txt").write_text("0\n7\n")
-    with pytest.raises(DataError, match=r"line 2: picture '2', type '7'"):
+    with pytest.raises(DataError, match=r"line 2: image '2', type '7'"):
         si.load_questions("cocoqa", root=tmp_path)
 
 
@@ -648,7 +648,7 @@ def test_tables_without_options_or_pictures(tmp_path, monkeypatch):
     with pytest.warns(DataWarning) as caught:
         (q,) = si.load_questions("spatialeval/vqa/map", root=tmp_path)
     assert ["lists no options" in str(w.message) for w in caught] == [True, False] and "none of its options" in str(caught[1].message)
-    with pytest.raises(DataError, match="row 1: the row holds no picture"):
+    with pytest.raises(DataError, match="row 1: the row holds no image"):
         _ = q.image
 
 
@@ -693,9 +693,9 @@ def test_missing_pictures_are_counted_and_opening_one_raises(tmp_path, missing):
     for i in range(missing, 400):
         (tmp_path / f"{i}.png").write_bytes(picture())
     name = write_jsonl(tmp_path, *({"image": f"{i}.png"} for i in range(400)))
-    with pytest.warns(DataWarning, match=rf"{missing} of 400 questions have no picture on disk, the first should be .*0.png"):
+    with pytest.warns(DataWarning, match=rf"{missing} of 400 questions have no image on disk, the first should be .*0.png"):
         questions = si.load_questions(name)
-    with pytest.raises(DataError, match=r"no picture at .*0\.png"):
+    with pytest.raises(DataError, match=r"no image at .*0\.png"):
         _ = questions[0].image
     assert missing == 400 or questions[1].image.size == (8, 6)
 
@@ -712,7 +712,7 @@ def test_damaged_pictures_name_their_file(tmp_path, monkeypatch):
     name = write_jsonl(tmp_path, *({"image": image} for image in ("cut.jpeg", "none.jpeg", "empty.jpeg", "large.png")))
     questions = si.load_questions(name)
     for q in questions[:3]:
-        with pytest.raises(DataError, match=rf"{q.picture} is damaged or no picture"):
+        with pytest.raises(DataError, match=rf"{q.picture} is damaged or not an image"):
             _ = q.image
     monkeypatch.setattr(question_module, "LARGEST", 1000)
     with pytest.raises(DataError, match=r"large.png has 40 x 30 pixels, more than 1,000; scale it down"):

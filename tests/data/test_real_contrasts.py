@@ -113,7 +113,7 @@ def test_no_picture_is_opened_until_it_is_asked_for(tmp_path):
     pairs = si.contrasts([*questions, with_boxes])
     assert not opened and len(pairs) == 3 and pairs[2].corrupt.boxes == {"mug": (36, 0, 40, 4)}
     assert pairs[0].corrupt.image is not None and opened
-    with pytest.raises(DataError, match=r"no picture at .*not there"):
+    with pytest.raises(DataError, match=r"no image at .*not there"):
         _ = pairs[1].corrupt.image
 
 
@@ -145,8 +145,8 @@ def test_a_true_left_or_right_is_false_in_the_mirror(relation):
         (place("front", ("front", "behind", "left", "right")), "leaves the answer 'front'"),
         (place("left", ("left", "on")), "no single opposite of 'left'"),
         (replace(place("left"), text="Where is the mug in relation to the right table?"), "left or right of something else"),
-        (replace(place("left"), picture=None), "one picture"),
-        (replace(place("left"), picture=[picture(), picture(1)]), "one picture"),
+        (replace(place("left"), picture=None), "one image"),
+        (replace(place("left"), picture=[picture(), picture(1)]), "one image"),
         (place("left", meta={"form": "vtqa", "kind": "map"}), "holds writing"),
         (place("left", meta={"form": "vqa", "kind": "maze"}), "holds writing"),
     ],
@@ -251,8 +251,8 @@ def test_a_broken_set_pairs_what_is_there():
     pairs = si.contrasts([*members(relations=("left", "on")), *members("dog|bed", ("left",)), place("left")], "set")
     assert {p.clean.relation: p.corrupt.relation for p in pairs} == {"left": "on", "on": "left"}
     assert Counter(pairs.skipped.values()) == {
-        "no other picture of its set is among the questions": 1,
-        "it belongs to no set of pictures": 1,
+        "no other image of its set is among the questions": 1,
+        "it belongs to no set of images": 1,
     }
 
 
@@ -300,7 +300,7 @@ def test_patching_needs_no_equal_lengths(vlm):
 def test_scenes_are_as_before_and_no_member_of_a_set():
     questions = si.load_questions("scenes/relation", n=4)
     assert all(p.clean.text == p.corrupt.text for p in si.contrasts(questions, "swap"))
-    assert "no set of pictures" in reason(questions[0], "set")
+    assert "no set of images" in reason(questions[0], "set")
     mixed = si.contrasts([questions[0], place("left")])
     assert [p.corrupt.meta.get("scene") is None for p in mixed] == [False, True]
 
@@ -312,5 +312,5 @@ def test_reasons_are_counted_where_no_contrast_is_left():
 
 def test_controls_have_no_contrast():
     noise = with_noise([Question("Where is the cat?", ("left", "right"), 0, picture=Image.new("RGB", (8, 8)), relation="left")])
-    with pytest.raises(DataError, match="its picture is a control"):
+    with pytest.raises(DataError, match="its image is a control"):
         contrasts(noise)

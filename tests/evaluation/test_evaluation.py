@@ -229,7 +229,7 @@ def test_suite_survives_the_disk(suite, tmp_path):
 
 def test_shared_pictures_are_refused(vlm):
     qs = si.load_questions("scenes/relation", n=20)
-    with pytest.raises(LeakError, match="1 picture"):
+    with pytest.raises(LeakError, match="1 image"):
         si.falsify(vlm, qs[:11], qs[10:], seeds=1)
 
 

@@ -143,15 +143,15 @@ def test_shuffled_validation_labels_can_change_a_tuned_value(kept, vlm, splits, 
 def test_shared_pictures_are_refused(vlm, splits, pair):
     a, b = pair
     leaking = splits | {b: [*splits[b], splits[a][0]]}
-    with pytest.raises(LeakError, match="1 picture"):
+    with pytest.raises(LeakError, match="1 image"):
         compare(vlm, *leaking.values(), methods=["ScalingVis"])
-    with pytest.raises(LeakError, match="1 picture"):
+    with pytest.raises(LeakError, match="1 image"):
         compare(vlm, *splits.values(), others=splits["validation"][:1], methods=["ScalingVis"])
 
 
 def test_test_pictures_among_the_decomposed_scenes_are_refused(vlm, splits, small):
     chain = located.cog_questions("train", 8, 0, located.WITHOUT_CONTEXT)[0]
-    with pytest.raises(LeakError, match="1 picture"):
+    with pytest.raises(LeakError, match="1 image"):
         compare(vlm, *list(splits.values())[:2], [chain.question], methods=["CogVSR emphasis"])
 
 

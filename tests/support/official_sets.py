@@ -4,6 +4,7 @@ import io
 import json
 
 import datasets
+import numpy as np
 from PIL import Image
 
 COUNTS = {
@@ -49,6 +50,14 @@ def picture(kind="PNG", size=(8, 6), colour="red"):
     return buffer.getvalue()
 
 
+def photograph(name):
+    """An image of its own for each name: copies would be one image."""
+    buffer = io.BytesIO()
+    pixels = np.random.default_rng(list(name.encode())).integers(0, 256, (6, 8, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
 def dump(path, value):
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(value), encoding="utf-8")
@@ -61,7 +70,7 @@ def dump_lines(path, values):
 
 def write_controlled(root, file):
     pairs, relations = CONTROLLED[file]
-    records, jpeg = [], picture("JPEG")
+    records = []
     for number in range(pairs):
         subject, other = f"thing-{number}", ("table", "chair", "armchair")[number % 3]
         said = {r: f"A thing {number} {phrase} a{'n' * (other[0] == 'a')} {other}" for r, phrase in relations.items()}
@@ -69,7 +78,7 @@ def write_controlled(root, file):
             path = f"data/{file}/{subject}_{relation}_{other}.jpeg"
             records.append({"image_path": path, "caption_options": [said[relation], *(c for r, c in said.items() if r != relation)]})
             (root / path).parent.mkdir(parents=True, exist_ok=True)
-            (root / path).write_bytes(jpeg)
+            (root / path).write_bytes(photograph(path))
     dump(root / f"data/{file}_dataset.json", records)
 
 

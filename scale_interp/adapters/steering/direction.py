@@ -16,6 +16,7 @@ from ...attribution.metric import measure
 from ...core.arguments import Count, checked
 from ...core.notebook import MOST
 from ...core.result import Result
+from ...data.identity import count_images, image_names
 from ...data.items import require
 from ...data.question import Question
 from ...interventions.edit import Edit, Head, Scope
@@ -40,7 +41,7 @@ class AnswerDirection(Result):
 
     def __repr__(self) -> str:
         L, H, D = self.unit.shape
-        return f"<AnswerDirection on {L} layers x {H} heads of {D}, learned from {len(self.pictures)} pictures>"
+        return f"<AnswerDirection on {L} layers x {H} heads of {D}, learned from {count_images(self.pictures)} images>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         H = self.sigma.shape[1]
@@ -69,7 +70,7 @@ def answer_direction(vlm: VLM, train: Sequence[Question], *, path: Path = "auto"
     every = [(layer, head) for layer in range(vlm.n_layers) for head in range(vlm.n_heads)]
     found = fit_steering(vlm, train, every, path=path)
     made = provenance(vlm, train, right=found.settings["right"])
-    return AnswerDirection(found.directions, found.sigma, tuple(sorted({q.group for q in train})), made)
+    return AnswerDirection(found.directions, found.sigma, image_names(train), made)
 
 
 @checked

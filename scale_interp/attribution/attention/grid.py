@@ -16,7 +16,8 @@ from torch import Tensor
 
 from ...core.arguments import checked
 from ...core.notebook import NotebookView
-from ...data.question import Box, Picture, Question, open_picture, open_size
+from ...data.decoding import ImageSource, open_size
+from ...data.question import Box, Question, open_image
 from ...errors import ModelError
 from ...vlm.patch_layout import LAYOUTS, Size
 from ...vlm.vlm import VLM
@@ -157,9 +158,9 @@ def patch_grid(vlm: VLM, question: Question) -> PatchGrid:
     return PatchGrid(len(ids), sizes, tuple(rasters))
 
 
-def _size(picture: Picture, name: str) -> Size:
+def _size(source: ImageSource, name: str) -> Size:
     where = f"question {name}"
-    return open_size(picture, where) if isinstance(picture, str | Path) else open_picture(picture, where).size
+    return open_size(source, where) if isinstance(source, str | Path) else open_image(source, where).size
 
 
 def _intervals(edges: Tensor) -> Tensor:

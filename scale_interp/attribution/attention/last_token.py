@@ -18,7 +18,7 @@ from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batc
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
-from ...interventions.rows import attention
+from ...interventions.rows import attention, sink_logits
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -73,6 +73,11 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
+    if any(sink_logits(layer.self_attn, {}) is not None for layer in vlm.decoder.layers):
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights "
+            "do not sum to 1; use a model without sinks, or edits of heads"
+        )
     packed = path == "packed"
     batches: Batches = PrefixStore(vlm, questions, keep=False) if packed else SingleQuestions(questions)
     for found in map_batches(vlm, batches, prefix_work if packed else single_work, "reading attention"):

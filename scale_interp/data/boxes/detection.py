@@ -13,9 +13,10 @@ from ...errors import DataError
 from ..question import Box
 from ..readers.image_files import coco_number
 from ..readers.records import entries, is_number, read_json_file, text
+from ..wording import clean
 
 ROUNDING = 1.0
-"""Pixels by which a box may reach over the picture's edge; it is cut there."""
+"""Pixels by which a box may reach over the image's edge; it is cut there."""
 
 
 @dataclass(frozen=True)
@@ -90,20 +91,24 @@ class Boxes:
 def read_boxes(path: str | Path, images: str | Path | None = None) -> Boxes:
     """Photographs and their boxes from a COCO detection JSON: "images", "annotations" (bbox [x, y, width, height]), "categories".
 
-    images: the folder of the pictures; default: `images` beside the file, else the file's own folder. No picture is opened.
-    Crowd regions (iscrowd) are no boxes, but their class is known to be in the picture.
+    Crowd regions (iscrowd) are not boxes, but their class is known to be in the image. No image is opened.
 
-    Raises DataError, naming file and record, for what is no such JSON, ids that are unknown or there twice, boxes
-    without size or outside their picture, and pictures outside the folder.
+    Args:
+        path: The JSON file.
+        images: The folder of the images; default: `images` beside the file, else the file's own folder.
+
+    Raises:
+        DataError: Naming file and record: not such a JSON, an id that is unknown or there twice, a box without size or
+            outside its image, an image outside the folder.
     """
     path = Path(path)
     folder = _folder(path, images)
     content = _content(path)
-    classes = {_id(c, path): text(c, "name", f"{path}, category {c['id']}") for c in content["categories"]}
+    classes = {_id(c, path): clean(text(c, "name", f"{path}, category {c['id']}")) for c in content["categories"]}
     _require_once([c["id"] for c in content["categories"]], "category id", path)
     _require_once(list(classes.values()), "category name", path)
     _require_once([_id(i, path) for i in content["images"]], "image id", path)
-    _require_once([_name(text(i, "file_name", f"{path}, image {i['id']}")) for i in content["images"]], "picture name", path)
+    _require_once([_name(text(i, "file_name", f"{path}, image {i['id']}")) for i in content["images"]], "image name", path)
     _require_once([_id(a, path) for a in content["annotations"]], "annotation id", path)
     sizes = {i["id"]: (_pixels(i, "width", path), _pixels(i, "height", path)) for i in content["images"]}
     instances: dict[Any, list[Instance]] = defaultdict(list)
@@ -145,7 +150,7 @@ def _folder(path: Path, images: str | Path | None) -> Path:
         beside = path.parent / "images"
         return beside if beside.is_dir() else path.parent
     if not Path(images).is_dir():
-        raise DataError(f"images={str(images)!r} is no folder: give the folder that holds the pictures of {path}")
+        raise DataError(f"images={str(images)!r} is no folder: give the folder that holds the images of {path}")
     return Path(images)
 
 
@@ -179,7 +184,7 @@ def _require_once(values: list[Any], what: str, path: Path) -> None:
 
 
 def _box(bbox: Any, size: tuple[int, int], where: str) -> Box:
-    """(left, top, right, bottom) within the picture."""
+    """(left, top, right, bottom) within the image."""
     numbers = isinstance(bbox, list) and len(bbox) == 4 and all(map(is_number, bbox))
     if not numbers:
         raise DataError(f"{where}: bbox {str(bbox)[:60]} is no [x, y, width, height] in pixels; give four finite numbers")
@@ -189,7 +194,7 @@ def _box(bbox: Any, size: tuple[int, int], where: str) -> Box:
     box = max(x, 0.0), max(y, 0.0), min(x + w, float(width)), min(y + h, float(height))
     outside = min(x, y) < -ROUNDING or x + w > width + ROUNDING or y + h > height + ROUNDING
     if outside or box[0] >= box[2] or box[1] >= box[3]:
-        raise DataError(f"{where}: bbox {bbox} lies outside its picture of {width} x {height} pixels; give [x, y, width, height] within it")
+        raise DataError(f"{where}: bbox {bbox} lies outside its image of {width} x {height} pixels; give [x, y, width, height] within it")
     return box
 
 
@@ -199,7 +204,7 @@ def _inside(root: Path, name: str, path: Path) -> Path:
     except (ValueError, RuntimeError) as error:
         raise DataError(f"{path}: file_name {name!r} is no name of a file ({error}); correct it") from error
     if not file.is_relative_to(root):
-        raise DataError(f"{path}: file_name {name!r} leads out of the picture folder {root}; it must stay inside")
+        raise DataError(f"{path}: file_name {name!r} leads out of the image folder {root}; it must stay inside")
     return file
 
 

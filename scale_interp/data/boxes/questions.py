@@ -1,4 +1,4 @@
-"""Questions from photographs with boxes: is a thing there (POPE's form), where is it, how do two lie to each other."""
+"""Questions from photographs with boxes: is a thing there (POPE's form), where is it, where is one thing relative to another."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from typing import Any, Literal, TypeVar
 
 import numpy as np
 
+from ...core.progress import track
 from ...errors import DataError, DataWarning
 from ..article import with_article
+from ..decoding import LARGEST as LARGEST_IMAGE
+from ..decoding import open_size, stored_orientation
+from ..identity import Families, pixel_key
 from ..items import Questions
 from ..prompts import TEMPLATES, Ask, digest
 from ..question import Question
@@ -25,14 +29,14 @@ Kind = Literal["random", "popular", "adversarial"]
 KINDS = ("random", "popular", "adversarial")
 SPLITS = ("train", "validation", "test", "all")
 LARGEST, SMALLEST = 0.25, 0.005
-"""Shares of the picture: above, a thing is everywhere rather than at a place; below, it is hard to make out."""
+"""Shares of the image: above, a thing is everywhere rather than at a place; below, it is hard to make out."""
 OFF_MIDDLE = 0.4
 """How far from the middle (0) towards the edge (1) the centre of a thing at a place must be."""
 SLIVER = 0.1
-"""Share of the picture's width or height below which a thing at its edge is cut off beyond recognition."""
+"""Share of the image's width or height below which a thing at its edge is cut off beyond recognition."""
 OVERLAP = 0.2
 """Share of the narrower box that may reach past the other's near side, along the asked direction."""
-Asked = tuple[Photo, tuple[str, ...], str]
+PhotoFact = tuple[Photo, tuple[str, ...], str]
 """A photograph, the names of the things asked about, the right answer."""
 T = TypeVar("T")
 
@@ -57,7 +61,20 @@ def box_questions(
     seed: int = 0,
     images: str | Path | None = None,
 ) -> Questions:
-    """Questions from a COCO detection JSON: `read_boxes`, then "pope", "place" or "relation" (kind is POPE's)."""
+    """Questions from a COCO detection JSON, as `pope_questions`, `place_questions` or `relation_questions` ask them.
+
+    Args:
+        path: The JSON file.
+        ask: "pope", "place" or "relation".
+        kind: How absent things are chosen, for "pope".
+        split: "train", "validation", "test" or "all"; images that show the same pixels are in one split.
+        n: How many questions; None is all.
+        seed: Draws splits, samples and the order of options.
+        images: The folder of the images; default: `images` beside the file, else the file's own folder.
+
+    Raises:
+        DataError: For a file that is not in this form, an unknown form or kind, or where nothing can be asked.
+    """
     if ask not in ("pope", "place", "relation"):
         raise DataError(f"ask={ask!r}: choose 'pope', 'place' or 'relation'")
     boxes = read_boxes(path, images)
@@ -69,13 +86,22 @@ def box_questions(
 def pope_questions(
     boxes: Boxes, kind: Kind = "random", n: int | None = None, per_image: int = 6, seed: int = 0, split: str = "all"
 ) -> Questions:
-    """Is a thing in the picture: as many questions with yes as with no about each picture (Li et al. 2023).
+    """Is a thing in the image: as many questions with yes as with no about each image (Li et al. 2023).
 
-    The things of a "no" are drawn from all classes that the picture lacks ("random"), or are the ones in most pictures of
-    the set ("popular"), or those that most often share a picture with what this one shows ("adversarial"; then by
+    The things of a "no" are drawn from all classes that the image lacks ("random"), or are the ones in most images of
+    the set ("popular"), or those that most often share an image with what this one shows ("adversarial"; then by
     popularity). Right only where every thing of the set's classes has a box.
-    per_image: questions a picture; fewer, with a DataWarning, where it shows or lacks too few classes.
-    Raises DataError for an unknown kind, or an odd n or per_image.
+
+    Args:
+        boxes: Photographs with boxes.
+        kind: How the things of a "no" are chosen: "random", "popular" or "adversarial".
+        n: How many questions, an even number; None is all.
+        per_image: Questions per image; fewer, with a DataWarning, where it shows or lacks too few classes.
+        seed: Draws splits, things and samples.
+        split: "train", "validation", "test" or "all".
+
+    Raises:
+        DataError: For an unknown kind or split, or an odd n or per_image.
     """
     if kind not in KINDS:
         raise DataError(f"kind {kind!r}: choose from {', '.join(KINDS)}")
@@ -104,7 +130,7 @@ def pope_questions(
     made = [_exists(ask, photo, kind, name, word) for photo, *names in sampled for name, word in zip(names, YES_NO, strict=True)]
     if len(made) < asked:
         warnings.warn(
-            f"{boxes.source}: {few} of {len(photos)} pictures show or lack fewer than {per_image // 2} classes: "
+            f"{boxes.source}: {few} of {len(photos)} images show or lack fewer than {per_image // 2} classes: "
             f"{len(made)} questions instead of {asked}",
             DataWarning,
             stacklevel=2,
@@ -115,13 +141,13 @@ def pope_questions(
 
 
 def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
-    """Where in the picture a thing is: left, right, top or bottom, in options shuffled by seed.
+    """Where in the image a thing is: left, right, top or bottom, in options shuffled by seed.
 
-    Asked only of a thing that is the only one of its class, is not `unclear`, fills at most a quarter of the picture, lies wholly
+    PhotoFact only of a thing that is the only one of its class, is not `unclear`, fills at most a quarter of the image, lies wholly
     on one side of one middle line and across the other, and whose centre is 0.4 of the way or more from the first to the
-    edge and at least twice as far from it as from the second (in shares of the picture). `.skipped` counts the others by reason.
+    edge and at least twice as far from it as from the second (in shares of the image). `.skipped` counts the others by reason.
     """
-    made: list[Asked] = []
+    made: list[PhotoFact] = []
     skipped = Counter[str]()
     for photo in _photos(boxes, split, seed):
         skipped["not the only one of its class"] += len(photo.instances) - len(photo.alone)
@@ -135,13 +161,13 @@ def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: st
 
 
 def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
-    """How two things of different classes lie to each other in the picture: left, right, above or below, options shuffled.
+    """Where one of two things of different classes is relative to the other: left, right, above or below, options shuffled.
 
-    Asked only of things that are the only ones of their class and not `unclear`, of which one lies beyond the other (but for
+    PhotoFact only of things that are the only ones of their class and not `unclear`, of which one lies beyond the other (but for
     a fifth of the narrower one at most), and whose centres are at least twice as far apart in that direction as across it.
     Each pair once, its subject drawn by seed. `.skipped` counts the other pairs by reason.
     """
-    made: list[Asked] = []
+    made: list[PhotoFact] = []
     skipped = Counter[str]()
     for photo in _photos(boxes, split, seed):
         pairs = list(combinations(sorted(photo.alone, key=lambda thing: thing.name), 2))
@@ -157,13 +183,13 @@ def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split:
 
 
 def unclear(thing: Instance, photo: Photo) -> str | None:
-    """Why a thing may not be seen for what it is: too small, or a sliver at the picture's edge; else None."""
+    """Why a thing may not be seen for what it is: too small, or a sliver at the image's edge; else None."""
     left, top, right, bottom = thing.box
     if thing.area < SMALLEST * photo.width * photo.height:
-        return f"fills less than {SMALLEST:.1%} of the picture"
+        return f"fills less than {SMALLEST:.1%} of the image"
     for low, high, size in ((left, right, photo.width), (top, bottom, photo.height)):
         if (low < 0.01 * size or high > 0.99 * size) and high - low < SLIVER * size:
-            return "is cut off by the picture's edge"
+            return "is cut off by the image's edge"
     return None
 
 
@@ -172,7 +198,7 @@ def place(thing: Instance, photo: Photo) -> str:
     if (why := unclear(thing, photo)) is not None:
         return why
     if thing.area > LARGEST * photo.width * photo.height:
-        return f"fills more than {LARGEST:.0%} of the picture"
+        return f"fills more than {LARGEST:.0%} of the image"
     left, top, right, bottom = (2 * v / size - 1 for v, size in zip(thing.box, (photo.width, photo.height) * 2, strict=True))
     x, y = (left + right) / 2, (top + bottom) / 2
     beside, across = left < 0 < right, top < 0 < bottom
@@ -204,7 +230,15 @@ def relation(subject: Instance, other: Instance, photo: Photo) -> str:
 def _photos(boxes: Boxes, split: str, seed: int) -> list[Photo]:
     if split not in SPLITS:
         raise DataError(f"unknown split {split!r}: photographs with boxes have the splits {', '.join(SPLITS)}")
-    return [photo for photo in boxes.photos if split in ("all", split_of(photo.group, seed))]
+    if split == "all":
+        return list(boxes.photos)
+    families = Families()
+    for photo in track(boxes.photos, "comparing images", len(boxes.photos)):
+        # COCO's numbers are one image each.
+        key = None if photo.group.startswith("coco/") else pixel_key(photo.file, boxes.source, LARGEST_IMAGE)
+        if key is not None:
+            families.add(photo.group, key)
+    return [photo for photo in boxes.photos if split_of(families.of(photo.group), seed) == split]
 
 
 def _exists(ask: Ask, photo: Photo, kind: str, name: str, answer: str) -> Question:
@@ -213,9 +247,9 @@ def _exists(ask: Ask, photo: Photo, kind: str, name: str, answer: str) -> Questi
 
 
 def _about(photo: Photo, task: str, names: tuple[str, ...], meta: Mapping[str, Any]) -> dict[str, Any]:
-    """What a question says of its picture."""
+    """What a question says of its image."""
     return {
-        "picture": photo.file,
+        "image": photo.file,
         "id": "/".join(("boxes", task, photo.name, *names)).replace(" ", "-"),
         "group": photo.group,
         "task": f"boxes/{task}",
@@ -225,7 +259,7 @@ def _about(photo: Photo, task: str, names: tuple[str, ...], meta: Mapping[str, A
     }
 
 
-def _asked(made: list[Asked], boxes: Boxes, task: str, n: int | None, seed: int, split: str, skipped: Counter[str]) -> BoxQuestions:
+def _asked(made: list[PhotoFact], boxes: Boxes, task: str, n: int | None, seed: int, split: str, skipped: Counter[str]) -> BoxQuestions:
     if n is not None and n < 1:
         raise DataError(f"n={n}: ask for at least one question")
     if n is not None and n > len(made):
@@ -243,17 +277,39 @@ def _asked(made: list[Asked], boxes: Boxes, task: str, n: int | None, seed: int,
 
 
 def _check(questions: Questions, boxes: Boxes, skipped: Mapping[str, int]) -> None:
-    """DataError where there is no question; a warning where pictures are missing."""
+    """DataError where there is no question; a warning where images are missing."""
     if not len(questions):
-        why = "; ".join(f"{reason} ({times})" for reason, times in skipped.items()) or "no picture of this split shows anything"
+        why = "; ".join(f"{reason} ({times})" for reason, times in skipped.items()) or "no image of this split shows anything"
         raise DataError(f"{boxes.source} gives no question for {questions.source}, split {questions.split!r}: {why}")
-    files = dict.fromkeys(q.picture for q in questions)
+    files = dict.fromkeys(q.image_source for q in questions)
+    sizes = {q.image_source: tuple(q.meta["size"]) for q in questions}
+    for file, size in sizes.items():
+        if isinstance(file, Path) and file.is_file():
+            _require_orientation(file, size, boxes)
     missing = [file for file in files if isinstance(file, Path) and not file.is_file()]
     if missing:
         warnings.warn(
-            f"{len(missing)} of {len(files)} pictures of {boxes.source} are missing, {missing[0]} first: give images=FOLDER",
+            f"{len(missing)} of {len(files)} images of {boxes.source} are missing, {missing[0]} first: give images=FOLDER",
             DataWarning,
             stacklevel=4,
+        )
+
+
+def _require_orientation(file: Path, size: tuple[int, int], boxes: Boxes) -> None:
+    """DataError where the boxes are those of another size than the image is shown with; a warning where nobody can tell."""
+    orientation, shown = stored_orientation(file, boxes.source), open_size(file, boxes.source)
+    if shown != size:
+        turned = f" (EXIF orientation {orientation} turns it)" if orientation >= 5 and shown == size[::-1] else ""
+        raise DataError(
+            f"{file} is shown with {shown[0]} x {shown[1]} pixels{turned}, but {boxes.source} says {size[0]} x {size[1]}: its boxes are of "
+            "another image; give those of the image as it is shown, or, where they are of the stored pixels, remove the file's orientation"
+        )
+    if orientation != 1 and (orientation < 5 or size[0] == size[1]):
+        warnings.warn(
+            f"{file} is turned for showing (EXIF orientation {orientation}): its boxes are taken to be those of the upright image; "
+            "if they are of the stored pixels, remove the orientation from the file",
+            DataWarning,
+            stacklevel=6,
         )
 
 

@@ -1,6 +1,6 @@
-"""Sets of true and false captions: What'sUp's one-object and two-object questions about COCO and Visual Genome pictures.
+"""Sets of true and false captions: What'sUp's one-object and two-object questions about COCO and Visual Genome images.
 
-Kamath et al. 2023 (EMNLP), section 3: a record is [picture number, true caption, false caption].
+Kamath et al. 2023 (EMNLP), section 3: a record is [image number, true caption, false caption].
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from ...errors import DataError
 from ..prompts import Ask
 from ..question import Question
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, is_picture_number
+from .image_files import COCO, ImageFiles, coco_names, is_image_number
 from .records import Key
 from .source import Source
 
@@ -70,16 +70,16 @@ class Captions:
         folders = COCO if self.coco else ("vg_images", "VG_100K", "VG_100K_2", "images")
         room = "coco" if self.coco else "vg"
         bases = (source.root / room, source.root, self.records.folder, *source.places(entry))
-        self.pictures = Pictures(bases, ("", *folders), source.root / room / folders[0])
+        self.images = ImageFiles(bases, ("", *folders), source.root / room / folders[0])
 
     def _parts(self, i: int, record: Any) -> tuple[str, str, str]:
         where = self.records.where(i)
         if not isinstance(record, list) or len(record) != 3:
             size = f"{len(record)} entries" if isinstance(record, list) else f"a {type(record).__name__}"
-            raise DataError(f"{where}: {size}, not [picture number, true caption, false caption]; give these three")
+            raise DataError(f"{where}: {size}, not [image number, true caption, false caption]; give these three")
         number, *captions = record
-        if isinstance(number, bool) or not isinstance(number, int | str) or not is_picture_number(str(number)):
-            raise DataError(f"{where}: {str(number)[:40]!r} is no picture number; give the digits of its file name")
+        if isinstance(number, bool) or not isinstance(number, int | str) or not is_image_number(str(number)):
+            raise DataError(f"{where}: {str(number)[:40]!r} is no image number; give the digits of its file name")
         if not all(isinstance(c, str) and c.strip() for c in captions):
             raise DataError(f"{where}: captions {captions!r}; both must be texts")
         return f"{int(number):012d}" if self.coco else str(number), captions[0], captions[1]
@@ -102,13 +102,13 @@ class Captions:
         key = self.key(i, record)
         assert isinstance(key, Key)
         return ask(
-            {"subject": subject, "object": "".join(other)},
+            {"subject": subject, **({"object": other[0]} if other else {})},
             self.entry.choices,
             word,
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=self.pictures.find(coco_names(f"{number}.jpg") if self.coco else [f"{number}.jpg"], self.records.where(i)),
+            image=self.images.find(coco_names(f"{number}.jpg") if self.coco else [f"{number}.jpg"], self.records.where(i)),
             relation=word,
             about=(subject, *other),
             meta={"captions": [true, false], "image": number},

@@ -1,10 +1,11 @@
-"""COCO-QA: one-word answers about COCO pictures, made multiple-choice (Ren et al. 2015, NeurIPS)."""
+"""COCO-QA: one-word answers about COCO images, made multiple-choice (Ren et al. 2015, NeurIPS)."""
 
 from __future__ import annotations
 
 import random
 from array import array
 from collections.abc import Iterator
+from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,10 @@ from typing import Any
 from ...errors import DataError
 from ..prompts import Ask, digest
 from ..question import Question
+from ..wording import clean
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, is_picture_number
-from .records import Key, Lines
+from .image_files import COCO, ImageFiles, coco_names, is_image_number
+from .records import Key, Lines, walked
 from .source import Source
 
 FILES = ("questions.txt", "answers.txt", "img_ids.txt", "types.txt")
@@ -23,7 +25,7 @@ DISTRACTORS = 3
 
 
 class Aligned:
-    """Line i of the four files together: question, answer, picture number, type."""
+    """Line i of the four files together: question, answer, image number, type."""
 
     def __init__(self, questions: Lines):
         self.folder: Path | None = questions.folder
@@ -39,7 +41,8 @@ class Aligned:
         return len(self.files[0])
 
     def __iter__(self) -> Iterator[tuple[str, ...]]:
-        return zip(*self.files, strict=True)
+        with ExitStack() as stack:
+            yield from zip(*(stack.enter_context(walked(file)) for file in self.files), strict=True)
 
     def __getitem__(self, i: int) -> tuple[str, ...]:
         return tuple(file[i] for file in self.files)
@@ -61,12 +64,12 @@ class CocoQA:
         self.records = Aligned(questions)
         bases = (source.root / "coco", source.root, questions.folder, *source.places(entry))
         folder = "train2014" if split == "train" else "val2014"
-        self.pictures = Pictures(bases, ("", *COCO), source.root / "coco" / folder)
+        self.images = ImageFiles(bases, ("", *COCO), source.root / "coco" / folder)
 
     def key(self, i: int, record: Any) -> Key | str:
         _, _, image, kind = (part.strip() for part in record)
-        if not is_picture_number(image) or kind not in ("0", "1", "2", "3"):
-            found = f"picture {image[:40]!r}, type {kind[:40]!r}"
+        if not is_image_number(image) or kind not in ("0", "1", "2", "3"):
+            found = f"image {image[:40]!r}, type {kind[:40]!r}"
             raise DataError(f"{self.records.where(i)}: {found}; a number and 0 to 3 are expected: fetch the files again")
         group = f"coco/{int(image):012d}"
         return Key(f"{self.entry.name}/{self.split}/{i}", group, group)
@@ -77,7 +80,7 @@ class CocoQA:
         numbers: dict[str, int] = {}
         pools = [array("L") for _ in TYPES]
         for _, answer, _, kind in self.records:
-            pools[int(kind)].append(numbers.setdefault(answer.strip(), len(numbers)))
+            pools[int(kind)].append(numbers.setdefault(clean(answer), len(numbers)))
         return list(numbers), pools, [len(set(pool)) for pool in pools]
 
     def _distractors(self, answer: str, kind: int, key: str, where: str) -> list[str]:
@@ -94,6 +97,7 @@ class CocoQA:
 
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         asked, answer, image, kind = (part.strip() for part in record)
+        answer = clean(answer)
         key = self.key(i, record)
         assert isinstance(key, Key)
         wrong = self._distractors(answer, int(kind), f"distractors|{ask.seed}|{key.id}", self.records.where(i))
@@ -104,6 +108,6 @@ class CocoQA:
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=self.pictures.find(coco_names(f"{int(image):012d}.jpg"), self.records.where(i)),
+            image=self.images.find(coco_names(f"{int(image):012d}.jpg"), self.records.where(i)),
             meta={"question_type": TYPES[int(kind)], "image": int(image)},
         )

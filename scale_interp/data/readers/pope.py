@@ -1,4 +1,4 @@
-"""POPE: is there such a thing in the picture? (Li et al. 2023, EMNLP)"""
+"""POPE: is there such a thing in the image? (Li et al. 2023, EMNLP)"""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from ...errors import DataError
 from ..prompts import Ask
 from ..question import Question
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, coco_number, require_inside
+from .image_files import COCO, ImageFiles, coco_names, coco_number, require_inside
 from .records import Key, Table, entries, text
 from .source import Source
 
@@ -24,7 +24,7 @@ class POPE:
     def __init__(self, entry: Entry, source: Source, split: str):
         self.entry, self.records = entry, source.records(entry, split)
         bases = (source.root / "coco", source.root, self.records.folder, *source.places(entry))
-        self.pictures = Pictures(bases, ("", *COCO), source.root / "coco" / "val2014")
+        self.images = ImageFiles(bases, ("", *COCO), source.root / "coco" / "val2014")
         self.fields = HUB_FIELDS if isinstance(self.records, Table) else {}
 
     def _parts(self, i: int, record: Any) -> tuple[str, str, str, str]:
@@ -52,13 +52,13 @@ class POPE:
         thing = THING.search(asked)
         records = self.records
         return ask(
-            {"question": asked, "object": thing[1] if thing else ""},
+            {"question": asked, **({"object": thing[1]} if thing else {})},
             self.entry.choices,
             label,
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=records.picture(i) if isinstance(records, Table) else self.pictures.find(coco_names(image), records.where(i)),
+            image=records.embedded(i) if isinstance(records, Table) else self.images.find(coco_names(image), records.where(i)),
             about=(thing[1],) if thing else (),
             meta={"kind": self.entry.name.partition("/")[2], "image": image, "question_id": record["question_id"]},
         )

@@ -1,26 +1,42 @@
-"""Records as they lie on disk or on the hub, read when they are asked for; and their checked fields."""
+"""Records as they are stored on disk or on the hub, read when they are asked for; and their checked fields."""
 
 from __future__ import annotations
 
 from array import array
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import count
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
 
 from PIL import Image
 
 from ...core import strict_json
 from ...errors import DataError
+from ..decoding import ImageSource, open_embedded
 from ..prompts import Ask
-from ..question import Question, open_embedded
+from ..question import Question
+from ..wording import short
+
+
+@runtime_checkable
+class LooksAtImages(Protocol):
+    """A reader of which our splits go by pixels, where its records do not say what belongs together."""
+
+    def own_group(self, record: Any) -> bool:
+        """Whether the record says what it belongs to, so that its image need not be opened."""
+
+    def image_sources(self, i: int, record: Any) -> list[ImageSource]: ...
+
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Key:
-    """What is known of a record before it is asked: its id, its picture's key, and the key that our splits go by."""
+    """What is known of a record before it is asked: its id, its image's key, and the key that our splits go by."""
 
     id: str
     group: str
@@ -32,7 +48,7 @@ class Records(Protocol):
 
     @property
     def folder(self) -> Path | None:
-        """The folder that the records' file lies in; None for records from the hub."""
+        """The folder that holds the records' file; None for records from the hub."""
 
     def __len__(self) -> int: ...
     def __iter__(self) -> Iterator[Any]: ...
@@ -51,6 +67,17 @@ class Reader(Protocol):
         """The key of record i, or why it cannot be asked. Raises DataError where the record is not in the set's form."""
 
     def question(self, i: int, record: Any, ask: Ask) -> Question: ...
+
+
+@contextmanager
+def walked(records: Iterable[T]) -> Iterator[Iterator[T]]:
+    """An iterator over records whose file is closed at the end, also where an error ends it early and is kept."""
+    iterator = iter(records)
+    try:
+        yield iterator
+    finally:
+        if isinstance(iterator, Generator):
+            iterator.close()
 
 
 class Lines:
@@ -106,7 +133,7 @@ class Lines:
 
 
 class JsonLines(Lines):
-    """JSON objects, one a line."""
+    """JSON objects, one per line."""
 
     def __getitem__(self, i: int) -> Any:
         return self._parsed(i, super().__getitem__(i))
@@ -145,7 +172,7 @@ class JsonList:
 
 
 class Table:
-    """Rows of a `datasets` table, some of them or all; pictures stay in it until they are opened."""
+    """Rows of a `datasets` table, some of them or all; images stay in it until they are opened."""
 
     def __init__(self, table: Any, name: str, image: str | None, rows: Sequence[int] | None = None, folder: Path | None = None):
         self.table, self.name, self.image, self.folder = table, name, image, folder
@@ -168,29 +195,29 @@ class Table:
         """The table with these rows alone."""
         return Table(self.table, self.name, self.image, rows, self.folder)
 
-    def picture(self, i: int) -> Embedded:
+    def embedded(self, i: int) -> Embedded:
         return Embedded(self, i)
 
 
 @dataclass(frozen=True)
 class Embedded:
-    """The picture inside a row of a table; calling it opens it."""
+    """The image inside a row of a table; calling it opens it."""
 
     table: Table
     i: int
 
     def __str__(self) -> str:
-        return f"the picture in {self.table.where(self.i)}"
+        return f"the image in {self.table.where(self.i)}"
 
     def __call__(self) -> Image.Image:
         from datasets import Image as Undecoded
 
         table, column = self.table.table, self.table.image
         if column not in table.column_names:
-            raise DataError(f"{self.table.where(self.i)}: there is no column {column!r} with pictures; fetch the table again")
+            raise DataError(f"{self.table.where(self.i)}: there is no column {column!r} with images; fetch the table again")
         cell = table.select_columns(column).cast_column(column, Undecoded(decode=False))[int(self.table.rows[self.i])][column]
         if cell is None or cell["bytes"] is None:
-            raise DataError(f"{self.table.where(self.i)}: the row holds no picture; fetch the table again")
+            raise DataError(f"{self.table.where(self.i)}: the row holds no image; fetch the table again")
         return open_embedded(cell["bytes"])
 
 
@@ -222,7 +249,7 @@ def text(record: Mapping[str, Any], field: str, where: str) -> str:
     """A field that must hold words."""
     value = record.get(field)
     if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{where}: {field!r} is {value!r}; it must hold text")
+        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold text")
     return value
 
 
@@ -235,5 +262,5 @@ def texts(record: Mapping[str, Any], field: str, where: str) -> list[str]:
     """A field that must hold a list of words."""
     value = record.get(field)
     if not isinstance(value, list) or not all(isinstance(v, str) and v.strip() for v in value):
-        raise DataError(f"{where}: {field!r} is {value!r}; it must hold a list of texts")
+        raise DataError(f"{where}: {field!r} is {short(value)}; it must hold a list of texts")
     return value

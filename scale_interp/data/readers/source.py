@@ -1,4 +1,4 @@
-"""Where the records of a set lie: a folder first, then the hub."""
+"""Where the records of a set are found: in a folder first, then on the hub."""
 
 from __future__ import annotations
 
@@ -105,8 +105,8 @@ def _require_all_parts(files: list[Path]) -> None:
 
 
 @dataclass(frozen=True)
-class Found:
-    """What lies on disk of one split: its file (from the root), None where it is missing, and its records where that is cheap to tell."""
+class SplitOnDisk:
+    """One split on disk: its file (from the root; None where it is missing), and its number of records where that is cheap to count."""
 
     entry: Entry
     split: str
@@ -126,16 +126,16 @@ class Found:
         return f"{self.file}{short}"
 
 
-def inventory(root: str | Path | None = None) -> list[Found]:
-    """Every split of every set of the catalogue, and what of it lies in the folder; the hub is not asked."""
+def inventory(root: str | Path | None = None) -> list[SplitOnDisk]:
+    """Every split of every set of the catalogue, and what the folder holds of it; the hub is not asked."""
     source = Source(root)
     return [_found(source, entry, split) for entry in CATALOG.values() for split in entry.files]
 
 
-def _found(source: Source, entry: Entry, split: str) -> Found:
+def _found(source: Source, entry: Entry, split: str) -> SplitOnDisk:
     try:
         files = source.files(entry, split)
         count = None if not files or files[0].suffix == ".parquet" else len(_read(entry, files))
     except DataError as error:
-        return Found(entry, split, None, None, str(error))
-    return Found(entry, split, files[0].relative_to(source.root) if files else None, count)
+        return SplitOnDisk(entry, split, None, None, str(error))
+    return SplitOnDisk(entry, split, files[0].relative_to(source.root) if files else None, count)

@@ -1,4 +1,4 @@
-"""SpatialEval: maps, mazes, grids and photographs, each as a picture, as a text, or both (Wang et al. 2024, NeurIPS)."""
+"""SpatialEval: maps, mazes, grids and photographs, each as an image, as a text, or both (Wang et al. 2024, NeurIPS)."""
 
 from __future__ import annotations
 
@@ -96,7 +96,7 @@ class SpatialEval:
             key=key.id.replace(f"/{self.form}/", "/", 1),  # the three forms of a question list its options alike
             group=key.group,
             task=self.entry.name,
-            picture=None if self.form == "tqa" else self.records.picture(i),
+            image=None if self.form == "tqa" else self.records.embedded(i),
             relation=answer.lower() if found else None,
             about=(found[1], found[2]) if found else (),
             meta={

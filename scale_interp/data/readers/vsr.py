@@ -1,4 +1,4 @@
-"""Visual Spatial Reasoning: is a sentence about two objects in a COCO picture true? (Liu et al. 2023, TACL)"""
+"""Visual Spatial Reasoning: is a sentence about two objects in a COCO image true? (Liu et al. 2023, TACL)"""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from ...errors import DataError
 from ..prompts import Ask
 from ..question import Question
 from .catalog import Entry
-from .image_files import COCO, Pictures, coco_names, coco_number, require_inside
+from .image_files import COCO, ImageFiles, coco_names, coco_number, require_inside
 from .records import Key, entries, text
 from .source import Source
 
@@ -17,14 +17,14 @@ RELATIONS = {
     "ahead of, against, at the edge of",
     "Directional": "off, past, toward, down, deep down, up, away from, along, around, from, into, to, across, across from, through, "
     "down from",
-    "Orientation": "facing, facing away from, parallel to, perpendicular to",
+    "Orientation": "facing, facing away from, parallel to, perpendicular to, congruent",
     "Projective": "on top of, beneath, beside, behind, left of, right of, under, in front of, below, above, over, in the middle of",
     "Proximity": "by, close to, near, far from, far away from",
     "Topological": "connected to, detached from, has as a part, part of, contains, within, at, on, in, with, surrounding, among, "
     "consists of, out of, between, inside, outside, touching",
     "Unallocated": "beyond, next to, opposite to, after, among, enclosed by",
 }
-"""The meta-categories of Liu et al. 2023, table 1."""
+"""The meta-categories of Liu et al. 2023, table 1; "congruent", which the files hold and the table lacks, is about orientation."""
 CATEGORY = {relation: category for category, relations in reversed(RELATIONS.items()) for relation in relations.split(", ")}
 """Relation -> meta-category; "among" is in two, the first counts."""
 
@@ -35,7 +35,7 @@ class VSR:
     def __init__(self, entry: Entry, source: Source, split: str):
         self.entry, self.split, self.records = entry, split, source.records(entry, split)
         bases = (source.root / "coco", source.root, self.records.folder, *source.places(entry))
-        self.pictures = Pictures(bases, ("", *COCO, "trainval2017"), source.root / "coco" / "train2017")
+        self.images = ImageFiles(bases, ("", *COCO, "trainval2017"), source.root / "coco" / "train2017")
 
     def key(self, i: int, record: Any) -> Key | str:
         where = self.records.where(i)
@@ -51,14 +51,10 @@ class VSR:
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         key = self.key(i, record)
         assert isinstance(key, Key)
-        about = tuple(record[name] for name in ("subj", "obj") if isinstance(record.get(name), str))
+        names = [record.get(name) for name in ("subj", "obj")]
+        about = tuple(names) if all(isinstance(name, str) and name.strip() for name in names) else ()
         relation = record["relation"]
-        fields = {
-            "caption": record["caption"],
-            "relation": relation,
-            "subject": about[0] if about else "",
-            "object": about[-1] if about else "",
-        }
+        fields = {"caption": record["caption"], "relation": relation, **dict(zip(("subject", "object"), about, strict=False))}
         rest = {name: value for name, value in record.items() if name not in ("caption", "relation", "subj", "obj")}
         return ask(
             fields,
@@ -67,7 +63,7 @@ class VSR:
             id=key.id,
             group=key.group,
             task=self.entry.name,
-            picture=self.pictures.find(coco_names(record["image"]), self.records.where(i)),
+            image=self.images.find(coco_names(record["image"]), self.records.where(i)),
             relation=relation,
             about=about,
             meta={"category": CATEGORY.get(relation), "caption": record["caption"], **rest},

@@ -1,4 +1,4 @@
-"""What'sUp's controlled photographs: four pictures of each object pair, one for each relation (Kamath et al. 2023, section 2)."""
+"""What'sUp's controlled photographs: four images of each object pair, one for each relation (Kamath et al. 2023, section 2)."""
 
 from __future__ import annotations
 
@@ -6,11 +6,13 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from ...errors import DataError
+from ..decoding import ImageSource
 from ..prompts import Ask
 from ..question import Question
+from ..wording import clean
 from .captions import read_relation
 from .catalog import Entry
-from .image_files import Pictures, require_inside
+from .image_files import ImageFiles, require_inside
 from .records import Key, entries, text, texts
 from .source import Source
 
@@ -21,14 +23,15 @@ class WhatsUp:
     def __init__(self, entry: Entry, source: Source, split: str):
         self.entry, self.records = entry, source.records(entry, split)
         folder = self.records.folder or source.root
-        self.pictures = Pictures((folder, source.root), ("",), folder)
+        self.images = ImageFiles((folder, source.root), ("",), folder)
 
     def _parts(self, i: int, record: Any) -> tuple[str, list[str]]:
         where = self.records.where(i)
         record = entries(record, where)
         path, captions = text(record, "image_path", where), texts(record, "caption_options", where)
-        if len(captions) != 4 or len(set(captions)) != 4:
-            raise DataError(f"{where}: caption_options holds {len(set(captions))} captions, not 4 different ones: {captions}; give four")
+        different = len(set(map(clean, captions)))
+        if len(captions) != 4 or different != 4:
+            raise DataError(f"{where}: caption_options holds {different} captions, not 4 different ones: {captions}; give four")
         return require_inside(path, where), captions
 
     def key(self, i: int, record: Any) -> Key | str:
@@ -37,6 +40,13 @@ class WhatsUp:
             return "its true caption names no relation of the set"
         stem = PurePosixPath(path).stem
         return Key(f"{self.entry.name}/{stem}", f"whatsup/{stem}", f"whatsup/{_pair(stem)}")
+
+    def own_group(self, record: Any) -> bool:
+        return False
+
+    def image_sources(self, i: int, record: Any) -> list[ImageSource]:
+        path, _ = self._parts(i, record)
+        return [self.images.find([path.removeprefix("data/"), path], self.records.where(i))]
 
     def question(self, i: int, record: Any, ask: Ask) -> Question:
         path, captions = self._parts(i, record)
@@ -49,7 +59,7 @@ class WhatsUp:
             id=f"{self.entry.name}/{stem}",
             group=f"whatsup/{stem}",
             task=self.entry.name,
-            picture=self.pictures.find([path.removeprefix("data/"), path], self.records.where(i)),
+            image_sources=self.image_sources(i, record),
             relation=word,
             about=(subject, other),
             meta={"set": _pair(stem), "captions": captions, "image_path": path},

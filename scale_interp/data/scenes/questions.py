@@ -49,13 +49,13 @@ def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0)
 
 
 def scene_question(task: str, scene: Scene, asked: Asked) -> Question:
-    """What was asked of a scene, as a question with its picture and boxes."""
+    """What was asked of a scene, as a question with its image and boxes."""
     boxes = {t.name: t.box for t in scene.things}
     return Question(
         asked.text,
         asked.choices,
         asked.choices.index(asked.answer),
-        picture=scene.render,
+        image=scene.render,
         id=f"{task}/{scene.key}/{asked.text.removesuffix('?').replace(' ', '-').lower()}",
         group=scene.key,
         task=task,
@@ -85,7 +85,7 @@ def partner(question: Question, change: str) -> Question | str:
     changed = replace(
         question,
         answer=answer,
-        picture=other.render,
+        image_sources=(other.render,),
         id=f"{question.id}~{change}",
         relation=question.choices[answer] if question.relation in question.choices else question.relation,
         boxes={t.name: t.box for t in other.things},

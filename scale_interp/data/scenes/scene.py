@@ -6,6 +6,7 @@ import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from PIL import Image
@@ -64,7 +65,10 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What is in a picture, and the seed of its background noise."""
+    """What is in an image, and the seed of its background noise."""
+
+    renders_its_content: ClassVar[bool] = True
+    """Equal scenes are equal images, so that they are told apart without being drawn."""
 
     things: tuple[Thing, ...]
     noise: int = 0
@@ -78,14 +82,14 @@ class Scene:
     def split(self) -> str:
         """The split that this scene can ever be in.
 
-        It hangs on the *set of things* alone, not on their places, so a mirrored or swapped scene stays in its
+        It depends on the *set of things* alone, not on their places, so a mirrored or swapped scene stays in its
         split, and no two splits share a set of things.
         """
         bucket = int(_digest(sorted(t.name for t in self.things)), 16) % 10
         return next(name for name, buckets in SPLITS.items() if bucket in buckets)
 
     def pixels(self) -> np.ndarray:
-        """The picture as uint8 [56, 56, 3]."""
+        """The image as uint8 [56, 56, 3]."""
         rng = np.random.default_rng(self.noise)
         canvas = 128 + 6 * rng.standard_normal((SIZE, SIZE, 3), dtype=np.float32)
         for t in self.things:

@@ -39,7 +39,7 @@ def direction(dx: int, dy: int) -> str | None:
 
 
 def place(thing: Thing) -> str:
-    """The absolute place of a thing in the picture, as a relation word (the larger distance from the middle decides)."""
+    """The absolute place of a thing in the image, as a relation word (the larger distance from the middle decides)."""
     dx, dy = 2 * thing.x - (SIZE - 1), 2 * thing.y - (SIZE - 1)
     if abs(dx) > abs(dy):
         return "left" if dx < 0 else "right"

@@ -1,4 +1,4 @@
-"""Questions about generated maps, mazes and grids: as a picture, as a text, or as both."""
+"""Questions about generated maps, mazes and grids: as an image, as a text, or as both."""
 
 from .questions import FORMS as FORMS
 from .questions import KINDS as KINDS

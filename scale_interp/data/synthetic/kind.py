@@ -17,14 +17,16 @@ from ..scenes.scene import SPLITS
 from ..scenes.task import Asked
 
 SIDE = 336
-"""Width and height of every picture in pixels: square, so that a processor which crops to the middle loses nothing."""
+"""Width and height of every image in pixels: square, so that a processor which crops to the middle loses nothing."""
 
 
 class Layout(ABC):
     """One generated scene: the same content can be drawn and put into words."""
 
+    renders_its_content: ClassVar[bool] = True
+    """Equal layouts are equal images, so that they are told apart without being drawn."""
     caption: ClassVar[str]
-    """What a picture of this kind shows, and how to read it."""
+    """What an image of this kind shows, and how to read it."""
 
     @property
     @abstractmethod
@@ -42,12 +44,12 @@ class Layout(ABC):
 
     @abstractmethod
     def render(self) -> Image.Image:
-        """The layout as an RGB picture of SIDE x SIDE pixels."""
+        """The layout as an RGB image of SIDE x SIDE pixels."""
 
     @property
     @abstractmethod
     def boxes(self) -> dict[str, Box]:
-        """Where the named parts are in the picture."""
+        """Where the named parts are in the image."""
 
     @cached_property
     def key(self) -> str:

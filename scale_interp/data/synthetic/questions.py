@@ -25,10 +25,18 @@ KINDS: dict[str, Kind] = {"map": MAP, "maze": MAZE, "grid": GRID}
 def generated_questions(form: str, kind: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
     """n four-option questions about generated maps, mazes or grids, in the form of SpatialEval.
 
-    form: "vqa" shows a picture, "tqa" describes the same scene in words, "vtqa" does both. kind: "map", "maze" or
-    "grid". The same kind, split, n and seed give the same scenes and questions in every form, ids differing by the
-    form only. A scene is asked each type of question at most once; types and right answers come in equal shares
-    (up to one). Raises DataError for an unknown form, kind or split, and for n below 1.
+    The same kind, split, n and seed give the same scenes and questions in every form; ids differ by the form only. A scene
+    is asked each type of question at most once; types and right answers come in equal shares (up to one).
+
+    Args:
+        form: "vqa" shows an image, "tqa" describes the same scene in words, "vtqa" does both.
+        kind: "map", "maze" or "grid".
+        split: "train", "validation" or "test".
+        n: How many questions.
+        seed: Draws layouts and questions.
+
+    Raises:
+        DataError: For an unknown form, kind or split, and for n below 1.
 
     >>> questions = generated_questions("tqa", "grid", n=8)
     >>> questions
@@ -55,7 +63,7 @@ def generated_questions(form: str, kind: str, split: str = "test", n: int = 200,
             continue
         seen.add(layout.key)
         for name, type_ in types.items():
-            # What is asked of a layout hangs on the layout alone, so an id names one question, whatever n and seed.
+            # What is asked of a layout depends on the layout alone, so an id names one question, whatever n and seed.
             asked = type_.ask(layout, np.random.default_rng([int(layout.key, 16), *name.encode()]))
             if asked is not None and wanted[name, type_.balanced(asked)]:
                 wanted[name, type_.balanced(asked)] -= 1
@@ -83,7 +91,7 @@ def _question(form: str, kind: str, seed: int, layout: Layout, name: str, asked:
         "\n".join([*parts, f"{asked.text} Answer with {one_of(choices)}."]),
         choices,
         choices.index(asked.answer),
-        picture=None if form == "tqa" else layout.render,
+        image=None if form == "tqa" else layout.render,
         id=f"generated/{form}/{kind}/{layout.key}/{name}",
         group=f"generated/{kind}/{layout.key}",
         task=f"generated/{form}/{kind}",

@@ -22,7 +22,8 @@ from ...core.arguments import checked, fits
 from ...core.figures import draw
 from ...core.notebook import FigureView
 from ...core.result import APART, Misfit, Result, declared, entries
-from ...data.items import require
+from ...data.identity import image_names
+from ...data.items import require, require_disjoint
 from ...data.question import Question
 from ...errors import EditError, LeakError
 from ...interventions.attention.run import answer_all
@@ -239,11 +240,10 @@ def transfer_table(
     if not tuned or not tests:
         raise EditError("give at least one tuning and one test set")
     for (name, one), (test, questions) in product(tuned.items(), tests.items()):
-        if shared := set(one.groups) & {q.group for q in require(questions)}:
-            raise LeakError(
-                f"{len(shared)} picture(s) of test set {test!r} were tuned on for {name!r}, {sorted(shared)[0]!r} among them: "
-                "use different splits, or different seeds of one split without overlap"
-            )
+        try:
+            require_disjoint(one.groups, require(questions))
+        except LeakError as error:
+            raise LeakError(f"test set {test!r} was tuned on for {name!r}: {error}") from error
     rows = []
     for test, questions in tests.items():
         methods = [AttentionScale(1.0), *(one.method for one in tuned.values())]
@@ -262,4 +262,4 @@ def _right(scores: Tensor, questions: Sequence[Question]) -> Tensor:
 
 
 def _groups(questions: Sequence[Question]) -> tuple[str, ...]:
-    return tuple(sorted({q.group for q in questions}))
+    return image_names(questions)

@@ -120,8 +120,7 @@ class HeadSets(Result):
         hints = {"n_layers": int, "n_heads": int, "sets": list[dict[str, Any]], "left_out": dict[str, str]}
         found = entries(path, meta, hints)
         parts = [entries(path, part, PART) for part in found["sets"]]
-        sets = {part["name"]: part["heads"] for part in parts}
-        about = {part["name"]: part["about"] for part in parts if part["about"]}
+        sets, about = ({part["name"]: part[value] for part in parts} for value in ("heads", "about"))
         if len(sets) < len(parts):
             raise Misfit(f"{APART}: a set is there twice")
         return found | {"sets": sets, "about": about}

@@ -66,7 +66,10 @@ def fit_text_correction(scores: Tensor, questions: Sequence[Question], from_word
     return TextCorrection(features, words, _fit(x, columns, scores, answers, len(words), best), best)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def _fit(x: Tensor, columns: Tensor, scores: Tensor, answers: Tensor, n_words: int, penalty: float) -> Tensor:
+    x, columns, scores, answers = (part.clone() for part in (x, columns, scores, answers))  # of inference mode, maybe
     weights = torch.zeros(x.shape[1], n_words, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 

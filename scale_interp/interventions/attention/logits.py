@@ -7,10 +7,11 @@ Where a model caps its logits (Gemma 2), the capped ones are rewritten: a cap af
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 from weakref import WeakKeyDictionary
@@ -23,8 +24,10 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
+from ...vlm.mode import require_ready
+from ..prompt_end import Place, Prompt, prompt_end
 from ..rows import NAME as PACKED
-from ..rows import attention, packed_attention
+from ..rows import attention, packed_attention, sink_logits
 
 Rows = Literal["last", "all"]
 Steps = Literal["prefill", "each_new_token"]
@@ -66,26 +69,44 @@ class LogitEdit:
 
 @dataclass
 class Pass:
-    """The running forward pass: rows None where nothing changes; columns [B, T] of the prompt; total: tokens seen so far."""
+    """The running forward pass: rows None where nothing changes; columns [B, T] of the prompt; total: tokens seen so far.
+
+    chosen [B, rows]: which of the rows change in which prompt, where they end in different columns.
+    """
 
     edit: LogitEdit | None = None
     columns: Tensor | None = None
     rows: slice | None = None
     total: int = 0
+    chosen: Tensor | None = None
+    ran: set[int] = field(default_factory=set)
+    """The layers whose attention this pass has run."""
+    same: set[int] = field(default_factory=set)
+    """The layers whose attention was found to be what is written out here."""
 
     def begin(self, edit: LogitEdit | None, columns: Tensor, new: int, length: int | None = None) -> None:
         """A pass that reads the prompt of `length` tokens (default: all `new` ones), and maybe tokens after it."""
-        self.edit, self.columns, self.total = edit, columns, new
+        self.edit, self.columns, self.total, self.chosen = edit, columns, new, None
         length = new if length is None else length
         if edit is None:
             self.rows = None
         else:
             self.rows = slice(length - 1 if edit.rows == "last" else 0, length if edit.steps == "prefill" else None)
 
-    def go_on(self) -> None:
-        """A pass over the next token behind the prompt."""
-        self.total += 1
-        self.rows = slice(0, None) if self.edit is not None and self.edit.steps == "each_new_token" else None
+    def at(self, edit: LogitEdit | None, columns: Tensor, place: Place) -> None:
+        """A pass of a model that an edit is attached to."""
+        self.edit, self.columns, self.total, self.rows, self.chosen = edit, columns, place.past + place.new, None, None
+        if edit is None:
+            return
+        rows = place.of("last" if edit.steps == "prefill" else "each_new_token")
+        if edit.rows == "all" and place.prompt is not None:
+            of_prompt = min(place.prompt.length - place.past, place.new)
+            self.rows = slice(0, of_prompt if edit.steps == "prefill" else place.new) if of_prompt > 0 else rows  # type: ignore[assignment]
+            return
+        if isinstance(rows, Tensor):
+            self.rows, self.chosen = slice(0, place.new), rows
+        else:
+            self.rows = rows
 
 
 _RUNNING: WeakKeyDictionary[nn.Module, tuple[Pass, int]] = WeakKeyDictionary()
@@ -110,11 +131,19 @@ def rewriting(decoder: PreTrainedModel, running: Pass, base: str | None = None) 
 def _base(decoder: PreTrainedModel) -> str:
     """The decoder's own function where masks can be given to it, else torch's, or plain attention for logits with a cap."""
     own = str(decoder.config._attn_implementation)
-    return own if own in ("sdpa", "eager") else "sdpa" if decoder._supports_sdpa else "eager"
+    if own in ("sdpa", "eager"):
+        return own
+    if "flash" not in own and "flex" not in own:
+        raise EditError(f"attention function {own!r} may do more than a softmax of q.k: load the model with attn_implementation='eager'")
+    sinks = any(sink_logits(layer.self_attn, {}) is not None for layer in decoder.layers)  # type: ignore[union-attr]
+    return "sdpa" if decoder._supports_sdpa and not sinks else "eager"
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    return sys.modules[type(module).__module__].eager_attention_forward(module, *args, **kwargs)
+    for kind in type(module).__mro__:
+        if (eager := getattr(sys.modules[kind.__module__], "eager_attention_forward", None)) is not None:
+            return eager(module, *args, **kwargs)
+    raise EditError(f"a {type(module).__name__} has no attention function in plain torch: load the model with attn_implementation='sdpa'")
 
 
 BASES: dict[str, Callable[..., Any]] = {"sdpa": sdpa_attention_forward, "eager": _eager, PACKED: packed_attention}
@@ -131,10 +160,11 @@ def _attend(
     softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """The base function's output [B, S, H, D], with the chosen heads' chosen rows computed anew."""
+    """The base function's output [B, S, H, D], with the chosen heads' chosen rows computed again from changed logits."""
     capped = {} if softcap is None else {"softcap": softcap}
     out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **kwargs)[0]
     running, layer = _RUNNING[module]
+    running.ran.add(layer)
     rows, edit = running.rows, running.edit
     if rows is None or edit is None or running.columns is None:
         return out, None
@@ -150,18 +180,56 @@ def _attend(
     logits = logits.float() * (D**-0.5 if scaling is None else scaling)
     if softcap is not None:
         logits = torch.tanh(logits / softcap) * softcap
+    sinks = sink_logits(module, kwargs)
+    if sinks is not None and base == "sdpa":
+        raise EditError(f"layer {layer} has attention sinks, which 'sdpa' leaves out: load the model with attn_implementation='eager'")
+    kept, values = out[:, rows].transpose(1, 2), value.repeat_interleave(H // value.shape[1], 1)
+    if layer not in running.same:
+        unchanged = _weights(logits, attention_mask, rows, S, sinks).to(value.dtype) @ values
+        _require_same(module, layer, unchanged, kept, attention_mask, rows)
+        running.same.add(layer)
     columns = F.pad(running.columns, (0, running.total - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
-    logits = torch.where(columns, logits * weight + shift, logits)
-    if attention_mask is None:
-        causal = torch.ones(S, K, dtype=torch.bool, device=query.device).tril(K - S)[rows]
+    changed = torch.where(columns, logits * weight + shift, logits)
+    again = _weights(changed, attention_mask, rows, S, sinks).to(value.dtype) @ values
+    if running.chosen is not None:
+        changes = changes & running.chosen[:, None, :, None].to(query.device)
+    changed = torch.where(changes, again, kept).transpose(1, 2)
+    return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
+
+
+def _weights(logits: Tensor, mask: Tensor | None, rows: slice, S: int, sinks: Tensor | None) -> Tensor:
+    """Attention weights [B, H, rows, K] of logits before the mask; sinks [H]: logits of a column that has no value."""
+    K = logits.shape[-1]
+    if mask is None:
+        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
         logits = logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
     else:
-        mask = attention_mask[:, :, rows, -K:]
+        mask = mask[:, :, rows, -K:]
         logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask
-    anew = logits.softmax(-1).to(value.dtype) @ value.repeat_interleave(H // value.shape[1], 1)
-    kept = out[:, rows].transpose(1, 2)
-    changed = torch.where(changes, anew, kept).transpose(1, 2)
-    return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
+    if sinks is None:
+        return logits.softmax(-1)
+    column = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+    return torch.cat([logits, column], -1).softmax(-1)[..., :-1]
+
+
+ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
+"""What rounding explains of a layer's difference, relative to what it is the difference of (as norms)."""
+
+
+def _require_same(module: nn.Module, layer: int, found: Tensor, kept: Tensor, mask: Tensor | None, rows: slice) -> None:
+    """Raise EditError where attention written out with unchanged logits [B, H, rows, D] is not what this layer computes."""
+    sees = torch.ones(1, dtype=torch.bool, device=kept.device)
+    if mask is not None:  # a row of padding sees nothing, and what comes of it is never used
+        seen = mask[:, :, rows]
+        sees = (seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2).any(-1, keepdim=True)
+    difference = torch.where(sees, (found - kept).float(), 0.0).norm()
+    whole = torch.where(sees, kept.float(), 0.0).norm()
+    if not bool(difference <= ROUNDING.get(kept.dtype, 1e-1) * whole):
+        raise EditError(
+            f"layer {layer} ({type(module).__name__}): attention written out with unchanged logits differs from the layer's own by "
+            f"{float(difference / whole):.2g} of its size, so its logits cannot be rewritten: it is more than a softmax of q.k, mask, cap "
+            "and sinks; edit its heads instead (ScAle, Steering)"
+        )
 
 
 for _name in BASES:
@@ -178,50 +246,67 @@ Decide = Callable[[Tensor], LogitEdit]
 def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | None = None) -> Iterator[None]:
     """A plain transformers model with its attention logits rewritten, for forward and generate.
 
-    decide: in place of an edit; the prompt is then read once unedited before each reading. A pass without a cache behind it
-    reads a prompt; prompts of one batch must be left-padded, as for generate.
+    decide: in place of an edit; the prompt is then read once unedited before each reading. The prompt's last token is found for
+    each row of a batch, see `PromptEnd`. Raises EditError where it, or the prompt's image tokens, cannot be known.
     """
+    model = getattr(model, "_orig_mod", model)
     decoder = model.get_decoder()  # type: ignore[operator]
     image_token_id: int = model.config.image_token_id  # type: ignore[assignment, union-attr]
     if edit is not None:
         edit.check(len(decoder.layers), model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
-    running = Pass()
-    uncached: int | None = None
-    measuring = False
+    require_ready(model)
+    running, n_layers = Pass(), len(decoder.layers)
+    decided: WeakKeyDictionary[Prompt, LogitEdit] = WeakKeyDictionary()
 
-    def before(module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> None:
-        nonlocal uncached, measuring
-        if measuring:
-            return
-        ids, cache = kwargs.get("input_ids", args[0] if args else None), kwargs.get("past_key_values")
-        if ids is None:
-            raise EditError("inputs_embeds do not say which tokens are images: give input_ids")
-        if cache is not None and cache.get_seq_length() > 0:
-            if ids.shape[1] > 1:
-                raise EditError(
-                    f"{ids.shape[1]} tokens at once behind a cache may be prompt or answer: generate token by token, each prompt "
-                    "whole (no prefill_chunk_size) and from an empty cache"
-                )
-            running.go_on()
-            return
-        if cache is None and uncached is not None and ids.shape[1] == uncached + 1:
-            raise EditError("generating without a cache hides where the prompt ends: call generate with use_cache=True")
-        uncached = ids.shape[1] if cache is None else None
-        now = edit
-        if decide is not None:
-            running.rows, measuring = None, True
-            try:
-                plain = kwargs | {"past_key_values": None, "use_cache": False, "logits_to_keep": 1}
-                with torch.no_grad():
-                    now = decide(module(*args, **plain).logits[:, -1].float())
-            finally:
-                measuring = False
-        columns = ids == image_token_id if now is None else now.choose(ids, image_token_id)
-        running.begin(now, columns, ids.shape[1])
+    def before(module: nn.Module, given: dict[str, Any]) -> None:
+        place = end.place
+        running.ran.clear()
+        running.rows = None
+        if place.prompt is None or place.prompt.ids is None:
+            raise EditError("inputs_embeds and caches do not say which tokens are images: give input_ids of the whole prompt")
+        prompt, ids = place.prompt, place.prompt.ids
+        if decide is not None and prompt not in decided and place.ends_here:
+            with end.aside():
+                decided[prompt] = decide(_next_logits(module, given, place, prompt))
+        now = edit if decide is None else decided.get(prompt)
+        in_pieces = place.began or (decide is not None and 0 < place.past < prompt.length)
+        if now is not None and now.rows == "all" and in_pieces:
+            raise EditError(
+                'rows="all" changes the prompt\'s keys and values, part of which are read already: give each prompt whole and from an '
+                "empty cache"
+            )
+        columns: Tensor = torch.eq(ids, image_token_id) if now is None else now.choose(ids, image_token_id)
+        B = len(_tokens(given))
+        if B % len(columns):
+            raise EditError(f"a batch of {B} behind the cache of {len(columns)} prompts: give one row for each prompt")
+        running.at(now, columns.repeat_interleave(B // len(columns), 0), place)
 
-    with rewriting(decoder, running):
-        hook = model.register_forward_pre_hook(before, with_kwargs=True)
-        try:
-            yield
-        finally:
-            hook.remove()
+    def after() -> None:
+        if len(running.ran) < n_layers:
+            raise EditError(
+                f"the attention of {n_layers - len(running.ran)} of {n_layers} layers did not go through transformers' attention functions "
+                "in this pass, so its logits were not rewritten: attach to the model as transformers loads it"
+            )
+
+    with prompt_end(model) as end, rewriting(decoder, running), end.watch(before, after):
+        yield
+
+
+def _tokens(given: dict[str, Any]) -> Tensor:
+    return given["inputs_embeds"] if given.get("input_ids") is None else given["input_ids"]
+
+
+@torch.no_grad()
+def _next_logits(module: nn.Module, given: dict[str, Any], place: Place, prompt: Prompt) -> Tensor:
+    """Logits of the next token [B, V], by the same pass without an edit."""
+    alone = place.past + place.new == prompt.length and not prompt.ragged
+    cache = copy.deepcopy(given["past_key_values"]) if place.past else None
+    plain = given | {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1 if alone else 0}
+    out = module(**plain)
+    if not hasattr(out, "logits"):
+        raise EditError(f"a {type(module).__name__} gives no logits to decide by: call the whole model")
+    logits = out.logits.float()
+    if alone:
+        return logits[:, -1]
+    ends = (prompt.ends - place.past).repeat_interleave(len(logits) // len(prompt.ends))
+    return logits[torch.arange(len(logits), device=logits.device), ends.to(logits.device)]

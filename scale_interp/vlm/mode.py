@@ -1,0 +1,54 @@
+"""The mode that a model is in, checked wherever it is about to run: numbers are read in evaluation mode, outside autocast."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+from ..errors import ModelError
+
+
+class Addressed(Protocol):
+    """What a VLM is here: a transformers model, and views of its modules that can be made again."""
+
+    hf_model: Any
+
+    def renew(self) -> None: ...
+
+
+def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) -> None:
+    """Raise ModelError where the model would give other numbers than its own; a VLM also sees modules that have changed.
+
+    gradients_for: what needs gradients, such as "fitting"; then they have to be on, too.
+    """
+    model = vlm if isinstance(vlm, nn.Module) else vlm.hf_model
+    if any(module.training for module in model.modules()):
+        name = next(name for name, module in model.named_modules() if module.training) or "it"
+        checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
+        checkpointing = " and gradient checkpointing, which takes the cache away" if checkpointed else ""
+        raise ModelError(
+            f"this {type(model).__name__} is in training mode ({name}), with dropout{checkpointing}, so that every pass may give other "
+            "numbers: call vlm.hf_model.eval() first"
+        )
+    weight = next(model.parameters())
+    if torch.is_autocast_enabled(weight.device.type):
+        raise ModelError(
+            f"torch.autocast is on and computes in {torch.get_autocast_dtype(weight.device.type)} what the model holds in {weight.dtype}: "
+            "leave the block, or load the model with the dtype that you want"
+        )
+    if gradients_for is not None:
+        _require_gradients(model, gradients_for)
+    if not isinstance(vlm, nn.Module):
+        vlm.renew()
+
+
+def _require_gradients(model: nn.Module, what: str) -> None:
+    if torch.is_inference_mode_enabled():
+        raise ModelError(f"{what} needs gradients, and torch.inference_mode is on: leave the block")
+    if not torch.is_grad_enabled():
+        raise ModelError(f"{what} needs gradients, and torch.no_grad (or set_grad_enabled(False)) is on: leave the block")
+    name = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
+    if name is not None:
+        raise ModelError(f"{what} needs gradients, and {name} was made in torch.inference_mode: load the model outside it")
