@@ -93,6 +93,7 @@ class SingleQuestions:
 
     @property
     def plan(self) -> Callable[[VLM], SingleQuestions]:
+        """Makes the same batches for the model of another process."""
         return partial(single_questions, tuple(self.questions))
 
     def __len__(self) -> int:
@@ -103,6 +104,7 @@ class SingleQuestions:
 
 
 def single_questions(questions: Sequence[Question], vlm: VLM) -> SingleQuestions:
+    """The same batches for the model of another process."""
     return SingleQuestions(questions)
 
 
@@ -115,6 +117,7 @@ class Rows:
 
     @staticmethod
     def in_order(questions: Sequence[Question], batch_size: int) -> Rows:
+        """Batches of `batch_size` questions in their order."""
         Q = len(questions)
         return Rows(tuple(questions), tuple(tuple(range(i, min(i + batch_size, Q))) for i in range(0, Q, batch_size)))
 
@@ -128,6 +131,7 @@ class Rows:
 
     @property
     def plan(self) -> Callable[[VLM], Rows]:
+        """Makes the same batches for the model of another process."""
         return partial(by_rows, self.questions, self.rows)
 
     def __len__(self) -> int:
@@ -143,4 +147,5 @@ class Rows:
 
 
 def by_rows(questions: Sequence[Question], rows: tuple[tuple[int, ...], ...], vlm: VLM) -> Rows:
+    """The same batches for the model of another process."""
     return Rows(questions, rows)

@@ -61,6 +61,7 @@ class Checkpoints:
             return None
 
     def put(self, step: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+        """Write the tensors and metadata of a step."""
         write_tensors(self.folder / f"{step}.safetensors", SHARD, tensors, meta or {})
 
 

@@ -127,6 +127,7 @@ class Cluster:
         self.teams: dict[str, Team] = {}
 
     def close(self) -> None:
+        """Stop all workers."""
         for team in self.teams.values():
             for worker in [*team.free, *team.starting.values()]:
                 self.ray.kill(worker)

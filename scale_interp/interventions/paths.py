@@ -31,6 +31,7 @@ def packed(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> 
 
 @torch.no_grad()
 def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
+    """Edited and clean scores [B, N, C] of one batch of prompts, on the packed path."""
     edited, clean = packed_batch(vlm, prefix, edit)
     check_finite(vlm, prefix.questions, edited, edit, prefix.rows.start or 0)
     return {"edited": edited, "clean": clean}
@@ -124,6 +125,7 @@ def reference(
 
 @torch.no_grad()
 def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> BatchResult:
+    """Edited and clean scores [1, N, C] of one question, on the reference path."""
     row, question = batch
     variants = torch.arange(edit.n_variants if edit else 1)
     plain = run_reference(vlm, question, row, None, variants, scoring)

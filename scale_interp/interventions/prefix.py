@@ -65,6 +65,7 @@ class Prefix:
 
     @property
     def nbytes(self) -> int:
+        """The size of the keys and values in bytes."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def inputs(self) -> dict[str, Any]:
@@ -267,6 +268,7 @@ class PrefixStore(Sequence[Prefix]):
 
     @cached_property
     def batch_size(self) -> int:
+        """The number of questions per batch."""
         if self._asked is not None:
             return self._asked
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
@@ -284,10 +286,12 @@ class PrefixStore(Sequence[Prefix]):
 
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
+        """Makes the same store for the model of another process."""
         return partial(open_store, tuple(self.questions), self.batch_size, self.scoring)
 
     @cached_property
     def slices(self) -> list[slice]:
+        """The rows of the questions of each batch."""
         Q = len(self.questions)
         return [slice(i, min(i + self.batch_size, Q)) for i in range(0, Q, self.batch_size)]
 
@@ -331,6 +335,7 @@ class StorePair:
 
     @property
     def plan(self) -> Callable[[VLM], StorePair]:
+        """Makes the same pair for the model of another process."""
         return partial(open_pair, self.first.plan, self.second.plan)
 
     def __len__(self) -> int:
@@ -341,6 +346,7 @@ class StorePair:
 
 
 def open_pair(first: Callable[[VLM], PrefixStore], second: Callable[[VLM], PrefixStore], vlm: VLM) -> StorePair:
+    """The same pair of stores for the model of another process."""
     return StorePair(first(vlm), second(vlm))
 
 

@@ -31,6 +31,7 @@ class Spill:
 
     @cached_property
     def folder(self) -> Path:
+        """The folder, created on first use."""
         folder = Path(tempfile.mkdtemp(prefix="scale-interp-prompts-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder

@@ -111,10 +111,12 @@ class VLM(NotebookView):
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.hf_model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return self.hf_model.dtype
 
     @cached_property

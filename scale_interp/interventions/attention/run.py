@@ -185,10 +185,12 @@ def answer_all(
 
 
 def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> BatchResult:
+    """The columns of one batch of prompts that were read."""
     return _columns(vlm, PackedAnswers(vlm, prefix), run)
 
 
 def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> BatchResult:
+    """The columns of one question, from full forward passes."""
     row, question = batch
     return _columns(vlm, WholeAnswers(vlm, question, scoring, None if selected is None else selected[row]), run)
 

@@ -59,6 +59,7 @@ class Stage:
 
 
 def truthful(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
+    """The true answer."""
     return asked.answer
 
 
@@ -136,6 +137,7 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
+    """The learning rate of a step: a linear warm-up followed by a cosine."""
     warm = min(1.0, (step + 1) / min(100, stage.steps // 4))
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 

@@ -40,6 +40,7 @@ class PlantedVLM(VLM):
     origin: str
 
     def describe(self) -> dict[str, Any]:
+        """What a result records about the model, with the planted shortfall."""
         heads = [list(head) for head in self.planted]
         return super().describe() | {"planted_shortfall": {"of": self.origin, "heads": heads, "factor": self.factor}}
 
