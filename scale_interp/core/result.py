@@ -55,7 +55,8 @@ def declared(kind: type[Stored]) -> Declared:
             found.whole[name] = hint.dtype is not Float
             continue
         if get_origin(hint) is Annotated:
-            hint, found.along[name] = get_args(hint)
+            hint, *notes = get_args(hint)
+            found.along.update((name, axis) for axis in notes if isinstance(axis, str))  # other notes are for arguments
         found.metadata[name] = hint
     return found
 

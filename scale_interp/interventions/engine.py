@@ -131,7 +131,7 @@ def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") ->
 
     Raises:
         EditError: The path is unknown.
-        ModelError: The model is in training mode or under autocast.
+        ModelError: The model is in training mode.
     """
     require_ready(vlm)
     if path not in ("auto", "packed", "reference"):

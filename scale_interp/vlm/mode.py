@@ -1,13 +1,17 @@
-"""The mode that a model is in, checked wherever it is about to run: numbers are read in evaluation mode, outside autocast."""
+"""The mode that a model is in, checked wherever it is about to run: numbers are read in evaluation mode."""
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, Protocol
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
+from transformers import PreTrainedModel
 
-from ..errors import ModelError
+from ..errors import ModelError, RunWarning
 
 
 class Addressed(Protocol):
@@ -19,13 +23,13 @@ class Addressed(Protocol):
 
 
 def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) -> None:
-    """Raise ModelError where the model would give other numbers than its own; a VLM also sees modules that have changed.
+    """Raise ModelError for a model in training mode, warn under autocast; a VLM also sees modules that have changed.
 
     gradients_for: what needs gradients, such as "fitting"; then they have to be on, too.
     """
     model = vlm if isinstance(vlm, nn.Module) else vlm.hf_model
-    if any(module.training for module in model.modules()):
-        name = next(name for name, module in model.named_modules() if module.training) or "it"
+    if any(module.training and _matters(module) for module in model.modules()):
+        name = next(name for name, module in model.named_modules() if module.training and _matters(module)) or "all of it"
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         checkpointing = " and gradient checkpointing, which takes the cache away" if checkpointed else ""
         raise ModelError(
@@ -34,14 +38,24 @@ def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) 
         )
     weight = next(model.parameters())
     if torch.is_autocast_enabled(weight.device.type):
-        raise ModelError(
+        warnings.warn(
             f"torch.autocast is on and computes in {torch.get_autocast_dtype(weight.device.type)} what the model holds in {weight.dtype}: "
-            "leave the block, or load the model with the dtype that you want"
+            "leave the block, or load the model with the dtype that you want",
+            RunWarning,
+            stacklevel=3,
         )
     if gradients_for is not None:
         _require_gradients(model, gradients_for)
     if not isinstance(vlm, nn.Module):
         vlm.renew()
+
+
+def _matters(module: nn.Module) -> bool:
+    """Whether a module may compute something else in training mode: an adapter without dropout, for one, does not."""
+    if isinstance(module, PreTrainedModel | _BatchNorm) or getattr(module, "gradient_checkpointing", False):
+        return True
+    rates = (value for name, value in vars(module).items() if "drop" in name or (name == "p" and isinstance(module, _DropoutNd)))
+    return any(isinstance(rate, float | int) and rate > 0 for rate in rates)
 
 
 def _require_gradients(model: nn.Module, what: str) -> None:

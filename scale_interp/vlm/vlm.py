@@ -263,7 +263,7 @@ class VLM(NotebookView):
 
         Raises:
             DataError: The number of image placeholders differs from the number of images, or the processor rejects a question.
-            ModelError: The model is in training mode or under autocast.
+            ModelError: The model is in training mode.
         """
         require_ready(self)
         questions = require(questions)

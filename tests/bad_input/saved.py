@@ -149,7 +149,7 @@ def benchmarks(path: Path) -> None:
     path.write_text(json.dumps({"benchmarks": [{"rows": [row], "about": {}, "left_out": {}, "memory": None}]}))
 
 
-LIKE_ANOTHER = (Table, si.Baselines, si.RetentionCurve, si.SparsityPath, SavedSettings, _Answers)
+LIKE_ANOTHER = (Table, SavedSettings, _Answers)
 """Classes whose form another one shares; test_results looks at them all."""
 SAVERS: Mapping[str, Callable[[Path], None]] = {
     **{kind.__name__: partial(save, kind) for kind in INSTANCES if kind not in (si.ScAle, si.Steering, *LIKE_ANOTHER)},

@@ -583,13 +583,14 @@ def test_every_setting_of_the_grid_is_what_adaptvis_gives(vlm, validation):
 
 
 def test_forward_passes_are_counted(vlm, validation):
-    si.evaluate(vlm, validation[:1])  # the check of the paths on first use is not counted
     rows = []
     hook = vlm.decoder.register_forward_pre_hook(
         lambda m, args, kwargs: rows.append(next(kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None)),
         with_kwargs=True,
     )
     try:
+        si.evaluate(vlm, validation[:1])  # the check of the paths on first use under this hook is not counted
+        rows.clear()
         counts = {
             "scaling": (tune_scaling(vlm, validation).passes, 1 + 5),
             "adaptvis": (tune_adaptvis(vlm, validation).passes, 1 + 5),

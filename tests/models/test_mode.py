@@ -10,7 +10,7 @@ import scale_interp as si
 from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
 from scale_interp.attribution.attention.last_token import read_attention
 from scale_interp.attribution.joint_probe import fit_joint_probe, importance
-from scale_interp.errors import ModelError
+from scale_interp.errors import ModelError, RunWarning
 from scale_interp.evaluation.falsification.text_only import fit_text_correction
 from tests.support.oracle import hooked_logits, plain_inputs
 from tests.support.zoo_models import three_questions
@@ -90,10 +90,21 @@ def test_gradient_checkpointing_in_evaluation_mode_changes_nothing(vlm, question
     assert si.fit_scale(vlm, questions, epochs=1).scalars.isfinite().all()
 
 
-def test_autocast_is_refused(vlm, questions):
-    for name, work in entries(vlm, questions).items():
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            assert "autocast is on and computes in torch.bfloat16" in message(work), name
+def test_autocast_is_said(vlm, questions):
+    for name in ("evaluate", "packed edits", "generate", "attached scalars"):
+        work = entries(vlm, questions)[name]
+        with torch.autocast("cpu", dtype=torch.bfloat16), pytest.warns(RunWarning, match=r"autocast is on and computes in torch\.bfloat16"):
+            work()
+
+
+def test_training_that_changes_nothing_is_let_be(vlm, questions):
+    """An adapter without dropout, a container: they are in training mode when they are new, and compute the same."""
+    lora(vlm.hf_model)
+    before = si.evaluate(vlm, questions).scores
+    for module in vlm.hf_model.modules():
+        if "lora" in type(module).__module__ or isinstance(module, torch.nn.ModuleList | torch.nn.Linear):
+            module.training = True
+    assert torch.equal(si.evaluate(vlm, questions).scores, before)
 
 
 @pytest.mark.parametrize(("off", "says"), [(torch.no_grad, "torch.no_grad"), (torch.inference_mode, "torch.inference_mode is on")])
