@@ -6,11 +6,11 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .core.names import offered
+from .core.names import public_names
 
 LAYERS = ("data", "execution", "interventions", "models", "attribution", "adapters", "evaluation")
 """Layers whose names are public here; each name is written in its layer's `__init__.py`, and type checkers read `__init__.pyi`."""
-_LAYER = {name: layer for layer in LAYERS for name in offered(Path(__file__).parent / layer / "__init__.py")}
+_LAYER = {name: layer for layer in LAYERS for name in public_names(Path(__file__).parent / layer / "__init__.py")}
 
 __all__ = sorted([*_LAYER, "errors", "viz"])
 

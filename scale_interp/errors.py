@@ -1,4 +1,4 @@
-"""One exception type per kind of mistake; each message says which value, why it cannot be, and what to do instead.
+"""One exception type per kind of mistake. Each message says which value is wrong, why, and what to do instead.
 
 >>> import scale_interp as si
 >>> try:
@@ -17,15 +17,15 @@ PACKAGE = str(Path(__file__).parent)
 
 
 class ScaleInterpError(Exception):
-    """Base of every error that this package raises on purpose.
+    """The base class of every error that this package raises deliberately.
 
-    IPython and notebooks show the user's own line that failed and the message; `%tb` then shows the whole traceback.
+    IPython and notebooks show the message and the line of the user's code that failed; `%tb` shows the whole traceback.
     """
 
     _shown = False
 
     def _render_traceback_(self) -> list[str]:
-        # IPython asks this of an exception when it fails, and again for %tb.
+        # IPython calls this when an exception is raised, and a second time for %tb.
         again, self._shown = self._shown, True
         name = type(self).__name__
         shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
@@ -67,15 +67,15 @@ class FileError(ScaleInterpError, ValueError):
 
 
 class LeakError(ScaleInterpError, ValueError):
-    """Training and test questions share a picture."""
+    """Training and test questions share an image."""
 
 
 class PathWarning(UserWarning):
-    """The packed path was left for the reference path, or means something else on this model."""
+    """The reference path replaces the packed path, or the packed path means something else on this model."""
 
 
 class MemoryWarning(UserWarning):
-    """Memory ran out and the work goes on in smaller parts."""
+    """Memory ran out and the work continues in smaller parts."""
 
 
 class DataWarning(UserWarning):
@@ -87,4 +87,4 @@ class RunWarning(UserWarning):
 
 
 class ClusterWarning(UserWarning):
-    """A worker or a machine was lost, and the work goes on without it."""
+    """A worker or a machine was lost, and the work continues without it."""

@@ -4,10 +4,16 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # as many processes as cores, and a thr
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ["HF_HUB_OFFLINE"] = "1"  # read at import: no test waits for a hub
 
+import beartype  # noqa: F401 (before nnsight, which adds methods to `object` that beartype cannot handle)
 import pytest
 import torch
+from jaxtyping import install_import_hook
 
 import scale_interp as si
+
+SHAPES_CHECKED = [f"scale_interp.interventions.{name}" for name in ("rows", "packed", "reference", "choices")]
+"""Modules whose annotated shapes are checked on every call under pytest."""
+install_import_hook(SHAPES_CHECKED, "beartype.beartype")
 
 
 @pytest.fixture(scope="session")

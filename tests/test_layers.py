@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 import scale_interp as si
-from scale_interp.core.arguments import AtLeast, LookedAt, Raises, checked, options
-from scale_interp.core.names import offered
+from scale_interp.core.arguments import AtLeast, OwnCheck, Raises, checked, options
+from scale_interp.core.names import public_names
 from scale_interp.errors import ArgumentError, EditError
 from scale_interp.interventions.engine import Path as EnginePath
 from scale_interp.models.load import load
@@ -28,7 +28,7 @@ def test_layers_import_only_lower_ones_and_no_package_has_a_circle(monkeypatch):
 @pytest.mark.parametrize("layer", si.LAYERS)
 def test_a_public_name_is_the_same_object_in_its_layer_and_where_it_is_written(layer):
     package = import_module(f"scale_interp.{layer}")
-    names = offered(package.__file__)
+    names = public_names(package.__file__)
     assert names and set(names) <= set(si.__all__)
     for name in names:
         found = getattr(si, name)
@@ -52,7 +52,7 @@ def test_markers_are_read_from_the_signature():
     from typing import Annotated, Literal
 
     @checked
-    def asked(a: Annotated[int, AtLeast(2)], b: Annotated[Literal["x", "y"], Raises(EditError)] = "x", c: Annotated[int, LookedAt()] = 0):
+    def asked(a: Annotated[int, AtLeast(2)], b: Annotated[Literal["x", "y"], Raises(EditError)] = "x", c: Annotated[int, OwnCheck()] = 0):
         return a, b, c
 
     assert asked(2, "y", "anything") == (2, "y", "anything")

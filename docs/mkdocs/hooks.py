@@ -18,7 +18,7 @@ from mkdocs.structure.pages import Page
 
 import scale_interp as si
 from scale_interp.cli import app
-from scale_interp.core.names import offered
+from scale_interp.core.names import public_names
 
 log = get_plugin_logger("hooks")
 ROOT = Path(__file__).parents[2]
@@ -93,7 +93,7 @@ def origin(module: str, name: str) -> str:
 def exported(module: str) -> list[str]:
     """The public names of a module; read and not imported, as torch and plotly are not needed for it."""
     if (PACKAGE / module.replace(".", "/")).is_dir():
-        return offered(PACKAGE / module.replace(".", "/") / "__init__.py")
+        return public_names(PACKAGE / module.replace(".", "/") / "__init__.py")
     return [node.name for node in parsed(module).body if isinstance(node, ast.ClassDef)]
 
 

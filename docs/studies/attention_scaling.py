@@ -17,7 +17,7 @@ from scale_interp.core.files import write_bytes, write_json
 from scale_interp.core.statistics import holm
 from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
 from scale_interp.evaluation.attention_scaling.weight_curve import scaling_curve
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 
 from .tables import p_value, span, table
 
@@ -116,7 +116,7 @@ def turned(vlm: si.VLM, relation: dict[str, si.Questions]) -> dict[str, Any]:
 
 
 def steerings(vlm: si.VLM, train: si.Questions) -> list[Steering]:
-    prompts = Prompts(vlm, train)
+    prompts = PrefixStore(vlm, train)
     fitted = [fit_steering(vlm, train, heads=k, prompts=prompts) for k in HEADS]
     return [replace(one, alpha=alpha) for one in fitted for alpha in STRENGTHS]
 

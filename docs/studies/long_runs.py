@@ -30,7 +30,7 @@ from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.core.versions import versions
 from scale_interp.execution.batches import BatchResult
 from scale_interp.interventions import paths
-from scale_interp.interventions.prefix import Prefix, Prompts
+from scale_interp.interventions.prefix import Prefix, PrefixStore
 from scale_interp.viz.theme import frame, look
 
 from .tables import table
@@ -150,16 +150,16 @@ def spill() -> dict:
     vlm, asked = open_model("realistic/8x8x512"), si.load_questions("scenes/relation", n=500)
     found = {"model": vlm.name, "prompts": len(asked), "threads": torch.get_num_threads()}
     found["tokens"] = vlm.encode(asked[0])["input_ids"].shape[1]
-    prompts = Prompts(vlm, asked, cache="disk")
+    prompts = PrefixStore(vlm, asked, cache="disk")
     found["read_and_written"] = _timed(prompts)
     found["gib"] = sum(p.stat().st_size for p in prompts._spill.folder.iterdir()) / 2**30
     found |= {"from_disk": _timed(prompts), "reads": prompts.reads, "batches": len(prompts)}
     del prompts
-    found["again"] = _timed(Prompts(vlm, asked, cache="recompute"))
+    found["again"] = _timed(PrefixStore(vlm, asked, cache="recompute"))
     return found
 
 
-def _timed(prompts: Prompts) -> float:
+def _timed(prompts: PrefixStore) -> float:
     started = time.perf_counter()
     for _ in prompts:
         pass
@@ -253,7 +253,7 @@ been tried.
 ## When memory is short
 
 - **Variants**: as many heads run side by side as fit; if memory still runs out, the chunk is halved, with a warning.
-- **Prompts**: `si.load(..., prefix_cache=...)` or `vlm.prefix_cache` says where the keys and values of prompts are kept while they are
+- **PrefixStore**: `si.load(..., prefix_cache=...)` or `vlm.prefix_cache` says where the keys and values of prompts are kept while they are
   needed again, as by a fit in every epoch: `"auto"` (a quarter of the free memory, then disk), `"memory"`, `"disk"`
   (checksummed files under `TMPDIR`), `"recompute"`. The numbers are the same in all of them. `vlm.memory` bounds one packed call in bytes.
 - A full disk gives a message, and prompts that do not fit are read again.

@@ -20,7 +20,7 @@ from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
 from ..interventions.paths import check_finite, join
-from ..interventions.prefix import Prefix, Prompts
+from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .headmap import HeadMap
@@ -75,7 +75,7 @@ def ablate(
     if mode not in ("zero", "mean", "resample"):
         raise EditError(f"mode {mode!r}: choose 'zero', 'mean' or 'resample'")
     questions = require(questions)
-    prompts = Prompts(vlm, questions, keep=mode != "zero")
+    prompts = PrefixStore(vlm, questions, keep=mode != "zero")
     source = None
     if mode == "mean":
         source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
@@ -116,7 +116,7 @@ def amplify(
     """
     questions = require(questions)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor))
-    return _sweep(vlm, questions, sweep, metric, path, Prompts(vlm, questions, keep=False), f"amplify x{factor:g}", 1.0, factor=factor)
+    return _sweep(vlm, questions, sweep, metric, path, PrefixStore(vlm, questions, keep=False), f"amplify x{factor:g}", 1.0, factor=factor)
 
 
 def _sweep(
@@ -125,7 +125,7 @@ def _sweep(
     sweep: HeadSweep,
     name: Metric,
     path: Path,
-    prompts: Prompts,
+    prompts: PrefixStore,
     method: str,
     sign: float,
     **settings: Any,
@@ -138,7 +138,7 @@ def _sweep(
     return HeadMap(method, name.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
 
-def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Prompts) -> tuple[Clean, Scores]:
+def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
     """Read the clean last tokens' z and choice scores: from prefixes, or in whole forward passes.
 
     Returns:

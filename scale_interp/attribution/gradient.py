@@ -18,7 +18,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
-from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..interventions.prefix import Prefix, PrefixStore, StorePair
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -32,7 +32,7 @@ def attribute(
     *,
     metric: Metric = "logit_diff",
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
 ) -> HeadMap:
     """Estimate by gradients what patching (given pairs) or zero ablation (given questions) would measure.
 
@@ -64,7 +64,7 @@ def attribute(
     require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
         return _patching(vlm, items)  # type: ignore[arg-type]
-    return _ablation(vlm, items, metric, prompts or Prompts(vlm, items, keep=False))  # type: ignore[arg-type]
+    return _ablation(vlm, items, metric, prompts or PrefixStore(vlm, items, keep=False))  # type: ignore[arg-type]
 
 
 def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]:
@@ -72,9 +72,9 @@ def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]
 
 
 def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
-    at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
-    at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
-    found = [*map_batches(vlm, Pairs(at_clean, at_corrupt), patching_work, "gradients")]
+    at_corrupt = PrefixStore(vlm, [p.corrupt for p in pairs], keep=False)
+    at_clean = PrefixStore(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
+    found = [*map_batches(vlm, StorePair(at_clean, at_corrupt), patching_work, "gradients")]
     effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
@@ -93,7 +93,7 @@ def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> BatchResult:
     return {"effects": ((z_clean - z_corrupt) * slope[:, 0]).sum(-1), "gaps": gaps}
 
 
-def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Prompts) -> HeadMap:
+def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: PrefixStore) -> HeadMap:
     slopes = [part["slope"] for part in map_batches(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)

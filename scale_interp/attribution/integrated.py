@@ -16,7 +16,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
-from ..interventions.prefix import Prefix, Prompts
+from ..interventions.prefix import Prefix, PrefixStore
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -58,7 +58,7 @@ def integrated_gradients(
     questions = require(questions)
     require_packed(vlm, questions, path, "integrated_gradients")
     found = map_batches(
-        vlm, Prompts(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients"
+        vlm, PrefixStore(vlm, questions, keep=False), partial(integrated_work, steps=steps, metric=metric), "integrated gradients"
     )
     effects = torch.cat([part["effects"] for part in found])
     made = provenance(vlm, questions, metric=metric, path="packed", steps=steps)

@@ -17,7 +17,7 @@ from ..errors import DataError, ModelError
 from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
-from ..interventions.prefix import Prefix, Prompts
+from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
 from ..vlm.families import norms_after
 from ..vlm.vlm import VLM
@@ -58,7 +58,7 @@ def logit_attribution(vlm: VLM, questions: Sequence[Question], *, path: Path = "
         _first_tokens(vlm, question)
     path = choose_path(vlm, questions, path)
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
+    batches: Batches = PrefixStore(vlm, questions, keep=False) if packed else SingleQuestions(questions)
     parts = [part["shares"] for part in map_batches(vlm, batches, prefix_work if packed else single_work, "reading activations")]
     made = provenance(vlm, questions, metric="logit_diff", path=path)
     return HeadMap("logit attribution", "logit diff", torch.cat(parts), torch.from_numpy(groups(questions)), made)

@@ -11,7 +11,7 @@ from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..errors import DataError
 from ..interventions.engine import Path, choose_path, run_with_clean
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .ablation import provenance, read_clean
@@ -47,7 +47,7 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     pairs = require(pairs, Contrast)
     clean, corrupt = [p.clean for p in pairs], [p.corrupt for p in pairs]
     path = choose_path(vlm, corrupt, path)
-    z, clean_scores = read_clean(vlm, clean, path, Prompts(vlm, clean, keep=False))
+    z, clean_scores = read_clean(vlm, clean, path, PrefixStore(vlm, clean, keep=False))
     m_clean = contrast_diff(clean_scores, pairs)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, z)
     edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, what="patching")

@@ -22,7 +22,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
-from ..interventions.prefix import Pairs, Prefix, Prompts
+from ..interventions.prefix import Prefix, PrefixStore, StorePair
 from ..interventions.rows import attention
 from ..interventions.sweep import one_head_each
 from ..vlm.vlm import VLM
@@ -67,10 +67,10 @@ def path_patch(
     """
     pairs, receivers = require(pairs, Contrast), _receivers(vlm, receivers, into)
     _require_packed(vlm, [p.corrupt for p in pairs], path)
-    at_corrupt = Prompts(vlm, [p.corrupt for p in pairs], keep=False)
-    at_clean = Prompts(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
+    at_corrupt = PrefixStore(vlm, [p.corrupt for p in pairs], keep=False)
+    at_clean = PrefixStore(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
     work = partial(path_work, receivers=tuple(receivers), into=into)
-    found_parts = [*map_batches(vlm, Pairs(at_clean, at_corrupt), work, "path patching")]
+    found_parts = [*map_batches(vlm, StorePair(at_clean, at_corrupt), work, "path patching")]
     effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
     if abs(gap) < 1e-6:
         raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")

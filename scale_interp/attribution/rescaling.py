@@ -22,7 +22,7 @@ from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, choose_path, run_with_clean
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -122,7 +122,7 @@ def rescale(
         raise EditError(f"unit {unit!r}: choose 'head', 'layer' or 'mlp'")
     if not factors:
         raise EditError("no factors: give at least one")
-    path, prompts = choose_path(vlm, questions, path), Prompts(vlm, questions)
+    path, prompts = choose_path(vlm, questions, path), PrefixStore(vlm, questions)
     names = (
         tuple(f"({i}, {h})" for i in range(vlm.n_layers) for h in range(vlm.n_heads))
         if unit == "head"

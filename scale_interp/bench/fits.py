@@ -18,7 +18,7 @@ from ..core.progress import track
 from ..core.versions import versions
 from ..data.question import Question
 from ..errors import EditError, FileError
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 
 BATCH = 8
@@ -65,8 +65,8 @@ def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int 
         raise EditError(f"{fits} fit(s): give at least two to run side by side")
     plan = [Fit(f"seed {seed}", seed=seed) for seed in range(fits)]
 
-    def run(chosen: Sequence[Fit], prompts: Prompts | None = None) -> list[ScAle]:
-        read = prompts or Prompts(vlm, train, BATCH)
+    def run(chosen: Sequence[Fit], prompts: PrefixStore | None = None) -> list[ScAle]:
+        read = prompts or PrefixStore(vlm, train, BATCH)
         return fit_scales(vlm, train, chosen, prompts=read, epochs=epochs, patience=epochs, batch_size=BATCH)
 
     run(plan[:1])
@@ -74,8 +74,8 @@ def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int 
     for _ in track(range(repeats), "timing fits", repeats):
         one.append(_seconds(vlm, lambda: run(plan[:1])))
         together.append(_seconds(vlm, lambda: run(plan)))
-        reading.append(_seconds(vlm, lambda: list(Prompts(vlm, train, BATCH))))
-    shared = Prompts(vlm, train, BATCH)
+        reading.append(_seconds(vlm, lambda: list(PrefixStore(vlm, train, BATCH))))
+    shared = PrefixStore(vlm, train, BATCH)
     beside = run(plan, shared)
     alone = [run([fit], shared)[0] for fit in track(plan, "fits one by one", fits)]
     about = vlm.describe() | {

@@ -1,4 +1,4 @@
-"""Arguments of public functions against their annotations, before any work begins."""
+"""Check the arguments of public functions against their annotations, before any work begins."""
 
 from __future__ import annotations
 
@@ -18,28 +18,31 @@ from .suggest import near
 
 @dataclass(frozen=True)
 class AtLeast:
-    """A number of this size or larger; ArgumentError (EditError in settings) for a smaller one."""
+    """The marker of a number that must be at least this large; a smaller one raises ArgumentError (EditError in settings)."""
 
     least: int
 
 
 @dataclass(frozen=True)
 class Raises:
-    """Words of a `Literal` that are compared before any work, and the error for another; of other `Literal`s the function says more."""
+    """The marker of a `Literal` whose words are checked before any work; another word raises this error.
+
+    Functions check other `Literal`s themselves.
+    """
 
     error: type[ScaleInterpError]
 
 
-class LookedAt:
-    """An argument that the function looks at first, and says more of."""
+class OwnCheck:
+    """The marker of an argument that the function checks itself."""
 
 
 Count = Annotated[int, AtLeast(1)]
 Seed = Annotated[int, AtLeast(0)]
 
 
-class Listed(Protocol):
-    """A class whose lists say themselves what is wrong with them, as Question's: `require_items` raises DataError."""
+class SelfChecking(Protocol):
+    """A class that checks lists of its objects itself, such as Question: `require_items` raises DataError."""
 
     @classmethod
     def require_items(cls, items: Any) -> Any: ...
@@ -50,11 +53,20 @@ C = TypeVar("C")
 
 
 def checked(function: F) -> F:
-    """The function, with every call's arguments checked against its annotations.
+    """Check every call's arguments against the function's annotations.
 
-    Raises ArgumentError for an argument that is unknown, missing, of another type, not finite, or below its least value; DataError
-    for questions that are none. What else must hold stands in the signature: `Count`, `Seed` and the markers above in `Annotated`.
-    Lists of a class that has `require_items` are left to it, and words of a `Literal` without `Raises` to the function.
+    Further conditions are part of the signature: `Count`, `Seed` and the markers above, in `Annotated`. Lists of a class that has
+    `require_items` are checked by that class, and the words of a `Literal` without `Raises` by the function itself.
+
+    Args:
+        function: The function to wrap.
+
+    Returns:
+        The function with the check in front of it.
+
+    Raises:
+        ArgumentError: On a call, for an argument that is unknown, missing, of the wrong type, not finite, or below its least value.
+        DataError: On a call, for items that are not questions.
 
     >>> @checked
     ... def half(of: int) -> float:
@@ -80,7 +92,16 @@ def checked(function: F) -> F:
 
 
 def checked_settings(kind: type[C]) -> type[C]:
-    """The dataclass, with what it is made of checked as `checked` does. Raises EditError, as settings do.
+    """Check the arguments of a dataclass of settings as `checked` checks those of a function.
+
+    Args:
+        kind: The dataclass.
+
+    Returns:
+        The same class.
+
+    Raises:
+        EditError: When an object is made, for an argument that does not fit.
 
     >>> from scale_interp import FitSettings
     >>> FitSettings(epoch=3)
@@ -101,7 +122,7 @@ radius, granularity, scope, epochs, lr, batch_size, l1, retain_weight, validatio
 
 
 class _Check:
-    """The check of one function's calls; error: raised for what does not fit."""
+    """The check of the calls of one function; `error` is raised for an argument that does not fit."""
 
     def __init__(self, function: Callable[..., Any], name: str, error: type[ScaleInterpError]):
         self.function, self.name, self.error = function, name, error
@@ -111,20 +132,23 @@ class _Check:
 
     @cached_property
     def hints(self) -> dict[str, Any]:
-        return get_type_hints(self.function, include_extras=True)  # at the first call, when all names are there
+        return get_type_hints(self.function, include_extras=True)  # at the first call, when all names are defined
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
             given = self.signature.bind(*args, **kwargs).arguments
         except TypeError as error:
             unknown = next((key for key in kwargs if key not in self.known), "")
-            raise self.error(f"{self.name}: {error}{near(unknown, self.known) or '.'} It takes {', '.join(self.known)}") from error
+            takes = ", ".join(self.known)
+            if suggestion := near(unknown, self.known):
+                raise self.error(f"{self.name}: {error}{suggestion} It takes {takes}") from error
+            raise self.error(f"{self.name}: {error}; {'use one of' if unknown else 'give what it takes:'} {takes}") from error
         for argument in self.known:
             if argument in given and argument in self.hints:
                 self.require(argument, given[argument], *_parts(self.hints[argument]))
 
     def require(self, argument: str, value: Any, hint: Any, markers: Sequence[Any]) -> None:
-        if any(isinstance(marker, LookedAt) for marker in markers):
+        if any(isinstance(marker, OwnCheck) for marker in markers):
             return
         if (kinds := _listed(hint)) and not isinstance(value, Mapping) and value is not None:
             _require_items(value, kinds)
@@ -141,7 +165,7 @@ class _Check:
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without its markers, and these."""
+    """An annotation without its markers, and the markers."""
     return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 
@@ -154,15 +178,15 @@ def options(hint: Any) -> tuple[Any, ...]:
     return get_args(_parts(hint)[0])
 
 
-def _listed(hint: Any) -> tuple[type[Listed], ...]:
-    """Which items a list holds that checks itself; nothing for other annotations."""
+def _listed(hint: Any) -> tuple[type[SelfChecking], ...]:
+    """The classes of items that check their lists themselves; empty for other annotations."""
     options = get_args(hint) if get_origin(hint) in (Union, types.UnionType) else (hint,)
     lists = [one for one in options if get_origin(one) is Sequence]
     return tuple(arg for one in lists for arg in get_args(one) if _is_listed(arg))
 
 
-def _require_items(value: Any, kinds: Sequence[type[Listed]]) -> None:
-    if not (hasattr(value, "__len__") and len(value) == 0):  # whether there may be none, the function knows
+def _require_items(value: Any, kinds: Sequence[type[SelfChecking]]) -> None:
+    if not (hasattr(value, "__len__") and len(value) == 0):  # the function decides whether an empty list is allowed
         first = value[0] if _is_list(value) else value
         next((kind for kind in kinds if isinstance(first, kind)), kinds[-1]).require_items(value)
 
@@ -176,14 +200,22 @@ def _article(name: str) -> str:
 
 
 def _short(value: Any) -> str:
-    """The value in a message; a large one by its type alone, as writing it out may take long."""
+    """The value as a message shows it; a large value is shown by its type alone, as printing it may take long."""
     small = value is None or isinstance(value, bool | int | float | str | Path | type)
     text = repr(value[:60] if isinstance(value, str) else value) if small else f"<{type(value).__name__}>"
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def fits(value: Any, hint: Any, literal: bool = True) -> bool:
-    """Whether a value is of an annotated type; numbers must be finite. literal: whether values of `Literal`s are compared too.
+    """Whether a value has an annotated type. Numbers must be finite.
+
+    Args:
+        value: The value.
+        hint: The annotation.
+        literal: Whether the words of a `Literal` are checked as well.
+
+    Returns:
+        True if the value fits.
 
     >>> fits([1, 2], list[int]), fits([1, "2"], Sequence[int]), fits(float("nan"), float | None)
     (True, False, False)
@@ -226,7 +258,7 @@ def _is_number(value: Any, kind: type) -> bool:
 
 
 def _is_list(value: Any) -> bool:
-    """Anything with a length and places, such as a list, an array or a tensor, but no text and no mapping."""
+    """Whether this has a length and can be indexed, such as a list, an array or a tensor, and is neither text nor a mapping."""
     return hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | bytes | Mapping | type)
 
 
@@ -237,7 +269,7 @@ def _is_a(value: Any, hint: Any) -> bool:
         return callable(value) if hint is Callable else True
     if Protocol in hint.__mro__:
         return all(hasattr(value, name) for name in vars(hint) if not name.startswith("_")) and not isinstance(value, type)
-    # Of an annotated shape the class alone: of axes and numbers the function says more.
+    # Of an annotated shape only the class is checked here; the function checks axes and dtype.
     return isinstance(value, getattr(hint, "array_type", hint))
 
 
@@ -281,4 +313,4 @@ MENDS = {
     "dtype": "a torch.dtype",
     "Tensor": "a tensor",
 }
-"""Classes of other packages, by name so that none is imported here; ours say it themselves, in `asked_for`."""
+"""Classes of other packages, by name so that none is imported here; classes of this package have an attribute `asked_for`."""

@@ -1,7 +1,7 @@
-"""Files that are written whole or not at all, and JSON with a checksum.
+"""Files that are written completely or not at all, and JSON with a checksum.
 
-What is written with a seal holds the SHA-256 of its content, so that a changed byte is an error and never another number. Nothing that is
-read is ever unpickled or run.
+A sealed file contains the SHA-256 of its content, so that a changed byte raises an error instead of changing a number. Nothing that is read
+is ever unpickled or executed.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..errors import FileError
 from . import strict_json
 
 SEAL = "sha256"
-"""The key of the checksum; a file without one, as an older version wrote it, is read as it is."""
+"""The key of the checksum. A file without one, written by an older version, is read unchecked."""
 
 
 def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file whole: a reader, or a crash, sees the old content or the new, nothing between."""
+    """Write a file atomically: after a crash, a reader sees the old content or the new content."""
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -39,7 +39,13 @@ def write_bytes(path: Path, content: bytes) -> None:
 
 
 def write_json(path: Path, content: Mapping[str, Any], sealed: bool = False) -> None:
-    """A JSON file; what is not a number becomes null, for which JSON has a word. sealed: with a checksum."""
+    """Write a JSON file.
+
+    Args:
+        path: The file.
+        content: What to write; numbers that are not finite become null.
+        sealed: Whether to add a checksum.
+    """
     plain = as_json(content)
     if sealed:
         plain[SEAL] = checksum(plain)
@@ -47,7 +53,7 @@ def write_json(path: Path, content: Mapping[str, Any], sealed: bool = False) -> 
 
 
 def as_json(value: Any) -> Any:
-    """The value in JSON's types: lists for tuples, None for what is not a finite number."""
+    """Convert a value to JSON's types: tuples become lists, and numbers that are not finite become None."""
     if isinstance(value, Mapping):
         return {k: as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):
@@ -56,11 +62,21 @@ def as_json(value: Any) -> Any:
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object, or FileError; the checksum of a sealed one is compared and left out."""
+    """Read a JSON object. The checksum of a sealed file is verified and left out.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileError: The file is missing, damaged, or does not contain a JSON object.
+    """
     try:
         content = strict_json.read(path)
     except FileNotFoundError as error:
-        raise FileError(f"no file {path}; give the place of a saved result") from error
+        raise FileError(f"no file {path}; give the path of a saved result") from error
     except (ValueError, OSError) as error:
         raise FileError(f"{path} is damaged or no JSON ({error}); write it again") from error
     if not isinstance(content, dict):
@@ -70,7 +86,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def checksum(content: Mapping[str, Any], *parts: bytes) -> str:
-    """The SHA-256 of an object in JSON's types, and of the bytes that belong to it."""
+    """The SHA-256 of an object in JSON's types and of the bytes that belong to it, as hexadecimal digits."""
     # Through JSON and back, as keys that are numbers become texts in a file.
     state = hashlib.sha256(json.dumps(json.loads(json.dumps(content)), sort_keys=True).encode())
     for part in parts:
@@ -79,6 +95,10 @@ def checksum(content: Mapping[str, Any], *parts: bytes) -> str:
 
 
 def require_seal(path: Path, content: dict[str, Any], mend: str, *parts: bytes) -> None:
-    """Raise FileError where the checksum in a file's content is not that of the rest; it is taken out of the content."""
+    """Verify the checksum in a file's content, and remove it from the content.
+
+    Raises:
+        FileError: The checksum differs from that of the rest of the file.
+    """
     if (written := content.pop(SEAL, None)) is not None and written != checksum(content, *parts):
         raise FileError(f"{path} is damaged or was changed (its checksum differs): {mend}")

@@ -1,4 +1,4 @@
-"""Which files each finished step wrote, with their checksums. Read without torch, so that a list of runs is there at once."""
+"""Which files each finished step wrote, with their checksums. Read without torch, so that runs are listed quickly."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ WHOLE, DAMAGED, MISSING = "whole", "damaged", "missing"
 
 @dataclass(frozen=True)
 class ResultFile:
-    """One result: its name in the folder, bytes, the recorded checksum, and the step that made it."""
+    """One result file: its name in the folder, its size in bytes, its recorded checksum, and the step that wrote it."""
 
     folder: Path
     name: str
@@ -21,7 +21,7 @@ class ResultFile:
     step: str = ""
 
     def state(self) -> str:
-        """Whether the file is as it was written; reads it whole."""
+        """Whether the file is unchanged since it was written. This reads the whole file."""
         path = self.folder / self.name
         if not path.is_file():
             return MISSING
@@ -29,6 +29,6 @@ class ResultFile:
 
 
 def file_hash(path: Path) -> str:
-    """SHA-256 of a file."""
+    """The SHA-256 of a file, as hexadecimal digits."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,4 +1,4 @@
-"""Which names a package offers: written once, in its `__init__.py`, as `from .module import name as name`."""
+"""The public names of a package, written once, in its `__init__.py`, as `from .module import name as name`."""
 
 from __future__ import annotations
 
@@ -6,11 +6,17 @@ import ast
 from pathlib import Path
 
 
-def offered(init: str | Path) -> list[str]:
-    """The names that an `__init__.py` imports `as` themselves: those that a type checker takes for public. It is read, not imported.
+def public_names(init: str | Path) -> list[str]:
+    """The names that an `__init__.py` imports under their own name, which type checkers treat as public.
+
+    Args:
+        init: The file. It is parsed, not imported.
+
+    Returns:
+        The names in alphabetical order.
 
     >>> import scale_interp.models.testbeds as testbeds
-    >>> offered(testbeds.__file__)[-3:]
+    >>> public_names(testbeds.__file__)[-3:]
     ['folder', 'plant', 'planted']
     """
     imports = (node for node in ast.parse(Path(init).read_text()).body if isinstance(node, ast.ImportFrom))

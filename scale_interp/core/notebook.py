@@ -1,4 +1,4 @@
-"""How results show in a notebook: one line of what a result is, and below it a small table without colours of its own."""
+"""How a notebook shows results: one line that says what the result is, above a small table in the page's own colours."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from typing import Any, ClassVar
 
 MOST = 8
 LONGEST = 120
-"""Characters of a cell; what is longer is cut."""
+"""The most characters of a cell; longer text is cut."""
 RIGHT, LEFT = "text-align:right;padding:2px 8px", "text-align:left;padding:2px 8px"
 
 
 class NotebookView:
-    """A result that a notebook shows as its repr above the first rows of what it found.
+    """A result that a notebook shows as its repr above the first rows of its content.
 
     >>> class Two(NotebookView):
     ...     def __repr__(self):
@@ -26,10 +26,10 @@ class NotebookView:
     """
 
     most: ClassVar[int] = MOST
-    """Rows that are shown."""
+    """The number of rows shown."""
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        """What stands in the table, the most telling row first: nothing that takes long to compute."""
+        """The rows of the table, the most informative first. They must be quick to compute."""
         return ()
 
     def _repr_html_(self) -> str:
@@ -37,7 +37,7 @@ class NotebookView:
 
 
 class FigureView(NotebookView):
-    """A result whose figure a notebook shows, where it draws plotly's; elsewhere its table and its repr."""
+    """A result that a notebook shows as a plotly figure if it can, and otherwise as its table and repr."""
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure."""
@@ -48,13 +48,22 @@ class FigureView(NotebookView):
 
 
 def notebook_html(title: str, rows: Iterable[Mapping[str, Any]], most: int = MOST) -> str:
-    """A line, and a table of the first rows, as HTML: escaped, and in the page's own colours."""
+    """A line and a table of the first rows as HTML, escaped and in the page's own colours.
+
+    Args:
+        title: The line.
+        rows: One mapping per row, from column names to values.
+        most: The largest number of rows.
+
+    Returns:
+        The HTML.
+    """
     found = list(islice(rows, most))
     line = f"<p style='margin:0 0 4px;overflow-wrap:anywhere'>{escape(title)}</p>"
     if not found:
         return f"<div>{line}</div>"
     names = list(dict.fromkeys(name for row in found for name in row))
-    # A column stands right where it holds numbers only.
+    # Columns of numbers are aligned to the right.
     side = {name: RIGHT if all(isinstance(row.get(name), int | float | None) for row in found) else LEFT for name in names}
     head = "".join(f"<th style='{side[name]}'>{escape(name.replace('_', ' '))}</th>" for name in names)
     body = "".join("<tr>" + "".join(f"<td style='{side[n]}'>{escape(_cell(row.get(n)))}</td>" for n in names) + "</tr>" for row in found)

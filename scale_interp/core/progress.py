@@ -1,4 +1,4 @@
-"""Progress bars on long work, drawn by tqdm; silent where nobody looks (no terminal, no notebook) or TQDM_DISABLE is set."""
+"""Progress bars on long work, drawn by tqdm; hidden without a terminal or notebook, or when TQDM_DISABLE is set."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StageBars:
         self._bars: dict[str, tqdm[Any]] = {}
 
     def __call__(self, stage: str, step: int, steps: int, loss: float) -> None:
-        """Show that `step` of `steps` are done. The first call for a stage may be of a later step, where a training was resumed."""
+        """Show that `step` of `steps` steps are done. After a resume, the first call for a stage may be for a later step."""
         if stage not in self._bars:
             self._bars[stage] = _bar(stage, steps, leave=True, initial=step - 1)
         bar = self._bars[stage]
@@ -71,6 +71,6 @@ def _bar(what: str, total: int, leave: bool, initial: int = 0) -> tqdm[Any]:
 
 
 def _in_notebook() -> bool:
-    """Whether this process is a notebook's kernel; its streams are no terminals."""
+    """Whether this process is a notebook's kernel, whose streams are not terminals."""
     shell = sys.modules.get("IPython")
     return shell is not None and hasattr(shell.get_ipython(), "kernel")

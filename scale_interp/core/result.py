@@ -1,8 +1,8 @@
-"""What every saved result has in common: it declares what it holds, and saving, reading, checking and showing follow from that.
+"""What all saved results share: a class declares its content, and saving, reading, checking and showing follow from that.
 
-A result is a dataclass. A field that is annotated with a shape, `Float[Tensor, "questions layers heads"]`, is a tensor of the file; every
-other field is metadata, checked against its annotation. Axes of one name are of one length, in all tensors of a result and in metadata that
-are annotated with an axis, `Annotated[tuple[int, ...], "points"]`; an axis may be a number.
+A result is a dataclass. A field that is annotated with a shape, `Float[Tensor, "questions layers heads"]`, is a tensor of the file. Every
+other field is metadata, checked against its annotation. Axes with the same name have the same length, in all tensors of a result and in
+metadata annotated with an axis, `Annotated[tuple[int, ...], "points"]`. An axis may also be a number.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ HEADS = tuple[tuple[int, int], ...]
 
 @dataclass(frozen=True)
 class Declared:
-    """What a class declares: each tensor's axes and whether it holds whole numbers, each metadatum's type, and its axis."""
+    """What a class declares: the axes of each tensor and whether it contains integers, and the type and axis of each metadata field."""
 
     axes: dict[str, tuple[str, ...]]
     whole: dict[str, bool]
@@ -38,7 +38,14 @@ class Declared:
 
 
 def declared(kind: type[Stored]) -> Declared:
-    """What the fields of a class declare."""
+    """What the fields of a class declare.
+
+    Args:
+        kind: The class.
+
+    Returns:
+        Its tensors with their axes, and its metadata with their types.
+    """
     found = Declared({}, {}, {}, {})
     hints = get_type_hints(kind, include_extras=True)
     for name in (field.name for field in fields(kind) if field.name not in kind.not_saved):  # type: ignore[arg-type]
@@ -55,7 +62,7 @@ def declared(kind: type[Stored]) -> Declared:
 
 
 def _require_axes(found: Declared, values: Mapping[str, Any], may_be_empty: Sequence[str]) -> None:
-    """Raise Misfit where axes of one name differ in length, or one of them is empty."""
+    """Raise Misfit if axes with the same name differ in length, or if an axis is empty."""
     lengths = dict[str, tuple[int, str]]()
     sizes = [(name, axis, len(values[name])) for name, axis in found.along.items()]
     sizes += [(name, axis, size) for name, axes in found.axes.items() for axis, size in zip(axes, values[name].shape, strict=True)]
@@ -68,25 +75,25 @@ def _require_axes(found: Declared, values: Mapping[str, Any], may_be_empty: Sequ
 
 
 class Misfit(ValueError):
-    """What is wrong with a file's content, and what to do; whoever reads the file says which file it is."""
+    """A message about what is wrong with a file's content and what to do; the caller adds the file's name."""
 
     def __init__(self, what: str, mend: str = "save it again"):
         super().__init__(f"{what}; {mend}")
 
 
 class Stored(NotebookView):
-    """What results and adapters share: their parts for a file, and how these are checked when they come back."""
+    """What results and adapters share: which parts go into a file, and how they are checked when they are read."""
 
     kind: ClassVar[str] = ""
-    """What the file says it is; by default the class's name."""
+    """The kind that the file records; by default the class's name."""
     kind_key: ClassVar[str] = "kind"
-    """The entry of a JSON file that holds the kind."""
-    other_kind: ClassVar[str] = "is no {kind} of scale_interp but {found!r}; give the file of a {kind}"
-    """What is said of a JSON file of another kind."""
+    """The key of the kind in a JSON file."""
+    other_kind: ClassVar[str] = "is not a saved {kind} but {found!r}; give the file of a saved {kind}"
+    """The message for a JSON file of another kind."""
     not_saved: ClassVar[tuple[str, ...]] = ()
-    """Fields that no file holds."""
+    """Fields that are not saved."""
     may_be_empty: ClassVar[tuple[str, ...]] = ()
-    """Axes that may have the length 0."""
+    """Axes that may have length 0."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -94,19 +101,19 @@ class Stored(NotebookView):
             cls.kind = cls.__name__
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """The tensors and the metadata as a file holds them."""
+        """The tensors and the metadata as they are stored in a file."""
         found = declared(type(self))
         values = {name: getattr(self, name) for name in found.metadata}
         meta = {name: value.content() if isinstance(value, Stored) else value for name, value in values.items()}
         return {name: getattr(self, name) for name in found.axes}, meta
 
     def _summary(self) -> dict[str, Any]:
-        """What follows from the rest and is written for readers of the file alone."""
+        """Derived values, written only for people who read the file."""
         return {}
 
     @classmethod
     def _tensors(cls, path: Path, tensors: Mapping[str, Tensor]) -> dict[str, Any]:
-        """The file's tensors as arguments of the class, checked one by one."""
+        """The file's tensors as arguments of the class, each checked."""
         found = declared(cls)
         checked = {name: expect(path, tensors, name, len(axes), found.whole[name]) for name, axes in found.axes.items()}
         if unknown := tensors.keys() - checked.keys():
@@ -115,24 +122,24 @@ class Stored(NotebookView):
 
     @classmethod
     def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-        """The file's metadata as arguments of the class, checked one by one."""
+        """The file's metadata as arguments of the class, each checked."""
         return entries(path, meta, declared(cls).metadata)
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
-        """Raise Misfit where parts that were read do not fit together; meta: the metadata as the file holds them."""
+        """Raise Misfit if the parts that were read do not fit together; `meta` is the file's metadata."""
 
     def content(self) -> dict[str, Any]:
-        """All but the tensors, in JSON's types."""
+        """Everything except the tensors, in JSON's types."""
         return as_json({self.kind_key: self.kind} | self._summary() | self._parts()[1])
 
     @classmethod
     def from_content(cls, content: Mapping[str, Any], path: Path) -> Self:
-        """What `content` gave; path: named in errors."""
+        """Build the object from what `content` returned; errors name the path."""
         return cls._read(path, {}, cls._opened(path, content))
 
     @classmethod
     def _opened(cls, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
-        """A JSON file's content without its kind and format, both checked; files of older versions say no format."""
+        """A JSON file's content without its kind and format, which are checked; files of older versions have no format."""
         found = content.get(cls.kind_key, "a foreign file")
         if found != cls.kind:
             raise FileError(f"{path} {cls.other_kind.format(found=found, kind=cls.kind)}")
@@ -141,8 +148,8 @@ class Stored(NotebookView):
 
     @classmethod
     def _read(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
-        """The result of checked tensors, and of metadata that are yet to be checked."""
-        return made(path, lambda: cls._made(path, tensors, meta))
+        """Build the result from checked tensors and unchecked metadata."""
+        return build(path, lambda: cls._made(path, tensors, meta))
 
     @classmethod
     def _made(cls, path: Path, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
@@ -156,7 +163,7 @@ class Stored(NotebookView):
 
 
 class Result(Stored):
-    """A result that is one file: safetensors with its metadata as JSON in the header, or JSON alone.
+    """A result in one file: safetensors with metadata as JSON in the header, or JSON alone.
 
     >>> import tempfile, torch
     >>> from scale_interp import HeadMap
@@ -169,10 +176,10 @@ class Result(Stored):
     file: ClassVar[Literal["safetensors", "json"]] = "safetensors"
 
     def save(self, path: str | Path) -> None:
-        """Write one file, whole or not at all, with a checksum.
+        """Write one file atomically, with a checksum.
 
         Args:
-            path: where; folders on the way to it are made.
+            path: The file. Missing parent folders are created.
         """
         if self.file == "json":
             return write_json(Path(path), self.content() | {FORMAT_KEY: FORMAT}, sealed=True)
@@ -184,10 +191,13 @@ class Result(Stored):
         """Read what `save` wrote.
 
         Args:
-            path: the file.
+            path: The file.
+
+        Returns:
+            The result.
 
         Raises:
-            FileError: the file is missing, damaged, of another kind or format, or its parts do not fit together.
+            FileError: The file is missing, damaged, of another kind or format, or its parts do not fit together.
         """
         path = Path(path)
         if cls.file == "json":
@@ -197,7 +207,7 @@ class Result(Stored):
 
 
 class Adapter(Stored):
-    """An edit that is a folder: a readable configuration, and weights beside it where it has tensors.
+    """An edit stored as a folder: a readable configuration and, if it has tensors, a file of weights.
 
     >>> import tempfile, torch
     >>> from scale_interp import ScAle
@@ -208,7 +218,7 @@ class Adapter(Stored):
     """
 
     kind_key = "method"
-    other_kind = "describes {found!r}, no {kind}; give the folder of one"
+    other_kind = "describes {found!r}, not a {kind}; give the folder of a saved {kind}"
     config_file: ClassVar[str]
     weights_file: ClassVar[str] = ""
 
@@ -216,7 +226,7 @@ class Adapter(Stored):
         """Write the configuration, and the weights if there are any, each with a checksum.
 
         Args:
-            folder: where; it is made.
+            folder: The folder, which is created.
         """
         if self.weights_file:
             write_tensors(Path(folder) / self.weights_file, self.kind, self._parts()[0], self._weights_meta())
@@ -227,10 +237,13 @@ class Adapter(Stored):
         """Read what `save_pretrained` wrote.
 
         Args:
-            folder: the folder.
+            folder: The folder.
+
+        Returns:
+            The adapter.
 
         Raises:
-            FileError: a file is missing, damaged, of another kind or format, or the files do not belong together.
+            FileError: A file is missing, damaged, of another kind or format, or the files do not belong together.
         """
         path, weights = Path(folder) / cls.config_file, Path(folder) / cls.weights_file
         meta = cls._opened(path, read_json(path))
@@ -238,12 +251,24 @@ class Adapter(Stored):
         return cls._read(path, tensors, meta)
 
     def _weights_meta(self) -> dict[str, Any]:
-        """Metadata in the header of the weights, for readers alone."""
+        """Metadata in the header of the weights, written only for people who read the file."""
         return {}
 
 
 def entries(path: Path, meta: Mapping[str, Any], hints: Mapping[str, Any]) -> dict[str, Any]:
-    """Entries of a file's metadata, checked: there, and of these types."""
+    """The entries of a file's metadata, each checked to be present and of the annotated type.
+
+    Args:
+        path: The file, for messages.
+        meta: The metadata.
+        hints: The annotation of each entry.
+
+    Returns:
+        The values by name.
+
+    Raises:
+        FileError: An entry is missing or has the wrong type.
+    """
     if missing := [name for name in hints if name not in meta]:
         why = "entries are missing or wrong where an older version wrote a file, or where it is damaged"
         raise FileError(f"{path} lacks {', '.join(missing)}: {why}; save it again")
@@ -259,7 +284,7 @@ def _value(path: Path, name: str, value: Any, hint: Any) -> Any:
 
 
 def _restored(value: Any, hint: Any) -> Any:
-    """JSON's lists as tuples where these are annotated."""
+    """JSON's lists, as tuples where the annotation asks for them."""
     args: Sequence[Any] = get_args(hint)
     if get_origin(hint) is tuple:
         hints = [args[0]] * len(value) if args[-1] is Ellipsis else args
@@ -269,8 +294,19 @@ def _restored(value: Any, hint: Any) -> Any:
     return value
 
 
-def made(path: Path, make: Callable[[], T]) -> T:
-    """What is made of a file's content; whatever a constructor finds wrong with it becomes a FileError that names the file."""
+def build(path: Path, make: Callable[[], T]) -> T:
+    """Call a constructor on a file's content, and turn every error into a FileError that names the file.
+
+    Args:
+        path: The file, for messages.
+        make: Builds the object.
+
+    Returns:
+        What `make` returns.
+
+    Raises:
+        FileError: `make` failed.
+    """
     try:
         return make()
     except FileError:
@@ -282,7 +318,11 @@ def made(path: Path, make: Callable[[], T]) -> T:
 
 
 def require_heads(heads: Sequence[tuple[int, int]], n_layers: int, n_heads: int) -> None:
-    """Raise Misfit for a (layer, head) pair that a model of this shape does not have, and for one that is there twice."""
+    """Check that a model of this shape has each (layer, head) pair and that no pair is repeated.
+
+    Raises:
+        Misfit: A pair is out of range or repeated.
+    """
     wrong = [h for h in heads if not (0 <= h[0] < n_layers and 0 <= h[1] < n_heads)]
     if wrong or len(set(heads)) < len(heads):
         what = f"head {wrong[0]} is out of range" if wrong else "a head is there twice"
@@ -290,6 +330,10 @@ def require_heads(heads: Sequence[tuple[int, int]], n_layers: int, n_heads: int)
 
 
 def require_below(name: str, numbers: Tensor, below: int) -> None:
-    """Raise Misfit for a number that is not below this one."""
+    """Check that all numbers are below a bound.
+
+    Raises:
+        Misfit: A number is not below it.
+    """
     if int(numbers.max()) >= below:
         raise Misfit(f"{name} must hold whole numbers from 0 to {below - 1}")

@@ -1,4 +1,4 @@
-"""Intervals, paired tests and corrections; everything that scipy has is scipy's.
+"""Intervals, paired tests and corrections. Everything that scipy offers is taken from scipy.
 
 Own code, as scipy has no cluster bootstrap, no Wilson interval of an effective (fractional) sample size, no interval of a paired
 difference (Tango) and no Holm correction.
@@ -16,7 +16,15 @@ RESAMPLES = 2000
 
 
 def cluster_means(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Mean of each group: values [Q, ...] -> [G, ...]."""
+    """The mean of each group.
+
+    Args:
+        values: [Q, ...].
+        groups: The group of each value, [Q].
+
+    Returns:
+        [G, ...], one row per group.
+    """
     sums, counts = _cluster_sums(values, groups)
     return sums / counts.reshape(-1, *[1] * (values.ndim - 1))
 
@@ -31,12 +39,22 @@ def _cluster_sums(values: np.ndarray, groups: np.ndarray) -> tuple[np.ndarray, n
 def bootstrap_interval(
     values: np.ndarray, groups: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Expanded percentile bootstrap interval of the mean of values [Q, ...], whole groups [Q] drawn with replacement.
+    """The expanded percentile bootstrap interval of a mean, with whole groups drawn with replacement.
 
-    Drawing groups keeps questions on one picture together, so that they do not count as independent (cluster bootstrap;
-    Davison & Hinkley 1997, section 3.8). A plain percentile interval of few groups is too narrow, so the quantiles are
-    taken further out, as far as Student's t is wider than the bootstrap's normal (Hesterberg 2015, The American
-    Statistician 69:371). nan of a single group, which tells nothing of others.
+    Drawing groups keeps questions about the same image together, so that they do not count as independent (cluster bootstrap;
+    Davison & Hinkley 1997, section 3.8). With few groups a plain percentile interval is too narrow, so the quantiles are taken
+    further out, by as much as Student's t is wider than the normal distribution (Hesterberg 2015, The American Statistician
+    69:371).
+
+    Args:
+        values: [Q, ...].
+        groups: The group of each value, [Q].
+        level: The confidence level.
+        resamples: How many times the groups are drawn.
+        seed: Of the draws.
+
+    Returns:
+        The lower and upper ends, each [...]; nan for a single group, which says nothing about others.
     """
     sums, counts = _cluster_sums(np.asarray(values, float), groups)
     if len(counts) < 2:
@@ -48,7 +66,7 @@ def bootstrap_interval(
 
 
 def _draws(G: int, resamples: int, seed: int) -> np.ndarray:
-    """How often each of G groups is drawn [resamples, G]."""
+    """How often each of G groups is drawn, [resamples, G]."""
     return np.random.default_rng(seed).multinomial(G, np.full(G, 1 / G), resamples).astype(float)
 
 
@@ -61,9 +79,18 @@ def _quantiles(draws: np.ndarray, G: int, level: float) -> tuple[np.ndarray, np.
 def share_interval(
     part: np.ndarray, whole: np.ndarray, groups: np.ndarray, level: float = LEVEL, resamples: int = RESAMPLES, seed: int = 0
 ) -> tuple[float, float, float]:
-    """mean(part) / mean(whole) of paired values [Q], and its bootstrap interval, groups drawn as in bootstrap_interval.
+    """The ratio mean(part) / mean(whole) of paired values, and its bootstrap interval over groups.
 
-    Where the interval of the whole holds 0 there is nothing to have a share of: nan, nan, nan.
+    Args:
+        part: [Q].
+        whole: [Q].
+        groups: The group of each value, [Q].
+        level: The confidence level.
+        resamples: How many times the groups are drawn.
+        seed: Of the draws.
+
+    Returns:
+        The ratio and the ends of its interval; nan, nan, nan if the interval of the whole contains 0.
     """
     low, _ = bootstrap_interval(whole, groups, level, resamples, seed)
     if not low > 0:
@@ -71,16 +98,24 @@ def share_interval(
     parts, wholes = _cluster_sums(np.asarray(part, float), groups)[0], _cluster_sums(np.asarray(whole, float), groups)[0]
     draws = _draws(len(wholes), resamples, seed)
     totals = draws @ wholes
-    # A draw without a gain has no share; as the whole's own interval is above 0, they are too few to reach the ends.
+    # A draw without a gain has no share. As the interval of the whole is above 0, such draws are too few to reach the ends.
     shares = np.divide(draws @ parts, totals, out=np.full_like(totals, np.inf), where=totals > 0)
     ends = _quantiles(shares, len(wholes), level)
     return float(parts.sum() / wholes.sum()), float(ends[0]), float(ends[1])
 
 
 def accuracy_interval(correct: np.ndarray, groups: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's interval of a share [Q] of right answers; where questions share pictures, of as many answers as they are worth.
+    """Wilson's interval of a share of right answers.
 
-    One picture of several questions tells nothing of others: nan.
+    Where questions share images, the interval is that of the effective number of answers.
+
+    Args:
+        correct: 1 or 0 per answer, [Q].
+        groups: The image of each answer, [Q].
+        level: The confidence level.
+
+    Returns:
+        The ends; nan if several questions share a single image, which says nothing about others.
     """
     correct = np.asarray(correct, float)
     if len(np.unique(groups)) == 1 < len(correct):
@@ -89,10 +124,10 @@ def accuracy_interval(correct: np.ndarray, groups: np.ndarray, level: float = LE
 
 
 def _worth(values: np.ndarray, groups: np.ndarray, level: float) -> float:
-    """How many independent answers would vary as much as these [Q] do from picture to picture, and fewer by Student's t for few.
+    """The effective number of independent answers [Q]: as many as would vary as much as these do between images.
 
-    The effective sample size, with the correction for few pictures, of Korn & Graubard 1998 (Survey Methodology 24:193),
-    who put it into Clopper and Pearson's interval. Where pictures do not vary at all each counts once.
+    The effective sample size, with the correction for few images by Student's t, of Korn & Graubard 1998 (Survey Methodology
+    24:193), who use it in Clopper and Pearson's interval. Where images do not vary at all, each image counts once.
     """
     sums, counts = _cluster_sums(values, groups)
     G, n, mean = len(counts), len(values), values.mean()
@@ -106,17 +141,35 @@ def _worth(values: np.ndarray, groups: np.ndarray, level: float) -> float:
 
 
 def wilson_interval(share: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Wilson's score interval of a share among n (Wilson 1927)."""
+    """Wilson's score interval of a share (Wilson 1927).
+
+    Args:
+        share: From 0 to 1.
+        n: The number of answers, which may be fractional.
+        level: The confidence level.
+
+    Returns:
+        The lower and upper ends.
+    """
     z2 = stats.norm.ppf((1 + level) / 2) ** 2
     middle, half = share + z2 / (2 * n), np.sqrt(z2 * (share * (1 - share) + z2 / (4 * n)) / n)
     return float(max(0.0, (middle - half) / (1 + z2 / n))), float(min(1.0, (middle + half) / (1 + z2 / n)))
 
 
 def tango_interval(wins: float, losses: float, n: float, level: float = LEVEL) -> tuple[float, float]:
-    """Tango's score interval of (wins - losses) / n among n pairs of right/wrong answers (Tango 1998, Statistics in Medicine 17:891).
+    """Tango's score interval of a paired difference of shares (Tango 1998, Statistics in Medicine 17:891).
 
-    The score test of a difference, inverted: the paired counterpart of Wilson's interval. It has a width even where no
-    answer differs.
+    The score test of a difference, inverted: the paired counterpart of Wilson's interval. It has a width even if no answer
+    differs.
+
+    Args:
+        wins: How many of the n pairs are right only on the first side.
+        losses: How many are right only on the second side.
+        n: The number of pairs, which may be fractional.
+        level: The confidence level.
+
+    Returns:
+        The ends of the interval of (wins - losses) / n.
     """
     z, found = stats.norm.ppf((1 + level) / 2), (wins - losses) / n
 
@@ -133,9 +186,17 @@ def tango_interval(wins: float, losses: float, n: float, level: float = LEVEL) -
 
 
 def difference_interval(delta: np.ndarray, groups: np.ndarray, level: float = LEVEL) -> tuple[float, float]:
-    """Tango's interval of the mean of paired differences [Q] of right/wrong answers, each 1, 0 or -1.
+    """Tango's interval of the mean of paired differences of right and wrong answers.
 
-    Where questions share pictures, of as many differences as they are worth; nan of one picture of several questions.
+    Where questions share images, the interval is that of the effective number of differences.
+
+    Args:
+        delta: 1, 0 or -1 per question, [Q].
+        groups: The image of each question, [Q].
+        level: The confidence level.
+
+    Returns:
+        The ends; nan if several questions share a single image.
     """
     delta = np.asarray(delta, float)
     if len(np.unique(groups)) == 1 < len(delta):
@@ -160,11 +221,20 @@ class Difference:
 
 
 def paired_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, level: float = LEVEL, seed: int = 0) -> Difference:
-    """a - b on the same questions [Q].
+    """The mean difference a - b on the same questions, with an interval and a test.
 
-    Right/wrong answers have Tango's interval, of as many answers as they are worth where questions share pictures, and, a
-    picture each, the exact McNemar test. Other values have a bootstrap, and without a picture each a sign-flip permutation
-    test, both over groups. One picture of several questions tells nothing of others: nan.
+    Right and wrong answers get Tango's interval, and the exact McNemar test if each question has its own image. Other values get
+    a bootstrap interval over images. All other tests are sign-flip permutation tests over images.
+
+    Args:
+        a: [Q].
+        b: [Q], on the same questions.
+        groups: The image of each question, [Q].
+        level: The confidence level.
+        seed: Of the bootstrap and the permutations.
+
+    Returns:
+        The difference; its interval and p-value are nan if several questions share a single image.
     """
     delta = np.asarray(a, float) - np.asarray(b, float)
     binary = np.isin(np.concatenate([a, b]), (0, 1)).all()
@@ -178,7 +248,7 @@ def paired_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, level: f
     if not sums.any():
         return Difference(0.0, low, high, 1.0, "sign-flip permutation")
     if len(sums) < 2:
-        return Difference(float(delta.mean()), low, high, float("nan"), "none: one picture")
+        return Difference(float(delta.mean()), low, high, float("nan"), "none: one image")
     test = stats.permutation_test(
         (sums,), np.mean, permutation_type="samples", n_resamples=9999, vectorized=True, rng=np.random.default_rng(seed)
     )
@@ -186,7 +256,14 @@ def paired_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, level: f
 
 
 def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's step-down corrected p-values (Holm 1979), in the shape of p; nan stays nan and is not counted."""
+    """Holm's step-down corrected p-values (Holm 1979).
+
+    Args:
+        p: p-values of any shape; nan is not counted.
+
+    Returns:
+        Corrected p-values of the same shape; nan stays nan.
+    """
     flat = np.asarray(p, float).ravel()
     out = np.full_like(flat, np.nan)
     tested = np.flatnonzero(~np.isnan(flat))
@@ -197,7 +274,15 @@ def holm(p: np.ndarray) -> np.ndarray:
 
 
 def mean_p_values(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
-    """Two-sided p-value that the mean of values [Q, ...] is 0: a t-test over the groups' means, nan below two groups."""
+    """Two-sided p-values of the hypothesis that a mean is 0, by a t-test over the means of groups.
+
+    Args:
+        values: [Q, ...].
+        groups: The group of each value, [Q].
+
+    Returns:
+        [...]; nan with fewer than two groups.
+    """
     means = cluster_means(np.asarray(values, float), groups)
     if len(means) < 2:
         return np.full(values.shape[1:], np.nan)
@@ -208,7 +293,14 @@ def mean_p_values(values: np.ndarray, groups: np.ndarray) -> np.ndarray:
 
 
 def gini(values: np.ndarray) -> float:
-    """Gini coefficient of |values|: 0 where all are equal, near 1 where one holds everything."""
+    """The Gini coefficient of absolute values: 0 if all are equal, near 1 if one holds everything.
+
+    Args:
+        values: Of any shape.
+
+    Returns:
+        From 0 to 1.
+    """
     x = np.sort(np.abs(np.asarray(values, float).ravel()))
     if x.sum() == 0:
         return 0.0

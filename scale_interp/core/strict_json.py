@@ -1,6 +1,6 @@
-"""JSON as its standard has it: UTF-8, no key twice, no NaN, and no more of it than memory holds.
+"""JSON as the standard defines it: UTF-8, no duplicate keys, no NaN, and not more than fits in memory.
 
-Own code around `json`, which takes a key twice, NaN and half a character without a word, and reads a file of any size.
+Own code around `json`, which silently accepts duplicate keys, NaN and half a surrogate pair, and reads a file of any size.
 """
 
 from __future__ import annotations
@@ -12,16 +12,25 @@ from pathlib import Path
 from typing import Any
 
 LARGEST_FILE = 1_000_000_000
-"""Bytes of the largest JSON file that is read at once (COCO's largest has 470 million); set this to read a larger one."""
+"""The largest JSON file that is read at once, in bytes (COCO's largest has 470 million); increase it to read a larger file."""
 LARGEST_LINE = 10_000_000
-"""Bytes of the longest line of a file of records; set this to read longer ones."""
+"""The longest line of a file of records, in bytes; increase it to read longer lines."""
 HERE = "scale_interp.core.strict_json"
 HALF = re.compile(r"\\u[dD][89a-fA-F]")
-"""An escape that is half a character, unless its other half follows."""
+"""An escaped surrogate, which is half a character unless its other half follows."""
 
 
 def parsed(text: str) -> Any:
-    """The value of a JSON text. Raises ValueError for what is no JSON, a key that is there twice, NaN, and endless nesting.
+    """The value of a JSON text.
+
+    Args:
+        text: The text.
+
+    Returns:
+        The value, in Python's types.
+
+    Raises:
+        ValueError: The text is not JSON, has a duplicate key or NaN, or is nested too deeply.
 
     >>> parsed('{"answer": "left", "answer": "right"}')
     Traceback (most recent call last):
@@ -37,7 +46,18 @@ def parsed(text: str) -> Any:
 
 
 def read(path: Path) -> Any:
-    """The value of a JSON file. Raises ValueError as `parsed`, for a file above LARGEST_FILE and for one not in UTF-8; OSError."""
+    """The value of a JSON file.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The value, in Python's types.
+
+    Raises:
+        ValueError: As for `parsed`, and for a file that is larger than LARGEST_FILE or not in UTF-8.
+        OSError: The file cannot be read.
+    """
     with path.open("rb") as file:
         content = file.read(LARGEST_FILE + 1)
     if len(content) > LARGEST_FILE:

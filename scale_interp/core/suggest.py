@@ -1,4 +1,4 @@
-"""Did you mean: the known name that is most like a mistyped one."""
+"""Suggest the known name that is closest to a mistyped one."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from difflib import get_close_matches
 
 
 def near(name: object, known: Iterable[str]) -> str:
-    """A question after the known name that is most like this one, or nothing.
+    """A question that suggests the known name closest to this one, or an empty string.
 
     >>> near("realtion", ["relation", "position"])
     "; did you mean 'relation'?"

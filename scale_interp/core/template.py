@@ -22,11 +22,14 @@ def _environment(package: str) -> Environment:
 
 
 def render(package: str, name: str, **values: object) -> Markup:
-    """Fill a template of a package's folder `templates`.
+    """Fill a template from a package's folder `templates`.
 
     Args:
-        package: the package's full name.
-        name: the template's file name.
-        values: what the template shows. Text is escaped unless it is Markup; Markdown (`NAME.md.jinja`) is not escaped.
+        package: The package's full name.
+        name: The template's file name.
+        values: What the template shows. Text is escaped unless it is Markup; Markdown (`NAME.md.jinja`) is not escaped.
+
+    Returns:
+        The filled template.
     """
     return Markup(_environment(package).get_template(name).render(values))

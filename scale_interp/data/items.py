@@ -10,7 +10,7 @@ from typing import Any, Protocol, Self, TypeVar, overload
 
 import numpy as np
 
-from ..core.arguments import Listed
+from ..core.arguments import SelfChecking
 from ..core.notebook import NotebookView
 from ..errors import LeakError
 from .identity import PIXELS, merged_groups, same_image
@@ -90,7 +90,7 @@ def describe(items: Sequence[Item]) -> dict[str, Any]:
     }
 
 
-def require(questions: Sequence[Any] | Any, kind: type[Listed] = Question) -> Sequence[Any]:
+def require(questions: Sequence[Any] | Any, kind: type[SelfChecking] = Question) -> Sequence[Any]:
     """The questions (or contrasts) as a non-empty sequence, or DataError."""
     return kind.require_items(questions)
 

@@ -23,7 +23,7 @@ from ..data.question import Question
 from ..errors import DataError, EditError
 from ..interventions.choices import Scoring
 from ..interventions.engine import Path, as_variants, choose_path, run_with_clean
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..models import zoo
 from ..vlm.vlm import VLM
 
@@ -200,7 +200,7 @@ def evaluate(
     edit: Any = None,
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
 ) -> Evaluation:
     """Answer the questions, with one edit in place or with none.
@@ -237,7 +237,7 @@ def evaluate_many(
     edits: Any = None,
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
 ) -> list[Evaluation]:
     """Answer the questions under several edits, all run side by side.

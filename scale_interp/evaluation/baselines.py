@@ -23,7 +23,7 @@ from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..interventions.edit import Head
 from ..interventions.engine import Path
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .accuracy import evaluate, relative_gain
 from .table import Table, difference_columns, known, span
@@ -163,7 +163,7 @@ def compare_baselines(
 
 def _scale(vlm: VLM, train: Sequence[Question], heads: list[Head] | None, mlp: bool, rates: Sequence[float], common: Any) -> ScAle:
     """ScAle, its learning rate chosen as the baselines' are."""
-    prompts = Prompts(vlm, train, common["batch_size"])
+    prompts = PrefixStore(vlm, train, common["batch_size"])
     for _ in prompts:  # read before the clock starts, as for the baselines
         pass
     tried = []

@@ -1,4 +1,4 @@
-"""One loop for every analysis: batches of questions, kept in a journal, shared out over machines, behind one progress bar."""
+"""One loop for every analysis: batches of questions, kept in a journal, distributed over machines, with one progress bar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Work = Callable[..., BatchResult]
 
 
 class Batches(Protocol):
-    """Questions in batches; plan(vlm) makes the same ones for another process's model."""
+    """Questions in batches; plan(vlm) makes the same batches for the model of another process."""
 
     @property
     def plan(self) -> Callable[[VLM], Batches]: ...
@@ -30,10 +30,19 @@ class Batches(Protocol):
 
 
 def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[BatchResult]:
-    """work(vlm, batch) of every batch, in order, on the CPU. what: the progress bar's text.
+    """Run work(vlm, batch) on every batch, in order.
 
-    Where the work is kept (`Execution`) a batch that was done before is taken from disk and its prompts are not even read; where
-    there are workers the others are done by them. A model with hooks of its own is asked here and now: nobody else has them.
+    If the work is kept (`Execution`), batches that were done before are read from disk, without even reading their prompts. If there are
+    workers, they do the rest. A model with foreign hooks runs in this process, as no other process has them.
+
+    Args:
+        vlm: The model.
+        batches: The batches of questions.
+        work: A function of a module, or a `partial` of one.
+        what: The progress bar's text.
+
+    Returns:
+        One result per batch, on the CPU.
     """
     checkpoints, workers = checkpoints_of(vlm, _name(work), batches.plan, work), execution_of(vlm).workers
     workers = None if workers is None or vlm.hooked else workers
@@ -62,9 +71,15 @@ def _name(work: Work) -> str:
 
 
 def checkpoints_of(vlm: VLM, name: str, *key: Any) -> Checkpoints | None:
-    """Where the model's journal keeps a piece of work, named by the weights and all else that its numbers depend on.
+    """Where the model's journal keeps a piece of work.
 
-    None where nothing is kept, and for a model with hooks of its own.
+    Args:
+        vlm: The model.
+        name: The name of the work.
+        key: Everything else that its numbers depend on.
+
+    Returns:
+        The checkpoints; None if nothing is kept, or for a model with foreign hooks.
     """
     journal = execution_of(vlm).journal
     return None if journal is None or vlm.hooked else journal.unfinished.checkpoints(name, vlm.identity, *key)
@@ -72,12 +87,13 @@ def checkpoints_of(vlm: VLM, name: str, *key: Any) -> Checkpoints | None:
 
 @dataclass(frozen=True)
 class SingleQuestions:
-    """One question a batch: (row, question)."""
+    """One question per batch: (row, question)."""
 
     questions: Sequence[Question]
 
     @property
     def plan(self) -> Callable[[VLM], SingleQuestions]:
+        """Makes the same batches for the model of another process."""
         return partial(single_questions, tuple(self.questions))
 
     def __len__(self) -> int:
@@ -88,24 +104,26 @@ class SingleQuestions:
 
 
 def single_questions(questions: Sequence[Question], vlm: VLM) -> SingleQuestions:
+    """The same batches for the model of another process."""
     return SingleQuestions(questions)
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Questions in batches that are given by their rows."""
+    """Questions in batches, each given by the rows of its questions."""
 
     questions: Sequence[Question]
     rows: tuple[tuple[int, ...], ...]
 
     @staticmethod
     def in_order(questions: Sequence[Question], batch_size: int) -> Rows:
+        """Batches of `batch_size` questions in their order."""
         Q = len(questions)
         return Rows(tuple(questions), tuple(tuple(range(i, min(i + batch_size, Q))) for i in range(0, Q, batch_size)))
 
     @staticmethod
     def of_equal_length(vlm: VLM, questions: Sequence[Question], batch_size: int) -> Rows:
-        """Prompts of one length in tokens share a batch, so that no padding enters the numbers."""
+        """Batches of prompts with the same number of tokens, so that padding does not affect the numbers."""
         lengths = [vlm.encode(q)["input_ids"].shape[1] for q in questions]
         alike = [[q for q, n in enumerate(lengths) if n == length] for length in sorted(set(lengths))]
         rows = tuple(tuple(members[i : i + batch_size]) for members in alike for i in range(0, len(members), batch_size))
@@ -113,6 +131,7 @@ class Rows:
 
     @property
     def plan(self) -> Callable[[VLM], Rows]:
+        """Makes the same batches for the model of another process."""
         return partial(by_rows, self.questions, self.rows)
 
     def __len__(self) -> int:
@@ -122,10 +141,11 @@ class Rows:
         return [self.questions[row] for row in self.rows[index]]
 
     def restore(self, values: Sequence[Tensor]) -> list[Tensor]:
-        """Values of the batches [b, ...], a tensor a question, in the questions' order."""
+        """The values of the batches [b, ...] as one tensor per question, in the questions' order."""
         placed = dict(zip((row for rows in self.rows for row in rows), (v for batch in values for v in batch), strict=True))
         return [placed[row] for row in range(len(self.questions))]
 
 
 def by_rows(questions: Sequence[Question], rows: tuple[tuple[int, ...], ...], vlm: VLM) -> Rows:
+    """The same batches for the model of another process."""
     return Rows(questions, rows)

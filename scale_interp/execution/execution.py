@@ -1,4 +1,4 @@
-"""Where the work on a model is kept, and who does it: handed on with the model, or given by a user's block."""
+"""Where the work on a model is kept and which process does it: passed on with the model, or set by a user's block."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Model = TypeVar("Model", bound=VLM)
 
 
 class Workers(Protocol):
-    """Processes that hold the model and do its batches, such as those of a Ray cluster."""
+    """Processes that hold the model and run its batches, such as those of a Ray cluster."""
 
     def run(
         self,
@@ -34,7 +34,7 @@ class Workers(Protocol):
 
 @dataclass(frozen=True)
 class Execution:
-    """The journal that keeps the work, and the workers that do it; None: nothing is kept, and this process does it."""
+    """The journal that keeps the work and the workers that do it. With None, nothing is kept and this process does the work."""
 
     journal: Journal | None = None
     workers: Workers | None = None
@@ -42,21 +42,21 @@ class Execution:
 
 _NOTHING = Execution()
 _block: ContextVar[Execution] = ContextVar("execution", default=_NOTHING)
-"""What the user's `si.resumable` and `si.cluster` blocks give.
+"""What the user's `si.resumable` and `si.cluster` blocks set.
 
-The one exception to "state is handed on": a user's block has no other way to reach the functions inside. It is read by `execution_of`
-alone. Inside the package a journal is handed on with the model (`with_journal`).
+The only exception to "state is passed in": a user's block has no other way to reach the functions inside it. Only `execution_of` reads
+it. Inside the package a journal is passed on with the model (`with_journal`).
 """
 
 
 def execution_of(vlm: VLM) -> Execution:
-    """What was handed on with the model, and where nothing was, what the user's block gives."""
+    """What was passed on with the model, or otherwise what the user's block sets."""
     given, block = vlm.execution or Execution(), _block.get()
     return Execution(given.journal or block.journal, given.workers or block.workers)
 
 
 def with_journal(vlm: Model, journal: Journal | None) -> Model:
-    """The same model, whose work is kept in this journal; None: as it is."""
+    """A copy of the model whose work is kept in this journal; the model itself for None."""
     if journal is None:
         return vlm
     kept = copy(vlm)
@@ -66,7 +66,7 @@ def with_journal(vlm: Model, journal: Journal | None) -> Model:
 
 @contextmanager
 def block(**given: Any) -> Iterator[None]:
-    """A user's block: these fields of Execution for every model that is asked inside."""
+    """A user's block, which sets these fields of Execution for every model used inside it."""
     token = _block.set(replace(_block.get(), **given))
     try:
         yield
@@ -77,12 +77,20 @@ def block(**given: Any) -> Iterator[None]:
 @checked
 @contextmanager
 def resumable(folder: str | Path) -> Iterator[Journal]:
-    """Everything inside the block that asks a model about questions keeps each batch in `folder`, and takes from there what it holds.
+    """Keep every batch inside the block in a folder, and reuse what the folder already contains.
 
-    Killed and run again, the block gives the same numbers, and a fit goes on after its last epoch. What is kept is named by the
-    weights, the questions with their pictures, the edit and the scoring, so that other work never mixes in; work on a model with
-    hooks of its own is not kept. The folder may be deleted when the work is done. One process may use it at a time: FileError for
-    the second.
+    If the block is killed and run again, it gives the same numbers, and a fit continues after its last epoch. Work is identified by
+    the weights, the questions with their images, the edit and the scoring, so different work never mixes. Work on a model with
+    foreign hooks is not kept. The folder may be deleted when the work is done.
+
+    Args:
+        folder: The folder, which is created.
+
+    Returns:
+        A context with the journal.
+
+    Raises:
+        FileError: Another process is using the folder.
 
     >>> import tempfile
     >>> import scale_interp as si

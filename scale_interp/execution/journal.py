@@ -1,7 +1,7 @@
-"""Long work that loses nothing: a journal keeps finished steps and the checkpoints of the unfinished one, so a killed command goes on.
+"""A journal keeps finished steps and the checkpoints of the unfinished one, so that a killed command continues where it stopped.
 
-Own code: joblib.Memory names a call by the pickle of its arguments, in which an image on disk is only its path, and it keeps nothing of a
-call that was stopped halfway.
+Own code: joblib.Memory identifies a call by the pickle of its arguments, in which an image on disk is only its path, and it keeps nothing
+of an interrupted call.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def _warn(text: str) -> None:
 
 @dataclass(frozen=True)
 class Checkpoints:
-    """What one piece of work has computed so far: the tensors of each batch or epoch in a safetensors file, whole or not there."""
+    """What one piece of work has computed so far: one safetensors file per batch or epoch, written atomically."""
 
     folder: Path
 
@@ -51,27 +51,28 @@ class Checkpoints:
         return (self.folder / f"{step}.safetensors").exists()
 
     def get(self, step: str) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """A step's tensors and metadata, or None where it is still to be done; a damaged file is done again, with a warning."""
+        """The tensors and metadata of a step, or None if it is still to be done. A damaged file counts as missing, with a warning."""
         if step not in self:
             return None
         try:
             return read_tensors(self.folder / f"{step}.safetensors", SHARD)
         except FileError as error:
-            warnings.warn(f"{error}: computing it anew", DataWarning, stacklevel=2)
+            warnings.warn(f"{error}: computing it again", DataWarning, stacklevel=2)
             return None
 
     def put(self, step: str, tensors: Mapping[str, Tensor], meta: Mapping[str, Any] | None = None) -> None:
+        """Write the tensors and metadata of a step."""
         write_tensors(self.folder / f"{step}.safetensors", SHARD, tensors, meta or {})
 
 
 class UnfinishedWork:
-    """What unfinished work has computed so far: one folder for each piece of work, and facts that a resumed run must not change."""
+    """What unfinished work has computed so far: one folder per piece of work, and facts that a resumed run must not change."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
 
     def checkpoints(self, name: str, *key: Any) -> Checkpoints:
-        """The piece of work that is named by everything that its numbers depend on."""
+        """The checkpoints of the work that is identified by everything its numbers depend on."""
         name = "".join(c if c.isalnum() else "-" for c in name)[:40]
         return Checkpoints(self.folder / f"{name}-{digest(*key)[:16]}")
 
@@ -81,7 +82,7 @@ class UnfinishedWork:
         return read_json(path) if path.exists() else {}
 
     def fact(self, name: str, compute: Callable[[], int]) -> int:
-        """A number that depends on the machine's state, such as a batch size: computed once, then the same after every resume."""
+        """A number that depends on the machine's state, such as a batch size: computed once and reused after every resume."""
         if name not in self._facts:
             self._facts[name] = compute()
             write_json(self.folder / FACTS, self._facts)
@@ -94,13 +95,17 @@ class UnfinishedWork:
 
 
 class Journal:
-    """A folder in which work is kept, so that the same command goes on after a kill and gives the same numbers.
+    """A folder in which work is kept, so that the same command continues after a kill and gives the same numbers.
 
-    Finished steps have names; manifest.json holds the checksums of their files, written when the step's function has returned.
-    What an unfinished step has computed so far, such as batches and epochs, is kept as checkpoints, which go when the step is finished.
+    Finished steps have names; manifest.json contains the checksums of their files and is written when the step's function returns.
+    What an unfinished step has computed so far, such as batches and epochs, is kept in checkpoints until the step is finished.
 
-    unfinished: where these are kept; default: a folder parts/. order: the steps' order in the manifest. say: is told which results
-    are damaged or missing; by default a DataWarning says it. working: the context in which steps are made.
+    Args:
+        folder: The folder.
+        unfinished: Where checkpoints are kept; by default in a folder parts/.
+        order: The order of the steps in the manifest.
+        say: Called with messages about damaged or missing results; by default they are DataWarnings.
+        working: The context in which steps are computed.
 
     >>> import tempfile
     >>> journal = Journal(tempfile.mkdtemp())
@@ -124,30 +129,39 @@ class Journal:
         self.folder, self.order, self.say, self.working = Path(folder), tuple(order), say, working
         self.unfinished = unfinished or UnfinishedWork(self.folder / PARTS)
         self.made: list[str] = []
-        """Steps that this process has made."""
+        """The steps that this process has computed."""
         self._whole: set[str] = set()
         self._distrusted: set[str] = set()
         self._unreadable = False
 
     def inside(self, name: str) -> Journal:
-        """The journal of a step that has steps of its own, in a folder of its own; its checkpoints are kept with this one's."""
+        """The journal of a step that has substeps, in its own subfolder; its checkpoints are kept with those of this journal."""
         return Journal(self.folder / name, unfinished=self.unfinished, say=self.say)
 
     def step(self, name: str, make: Callable[[], Iterable[str]], load: Callable[[], T]) -> T:
-        """The result of a step: loaded where its files are there and whole, else made first. make: writes files; returns their names."""
+        """The result of a step, loaded if its files are present and unchanged, otherwise computed first.
+
+        Args:
+            name: The step's name.
+            make: Writes the files and returns their names.
+            load: Reads the result from the files.
+
+        Returns:
+            What `load` returns.
+        """
         if self.done(name):
             try:
                 return load()
             except FileError as error:
                 self.forget(name)
-                self.say(f"{error}: computing it anew")
+                self.say(f"{error}: computing it again")
         with self.working():
             if not self.done(name):
                 self.record(name, make())
             return load()
 
     def done(self, name: str) -> bool:
-        """Whether a step's files are all there, and as they were written; says so where they are not."""
+        """Whether all files of a step are present and unchanged; reports those that are not."""
         if name in self._whole:
             return True
         if name in self._distrusted or name not in self.steps:
@@ -156,19 +170,19 @@ class Journal:
             if (state := file.state()) != WHOLE:
                 why = "is missing" if state == MISSING else "is damaged (its checksum differs)"
                 self._distrusted.add(name)
-                self.say(f"{self.folder / file.name} {why}: computing it anew")
+                self.say(f"{self.folder / file.name} {why}: computing it again")
                 return False
         self._whole.add(name)
         return True
 
     def files(self, name: str) -> list[ResultFile]:
-        """The files of a finished step, as they were written."""
+        """The recorded files of a finished step."""
         return [ResultFile(self.folder, file, about["bytes"], about["sha256"], name) for file, about in self.steps[name].items()]
 
     def record(self, name: str, files: Iterable[str]) -> None:
-        """Record the files of a finished step, and drop the checkpoints that it was put together from."""
+        """Record the files of a finished step, and delete its checkpoints."""
         steps = self.steps | {name: {file: _sums(self.folder / file) for file in files}}
-        # In the steps' own order, whichever was made first, so that equal results are equal manifests.
+        # In the order of the steps, not of their computation, so that equal results give equal manifests.
         ordered = [*(one for one in self.order if one in steps), *(one for one in steps if one not in self.order)]
         write_json(self.folder / MANIFEST, {"steps": {one: steps[one] for one in ordered}})
         self._whole.add(name)
@@ -177,17 +191,17 @@ class Journal:
         self.unfinished.drop()
 
     def forget(self, name: str) -> None:
-        """Have a step made again."""
+        """Mark a step to be computed again."""
         self._whole.discard(name)
         self._distrusted.add(name)
 
     def begin(self, settings: Mapping[str, Any]) -> None:
-        """Write what the folder is of, in settings.json, and a manifest without steps."""
+        """Write the settings to settings.json, and a manifest without steps."""
         write_json(self.folder / MANIFEST, {"steps": {}})
         write_json(self.folder / SETTINGS, settings)
 
     def claim(self, kind: str, settings: Mapping[str, Any]) -> None:
-        """`begin`, where the folder is new. Raises FileError where it holds work with other settings."""
+        """Call `begin` if the folder is new. Raises FileError if it contains work with other settings."""
         settings, path = json.loads(json.dumps(settings)), self.folder / SETTINGS
         if not path.exists():
             return self.begin(settings)
@@ -204,12 +218,12 @@ class Journal:
         except (FileError, KeyError) as error:
             if (self.folder / SETTINGS).exists() and not self._unreadable:
                 self._unreadable = True
-                self.say(f"{error}: no result can be checked, so all are computed anew")
+                self.say(f"{error}: no result can be checked, so all are computed again")
             return {}
 
     @contextmanager
     def opened(self) -> Iterator[Journal]:
-        """The journal, for this process alone. Raises FileError where another one works in the folder."""
+        """Lock the journal for this process. Raises FileError if another process is using the folder."""
         with lock(self.folder):
             for torn in self.unfinished.folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
                 torn.unlink()
@@ -222,7 +236,7 @@ def _sums(path: Path) -> dict[str, Any]:
 
 @contextmanager
 def lock(folder: Path) -> Iterator[None]:
-    """The folder for this process alone. Raises FileError where another one holds it; a dead one's hold ends with it."""
+    """Lock the folder for this process; the lock ends with the process. Raises FileError if another process holds it."""
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK).open("a+") as file:
         try:
@@ -238,9 +252,16 @@ def lock(folder: Path) -> Iterator[None]:
 
 
 def digest(*asked: Any) -> str:
-    """SHA-256 of nested plain values, tensors, dataclasses, questions and named functions, the same in every process.
+    """A SHA-256 of nested plain values, tensors, dataclasses, questions and named functions, the same in every process.
 
-    Raises EditError for what has no such name, a lambda for one.
+    Args:
+        asked: The values.
+
+    Returns:
+        64 hexadecimal digits.
+
+    Raises:
+        EditError: A value cannot be identified, for example a lambda.
     """
     state = hashlib.sha256()
     for value in asked:
@@ -286,7 +307,7 @@ def _feed(state: Any, value: Any) -> None:
 
 
 def _code(code: CodeType) -> list[Any]:
-    """What a function does, whatever its name: its instructions, constants and the names that it uses."""
+    """What a function does, independent of its name: its instructions, constants and the names it uses."""
     return [sys.version_info[:2], code.co_code, [_constant(one) for one in code.co_consts], code.co_names]
 
 

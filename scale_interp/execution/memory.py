@@ -1,4 +1,4 @@
-"""How much memory is free, how much of it one call may take, and how a machine says that it is full."""
+"""How much memory is free, how much of it one call may use, and how to recognise that it ran out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,24 @@ LEAST_BYTES = 64 * 2**20
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, or of the machine's memory."""
+    """The free memory of a GPU, or of the machine, in bytes."""
     if device.type == "cuda":
         return torch.cuda.mem_get_info(device)[0]
     return psutil.virtual_memory().available
 
 
 def working_bytes(vlm: VLM) -> int:
-    """Bytes that one packed call, or one batch of prefixes, may take: `vlm.memory`, else what is free on the device.
+    """How much memory one packed call, or one batch of prefixes, may use.
 
-    Of that a quarter at most, and no more than a sixteenth of the weights' size (or 64 MiB), so that a sweep needs
-    hardly more memory than a forward pass. A resumed run takes what the first one took: the last bits of a product of
-    matrices depend on their sizes.
+    This is `vlm.memory` if set. Otherwise it is at most a quarter of the free memory and a sixteenth of the weights' size (or 64
+    MiB), so that a sweep needs hardly more memory than a forward pass. A resumed run uses the value of the first run, as the last
+    bits of a matrix product depend on its size.
+
+    Args:
+        vlm: The model.
+
+    Returns:
+        The size in bytes.
     """
     if vlm.memory is not None:
         return vlm.memory
@@ -37,13 +43,13 @@ def working_bytes(vlm: VLM) -> int:
 
 
 def out_of_memory(error: BaseException) -> bool:
-    """Whether this is a device's, or the machine's, way to say that its memory is full."""
+    """Whether an error means that a device, or the machine, has run out of memory."""
     said = str(error)
     return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
 
 
 def release(device: torch.device) -> None:
-    """Give back what is held for nothing."""
+    """Free memory that is no longer used."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

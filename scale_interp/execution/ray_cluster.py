@@ -1,4 +1,4 @@
-"""Batches shared out over the machines of a Ray cluster: workers that hold the model, answers merged in order."""
+"""Batches distributed over the machines of a Ray cluster: each worker holds the model, and results are merged in order."""
 
 from __future__ import annotations
 
@@ -20,28 +20,35 @@ from .execution import block
 from .memory import working_bytes
 
 ATTEMPTS = 3
-"""How many workers may die over one batch before it is held to be the cause."""
+"""How many workers may die during one batch before the batch is taken to be the cause."""
 AHEAD = 4
-"""Batches that may lie ready for each worker at work before the one that is waited for arrives."""
+"""How many finished batches may wait, per busy worker, for an earlier one."""
 Keep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
 
 
 @checked
 @contextmanager
 def cluster(address: str | None = None, *, workers: int | None = None, gpus: int | None = None) -> Iterator[Cluster]:
-    """Every sweep, evaluation and suite inside the block shares its batches out over a Ray cluster; the numbers stay the same.
+    """Distribute every sweep, evaluation and suite inside the block over a Ray cluster; the numbers stay the same.
 
-    address: of a running cluster, "auto" for the one this machine belongs to, None for a local one that is started here. workers: how
-    many processes hold the model; default: as many as the cluster has GPUs for, or cores at this process's number of torch threads.
-    gpus: GPUs a worker; default: as many as this process's model lies on. Fits run here. Pictures given as paths must be
-    readable on every machine.
-
-    A worker or a machine that dies costs the batches it was at, which others do again, with a ClusterWarning.
-    Raises ModelError where Ray is not installed or cannot be reached, and for a model that workers cannot load: one that was
-    given alive, or whose weights were changed since it was loaded.
+    If a worker or a machine dies, others repeat its batches, with a ClusterWarning. Fits run in this process. Images given as paths
+    must be readable on every machine.
 
         with si.cluster("auto"):
             m = si.patch(vlm, pairs)
+
+    Args:
+        address: Of a running cluster; "auto" for the one this machine belongs to; None to start a local one.
+        workers: How many processes hold the model; by default as many as there are GPUs for, or cores at this process's number of
+            torch threads.
+        gpus: GPUs per worker; by default as many as this process's model uses.
+
+    Returns:
+        A context with the cluster.
+
+    Raises:
+        ModelError: Ray is not installed or cannot be reached, or workers cannot load the model: it is a live one, or its weights
+            were changed after loading.
 
     >>> import scale_interp as si
     >>> si.cluster(workers="many")
@@ -73,28 +80,28 @@ def cluster(address: str | None = None, *, workers: int | None = None, gpus: int
 
 
 def _reach(address: str | None) -> None:
-    """Raise OSError where nobody listens; Ray itself goes on trying for minutes."""
+    """Raise OSError if nothing listens at the address; Ray itself keeps trying for minutes."""
     host, colon, port = (address or "").rpartition(":")
     if colon and port.isdigit() and "/" not in host:
         socket.create_connection((host, int(port)), timeout=10).close()
 
 
 class Worker:
-    """One process of the cluster: a model, and the batches it was last asked about."""
+    """One process of the cluster, with a model and the last plan of batches."""
 
     def __init__(self, ray: Any):
         self.ray = ray
         self.known: dict[Any, Any] = {}
 
     def open(self, reopen: Callable[[], VLM], threads: int, memory: int) -> str:
-        """Load the model; its fingerprint."""
+        """Load the model, and return its fingerprint."""
         torch.set_num_threads(threads)
         self.vlm = reopen()
         self.vlm.memory = memory
         return self.vlm.fingerprint
 
     def run(self, plan: list[Any], work: list[Any], index: int) -> dict[str, Tensor]:
-        """One batch. plan and work come as references, fetched once."""
+        """Run one batch. plan and work are references that are fetched once."""
         if plan[0] not in self.known:
             self.known = {plan[0]: self.ray.get(plan[0])(self.vlm), work[0]: self.ray.get(work[0])}
         found = self.known[work[0]](self.vlm, self.known[plan[0]][index])
@@ -103,7 +110,7 @@ class Worker:
 
 @dataclass
 class Team:
-    """The workers that hold one model: at work on a batch, free, or still loading."""
+    """The workers that hold one model: busy, free, or still loading."""
 
     fingerprint: str
     start: Callable[[], tuple[Any, Any]]
@@ -113,23 +120,24 @@ class Team:
 
 
 class Cluster:
-    """Workers by model, kept for the whole `si.cluster` block."""
+    """The workers by model, kept for the whole `si.cluster` block."""
 
     def __init__(self, ray: Any, workers: int | None, gpus: int | None):
         self.ray, self.workers, self.gpus = ray, workers, gpus
         self.teams: dict[str, Team] = {}
 
     def close(self) -> None:
+        """Stop all workers."""
         for team in self.teams.values():
             for worker in [*team.free, *team.starting.values()]:
                 self.ray.kill(worker)
 
     def run(self, vlm: VLM, plan: Any, work: Any, todo: Sequence[int], keep: Keep) -> Iterator[dict[str, Tensor]]:
-        """The batches of these numbers, in order; `keep` is called as soon as one arrives."""
+        """The results of these batches, in order; `keep` is called as soon as one arrives."""
         if not todo:
             return
         team, ray = self._team(vlm), self.ray
-        told = [ray.put(plan)], [ray.put(work)]
+        references = [ray.put(plan)], [ray.put(work)]
         waiting = deque(todo)
         running: dict[Any, tuple[Any, int]] = {}
         arrived: dict[int, dict[str, Tensor]] = {}
@@ -139,7 +147,7 @@ class Cluster:
                 while wanted not in arrived:
                     while waiting and team.free and (not running or len(arrived) < AHEAD * len(running)):
                         worker, i = team.free.pop(), waiting.popleft()
-                        running[worker.run.remote(*told, i)] = worker, i
+                        running[worker.run.remote(*references, i)] = worker, i
                     (ready,), _ = ray.wait([*running, *team.starting], num_returns=1)
                     if ready in team.starting:
                         self._joined(team, ready)
@@ -159,7 +167,7 @@ class Cluster:
                     team.free.append(worker)
                 yield arrived.pop(wanted)
         finally:
-            # Whoever is still at work finishes that first, and then has the next thing that is asked.
+            # A busy worker finishes its batch first, and then takes the next one.
             team.free.extend(worker for worker, _ in running.values())
 
     def _team(self, vlm: VLM) -> Team:
@@ -167,14 +175,17 @@ class Cluster:
         if mark not in self.teams:
             reopen = vlm.reopen
             if reopen is None:
-                raise ModelError(f"{vlm.name} was given alive, and workers load a model by its name: save it to a folder that all see")
+                raise ModelError(
+                    f"{vlm.name} is a live model, and workers load a model by its name: save it to a folder that all machines see, "
+                    "and load that"
+                )
             threads, memory = torch.get_num_threads(), working_bytes(vlm)
             gpus = (self.gpus or len(set(_devices(vlm)))) if vlm.device.type == "cuda" else 0
             has = self.ray.cluster_resources()
-            room = int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 0) // threads)
-            if room < 1:
+            capacity = int(has.get("GPU", 0) // gpus if gpus else has.get("CPU", 0) // threads)
+            if capacity < 1:
                 needed = f"{gpus} GPU(s)" if gpus else f"{threads} cores (this process's torch threads)"
-                raise ModelError(f"the cluster has no room for one worker, which takes {needed}: it has {has}")
+                raise ModelError(f"the cluster is too small for one worker, which takes {needed}: it has {has}")
             remote = self.ray.remote(num_cpus=1 if gpus else threads, num_gpus=gpus, max_restarts=0)(Worker)
 
             def start() -> tuple[Any, Any]:
@@ -182,7 +193,7 @@ class Cluster:
                 return worker.open.remote(reopen, threads, memory), worker
 
             team = self.teams[mark] = Team(mark, start)
-            team.starting = dict(start() for _ in range(self.workers or room))
+            team.starting = dict(start() for _ in range(self.workers or capacity))
         return self.teams[mark]
 
     def _joined(self, team: Team, ready: Any) -> None:
@@ -197,7 +208,7 @@ class Cluster:
             return
         if mark != team.fingerprint:
             raise ModelError(
-                "the weights in this process are not those that workers load, they were changed since: save_pretrained the model to a "
+                "the weights in this process were changed and are not those that workers load: save_pretrained the model to a "
                 "folder that all machines see, and load that"
             )
         team.free.append(worker)
@@ -205,8 +216,8 @@ class Cluster:
     def _died(self, team: Team, what: str, error: Exception, times: int) -> None:
         why = str(error).strip().splitlines()[0]
         if times >= ATTEMPTS:
-            raise ModelError(f"{what}, for the {times}rd time: {why}; give workers more memory, or fewer questions a batch") from error
-        warnings.warn(f"{what} ({why}): others do it again, and a new worker starts where there is room", ClusterWarning, stacklevel=4)
+            raise ModelError(f"{what}, for the {times}rd time: {why}; give workers more memory, or fewer questions per batch") from error
+        warnings.warn(f"{what} ({why}): others repeat it, and a new worker starts if possible", ClusterWarning, stacklevel=4)
         team.starting.update([team.start()])
 
 
@@ -216,6 +227,6 @@ def _devices(vlm: VLM) -> list[Any]:
 
 
 def _cause(error: Any) -> Exception:
-    """What went wrong on the worker, as it would have been raised here."""
+    """The worker's error, as it would have been raised in this process."""
     cause = error.cause
     return cause if isinstance(cause, ScaleInterpError) else error

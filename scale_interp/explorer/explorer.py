@@ -25,7 +25,7 @@ from ..data.question_card import question_card
 from ..errors import DataError, EditError, FileError
 from ..interventions.edit import Edit, Scope, check_heads
 from ..interventions.engine import choose_path, run_edits
-from ..interventions.prefix import Prompts
+from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .code import code, loading
 
@@ -94,7 +94,7 @@ class Explorer:
         self._factors: dict[Component, float] = {}
         self._scale: ScAle | None = None
         self._folder: str | None = None
-        self._read: OrderedDict[int, Prompts] = OrderedDict()
+        self._read: OrderedDict[int, PrefixStore] = OrderedDict()
         self._looking: dict[int, Looking] = {}
         self._base: dict[int, Tensor] = {}
         self._edited: Tensor | None = None
@@ -280,9 +280,9 @@ class Explorer:
     def _run(self, edit: Edit | None) -> Float[Tensor, " choices"]:
         return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
 
-    def _prompts(self) -> Prompts:
+    def _prompts(self) -> PrefixStore:
         """The prompts of the current question, read once while it is shown."""
-        found = self._read.pop(self._index, None) or Prompts(self.vlm, [self.question])
+        found = self._read.pop(self._index, None) or PrefixStore(self.vlm, [self.question])
         self._read[self._index] = found
         if len(self._read) > KEPT:
             self._read.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Edits of the last token, the prompt read once, and the engine that runs edits."""
+"""Edits of the last token, prompts that are read once, and the engine that runs edits."""
 
 from .capture import Activations as Activations
 from .capture import capture as capture

@@ -1,4 +1,4 @@
-"""What the last token's heads and MLPs hold, read through plain nnsight traces."""
+"""The last token's head outputs and MLP outputs, read with plain nnsight traces."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import Count, checked
@@ -20,7 +21,12 @@ from .choices import read_choices
 
 @dataclass(frozen=True)
 class Activations(NotebookView):
-    """z [Q, L, H, D] before W_O; mlp [Q, L, d_model]; logits [Q, C] over the choices' first tokens.
+    """What heads and MLPs compute at the last token of each prompt.
+
+    Attributes:
+        z: Head outputs before W_O, [Q, L, H, D].
+        mlp: MLP outputs, [Q, L, d_model].
+        logits: Logits of the choices' first tokens, [Q, C]; -inf where a question has fewer choices.
 
     >>> import scale_interp as si
     >>> found = si.capture(si.load("demo"), si.load_questions("scenes/relation", n=4))
@@ -28,23 +34,34 @@ class Activations(NotebookView):
     (torch.Size([4, 6, 8, 16]), 4)
     """
 
-    z: Tensor
-    mlp: Tensor
-    logits: Tensor
+    z: Float[Tensor, "questions layers heads head_dim"]
+    mlp: Float[Tensor, "questions layers width"]
+    logits: Float[Tensor, "questions choices"]
 
     def __repr__(self) -> str:
         return f"<Activations z {list(self.z.shape)}, mlp {list(self.mlp.shape)}, logits {list(self.logits.shape)}>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        axes = {"z": "questions, layers, heads, numbers a head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
-        return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": told} for name, told in axes.items())
+        axes = {"z": "questions, layers, heads, numbers per head", "mlp": "questions, layers, numbers", "logits": "questions, choices"}
+        return ({"part": name, "shape": str(list(getattr(self, name).shape)), "axes": axes_of} for name, axes_of in axes.items())
 
 
 @checked
 def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: Count = 16) -> Activations:
-    """Read z and MLP outputs of the prompt's last token in whole, unedited forward passes.
+    """Read the last token's head outputs and MLP outputs in full, unedited forward passes.
 
-    Questions of one prompt length share a batch, so no padding enters the numbers.
+    Questions whose prompts have the same length share a batch, so padding does not affect the numbers.
+
+    Args:
+        vlm: The model.
+        questions: One question or several.
+        batch_size: The largest number of questions per forward pass.
+
+    Returns:
+        The activations, one row per question.
+
+    Raises:
+        DataError: A question does not fit the model, or there are none.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -62,6 +79,7 @@ def capture(vlm: VLM, questions: Question | Sequence[Question], batch_size: Coun
 
 @torch.no_grad()
 def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
+    """Activations of one batch of prompts with the same length: z [B, L, H, D], mlp [B, L, d_model], logits [B, C]."""
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):

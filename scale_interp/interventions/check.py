@@ -1,4 +1,4 @@
-"""Does this model do what the toolkit takes for granted? One question, run by every path and by plain nnsight."""
+"""Check a model against what the package assumes: one question, run on every path and with plain nnsight."""
 
 from __future__ import annotations
 
@@ -26,7 +26,15 @@ SAMPLE = Question("Is there a cat?", ("yes", "no"), 0, picture=Image.radial_grad
 def check(vlm: VLM, question: Question = SAMPLE) -> Report:
     """Run one question clean and with a random edit of every head and MLP: packed, reference, and plain nnsight.
 
-    Raises ModelError where the logits are not finite.
+    Args:
+        vlm: The model.
+        question: The question.
+
+    Returns:
+        The differences between the paths, and which path to take.
+
+    Raises:
+        ModelError: The logits are not finite.
     """
     draw = torch.Generator().manual_seed(0)
     L, H = vlm.n_layers, vlm.n_heads
@@ -34,7 +42,7 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
     whole, whole_clean = reference_work(vlm, (0, question), edit, "auto").values()
     prefix = read_prefix(vlm, [question])
     cheap, cheap_clean = packed_batch(vlm, prefix, edit)
-    # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
+    # A scale that requires a gradient starts at the first layer, although it is 1 everywhere.
     with torch.enable_grad():
         ones = Edit(torch.ones(16, L, H, requires_grad=True))
     computed, row = packed_batch(vlm, prefix, ones)
@@ -96,7 +104,7 @@ def _reference_without_a_head(vlm: VLM, question: Question) -> Tensor:
 
 
 def _plain_nnsight(vlm: VLM, question: Question) -> Tensor:
-    """The same, as a user writes it in nnsight."""
+    """The same logits, as a user would compute them with nnsight."""
     layer, D = vlm.n_layers // 2, vlm.head_dim
     with vlm.trace(question, use_cache=False):
         vlm.layers[layer].self_attn.o_proj.input[:, -1, :D] = 0

@@ -1,7 +1,7 @@
-"""How choices are read off the model: token ids, and the small tree of tokens that longer choices need.
+"""How choices are scored: their token ids, and the small tree of tokens that longer choices need.
 
-A choice of one token is scored by its logit, unless log-likelihoods are asked for. A longer choice's log-likelihood
-needs the tokens before its last one: they hang below the prompt's last token as a tree, one row a node.
+A choice of one token is scored by its logit, unless log-likelihoods are requested. The log-likelihood of a longer choice
+depends on the tokens before its last one. These form a tree below the prompt's last token, with one row per node.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises, options
@@ -20,37 +21,51 @@ from ..errors import DataError
 from ..vlm.vlm import VLM
 
 Scoring = Annotated[Literal["auto", "first", "whole", "mean"], Raises(DataError)]
-"""What a choice's score is.
+"""How a choice is scored.
 
-"auto": its logit where all choices of the question are one token, else as "whole"; "first": the logit of its first
-token; "whole": the sum of its tokens' log-likelihoods; "mean": that sum by the number of its tokens. Where one choice
-begins another, "auto", "whole" and "mean" end every choice in the end token, which counts as one.
+"auto": by its logit if all choices of the question are one token, otherwise as "whole". "first": by the logit of its first token.
+"whole": by the sum of its tokens' log-likelihoods. "mean": by that sum divided by the number of tokens. If one choice is the beginning
+of another, "auto", "whole" and "mean" append the end token to every choice; it counts as one of its tokens.
 """
 
 VOCABULARY_ROWS = 4096
-"""Rows of [rows, vocabulary] logits held at once where log-likelihoods need the whole vocabulary."""
+"""How many rows of logits [rows, vocabulary] are in memory at once when log-likelihoods need the whole vocabulary."""
 
 
 @dataclass(frozen=True)
 class Choices:
-    """The choices of B questions as rows to run and tokens to read.
+    """The choices of B questions as R rows to run, and the tokens to read from them.
 
-    tokens [B, R]: the prompt's last token and the tree's inner nodes; depth [B, R]; own [B, R, R]: which of its
-    question's rows a row sees. row, token, used [B, C, K]: token k of choice c is read at that row. long [B]: read as a
-    log-likelihood, not a logit; per_token: divided by the number of tokens.
+    Attributes:
+        tokens: The prompt's last token and the inner nodes of the tree, [B, R].
+        depth: The depth of each node, [B, R].
+        own: Which rows of its question a row attends to, [B, R, R].
+        row: The row at which token k of choice c is read, [B, C, K].
+        token: Its id, [B, C, K].
+        used: Whether choice c has a token k, [B, C, K].
+        long: Whether choices are scored by log-likelihoods rather than logits, [B].
+        per_token: Whether scores are divided by the number of tokens.
     """
 
-    tokens: Tensor
-    depth: Tensor
-    own: Tensor
-    row: Tensor
-    token: Tensor
-    used: Tensor
-    long: Tensor
+    tokens: Int[Tensor, "questions rows"]
+    depth: Int[Tensor, "questions rows"]
+    own: Bool[Tensor, "questions rows rows"]
+    row: Int[Tensor, "questions choices tokens"]
+    token: Int[Tensor, "questions choices tokens"]
+    used: Bool[Tensor, "questions choices tokens"]
+    long: Bool[Tensor, " questions"]
     per_token: bool = False
 
-    def read(self, vlm: VLM, hidden: Tensor) -> Tensor:
-        """Scores [B, n, C] from the last norm's output [B, n, R, d]; -inf where a question has fewer choices."""
+    def read(self, vlm: VLM, hidden: Float[Tensor, "questions variants rows width"]) -> Float[Tensor, "questions variants choices"]:
+        """Score the choices.
+
+        Args:
+            vlm: The model.
+            hidden: The final norm's output, [B, n, R, d].
+
+        Returns:
+            Scores [B, n, C]; -inf where a question has fewer choices.
+        """
         head = vlm.hf_model.get_output_embeddings()
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
@@ -64,7 +79,7 @@ class Choices:
         return scores.masked_fill(~self.used.any(-1)[:, None], float("-inf"))
 
     def _columns(self, head: Any, at_row: Tensor) -> Tensor:
-        """Logits [B, n, C * K] of the choices' tokens alone; a quantised head has no columns to pick and is run whole."""
+        """Logits [B, n, C * K] of the choices' tokens only; a quantised head has no columns to select and is run in full."""
         token = self.token.flatten(1)
         if not isinstance(head.weight, Tensor) or not head.weight.is_floating_point():
             wanted = token[:, None].expand(-1, at_row.shape[1], -1).flatten()
@@ -80,10 +95,20 @@ class Choices:
         return torch.cat(parts).view(hidden.shape[:3])
 
 
-def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor, scoring: Scoring = "auto") -> Choices:
-    """The choices of B questions whose prompts end with last_tokens [B].
+def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Int[Tensor, " questions"], scoring: Scoring = "auto") -> Choices:
+    """The choices of B questions as rows and tokens.
 
-    Raises DataError for choices that the tokenizer cannot tell apart.
+    Args:
+        vlm: The model.
+        questions: The questions.
+        last_tokens: The last token of each prompt, [B].
+        scoring: How choices are scored.
+
+    Returns:
+        The choices.
+
+    Raises:
+        DataError: The tokenizer does not distinguish the choices of a question.
     """
     sequences = [choice_sequences(vlm, q, scoring) for q in questions]
     trees = [_tree(s) for s in sequences]
@@ -109,9 +134,19 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Tensor, s
 
 
 def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") -> list[list[int]]:
-    """Token ids of each choice, the first of each for "first"; where one choice begins another, all end in the end token.
+    """The token ids of each choice.
 
-    Raises DataError for choices that these tokens do not tell apart, and for an unknown scoring.
+    Args:
+        vlm: The model.
+        question: The question.
+        scoring: "first" keeps only the first token of each choice. Otherwise, if one choice is the beginning of another, the end token
+            is appended to all choices.
+
+    Returns:
+        One list of token ids per choice.
+
+    Raises:
+        DataError: These tokens do not distinguish the choices, or the scoring is unknown.
     """
     if scoring not in options(Scoring):
         raise DataError(f"scoring {scoring!r}: choose from {', '.join(map(repr, options(Scoring)))}")
@@ -135,11 +170,11 @@ def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") ->
 
 
 def as_likelihoods(sequences: list[list[int]], scoring: Scoring) -> bool:
-    """Whether these choices are scored by log-likelihoods rather than by logits."""
+    """Whether these choices are scored by log-likelihoods rather than logits."""
     return scoring in ("whole", "mean") or max(map(len, sequences)) > 1
 
 
 def _tree(sequences: list[list[int]]) -> dict[tuple[int, ...], int]:
-    """Every proper beginning of a choice, the empty one first, numbered so that parents come before children."""
+    """Every proper prefix of a choice, the empty one first, numbered so that parents come before children."""
     nodes = {tuple(ids[:k]) for ids in sequences for k in range(len(ids))}
     return {node: i for i, node in enumerate(sorted(nodes, key=lambda n: (len(n), n)))}

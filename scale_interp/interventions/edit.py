@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Literal, Protocol
+from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises
@@ -21,7 +22,7 @@ Scope = Annotated[Literal["last", "each_new_token"], Raises(EditError)]
 
 @dataclass(frozen=True)
 class LayerEdit:
-    """What happens at one layer to the rows from `first` on: scale [b, n, H], shift [b, n, H, D], mlp_scale [n]."""
+    """The edit of one layer, for the rows from `first` on: scale [b, n, H], shift [b, n, H, D], mlp_scale [n]."""
 
     first: int
     scale: Tensor | None
@@ -29,33 +30,39 @@ class LayerEdit:
     mlp_scale: Tensor | None = None
 
 
+@runtime_checkable
 class Variants(Protocol):
-    """What the engine needs of an edit; `Edit` is the general one, `HeadSweep` the sparse one."""
+    """What the engine needs of an edit. `Edit` is the general form, `HeadSweep` the sparse one."""
 
     @property
     def scope(self) -> Scope: ...
     @property
     def n_variants(self) -> int: ...
-    def starts(self, n_layers: int) -> Tensor: ...
+    def starts(self, n_layers: int) -> Int[Tensor, " variants"]: ...
     def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None: ...
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None: ...
 
 
 @dataclass(frozen=True)
 class Edit:
-    """N affine edits of the last token; every part is optional, and a missing part changes nothing.
+    """N affine edits of the last token. Every part is optional, and a missing part changes nothing.
 
-    scale: [N, L, H]; shift: [N, L, H, D]; mlp_scale: [N, L]. scale and shift may carry a leading Q axis: then each
-    question has values of its own. scope: "last" edits the prompt's last token only, "each_new_token" also every
-    token after it.
+    Args:
+        scale: Factors on the head outputs, [N, L, H], or [Q, N, L, H] for values per question.
+        shift: What is added to the head outputs, [N, L, H, D] or [Q, N, L, H, D].
+        mlp_scale: Factors on the MLP outputs, [N, L].
+        scope: "last" edits only the prompt's last token, "each_new_token" every token after it as well.
+
+    Raises:
+        EditError: A part has the wrong number of axes, no part is given, or the parts differ in N.
 
     >>> Edit(scale=torch.zeros(1, 6, 8)).n_variants
     1
     """
 
-    scale: Tensor | None = None
-    shift: Tensor | None = None
-    mlp_scale: Tensor | None = None
+    scale: Float[Tensor, "*questions variants layers heads"] | None = None
+    shift: Float[Tensor, "*questions variants layers heads head_dim"] | None = None
+    mlp_scale: Float[Tensor, "variants layers"] | None = None
     scope: Scope = "last"
 
     def __post_init__(self) -> None:
@@ -64,7 +71,7 @@ class Edit:
             if part is not None and not isinstance(part, Tensor):
                 raise EditError(f"{name} is a {type(part).__name__}: give a tensor, as torch.tensor(...) makes it")
             if part is not None and part.ndim not in ((ndim,) if name == "mlp_scale" else (ndim, ndim + 1)):
-                raise EditError(f"{name} has shape {tuple(part.shape)}: expected [N, L{', H' * (ndim > 2)}{', D' * (ndim > 3)}]")
+                raise EditError(f"{name} has shape {tuple(part.shape)}: give [N, L{', H' * (ndim > 2)}{', D' * (ndim > 3)}]")
         if self.scope not in ("last", "each_new_token"):
             raise EditError(f"scope {self.scope!r}: choose 'last' or 'each_new_token'")
         counts = self._counts()
@@ -84,16 +91,29 @@ class Edit:
 
     @property
     def n_variants(self) -> int:
+        """The number N of variants."""
         return max(self._counts().values())
 
     @staticmethod
     def identity(n_layers: int, n_heads: int) -> Edit:
-        """One variant that multiplies every head by 1."""
+        """One variant that changes nothing: it multiplies every head by 1."""
         return Edit(scale=torch.ones(1, n_layers, n_heads))
 
     @staticmethod
     def scaling(heads: Iterable[Head], factor: float, n_layers: int, n_heads: int) -> Edit:
         """One variant that multiplies the given heads by `factor`.
+
+        Args:
+            heads: (layer, head) pairs, counted from 0.
+            factor: The factor on each of them.
+            n_layers: Of the model.
+            n_heads: Heads per layer.
+
+        Returns:
+            The edit.
+
+        Raises:
+            EditError: A head is out of range, repeated, or not a pair.
 
         >>> Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2).scale
         tensor([[[1.0000, 0.5000]]])
@@ -104,7 +124,16 @@ class Edit:
         return Edit(scale=scale)
 
     def compose(self, other: Edit) -> Edit:
-        """The edit that applies this one first and `other` after it (variants pair up, or one side has one).
+        """The edit that applies this edit first and `other` second.
+
+        Args:
+            other: An edit with the same number of variants, or with one; so may this edit have one.
+
+        Returns:
+            The edit.
+
+        Raises:
+            EditError: The edits differ in scope.
 
         >>> half = Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2)
         >>> half.compose(half).scale
@@ -122,7 +151,16 @@ class Edit:
 
     @staticmethod
     def stack(edits: Sequence[Edit]) -> Edit:
-        """All variants of all edits, in order, as one edit.
+        """All variants of several edits, in order, as one edit.
+
+        Args:
+            edits: The edits.
+
+        Returns:
+            The edit.
+
+        Raises:
+            EditError: There are no edits, or they differ in scope or in whether they have a question axis.
 
         >>> Edit.stack([Edit.scaling([(0, head)], 0.0, n_layers=1, n_heads=2) for head in range(2)])
         <Edit of 2 variants: scale [2, 1, 2]; scope last>
@@ -148,7 +186,17 @@ class Edit:
         return Edit(**parts, scope=edits[0].scope)
 
     def restrict(self, heads: Iterable[Head], mlp_layers: Iterable[int] = ()) -> Edit:
-        """The same edit on the given heads and MLPs only; everything else is left alone.
+        """The same edit on the given heads and MLPs only; everything else stays unedited.
+
+        Args:
+            heads: (layer, head) pairs, counted from 0.
+            mlp_layers: The layers of the MLPs.
+
+        Returns:
+            The edit.
+
+        Raises:
+            EditError: A head or a layer is out of range, or a head is repeated.
 
         >>> Edit(scale=torch.zeros(1, 1, 2)).restrict([(0, 1)]).scale
         tensor([[[1., 0.]]])
@@ -173,7 +221,7 @@ class Edit:
         return replace(self, scale=scale, shift=shift, mlp_scale=mlps)
 
     def __getitem__(self, variant: int) -> Edit:
-        """One variant as an edit of its own."""
+        """One variant as an edit. Raises IndexError if there is no such variant."""
         if not -self.n_variants <= variant < self.n_variants:
             raise IndexError(f"variant {variant} of {self.n_variants}")
         variant %= self.n_variants
@@ -186,20 +234,23 @@ class Edit:
         return replace(self, scale=pick(self.scale, -3), shift=pick(self.shift, -4), mlp_scale=pick(self.mlp_scale, -2))
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
+        """Raise EditError if the edit does not fit this model and this number of questions."""
         expected = {"scale": (n_layers, n_heads), "shift": (n_layers, n_heads, head_dim), "mlp_scale": (n_layers,)}
         for name, shape in expected.items():
             part = getattr(self, name)
             if part is None:
                 continue
             if tuple(part.shape[-len(shape) :]) != shape:
-                raise EditError(f"{name} has shape {tuple(part.shape)}, but the model needs [N, {', '.join(map(str, shape))}]")
+                raise EditError(
+                    f"{name} has shape {tuple(part.shape)}, but the model needs [N, {', '.join(map(str, shape))}]: give that shape"
+                )
             if part.ndim == len(shape) + 2 and part.shape[0] != n_questions:
-                raise EditError(f"{name} is for {part.shape[0]} questions, but {n_questions} are asked: give a row for each of them")
+                raise EditError(f"{name} is for {part.shape[0]} questions, but there are {n_questions}: give one row per question")
             if not torch.isfinite(part).all():
                 raise EditError(f"{name} holds values that are not finite: give finite numbers")
 
-    def starts(self, n_layers: int) -> Tensor:
-        """The first layer at which each variant differs from the clean run [N]; n_layers where it never does."""
+    def starts(self, n_layers: int) -> Int[Tensor, " variants"]:
+        """The first layer at which each variant differs from the clean run, [N]; n_layers if it never does."""
         parts = [p for p in (self.scale, self.shift, self.mlp_scale) if p is not None]
         if any(p.requires_grad for p in parts):
             return torch.zeros(self.n_variants, dtype=torch.long)
@@ -213,6 +264,8 @@ class Edit:
         return torch.where(changed.any(1), first, n_layers)
 
     def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+        """The edit of one layer for the variants `alive`, and for these rows of the questions."""
+
         def pick(part: Tensor | None, tail: int) -> Tensor | None:
             if part is None:
                 return None
@@ -227,23 +280,51 @@ class Edit:
 
 
 def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head]:
-    """The heads as (layer, head) pairs; EditError for one that is out of range, given twice, or no pair."""
+    """The heads as (layer, head) pairs of whole numbers.
+
+    Args:
+        heads: The pairs, counted from 0.
+        n_layers: Of the model.
+        n_heads: Heads per layer.
+
+    Returns:
+        The pairs.
+
+    Raises:
+        EditError: A head is out of range, repeated, or not a pair.
+    """
     out: list[Head] = []
     for item in heads:
         try:
             layer, head = (int(i) for i in item)
         except (TypeError, ValueError) as error:
-            raise EditError(f"head {item!r} is no (layer, head) pair: give two whole numbers, such as (3, 0)") from error
+            raise EditError(f"head {item!r} is not a (layer, head) pair: give two whole numbers, such as (3, 0)") from error
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
-            raise EditError(f"head {(layer, head)} is out of range: the model has {n_layers} layers x {n_heads} heads, counted from 0")
+            raise EditError(
+                f"head {(layer, head)} is out of range: the model has {n_layers} layers x {n_heads} heads; "
+                f"give a layer from 0 to {n_layers - 1} and a head from 0 to {n_heads - 1}"
+            )
         if (layer, head) in out:
             raise EditError(f"head {(layer, head)} is given twice: give each head once")
         out.append((layer, head))
     return out
 
 
-def affine(z: Tensor, scale: Tensor | None, shift: Tensor | None) -> Tensor:
-    """scale * z + shift in z's dtype: z [..., H, D], scale [..., H], shift [..., H, D]."""
+def affine(
+    z: Float[Tensor, "*rows heads head_dim"],
+    scale: Float[Tensor, "*#rows heads"] | None,
+    shift: Float[Tensor, "*#rows heads head_dim"] | None,
+) -> Float[Tensor, "*rows heads head_dim"]:
+    """scale * z + shift in the dtype of z.
+
+    Args:
+        z: Head outputs, [..., H, D].
+        scale: [..., H].
+        shift: [..., H, D].
+
+    Returns:
+        Edited head outputs, [..., H, D].
+    """
     out = z if scale is None else z * scale[..., None].to(z.device)
     out = out if shift is None else out + shift.to(z.device)
     return out.to(z.dtype)

@@ -1,4 +1,4 @@
-"""The engine: N edits on Q questions, by the packed path or the reference path."""
+"""The engine: run N edits on Q questions, on the packed path or the reference path."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
+from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import Raises, checked
@@ -18,7 +19,7 @@ from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
 from .paths import check_finite, packed, reference, with_graph
-from .prefix import Prompts
+from .prefix import PrefixStore
 
 Path = Annotated[Literal["auto", "packed", "reference"], Raises(EditError)]
 
@@ -30,22 +31,32 @@ def run_edits(
     edits: Any = None,
     path: Path = "auto",
     *,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
-) -> Tensor:
-    """Run N edits of the last token on Q questions: scores of the choices [Q, N, C].
+) -> Float[Tensor, "questions variants choices"]:
+    """Run N edits of the last token on Q questions, and score the choices.
 
-    edits: an Edit, a list of them, a HeadSweep, a ScAle, or None for one unedited run. scoring: "auto" is logits where
-    all choices of a question are one token, else log-likelihoods; "first" the logit of a choice's first token; "whole"
-    its log-likelihood; "mean" that by its number of tokens. -inf where a question has fewer choices than C.
-    path: "packed" reads each prompt once and re-runs its last token; "reference" runs every edit in full; "auto" is
-    packed if the two agree on the first question, else reference with a PathWarning. prompts: prefixes to reuse.
-    grad: keep the graph, for edits that require gradients (packed path).
+    Args:
+        vlm: The model.
+        questions: One question or several.
+        edits: An Edit, a list of them, a HeadSweep, a ScAle, or None for one unedited run.
+        path: "packed" reads each prompt once and reruns its last token. "reference" runs every edit in full. "auto" is packed if the two
+            agree on the first question, otherwise reference, with a PathWarning.
+        prompts: A PrefixStore of the same questions, whose prompts are not read again.
+        scoring: "auto" gives logits if all choices of a question are one token, otherwise log-likelihoods. "first" gives the logit of a
+            choice's first token, "whole" its log-likelihood, and "mean" its log-likelihood per token.
+        grad: Whether to keep the graph, for edits that require gradients (packed path only).
+        what: The progress bar's text.
 
-    Raises EditError for an edit that does not fit, ModelError for logits that are not finite, DataError for choices
-    that the scoring cannot tell apart.
+    Returns:
+        Scores [Q, N, C]; -inf where a question has fewer than C choices.
+
+    Raises:
+        EditError: An edit does not fit the model or the questions.
+        ModelError: Logits are not finite.
+        DataError: The scoring does not distinguish the choices of a question.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -63,12 +74,16 @@ def run_with_clean(
     edits: Any = None,
     path: Path = "auto",
     *,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     grad: bool = False,
     what: str = "edits",
-) -> tuple[Tensor, Tensor]:
-    """run_edits, and beside each variant the clean scores of the same call [Q, N, C], so that rounding cancels."""
+) -> tuple[Float[Tensor, "questions variants choices"], Float[Tensor, "questions variants choices"]]:
+    """Run `run_edits`, and return with each score the clean score of the same call, so that rounding cancels.
+
+    Returns:
+        Edited scores and clean scores, each [Q, N, C].
+    """
     questions = require(questions)
     if prompts is not None:
         prompts.require(questions, scoring)
@@ -79,7 +94,7 @@ def run_with_clean(
         require_ready(vlm, "grad=True")
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
-    prompts = prompts or Prompts(vlm, questions, keep=False, scoring=scoring)
+    prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)
     if not grad:
         return packed(vlm, prompts, edit, what)
     edited, clean = with_graph(vlm, prompts, edit, what)
@@ -88,7 +103,7 @@ def run_with_clean(
 
 
 def as_variants(edits: Any) -> Variants:
-    """An edit, something with `.edit()` such as a ScAle, or a list of these, as one set of variants."""
+    """An edit, an object with `.edit()` such as a ScAle, or a list of these, as one set of variants. Raises EditError for others."""
     if isinstance(edits, list | tuple):
         return Edit.stack([e.edit() if hasattr(e, "edit") else _an_edit(e) for e in edits])
     edits = edits.edit() if hasattr(edits, "edit") else edits
@@ -104,7 +119,20 @@ def _an_edit(edit: Any) -> Edit:
 
 
 def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") -> Literal["packed", "reference"]:
-    """The path to take; "auto" is what `report_of` found, with a warning where that was measured now and is not packed."""
+    """The path to take; for "auto", the one in the model's report.
+
+    Args:
+        vlm: The model.
+        questions: The questions; the first is used if the model has to be checked.
+        path: "auto", "packed" or "reference".
+
+    Returns:
+        "packed" or "reference".
+
+    Raises:
+        EditError: The path is unknown.
+        ModelError: The model is in training mode.
+    """
     require_ready(vlm)
     if path not in ("auto", "packed", "reference"):
         raise EditError(f"path {path!r}: choose 'auto', 'packed' or 'reference'")
@@ -112,9 +140,16 @@ def choose_path(vlm: VLM, questions: Sequence[Question], path: Path = "auto") ->
 
 
 def report_of(vlm: VLM, question: Question) -> Report:
-    """The check of this model as it is now: measured on the first question that it is asked, and again once it has changed.
+    """The check of the model in its current state, measured on this question unless `vlm.report` already has it.
 
-    The result is kept in `vlm.report`. PathWarning where it was measured now, and the packed path cannot be taken.
+    A PathWarning says so if it was measured now and the packed path cannot be used.
+
+    Args:
+        vlm: The model.
+        question: The question.
+
+    Returns:
+        The report, which is kept in `vlm.report`.
     """
     report = vlm.report
     if report is None:
@@ -125,8 +160,15 @@ def report_of(vlm: VLM, question: Question) -> Report:
 
 
 def require_packed(vlm: VLM, questions: Sequence[Question], path: Path, what: str) -> None:
-    """Raise EditError where this model's edits run by the reference path, which carries no gradients."""
+    """Check that this model's edits run on the packed path, as the reference path has no gradients.
+
+    Raises:
+        EditError: They run on the reference path.
+    """
     require_ready(vlm, what)
     if choose_path(vlm, questions, path) != "packed":
-        why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was asked for"
-        raise EditError(f"{what} needs gradients, which only the packed path has, but {vlm.name} runs by the reference path: {why}")
+        why = report_of(vlm, questions[0]).why if path == "auto" else "path='reference' was requested"
+        raise EditError(
+            f"{what} needs gradients, which only the packed path has, but {vlm.name} runs on the reference path ({why}): "
+            "use path='packed' where a prompt that stays unedited is acceptable, or a method without gradients"
+        )

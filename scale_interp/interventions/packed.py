@@ -1,7 +1,7 @@
-"""The packed path: the last token of each prompt run once, with N edited copies beside it.
+"""The packed path: the last token of each prompt is run once, together with N edited copies.
 
-In a causal decoder an edit at the last position cannot change the keys and values before it, so the copies share the
-prompt's. A copy joins at the first layer that its edit changes ("staircase"): below it equals the clean row.
+In a causal decoder an edit at the last position cannot change the keys and values before it, so all copies share those of the
+prompt. A copy joins at the first layer that its edit changes ("staircase"): below that layer it equals the clean row.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from einops import rearrange
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..vlm.mode import require_ready
@@ -19,8 +20,20 @@ from .prefix import Prefix
 from .rows import attention
 
 
-def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Choice scores of the clean row [B, C] and of the chosen variants [B, n, C] (all of them by default)."""
+def run_packed(
+    vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Int[Tensor, " variants"] | None = None
+) -> tuple[Float[Tensor, "questions choices"], Float[Tensor, "questions variants choices"]]:
+    """Choice scores of the clean row and of the chosen variants.
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+        edit: The edit, or None for the clean row alone.
+        variants: The numbers of the variants to run; all of them by default.
+
+    Returns:
+        Clean scores [B, C] and edited scores [B, n, C].
+    """
     require_ready(vlm)
     if edit is None:
         variants, starts = torch.empty(0, dtype=torch.long), torch.empty(0, dtype=torch.long)
@@ -46,15 +59,25 @@ def run_packed(vlm: VLM, prefix: Prefix, edit: Variants | None, variants: Tensor
         hidden = vlm.text.norm.output.save()
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
     clean = scores[:, 0]
-    # A variant that no layer changes was never copied: its scores are the clean row's.
+    # A variant that no layer changes was never copied, so its scores are those of the clean row.
     row = torch.empty(len(variants), dtype=torch.long)
     row[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
     return clean, scores[:, row.to(scores.device)]
 
 
 @torch.no_grad()
-def last_token(vlm: VLM, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
-    """z [B, L, H, D], MLP output [B, L, d_model] and choice scores [B, C] of the clean last token."""
+def last_token(
+    vlm: VLM, prefix: Prefix
+) -> tuple[Float[Tensor, "questions layers heads head_dim"], Float[Tensor, "questions layers width"], Float[Tensor, "questions choices"]]:
+    """What the clean last token computes.
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+
+    Returns:
+        z [B, L, H, D], MLP outputs [B, L, d_model] and choice scores [B, C].
+    """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
     with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
@@ -69,7 +92,7 @@ def last_token(vlm: VLM, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) -> tuple[tuple, dict[str, Any]]:
-    """A layer's inputs with `new` more copies of the clean rows, and rotary angles for clean + n variants."""
+    """A layer's inputs with `new` more copies of the clean rows, and rotary angles for the clean rows and n variants."""
     (hidden, *rest), kwargs = inputs
     if new:
         hidden = torch.cat([hidden, hidden[:, :R].repeat(1, new, 1)], 1)
@@ -79,7 +102,7 @@ def with_copies(inputs: tuple[tuple, dict[str, Any]], R: int, n: int, new: int) 
 
 
 def edit_heads(z: Tensor, part: LayerEdit, n_heads: int, R: int, scope: str) -> Tensor:
-    """z [B, (1 + n) * R, H * D] with the variants' heads edited; the clean rows' bytes are passed on."""
+    """z [B, (1 + n) * R, H * D] with the heads of the variants edited; the clean rows are passed on unchanged, bit for bit."""
     kept = (1 + part.first) * R
     heads = rearrange(z[:, kept:], "b (n r) (h d) -> b n r h d", r=R, h=n_heads)
     scale = None if part.scale is None else part.scale[:, :, None]

@@ -1,4 +1,4 @@
-"""The two ways to run N edits on Q questions: packed behind prompts that are read once, or one whole forward pass an edit."""
+"""The two ways to run N edits on Q questions: packed after prompts that are read once, or one full forward pass per edit."""
 
 from __future__ import annotations
 
@@ -19,34 +19,45 @@ from ..vlm.vlm import VLM
 from .choices import Scoring
 from .edit import Variants
 from .packed import run_packed
-from .prefix import Prefix, Prompts
+from .prefix import Prefix, PrefixStore
 from .reference import run_reference
 
 
-def packed(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
-    """Edited scores [Q, N, C], and beside each the clean score of the same packed call."""
+def packed(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
+    """Edited scores [Q, N, C], and for each the clean score of the same packed call."""
     found = [*map_batches(vlm, prompts, partial(packed_work, edit=edit), what)]
     return _joined(vlm, found)
 
 
 @torch.no_grad()
 def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
+    """Edited and clean scores [B, N, C] of one batch of prompts, on the packed path."""
     edited, clean = packed_batch(vlm, prefix, edit)
     check_finite(vlm, prefix.questions, edited, edit, prefix.rows.start or 0)
     return {"edited": edited, "clean": clean}
 
 
-def with_graph(vlm: VLM, prompts: Prompts, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
-    """The same, for edits that require gradients: here and now, with everything in memory."""
+def with_graph(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
+    """The same for edits that require gradients: in this process, with everything in memory."""
     edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in track(prompts, what, len(prompts))), strict=True)
     return join(edited), join(clean)
 
 
 def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
-    """All variants on one batch of prompts, in chunks that fit the memory: edited and clean scores [B, N, C].
+    """Run all variants on one batch of prompts, in chunks that fit in memory.
 
-    Where memory runs out all the same, the chunk is halved, for later calls too (`vlm.measured`). Raises ModelError when a single
-    variant does not fit.
+    If memory runs out nevertheless, the chunk is halved, for later calls as well (`vlm.measured`).
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+        edit: The edit, or None for an unedited run.
+
+    Returns:
+        Edited and clean scores, each [B, N, C].
+
+    Raises:
+        ModelError: There is not enough memory for a single variant.
     """
     if edit is None:
         unedited = run_packed(vlm, prefix, None)[0][:, None]
@@ -75,7 +86,7 @@ def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tenso
 
 
 def variants_at_once(vlm: VLM, prefix: Prefix) -> int:
-    """How many variants one packed call takes within its working memory, or with less where that has run out before."""
+    """How many variants one packed call runs within its working memory, or within less if memory ran out before."""
     usual = working_bytes(vlm)
     return max(1, min(usual, vlm.measured.chunk_bytes.get(vlm.memory, usual)) // _variant_bytes(vlm, prefix))
 
@@ -86,7 +97,7 @@ def _variant_bytes(vlm: VLM, prefix: Prefix) -> int:
 
 
 def row_bytes(vlm: VLM, tokens: int) -> int:
-    """Bytes that one row needs while a layer runs: its attention scores over the prompt, or its widest activations."""
+    """The bytes that one row needs while a layer runs: its attention scores over the prompt, or its widest activations."""
     config = vlm.hf_model.config.get_text_config()
     wide = 4 * max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
     return 4 * max(vlm.n_heads * tokens * 5 // 4, wide)
@@ -100,20 +111,21 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
             f"{vlm.name}: no memory for one edit on {B} question(s) of {P + 1} tokens: give fewer questions at once ({reason})"
         )
     vlm.measured.chunk_bytes[vlm.memory] = (n // 2) * _variant_bytes(vlm, prefix)
-    warnings.warn(f"{vlm.name}: no memory for {n} edits at once; going on with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
+    warnings.warn(f"{vlm.name}: no memory for {n} edits at once; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     return n // 2
 
 
 def reference(
     vlm: VLM, questions: Sequence[Question], edit: Variants | None, what: str, scoring: Scoring = "auto"
 ) -> tuple[Tensor, Tensor]:
-    """Edited scores [Q, N, C] and clean scores, each from a whole forward pass."""
+    """Edited scores and clean scores [Q, N, C], each from a full forward pass."""
     found = [*map_batches(vlm, SingleQuestions(questions), partial(reference_work, edit=edit, scoring=scoring), what)]
     return _joined(vlm, found)
 
 
 @torch.no_grad()
 def reference_work(vlm: VLM, batch: tuple[int, Question], edit: Variants | None, scoring: Scoring) -> BatchResult:
+    """Edited and clean scores [1, N, C] of one question, on the reference path."""
     row, question = batch
     variants = torch.arange(edit.n_variants if edit else 1)
     plain = run_reference(vlm, question, row, None, variants, scoring)
@@ -128,15 +140,23 @@ def _joined(vlm: VLM, found: Sequence[BatchResult]) -> tuple[Tensor, Tensor]:
 
 
 def join(parts: Sequence[Tensor]) -> Tensor:
-    """Batches [b, N, C] as one [Q, N, C], -inf where a batch has fewer choices."""
+    """Concatenate batches [b, N, C] to [Q, N, C], with -inf where a batch has fewer choices."""
     C = max(p.shape[-1] for p in parts)
     return torch.cat([torch.nn.functional.pad(p, (0, C - p.shape[-1]), value=float("-inf")) for p in parts])
 
 
 def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor, edit: Variants | None = None, row: int = 0) -> None:
-    """Raise ModelError for scores [Q, N, C] that are not finite, naming the question, the edit, the layer and the weight to blame.
+    """Check that scores are finite.
 
-    row: the number of the first of these questions among all that the edit is for.
+    Args:
+        vlm: The model.
+        questions: The questions of the scores.
+        scores: [Q, N, C].
+        edit: The edit that was run.
+        row: The number of the first of these questions among all questions of the edit.
+
+    Raises:
+        ModelError: A score is not finite. The message names the question, the edit, the layer and the weight or dtype at fault.
     """
     bad = torch.isnan(scores) | (scores == float("inf"))
     for q, question in enumerate(questions):
@@ -151,7 +171,7 @@ def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor, edit: 
 
 @torch.no_grad()
 def first_not_finite(vlm: VLM, question: Question, row: int, edit: Variants | None, variant: int) -> str:
-    """Where a whole forward pass first leaves the finite numbers, in words."""
+    """Where a full forward pass first contains numbers that are not finite, in words."""
     found: list[int] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, out, i=i: found.append(i) if not _finite(out) else None)
@@ -162,7 +182,7 @@ def first_not_finite(vlm: VLM, question: Question, row: int, edit: Variants | No
     finally:
         for hook in hooks:
             hook.remove()
-    return f"after layer {min(found)}" if found else "behind the last layer, or in this batch alone"
+    return f"after layer {min(found)}" if found else "after the last layer, or only in this batch"
 
 
 def _finite(output: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The prompt, read once: keys and values of every token but the last, shared by all variants and never written."""
+"""Prompts that are read once: the keys and values of every token but the last, shared by all variants and never modified."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
@@ -26,7 +27,7 @@ PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids
 
 
 class PrefixLayer(DynamicLayer):
-    """One layer's keys and values of the prompt [B, Hkv, K, D]; new rows are appended to a copy, nothing is stored."""
+    """One layer's keys and values of the prompt [B, Hkv, K, D]. New rows are appended to a copy and not stored."""
 
     keys: Tensor
     values: Tensor
@@ -41,27 +42,34 @@ class PrefixLayer(DynamicLayer):
 
 @dataclass(frozen=True)
 class Prefix:
-    """B prompts up to their last token, and what is run after it.
+    """B prompts up to their last token, and what is run after them.
 
-    rows: which of the caller's questions these are; seen [B, P]: True on real tokens; positions [..., B, R] of the
-    last token and the choices' tree; windows: the sliding window of each layer, or None; tokens [B, P]: the prompts' ids.
+    Attributes:
+        rows: Which of the caller's questions these are.
+        layers: The keys and values of each layer.
+        seen: True for real tokens, False for padding, [B, P].
+        positions: Of the last token and the tree of choices, [B, R], or [3, B, R] for mrope.
+        choices: The tree of choices.
+        windows: The sliding window of each layer, in tokens, or None.
+        tokens: The token ids of the prompts, [B, P].
     """
 
     questions: Sequence[Question]
     rows: slice
     layers: tuple[PrefixLayer, ...]
-    seen: Tensor
-    positions: Tensor
+    seen: Bool[Tensor, "questions prompt"]
+    positions: Int[Tensor, "*axes questions rows"]
     choices: Choices
     windows: tuple[int | None, ...]
-    tokens: Tensor
+    tokens: Int[Tensor, "questions prompt"]
 
     @property
     def nbytes(self) -> int:
+        """The size of the keys and values in bytes."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
     def inputs(self) -> dict[str, Any]:
-        """Arguments of the text decoder that run one clean variant: the last token and its tree."""
+        """The text decoder's arguments for the clean row: the last token and its tree of choices."""
         full = self._mask(None)
         named = {"full_attention": full}
         if window := next((w for w in self.windows if w is not None), None):
@@ -75,7 +83,7 @@ class Prefix:
         }
 
     def _mask(self, window: int | None) -> Tensor:
-        """[B, 1, R, P + R]: prompt tokens within the window, and the row's own branch of the tree."""
+        """The mask [B, 1, R, P + R]: prompt tokens within the window, and the row's own branch of the tree."""
         B, R = self.choices.tokens.shape
         P = self.seen.shape[1]
         seen = self.seen[:, None].expand(B, R, P)
@@ -93,10 +101,24 @@ def read_prefix(
     vision: Vision | None = None,
     scoring: Scoring = "auto",
 ) -> Prefix:
-    """Run the prompts up to their last token, once, and keep their keys and values; vision: features of shared pictures.
+    """Run the prompts up to their last token once, and keep their keys and values.
 
-    Where a prompt attends in both directions it is run whole and its last token dropped: keys and values before it
-    then hold the unedited last token ("prompt frozen").
+    If a prompt attends in both directions, it is run in full and its last token is dropped. The keys and values before it then depend on
+    the unedited last token ("prompt frozen").
+
+    Args:
+        vlm: The model.
+        questions: The questions.
+        rows: Which of the caller's questions these are.
+        vision: Features of images that several questions share.
+        scoring: How choices are scored.
+
+    Returns:
+        The prefix.
+
+    Raises:
+        ModelError: A layer does not cache keys and values.
+        DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
     inputs = vlm.encode(questions)
@@ -107,38 +129,58 @@ def read_prefix(
 
 
 def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
-    """The model's arguments that run encoded prompts up to their last token; whole: the inputs with features in the pixels' place."""
+    """The model's arguments that run encoded prompts up to their last token.
+
+    Args:
+        vlm: The model.
+        inputs: The encoded prompts.
+        whole: The same inputs with image features in place of pixels, if there are any.
+
+    Returns:
+        Arguments of the transformers model.
+    """
     end = None if vlm.quirks.bidirectional else -1
     short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in (inputs if whole is None else whole).items()}
     return short | {"position_ids": vlm.position_ids(inputs)[..., :end]}  # type: ignore[arg-type]
 
 
 def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[PrefixLayer, ...], tuple[int | None, ...]]:
-    """Keys and values of the prompts, and the layers' sliding windows; where gradients are on they carry the graph."""
+    """Run prompts, and keep the keys and values of every layer; with gradients enabled they carry the graph.
+
+    Args:
+        vlm: The model.
+        given: Arguments from `prompt_inputs`.
+
+    Returns:
+        The keys and values, and the sliding window of each layer in tokens (None for full attention).
+
+    Raises:
+        ModelError: A layer does not cache keys and values.
+    """
     layers = _keys_and_values(vlm, given)
     for number, layer in enumerate(layers):
         if not isinstance(layer, DynamicLayer) or layer.keys is None:
-            raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__}, no keys and values: use path='reference'")
+            raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__} and not keys and values: use path='reference'")
     drop = -1 if vlm.quirks.bidirectional else None
     kept = tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in layers)
     return kept, tuple(getattr(layer, "sliding_window", None) for layer in layers)
 
 
-class _Enough(Exception):
-    """Raised to end a forward pass of which nothing more is needed."""
+class _StopForward(Exception):
+    """Raised to end a forward pass as soon as nothing more of it is needed."""
 
 
 def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
-    """What the decoder's layers keep of the prompt. Of the last layer that is all that is needed: its rest is not run."""
+    """What the decoder's layers cache for the prompt. The pass ends after the last layer's attention, as nothing more is needed."""
     cache = DynamicCache(config=vlm.hf_model.config.get_text_config())
 
     def stop(*_: object) -> None:
-        raise _Enough
+        raise _StopForward
 
     hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
     try:
         vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    except _Enough:
+    except _StopForward:
         pass
     finally:
         hook.remove()
@@ -146,14 +188,18 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
 
 
 KEPT_SHARE = 0.25
-"""Share of the memory that is free at the start which kept prefixes may fill; the rest is read again when asked for."""
+"""The share of the memory free at the start that kept prefixes may use; other prompts are read again when needed."""
 MOST_QUESTIONS = 16
 
 
 def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: Vision | None, scoring: Scoring) -> Prefix:
-    """read_prefix; where memory runs out the questions are read in two halves, and these in halves.
+    """Call `read_prefix`, splitting the questions in halves as long as memory runs out.
 
-    Raises ModelError when a single prompt does not fit.
+    Returns:
+        The prefix of all these questions.
+
+    Raises:
+        ModelError: There is not enough memory for a single prompt.
     """
     try:
         return read_prefix(vlm, questions, rows, vision, scoring)
@@ -164,14 +210,14 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
     release(vlm.device)
     n = len(questions)
     if n == 1:
-        raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller picture or a shorter prompt ({reason})")
+        raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
     warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
-    return _beside(vlm, questions, rows, halves, scoring)
+    return _concatenate(vlm, questions, rows, halves, scoring)
 
 
-def _beside(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
-    """Prefixes of some questions as one, padded on the left to one length."""
+def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
+    """Join the prefixes of several questions, left-padded to the same length."""
     P = max(part.seen.shape[1] for part in parts)
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
@@ -186,12 +232,19 @@ def _beside(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequenc
     return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens)
 
 
-class Prompts(Sequence[Prefix]):
-    """The prefixes of many questions in batches, each read when first asked for and then kept.
+class PrefixStore(Sequence[Prefix]):
+    """The prefixes of many questions in batches, each read when it is first needed and then kept.
 
-    batch_size: questions a batch; default: 16, or as many as `working_bytes` holds. keep: whether they are asked for
-    again. scoring: how their choices are read (see run_edits). cache: where they are kept, `vlm.prefix_cache` by default.
-    reads: how often a batch was read by the model.
+    Args:
+        vlm: The model.
+        questions: The questions.
+        batch_size: Questions per batch; by default 16, or as many as fit in `working_bytes`.
+        keep: Whether the prefixes will be needed again.
+        scoring: How choices are scored (see `run_edits`).
+        cache: Where prefixes are kept; by default `vlm.prefix_cache`.
+
+    Attributes:
+        reads: How many times the model has read a batch.
     """
 
     def __init__(
@@ -215,6 +268,7 @@ class Prompts(Sequence[Prefix]):
 
     @cached_property
     def batch_size(self) -> int:
+        """The number of questions per batch."""
         if self._asked is not None:
             return self._asked
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
@@ -222,20 +276,22 @@ class Prompts(Sequence[Prefix]):
         return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // one))
 
     def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
-        """Raise EditError where these are the prompts of other questions, or were read for another scoring."""
+        """Raise EditError if the store is for other questions, another scoring, or weights that have changed since."""
         if [q.id for q in self.questions] != [q.id for q in questions]:
-            raise EditError("the prompts are those of other questions: give the prompts of the questions that are asked, or none")
+            raise EditError("the prompts are those of other questions: give the prompts of these questions, or none")
         if self.scoring != scoring:
             raise EditError(f"the prompts were read for scoring={self.scoring!r}, not {scoring!r}: give both the same scoring")
         if self._weights != _versions(self.vlm):
             raise EditError(f"the weights of {self.vlm.name} were changed since these prompts were made: make them again, or give none")
 
     @property
-    def plan(self) -> Callable[[VLM], Prompts]:
-        return partial(prompts, tuple(self.questions), self.batch_size, self.scoring)
+    def plan(self) -> Callable[[VLM], PrefixStore]:
+        """Makes the same store for the model of another process."""
+        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring)
 
     @cached_property
     def slices(self) -> list[slice]:
+        """The rows of the questions of each batch."""
         Q = len(self.questions)
         return [slice(i, min(i + self.batch_size, Q)) for i in range(0, Q, self.batch_size)]
 
@@ -265,21 +321,22 @@ class Prompts(Sequence[Prefix]):
         return prefix
 
 
-def prompts(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> Prompts:
-    """The same prompts, read by another process's model."""
-    return Prompts(vlm, questions, batch_size, keep=False, scoring=scoring)
+def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> PrefixStore:
+    """The same store for the model of another process."""
+    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring)
 
 
 @dataclass(frozen=True)
-class Pairs:
-    """The prefixes of two prompts with the same batches: (first, second)."""
+class StorePair:
+    """Two stores with the same batches: (first, second)."""
 
-    first: Prompts
-    second: Prompts
+    first: PrefixStore
+    second: PrefixStore
 
     @property
-    def plan(self) -> Callable[[VLM], Pairs]:
-        return partial(pairs, self.first.plan, self.second.plan)
+    def plan(self) -> Callable[[VLM], StorePair]:
+        """Makes the same pair for the model of another process."""
+        return partial(open_pair, self.first.plan, self.second.plan)
 
     def __len__(self) -> int:
         return len(self.first)
@@ -288,10 +345,11 @@ class Pairs:
         return self.first[index], self.second[index]
 
 
-def pairs(first: Callable[[VLM], Prompts], second: Callable[[VLM], Prompts], vlm: VLM) -> Pairs:
-    return Pairs(first(vlm), second(vlm))
+def open_pair(first: Callable[[VLM], PrefixStore], second: Callable[[VLM], PrefixStore], vlm: VLM) -> StorePair:
+    """The same pair of stores for the model of another process."""
+    return StorePair(first(vlm), second(vlm))
 
 
 def _versions(vlm: VLM) -> list[tuple[int, int]]:
-    """What torch says of each weight: where it is, and how often it was written to."""
+    """Each weight's address and torch's count of writes to it."""
     return [(weight.data_ptr(), weight._version) for weight in vlm.hf_model.parameters()]

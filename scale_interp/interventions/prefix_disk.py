@@ -1,4 +1,4 @@
-"""Keys and values of prompts on disk, where the memory for them is spent; checked when they are read back."""
+"""Keys and values of prompts on disk, for when memory is used up; verified when they are read back."""
 
 from __future__ import annotations
 
@@ -19,24 +19,25 @@ from torch import Tensor
 from ..errors import MemoryWarning
 
 LEAST_FREE = 2**30
-"""Bytes of disk that stay free."""
-Pairs = Sequence[tuple[Tensor, Tensor]]
+"""Bytes of disk that are left free."""
+KeysAndValues = Sequence[tuple[Tensor, Tensor]]
 
 
 class Spill:
-    """A folder of its own under the system's temporary one (TMPDIR), deleted with this object."""
+    """A folder in the system's temporary folder (TMPDIR), deleted together with this object."""
 
     def __init__(self) -> None:
         self._sums: dict[int, bytes] = {}
 
     @cached_property
     def folder(self) -> Path:
+        """The folder, created on first use."""
         folder = Path(tempfile.mkdtemp(prefix="scale-interp-prompts-"))
         weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
         return folder
 
-    def put(self, index: int, layers: Pairs) -> bool:
-        """Write one batch's keys and values; False, with a warning, where the disk is too full for it."""
+    def put(self, index: int, layers: KeysAndValues) -> bool:
+        """Write the keys and values of one batch. Returns False, with a warning, if the disk is too full."""
         size = sum(k.nbytes + v.nbytes for k, v in layers)
         free = shutil.disk_usage(self.folder).free
         if free - size < LEAST_FREE:
@@ -52,11 +53,11 @@ class Spill:
         return True
 
     def _full(self, why: str) -> None:
-        message = f"no room on disk for prompts in {self.folder} ({why}): the rest is read again when needed; set TMPDIR to a larger disk"
+        message = f"no space on disk for prompts in {self.folder} ({why}): the rest is read again when needed; set TMPDIR to a larger disk"
         warnings.warn(message, MemoryWarning, stacklevel=5)
 
-    def get(self, index: int, like: torch.device) -> Pairs | None:
-        """What was put, on a device; None, with a warning, where the file is gone or its checksum differs."""
+    def get(self, index: int, like: torch.device) -> KeysAndValues | None:
+        """Read what was put, onto a device. Returns None, with a warning, if the file is missing or its checksum differs."""
         path, sum_then = self.folder / f"{index}.safetensors", self._sums.pop(index)
         try:
             content = path.read_bytes()

@@ -1,11 +1,12 @@
-"""The reference path: one whole forward pass an edit, nothing cached, one question at a time.
+"""The reference path: one full forward pass per edit, nothing cached, one question at a time.
 
-Slow on purpose: it is what everything fast is compared with.
+It is deliberately simple and slow: everything fast is compared with it.
 """
 
 from __future__ import annotations
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.question import Question
@@ -15,8 +16,22 @@ from .edit import LayerEdit, Variants, affine
 from .prompt_end import whole_prompt
 
 
-def run_reference(vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Tensor, scoring: Scoring = "auto") -> Tensor:
-    """Choice scores [n, C] of one question; row: its index among the caller's questions; no variants: one clean run [1, C]."""
+def run_reference(
+    vlm: VLM, question: Question, row: int, edit: Variants | None, variants: Int[Tensor, " variants"], scoring: Scoring = "auto"
+) -> Float[Tensor, "runs choices"]:
+    """Choice scores of one question under each of the given variants.
+
+    Args:
+        vlm: The model.
+        question: The question.
+        row: Its number among the caller's questions.
+        edit: The edit, or None for one clean run.
+        variants: The numbers of the variants, [n].
+        scoring: How choices are scored.
+
+    Returns:
+        [n, C]; [1, C] for a clean run.
+    """
     if edit is None:
         return _scores(vlm, question, None, "last", scoring)[None]
     starts = edit.starts(vlm.n_layers)
@@ -53,8 +68,8 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
     return torch.stack(scores)
 
 
-def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Tensor:
-    """Logits [1, T + k, V] of a whole forward pass with the edit at the prompt's last token (and after it)."""
+def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:
+    """Logits [1, T + k, V] of a full forward pass, with the edit at the prompt's last token and, by scope, after it."""
     end = T if scope == "last" else None
     with whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
         for number, layer in enumerate(vlm.layers):

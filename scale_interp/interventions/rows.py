@@ -1,7 +1,7 @@
 """The attention of packed rows: each variant sees the prompt and its own rows, never another variant's.
 
-Written out instead of one mask over all rows: the cost of N variants grows with N x prompt, not N x (prompt + N), and
-a row's numbers do not depend on its place among the others.
+Computed explicitly instead of with one mask over all rows: the cost of N variants grows with N x prompt, not N x (prompt + N), and
+the numbers of a row do not depend on its place among the others.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
-from torch import Tensor, nn
+from jaxtyping import Bool, Float
+from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..errors import PathWarning
@@ -20,20 +21,31 @@ NAME = "scale_interp_packed"
 
 
 def packed_attention(
-    module: nn.Module,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    attention_mask: Tensor,
+    module: object,
+    query: Float[Tensor, "questions heads rows head_dim"],
+    key: Float[Tensor, "questions kv_heads keys head_dim"],
+    value: Float[Tensor, "questions kv_heads keys head_dim"],
+    attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"],
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
     **given: object,
-) -> tuple[Tensor, None]:
+) -> tuple[Float[Tensor, "questions rows heads head_dim"], None]:
     """Attention of n variants of R rows each over a shared prompt of K tokens.
 
-    query [B, H, n * R, D]; key, value [B, Hkv, K + n * R, D], the prompt's first; attention_mask [B, 1, R, P + R],
-    True where one variant's row sees, P >= K (a sliding layer keeps the last K of P).
+    Args:
+        module: The attention layer.
+        query: [B, H, n * R, D].
+        key: [B, Hkv, K + n * R, D], the prompt's first.
+        value: The same shape.
+        attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
+        scaling: The factor on the products.
+        dropout: Ignored, as models are in evaluation mode.
+        softcap: The soft cap of the scores, if the model has one.
+        given: Further arguments; `s_aux` holds attention sinks.
+
+    Returns:
+        [B, n * R, H, D], and None in place of attention weights.
     """
     B, H, S, D = query.shape
     Hkv, R = key.shape[1], attention_mask.shape[2]
@@ -48,7 +60,7 @@ def packed_attention(
     to_own = (queries * key[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
     if softcap is not None:
         to_prompt, to_own = (torch.tanh(scores / softcap) * softcap for scores in (to_prompt, to_own))
-    # In place: at hundreds of rows the passes over these scores, not the products, are what takes time.
+    # In place: with hundreds of rows, passes over these scores take more time than the products.
     if seen.device.type != "cpu" or not seen.all():
         to_prompt = to_prompt.masked_fill_(~seen[:, :, None, None], float("-inf"))
     to_own = to_own.masked_fill(~own[:, :, None, None], float("-inf"))
@@ -61,7 +73,7 @@ def packed_attention(
     if sinks is not None:
         total = total + (sink - largest).exp()
     if value.dtype == torch.float16:
-        # a sum over a long prompt passes float16's largest number
+        # a sum over a long prompt exceeds the largest float16
         to_prompt, to_own, total = to_prompt / total, to_own / total, torch.ones_like(total)
     from_prompt = to_prompt.view(B, Hkv, G * S, K).to(value.dtype) @ value[:, :, :K]
     from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
@@ -69,7 +81,7 @@ def packed_attention(
     return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
 
 
-def sink_logits(module: nn.Module, given: Mapping[str, object]) -> Tensor | None:
+def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:
     """A learned logit for each head [H] that takes its share of the softmax and has no value (GPT-OSS); None without one."""
     sinks = given.get("s_aux")
     sinks = getattr(module, "sinks", None) if sinks is None else sinks
@@ -77,9 +89,9 @@ def sink_logits(module: nn.Module, given: Mapping[str, object]) -> Tensor | None
 
 
 def _one_row_each(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
-    """The same for variants of one row each, by torch's fused kernel: the prompt's part, and then the row's own key and value.
+    """The same for variants of one row each, with torch's fused kernel for the prompt, followed by the row's own key and value.
 
-    The kernel gives the logarithm of its softmax's sum, so the row's own score can join afterwards; no scores are stored.
+    The kernel returns the log-sum-exp of its scores, so the row's own score can be added afterwards and no scores are stored.
     """
     B, H, S, D = query.shape
     Hkv, K = key.shape[1], key.shape[2] - S
@@ -101,11 +113,13 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def attention(decoder: PreTrainedModel, name: str = NAME) -> Iterator[None]:
-    """The text decoder with another attention function, put back afterwards."""
+    """Give the text decoder another attention function, and restore its own afterwards."""
     before = decoder.config._attn_implementation
     if str(before).startswith("flash"):
         warnings.warn(
-            f"{before} takes no masks of packed rows: it reads the prompts, and packed runs use plain torch", PathWarning, stacklevel=3
+            f"{before} does not support the masks of packed rows: it reads the prompts, and packed runs use plain torch",
+            PathWarning,
+            stacklevel=3,
         )
     decoder.set_attn_implementation(name)
     try:

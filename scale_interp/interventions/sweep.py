@@ -1,4 +1,4 @@
-"""One variant a head: the sparse form of a sweep over all heads."""
+"""One variant per head: the sparse form of a sweep over all heads."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import EditError
@@ -15,9 +16,16 @@ from .edit import Head, LayerEdit, Scope, check_heads
 
 @dataclass(frozen=True)
 class HeadSweep:
-    """Variant i edits heads[i] alone: z'[l,h] = scale * z[l,h] + source[l,h].
+    """A sweep whose variant i edits only heads[i]: z'[l,h] = scale * z[l,h] + source[l,h].
 
-    source: [1 or Q, L, H, D] or None. A layer's values exist only while it runs, never [N, L, H, D].
+    The values of a layer exist only while it runs, and never as [N, L, H, D].
+
+    Args:
+        heads: (layer, head) pairs, counted from 0.
+        n_heads: Heads per layer of the model.
+        scale: The factor on each head.
+        source: What is added, [1 or Q, L, H, D], or None.
+        scope: "last" edits only the prompt's last token, "each_new_token" every token after it as well.
 
     >>> HeadSweep.all(6, 8, scale=0.0)
     <HeadSweep of 48 heads, each alone times 0; scope last>
@@ -26,7 +34,7 @@ class HeadSweep:
     heads: tuple[Head, ...]
     n_heads: int
     scale: float
-    source: Tensor | None = None
+    source: Float[Tensor, "questions layers heads head_dim"] | None = None
     scope: Scope = "last"
 
     def __repr__(self) -> str:
@@ -35,19 +43,31 @@ class HeadSweep:
 
     @staticmethod
     def all(n_layers: int, n_heads: int, scale: float, source: Tensor | None = None) -> HeadSweep:
-        """Every head of the model, layer by layer."""
+        """A sweep over every head of the model, layer by layer.
+
+        Args:
+            n_layers: Of the model.
+            n_heads: Heads per layer.
+            scale: The factor on each head.
+            source: What is added, [1 or Q, L, H, D], or None.
+
+        Returns:
+            The sweep.
+        """
         return HeadSweep(tuple((layer, h) for layer in range(n_layers) for h in range(n_heads)), n_heads, scale, source)
 
     @property
     def n_variants(self) -> int:
+        """The number of heads."""
         return len(self.heads)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
+        """Raise EditError if the sweep does not fit this model and this number of questions."""
         check_heads(self.heads, n_layers, n_heads)
         if not math.isfinite(self.scale):
             raise EditError(f"scale={self.scale}: give a finite number")
         if self.n_heads != n_heads:
-            raise EditError(f"the sweep is for {self.n_heads} heads a layer, the model has {n_heads}: build it with HeadSweep.all")
+            raise EditError(f"the sweep is for {self.n_heads} heads per layer, the model has {n_heads}: build it with HeadSweep.all")
         if self.source is None:
             return
         expected = (n_layers, n_heads, head_dim)
@@ -56,12 +76,12 @@ class HeadSweep:
         if not torch.isfinite(self.source).all():
             raise EditError("source holds values that are not finite: give finite numbers")
 
-    def starts(self, n_layers: int) -> Tensor:
+    def starts(self, n_layers: int) -> Int[Tensor, " variants"]:
         """The layer of each variant's head, [N]."""
         return torch.tensor([layer for layer, _ in self.heads])
 
     def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
-        """The edit of the variants that start at this layer; alive is sorted by start, so they come last."""
+        """The edit of the variants that start at this layer. `alive` is sorted by start, so they come last."""
         here = alive[starts == layer]
         if not len(here):
             return None
@@ -74,7 +94,7 @@ class HeadSweep:
 
 
 def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, values: Tensor | None = None) -> LayerEdit:
-    """A layer's edit in which row `first` + n multiplies heads[n] alone by scale and adds values[:, n], [b, n, D]."""
+    """A layer's edit in which row `first` + n multiplies only heads[n] by scale and adds values[:, n], [b, n, D]."""
     n, index = torch.arange(len(heads)), torch.tensor(heads)
     factors = torch.ones(1, len(heads), n_heads)
     factors[0, n, index] = scale

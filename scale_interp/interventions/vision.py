@@ -1,4 +1,4 @@
-"""Vision features that several questions share: a picture goes through the vision tower once, however often it is asked about."""
+"""Vision features that several questions share: each image passes through the vision tower once."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from ..vlm.vlm import VLM
 
 
 class Vision:
-    """The features of pictures that more than one of the questions is about, kept until the last of them was read."""
+    """The features of images that several questions share, kept until the last of these questions has been read."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question]):
         self.vlm = vlm
@@ -25,9 +25,9 @@ class Vision:
         self.kept: dict[Hashable, Any] = {}
 
     def replace_pixels(self, inputs: BatchFeature, questions: Sequence[Question]) -> dict[str, Any]:
-        """The inputs with features in the pixels' place, where a picture of these questions is shared; else as they are.
+        """The inputs with features in place of pixels if these questions share an image with others; otherwise unchanged.
 
-        Which of the two does not depend on what was read before, so that a batch has the same bits whenever it is read.
+        The decision does not depend on what was read before, so a batch has the same bits whenever it is read.
         """
         keys = [_key(q) for q in questions]
         if self.shared.isdisjoint(keys):
@@ -47,7 +47,7 @@ class Vision:
 
 
 def takes_features(vlm: VLM) -> bool:
-    """Whether the model reads pictures apart from the prompt, and takes their features in place of pixels."""
+    """Whether the model encodes images separately from the prompt, and accepts their features in place of pixels."""
     return (
         hasattr(vlm.hf_model.base_model, "get_image_features")
         and "mm_encoder_outputs" in inspect.signature(vlm.hf_model.forward).parameters
@@ -61,7 +61,7 @@ def image_features(vlm: VLM, inputs: Mapping[str, Any]) -> Any:
 
 
 def in_pixels_place(vlm: VLM, inputs: Mapping[str, Any], features: Any) -> dict[str, Any]:
-    """The inputs with features in the pixels' place."""
+    """The inputs with features in place of pixels."""
     takes = _pixel_inputs(vlm)
     return {k: v for k, v in inputs.items() if k not in takes} | {"mm_encoder_outputs": {"image": features}}
 
@@ -76,12 +76,12 @@ def _pixel_inputs(vlm: VLM) -> Mapping[str, Any]:
 
 
 def _key(question: Question) -> Hashable:
-    """Equal for questions about the same pictures: the same files, image objects or functions."""
+    """A key that is equal for questions about the same images: the same files, image objects or functions."""
     return tuple(id(p) if isinstance(p, Image.Image) else p if isinstance(p, Hashable) else id(p) for p in question.pictures)
 
 
 def _join(outputs: list[Any]) -> Any:
-    """One output over all pictures, holding what the models read of it."""
+    """One output for all images, with the parts that the models use."""
     parts = {"pooler_output": _cat([o.pooler_output for o in outputs])}
     if (deep := [o.get("deepstack_features") for o in outputs])[0] is not None:
         parts["deepstack_features"] = [_cat(list(layer)) for layer in zip(*deep, strict=True)]
@@ -89,7 +89,7 @@ def _join(outputs: list[Any]) -> Any:
 
 
 def _cat(features: list[Any]) -> Any:
-    """Features as one tensor [pictures, tokens, d], or as one list with an entry a picture."""
+    """Features as one tensor [images, tokens, d], or as a list with one entry per image."""
     if isinstance(features[0], torch.Tensor):
         return torch.cat(features)
     return [picture for part in features for picture in part]

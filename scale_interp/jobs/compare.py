@@ -86,7 +86,7 @@ def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _:
     path = folder / "comparison.safetensors"
     with run_folder.working() as (vlm, asked):
         found = run_folder.run_step("compare", lambda: _compare(settings, run_folder, vlm, asked), lambda: Comparison.load(path))
-        if run_folder.taken:
+        if run_folder.computed:
             run_folder.forget("report")
         run_folder.run_step("report", lambda: _report(found, settings, run_folder), lambda: None, "writing the report")
     return found

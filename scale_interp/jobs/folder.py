@@ -1,4 +1,4 @@
-"""The folder in which a command works: its settings, a log, results with checksums, and the parts of what is unfinished."""
+"""The folder of a command: its settings, a log, results with checksums, and the checkpoints of unfinished steps."""
 
 from __future__ import annotations
 
@@ -30,15 +30,20 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 GOES_ON = "the same command goes on from here"
 T = TypeVar("T")
 ModelAndQuestions = tuple[Any, Mapping[str, Sequence[Question]]]
-"""The model of a job (a VLM, or None where it opens several), and its questions by split."""
+"""The model of a job (a VLM, or None if it opens several), and its questions by split."""
 
 
 class RunFolder:
-    """A job's folder. Each step writes its results whole, and is skipped where they are there as they were written.
+    """The folder of a job. A step is skipped if its results are present and unchanged.
 
-    asked: opens model and questions, when a step has to be taken. say: is told what is done; the log holds it too.
+    Args:
+        path: The folder.
+        job: The job.
+        asked: Opens the model and the questions; called when a step has to be computed.
+        say: Called with messages on progress, which the log contains as well.
 
-    Raises FileError where the folder holds other work, or is another process's.
+    Raises:
+        FileError: The folder contains other work, or another process is using it.
 
     >>> import tempfile
     >>> path = Path(tempfile.mkdtemp())
@@ -56,21 +61,28 @@ class RunFolder:
         self.path, self.job = Path(path), job
         self.journal = Journal(path, order=job.steps, say=self.say, working=self.working)
         self.working_journal: Journal | None = None
-        """The journal while the folder is worked in; None before and after, and where a job's results are times."""
-        self._asked, self._printed = asked, say
+        """The journal while steps are computed; None before and after, and for jobs whose results are times."""
+        self._open_inputs, self._print = asked, say
         self._opened: ModelAndQuestions | None = None
         self._check_settings()
 
     def say(self, text: str) -> None:
-        """Tell the user, and the log."""
-        self._printed(text)
+        """Report a message to the user and to the log."""
+        self._print(text)
         if (self.path / SETTINGS).exists():
             self._log(text)
 
     def run_step(self, step: str, make: Callable[[], Iterable[str] | None], load: Callable[[], T], says: str = "") -> T:
-        """The result of a step: loaded where its files are there and whole, else made and written first.
+        """The result of a step, loaded if its files are present and unchanged, otherwise computed and written first.
 
-        make: writes the files; returns their names in the folder where the job does not know them.
+        Args:
+            step: The step's name.
+            make: Writes the files, and returns their names in the folder if the job does not list them.
+            load: Reads the result from the files.
+            says: A message for when the step is computed.
+
+        Returns:
+            What `load` returns.
         """
 
         def timed() -> Iterable[str]:
@@ -84,43 +96,43 @@ class RunFolder:
         return self.journal.step(step, timed, load)
 
     @property
-    def taken(self) -> list[str]:
-        """Steps that this process has computed."""
+    def computed(self) -> list[str]:
+        """The steps that this process has computed."""
         return self.journal.made
 
     def done(self, step: str) -> bool:
-        """Whether a step's files are all there, and as they were written."""
+        """Whether all files of a step are present and unchanged."""
         return self.journal.done(step)
 
     def forget(self, step: str) -> None:
-        """Have a step taken again."""
+        """Mark a step to be computed again."""
         self.journal.forget(step)
 
     def write_findings(self, headline: str, findings: Sequence[str]) -> str:
-        """Write what `scale-interp runs` and `show` say was found; the file's name."""
+        """Write the findings that `scale-interp runs` and `show` print. Returns the file's name."""
         write_json(self.path / FINDINGS, {"headline": headline, "findings": list(findings)})
         return FINDINGS
 
     @contextmanager
     def working(self) -> Iterator[ModelAndQuestions]:
-        """Everything inside: for this process alone, batches and warnings kept, and state.json says how it ended."""
+        """Lock the folder, keep batches and warnings, and record in state.json how the work ended."""
         if self._opened is not None:
             yield self._opened
             return
-        with self._explained():
+        with self._disk_errors_explained():
             if (self.path / SETTINGS).exists():
-                with lock(self.path):  # told now, not after the model has loaded
+                with lock(self.path):  # fails now, not after the model has loaded
                     pass
             # Model and questions first, so that a mistyped command leaves nothing behind.
             early: list[str] = []
-            with _heard(early.append):
-                vlm, questions = self._asked()
+            with _copy_warnings(early.append):
+                vlm, questions = self._open_inputs()
             with self.journal.opened():
                 differs = self._claim(vlm, questions)
                 self.working_journal = None if self.job.timed else self.journal
                 self._opened = (with_journal(vlm, self.working_journal) if isinstance(vlm, VLM) else vlm), questions
                 try:
-                    with self._watched(), _heard(self._log):
+                    with self._recorded(), _copy_warnings(self._log):
                         for text in early:
                             self._log(text)
                         for text in differs:
@@ -131,10 +143,10 @@ class RunFolder:
 
     def _check_settings(self) -> None:
         if (self.path / SETTINGS).exists():
-            self.job.refuse_others(self.path, read_json(self.path / SETTINGS))
+            self.job.require_same_settings(self.path, read_json(self.path / SETTINGS))
 
     def _claim(self, vlm: VLM | None, questions: Mapping[str, Sequence[Question]]) -> list[str]:
-        """Write what the run is of, or compare with what is written; what may keep its numbers from being the same."""
+        """Write the settings, or compare them with those in the folder. Returns reasons why numbers may differ."""
         made, path, differs = self.job.content(vlm, questions), self.path / SETTINGS, not_repeatable(vlm)
         if path.exists():
             self._check_settings()
@@ -144,7 +156,7 @@ class RunFolder:
         return differs
 
     @contextmanager
-    def _watched(self) -> Iterator[None]:
+    def _recorded(self) -> Iterator[None]:
         started = time.perf_counter()
         process = f"process {os.getpid()} on {platform.node()}"
         first = self._state().get("started") or _now()
@@ -170,13 +182,13 @@ class RunFolder:
             raise
         finally:
             self._log(status)
-            # Where the disk is full, how it ended cannot be told.
+            # On a full disk the state cannot be written.
             with suppress(OSError):
                 spent = (self._state().get("seconds") or 0) + time.perf_counter() - started
                 self._write_state(status=status, ended=_now(), seconds=round(spent, 1))
 
     @contextmanager
-    def _explained(self) -> Iterator[None]:
+    def _disk_errors_explained(self) -> Iterator[None]:
         try:
             yield
         except OSError as error:
@@ -196,14 +208,14 @@ class RunFolder:
         write_json(self.path / STATE, self._state() | changed)
 
     def _log(self, text: str) -> None:
-        # What cannot be logged shall not end the work.
+        # A log that cannot be written must not end the work.
         with suppress(OSError), (self.path / LOG).open("a") as file:
             file.write(f"{datetime.now():%Y-%m-%d %H:%M:%S}  {text}\n")
 
 
 @contextmanager
-def _heard(tell: Callable[[str], None]) -> Iterator[None]:
-    """Tell of every warning of this thread, beside what is done with it anyway; afterwards all is as it was."""
+def _copy_warnings(tell: Callable[[str], None]) -> Iterator[None]:
+    """Pass every warning of this thread to `tell` as well, and restore warnings afterwards."""
     here = threading.get_ident()
     with warnings.catch_warnings():
         shown = warnings.showwarning

@@ -1,4 +1,4 @@
-"""What a run's folder says about its run. Read without torch, so that a list of runs is there at once."""
+"""What a run's folder says about its run. It is read without torch, so that runs are listed quickly."""
 
 from __future__ import annotations
 
@@ -18,9 +18,11 @@ LOG, PARTS, LOCK = "log.txt", "parts", ".lock"
 
 @dataclass(frozen=True)
 class RunInfo:
-    """One run, as its folder tells it.
+    """One run, as its folder describes it.
 
-    steps: all of its kind; done: those whose results are there.
+    Attributes:
+        steps: All steps of this kind of run.
+        done: The steps whose results are there.
     """
 
     folder: Path
@@ -40,37 +42,47 @@ class RunInfo:
 
     @property
     def size(self) -> int:
-        """Bytes of everything in the folder."""
+        """The size of everything in the folder, in bytes."""
         return sum(path.stat().st_size for path in self.folder.rglob("*") if path.is_file())
 
     @property
     def progress(self) -> str:
-        """How many of its steps are done."""
+        """How many of the steps are done."""
         return f"{sum(step in self.done for step in self.steps)} of {len(self.steps)}"
 
 
 def read_run(folder: str | Path) -> RunInfo:
-    """What a run's folder says of itself. Raises FileError for a folder that is no run, or whose settings cannot be read."""
+    """Read a run's folder.
+
+    Args:
+        folder: The folder.
+
+    Returns:
+        The run.
+
+    Raises:
+        FileError: The folder is not a run, or its settings cannot be read.
+    """
     folder = Path(folder)
     if not (folder / SETTINGS).is_file():
-        raise FileError(f"{folder} is no run: it holds no {SETTINGS}; `scale-interp runs` lists those there are")
-    told = _read(folder / SETTINGS)
+        raise FileError(f"{folder} is not a run: it has no {SETTINGS}; `scale-interp runs` lists all runs")
+    settings = _read(folder / SETTINGS)
     try:
         state, manifest = (_read(folder / name) if (folder / name).exists() else {} for name in (STATE, MANIFEST))
         done = tuple(manifest.get("steps", {}))
         found = _read(folder / FINDINGS) if (folder / FINDINGS).exists() else {}
         return RunInfo(
             folder,
-            told["kind"],
-            told["settings"].get("model") or "",
-            told["settings"].get("data") or "",
-            told["command"],
+            settings["kind"],
+            settings["settings"].get("model") or "",
+            settings["settings"].get("data") or "",
+            settings["command"],
             _status(folder, state),
-            tuple(told["steps"]),
+            tuple(settings["steps"]),
             done,
             found.get("headline", ""),
             tuple(found.get("findings", ())),
-            {name: told[name] for name in ("settings", "model", "data", "versions", "machine") if told.get(name)},
+            {name: settings[name] for name in ("settings", "model", "data", "versions", "machine") if settings.get(name)},
             tuple(
                 ResultFile(folder, name, about["bytes"], about["sha256"], step)
                 for step in done
@@ -84,9 +96,16 @@ def read_run(folder: str | Path) -> RunInfo:
 
 
 def runs_in(folder: str | Path) -> tuple[list[RunInfo], dict[Path, str]]:
-    """The runs below a folder, or the folder itself, the latest first; and the folders that cannot be read, with the reason.
+    """The runs below a folder, or in the folder itself.
 
-    Raises FileError where there is no such folder.
+    Args:
+        folder: The folder.
+
+    Returns:
+        The runs, the latest first, and the folders that cannot be read, each with the reason.
+
+    Raises:
+        FileError: There is no such folder.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -102,7 +121,7 @@ def runs_in(folder: str | Path) -> tuple[list[RunInfo], dict[Path, str]]:
 
 
 def holder(folder: Path) -> str | None:
-    """The process that works in the folder now, or None."""
+    """The process that is using the folder now, or None."""
     import fcntl
 
     try:
@@ -138,7 +157,7 @@ def _status(folder: Path, state: Mapping[str, Any]) -> str:
     if by is not None:
         return f"running: {by}"
     status: str = state.get("status", "unfinished")
-    # Nobody works here, yet nobody has written how it ended.
+    # No process is working here, but none has written how the run ended.
     return "killed" if status == "running" else status
 
 
@@ -150,7 +169,7 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         content = strict_json.read(path)
     except (OSError, ValueError) as error:
-        raise FileError(f"{path} is damaged or no JSON ({error})") from error
+        raise FileError(f"{path} is damaged or not JSON ({error})") from error
     if not isinstance(content, dict):
         raise FileError(f"{path} holds no JSON object")
     return content

@@ -1,4 +1,4 @@
-"""What a command does: its settings and steps, and all that its numbers depend on."""
+"""What a command does: its settings, its steps, and everything that its numbers depend on."""
 
 from __future__ import annotations
 
@@ -24,10 +24,14 @@ ELSEWHERE = "use another --out, or delete it"
 
 @dataclass(frozen=True)
 class Job:
-    """A command: its kind, how to type it again, its settings, and its steps with the files of each.
+    """A command with its settings and steps.
 
-    A step whose files are not known before has none here; what makes it says which it wrote. timed: its results are times, so
-    nothing is taken from work that was stopped.
+    Attributes:
+        kind: The kind of command.
+        command: The command line.
+        settings: The settings, in JSON's types.
+        steps: The names of the files of each step; none if they are only known when the step has run.
+        timed: Whether results are times, so that nothing is reused from interrupted work.
     """
 
     kind: str
@@ -37,22 +41,22 @@ class Job:
     timed: bool = False
 
     def content(self, vlm: VLM | None, questions: Mapping[str, Sequence[Question]]) -> dict[str, Any]:
-        """What settings.json holds: the job, the model with a hash of its weights, the questions with a hash of each split, versions."""
+        """The content of settings.json: the job, the model with its hash, the questions with a hash per split, and versions."""
         found = {
             "kind": self.kind,
             "command": self.command,
             "settings": self.settings,
             "steps": list(self.steps),
             "model": {} if vlm is None else vlm.describe() | {"fingerprint": vlm.fingerprint, "processor": vlm.processor_fingerprint},
-            "data": {split: _about(asked) for split, asked in questions.items()},
+            "data": {split: _describe(asked) for split, asked in questions.items()},
             "versions": {"python": platform.python_version()} | versions(),
             "machine": {"device": "cpu" if vlm is None else str(vlm.device), "threads": torch.get_num_threads()},
         }
         plain: dict[str, Any] = json.loads(json.dumps(found))
         return plain
 
-    def refuse_others(self, folder: Path, theirs: Mapping[str, Any]) -> None:
-        """Raise FileError where a folder's settings.json is of another kind, or of other settings."""
+    def require_same_settings(self, folder: Path, theirs: Mapping[str, Any]) -> None:
+        """Raise FileError if a folder's settings.json has another kind or other settings."""
         if "kind" not in theirs or "settings" not in theirs:
             raise FileError(f"{folder} holds a {SETTINGS} of something else, not of `{self.kind}`: {ELSEWHERE}")
         if theirs["kind"] != self.kind:
@@ -64,9 +68,18 @@ class Job:
 
 
 def compare_contents(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str, Any]) -> list[str]:
-    """What keeps the numbers of a folder begun as `theirs` from being of one kind when it goes on as `mine`: versions, machine.
+    """Compare the settings of a folder with those of a job that continues in it.
 
-    Raises FileError for another model, or other questions, of the same names.
+    Args:
+        folder: The folder, for messages.
+        theirs: Its settings.
+        mine: The job's settings.
+
+    Returns:
+        Reasons why numbers may differ: other versions, or another machine.
+
+    Raises:
+        FileError: The model or the questions have the same name but differ.
     """
     changed = _changes(theirs.get("model", {}), mine["model"])
     if changed:
@@ -76,7 +89,7 @@ def compare_contents(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str,
         if changed:
             raise FileError(f"{folder} was made with other {split} questions of the name {data['data']} ({changed}): {ELSEWHERE}")
     return [
-        f"{folder} was begun under other {what} ({changed}): results of both will lie side by side, and may differ in their last digits; "
+        f"{folder} was begun under other {what} ({changed}): results of both will be in one folder, and may differ in their last digits; "
         "for results of one kind use another --out"
         for what in ("versions", "machine")
         if (changed := _changes(theirs.get(what, {}), mine[what]))
@@ -84,7 +97,7 @@ def compare_contents(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str,
 
 
 def not_repeatable(vlm: VLM | None) -> list[str]:
-    """Why the same job would not give the same bytes again."""
+    """Reasons why the same job would not give the same bytes again."""
     if vlm is None or vlm.device.type != "cuda" or torch.are_deterministic_algorithms_enabled():
         return []
     return [
@@ -94,7 +107,15 @@ def not_repeatable(vlm: VLM | None) -> list[str]:
 
 
 def command(verb: str, *given: str, **flags: Any) -> str:
-    """The command line with these arguments and flags: None and False are left out, True has no value, several are repeated.
+    """The command line with these arguments and flags.
+
+    Args:
+        verb: The command.
+        given: Positional arguments.
+        flags: Flags by name: None and False are left out, True has no value, and a list repeats the flag.
+
+    Returns:
+        The command line, quoted for a shell.
 
     >>> command("ask", "demo", "scenes/relation", n=16, root=None, text=True)
     'scale-interp ask demo scenes/relation --n 16 --text'
@@ -110,13 +131,13 @@ def command(verb: str, *given: str, **flags: Any) -> str:
 
 
 def folder_name(model: str, data: str) -> str:
-    """MODEL-DATA without anything that a folder's name cannot hold; of paths and hub ids the last part."""
+    """MODEL-DATA, with only characters that are safe in the name of a folder; paths and hub ids are reduced to their last part."""
     name = f"{Path(model).name}-{data.replace('/', '-')}"
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name)
 
 
-def _about(questions: Sequence[Question]) -> dict[str, Any]:
-    """What tells these questions from others: their source, and a hash of words, choices, right answers and pictures."""
+def _describe(questions: Sequence[Question]) -> dict[str, Any]:
+    """What identifies these questions: their source, and a hash of words, choices, right answers and images."""
     return describe(questions) | {"content_hash": digest([(q, q.answer) for q in questions])[:16]}
 
 

@@ -1,4 +1,4 @@
-"""VLMs: loading them and addressing their heads."""
+"""Vision-language models: loading them, embedded ones, and testbeds with a known answer."""
 
 from ..vlm.vlm import VLM as VLM
 from . import testbeds as testbeds

@@ -1,4 +1,4 @@
-"""Open a checkpoint, a folder's or the hub's, as a VLM: from safetensors alone, complete, and of the size that its config says."""
+"""Open a checkpoint in a folder or on the hub as a VLM: only from safetensors, complete, and of the size in its config."""
 
 from __future__ import annotations
 
@@ -33,9 +33,25 @@ def open_checkpoint(
     trust_remote_code: bool = False,
     known: Sequence[str] = (),
 ) -> VLM:
-    """The VLM of a folder or hub id, under a name; the options are those of `load`. known: names to suggest where there is no such model.
+    """Open a folder or hub id as a VLM.
 
-    Raises ModelError for anything that is no decoder-only VLM.
+    Args:
+        source: The folder or hub id.
+        name: The model's name, for messages and results.
+        processor: The processor; by default that of the checkpoint.
+        dtype: As in `load`, like the following options.
+        device: As in `load`.
+        device_map: As in `load`.
+        revision: As in `load`.
+        prompt: As in `load`.
+        trust_remote_code: As in `load`.
+        known: Names to suggest if there is no such model.
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The model cannot be loaded, or is not a decoder-only vision-language model.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     place, kind = _device(device), _floating(dtype)
@@ -73,7 +89,7 @@ def open_checkpoint(
 
 @contextmanager
 def _quiet_without_terminal() -> Iterator[None]:
-    """No progress bar of transformers' in log files."""
+    """Keep transformers' progress bars out of log files."""
     shown = logging.is_progress_bar_enabled() and not sys.stderr.isatty()
     if shown:
         logging.disable_progress_bar()

@@ -1,4 +1,4 @@
-"""Whether a model's folder is whole and safe: no pickle, no path out of it, and weights, configuration and processor of one model."""
+"""Check that a model's folder is complete and safe: no pickles, no paths out of it, and files that belong to the same model."""
 
 from __future__ import annotations
 
@@ -20,14 +20,15 @@ INDEX, GENERATION = "model.safetensors.index.json", "generation_config.json"
 PICKLES = ("bin", "pt", "pth", "ckpt")
 SAMPLE = Question("Is there a cat?", ("yes", "no"), 0, picture=Image.new("RGB", (64, 48)), id="sample")
 SMALLEST = 0.2
-"""Bytes a parameter, below those of weights of 4 bits of which two share a place."""
+"""The fewest bytes per parameter: less than those of 4-bit weights stored two to a byte."""
 LAYER = re.compile(r"^(?!.*vision).*\blayers\.(\d+)\.self_attn\.")
 
 
 def require_safe_folder(folder: Path, name: str) -> None:
-    """Raise ModelError for a folder whose weights are pickles alone, as reading one can run any code, or lie outside of it.
+    """Check that reading a folder cannot run code, and that its settings for generation are intact.
 
-    And for damaged settings of generation.
+    Raises:
+        ModelError: The weights are only available as pickles, or are outside the folder, or the settings are damaged.
     """
     if not folder.is_dir():
         return
@@ -52,7 +53,11 @@ def require_safe_folder(folder: Path, name: str) -> None:
 
 
 def require_size(folder: Path, config: Any, name: str) -> None:
-    """Raise ModelError where the configuration is of a far larger model than the weights: memory for it would be filled first."""
+    """Check that the configuration does not describe a far larger model than the weights, as loading it would fill the memory.
+
+    Raises:
+        ModelError: The weights have too few bytes for the configuration.
+    """
     held = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
     try:
         with torch.device("meta"):
@@ -67,7 +72,15 @@ def require_size(folder: Path, config: Any, name: str) -> None:
 
 
 def require_fit(vlm: VLM, unused: Iterable[str]) -> None:
-    """Raise ModelError where weights (unused: those that found no place), image token or chat template are of another model."""
+    """Check that weights, image token and chat template belong to the same model.
+
+    Args:
+        vlm: The model.
+        unused: The names of weights in the checkpoint that the model does not have.
+
+    Raises:
+        ModelError: They do not.
+    """
     if over := sorted(key for key in unused if (found := LAYER.match(key)) and int(found[1]) >= vlm.n_layers):
         raise ModelError(
             f"the weights of {vlm.name} hold {over[0]}, but its config.json has {vlm.n_layers} layers: load weights and config of one model"

@@ -1,4 +1,4 @@
-"""Processors of pictures and text that do without their video half, and so without torchvision."""
+"""Processors of images and text without their video part, so that torchvision is not needed."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from transformers import ProcessorMixin
 
 @cache
 def image_only(kind: type[ProcessorMixin]) -> Any:
-    """The processor class with an empty video slot, under the same name."""
+    """The processor class without a video processor, under the same name."""
 
     class ImageOnly(kind):  # type: ignore[misc, valid-type]
         video_processor = None

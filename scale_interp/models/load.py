@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import torch
 from transformers import PreTrainedModel, ProcessorMixin
 
-from ..core.arguments import LookedAt, checked
+from ..core.arguments import OwnCheck, checked
 from ..errors import ModelError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
@@ -21,7 +21,7 @@ from .testbeds import circuits
 
 @checked
 def load(
-    model: Annotated[str | Path | PreTrainedModel, LookedAt()],
+    model: Annotated[str | Path | PreTrainedModel, OwnCheck()],
     processor: ProcessorMixin | None = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -33,24 +33,37 @@ def load(
     trust_remote_code: bool = False,
     prefix_cache: PrefixCache = "auto",
 ) -> VLM:
-    """Load a vision-language model and address its heads.
+    """Load a vision-language model and make its heads addressable.
 
-    model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live transformers model
-    with its processor (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless
-    given. prompt: a template with {images} and {text}, in place of the chat template. check: compare all paths on one
-    question now and keep the result in `vlm.report`; by default only where the model's family is not a known one: such
-    a model is refused unless the check agrees. prefix_cache: where prompts that were read stay while they are asked for again:
-    "memory" (a quarter of what is free), "disk" (TMPDIR, checksummed), "auto" (memory, then disk), or "recompute".
+    Weights are read from safetensors only, never from a pickle. Code that comes with a model runs only with trust_remote_code=True.
 
-    Weights are read from safetensors alone, never from a pickle, and code that comes with a model runs only with
-    trust_remote_code=True. Raises ModelError for anything that is no decoder-only VLM.
+    Args:
+        model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live transformers
+            model, which is put in evaluation mode.
+        processor: The processor, required for a live model.
+        dtype: By default float32 on a CPU, and otherwise that of the checkpoint.
+        device: Where the model goes, such as "cuda"; by default the CPU.
+        device_map: How accelerate distributes the model, instead of `device`.
+        revision: A branch, tag or commit of the hub.
+        prompt: A template with {images} and {text} that replaces the chat template.
+        check: Whether to compare all paths on one question now and keep the result in `vlm.report`. By default only models of unknown
+            families are checked; they are refused if the check fails.
+        trust_remote_code: Whether code that comes with the model may run.
+        prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
+            free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
+
+    Returns:
+        The model.
+
+    Raises:
+        ModelError: The model cannot be loaded, or is not a decoder-only vision-language model.
 
     >>> load("demo").n_heads
     8
     """
     if isinstance(model, PreTrainedModel):
         if processor is None:
-            raise ModelError("a live model needs its processor: load(model, processor)")
+            raise ModelError("a live model needs its processor: pass it as load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         vlm = VLM(model, processor, name, prompt)
         vlm.prefix_cache = check_cache(prefix_cache)
@@ -94,7 +107,7 @@ def _checked(vlm: VLM, check: bool | None) -> VLM:
             raise ModelError(
                 f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way does not hold for it: "
                 f"{report.why}; against a plain nnsight trace logits differ by {report.nnsight:.2g}. "
-                "load(..., check=False) takes it all the same, for the reference path"
+                "use load(..., check=False) to load it nevertheless, for the reference path"
             )
     return vlm
 

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
-from ..core.names import offered
+from ..core.names import public_names
 from ..data.question_card import question_card as question_card
 from .attention_map import attention_over_picture as attention_over_picture
 from .auroc import auroc_heatmap as auroc_heatmap
@@ -45,7 +45,7 @@ from .transfer import transfer_heatmap as transfer_heatmap
 from .weight_curves import scaling_curves as scaling_curves
 from .weight_curves import tuning_grid as tuning_grid
 
-__all__ = [*offered(__file__), "explore"]
+__all__ = [*public_names(__file__), "explore"]
 explore: Callable[..., Any]
 """The explorer, a layer above, under the name that users know it by: found by name when first used, as nothing here needs it."""
 

@@ -1,1 +1,1 @@
-"""A vision-language model whose heads can be addressed, and what each family does otherwise."""
+"""A vision-language model whose heads can be addressed, and how each family differs."""

@@ -1,6 +1,6 @@
-"""What a family does otherwise than a plain causal decoder: each quirk in one place.
+"""How each family differs from a plain causal decoder: every quirk in one place.
 
-Sliding windows need no entry: the keys and values that a layer keeps say how far it sees.
+Sliding windows need no entry: the keys and values that a layer caches show how far back it attends.
 """
 
 from __future__ import annotations
@@ -17,9 +17,12 @@ from transformers import PreTrainedModel
 class Family:
     """How a family's prompts are written and read.
 
-    bidirectional: prompt tokens attend to those after them, so that an edit of the last one reaches them all.
-    first_position: the number of the first token. prompt: the template where the checkpoints have no chat template.
-    prompt_end: what the processor adds to a prompt. answer_type: the `token_type_ids` of tokens after the prompt.
+    Attributes:
+        bidirectional: Whether prompt tokens attend to later ones, so that an edit of the last token affects them all.
+        first_position: The position number of the first token.
+        prompt: The template, if the checkpoints have no chat template.
+        prompt_end: What the processor appends to a prompt.
+        answer_type: The `token_type_ids` of tokens after the prompt.
     """
 
     bidirectional: bool = False
@@ -43,13 +46,21 @@ KNOWN = {
     "smolvlm": PLAIN,
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }
-"""model_type -> quirks; any other family is tried as a plain one and checked on load."""
+"""Quirks by model_type. Any other family is treated as a plain one and checked when it is loaded."""
 
 
 def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
-    """The position of every token as the model itself numbers one unpadded prompt: [B, T], or [3, B, T] for mrope.
+    """The position of every token of an unpadded prompt, as the model itself numbers them.
 
-    Qwen-VL's mrope numbers image tokens by time, row and column, so that the last token is not at T - 1.
+    Qwen-VL's mrope numbers image tokens by time, row and column, so the last token is not at position T - 1.
+
+    Args:
+        model: The transformers model.
+        family: Its quirks.
+        inputs: The processor's output for the prompts.
+
+    Returns:
+        [B, T], or [3, B, T] for mrope.
     """
     core: Any = getattr(model, "model", model)
     if hasattr(core, "get_rope_index"):
@@ -59,7 +70,7 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
 
 
 def norms_after(layer: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms between the sum over heads, or the MLP, and the residual stream (Gemma 2 and 3; none elsewhere)."""
+    """The norms between the attention output, or the MLP output, and the residual stream (Gemma 2 and 3; None elsewhere)."""
     if hasattr(layer, "pre_feedforward_layernorm"):
         return layer.post_attention_layernorm, layer.post_feedforward_layernorm  # type: ignore[return-value]
     return None, None

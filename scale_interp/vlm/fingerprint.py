@@ -1,7 +1,7 @@
-"""What a model's numbers depend on, as one hash: every weight, how the modules are put together, and how questions become tokens.
+"""What a model's numbers depend on, as one hash: every weight, how the modules are combined, and how questions become tokens.
 
-Weights are summed up where they are, on the model's device: one pass over their memory, about what it takes to run one token. So nothing
-is remembered between two calls, and a change that leaves no trace in torch's version counters (`weight.data[...] = 0`) is seen.
+Weights are summed on the model's own device in one pass over their memory, which takes about as long as one token. Nothing is cached
+between calls, so a change that leaves no trace in torch's version counters (`weight.data[...] = 0`) is detected.
 """
 
 from __future__ import annotations
@@ -120,11 +120,11 @@ def _without_paths(value: Any) -> Any:
 
 
 def processor_fingerprint(processor: Any, prompt: str | None) -> str:
-    """A hash of how a question becomes tokens and pixels: tokenizer, chat template, image processing, and the user's own prompt."""
+    """A hash of how a question becomes tokens and pixels: tokenizer, chat template, image processing, and the custom prompt."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
     words = json.dumps(sorted(tokenizer.get_vocab().items()))
-    if backend is not None:  # before its added tokens stands how the last call padded, which every call of ours says anew
+    if backend is not None:  # before its added tokens stands how the last call padded, which every call here sets again
         words = backend.to_str().partition('"added_tokens"')[2]
     parts = [prompt, processor.chat_template, words]
     for name, value in sorted(vars(processor).items()):
@@ -134,7 +134,7 @@ def processor_fingerprint(processor: Any, prompt: str | None) -> str:
 
 
 def numerics(device: torch.device) -> dict[str, Any]:
-    """What decides the last bits, and more, beside the weights: the device, autocast, and how products of float32 are computed."""
+    """What affects results besides the weights: the device, autocast, and how products of float32 are computed."""
     kind = device.type
     return {
         "device": kind,

@@ -1,6 +1,6 @@
-"""How each family lays a picture out in tokens: resized, cropped, padded, squeezed, cut into tiles, merged.
+"""How each family maps an image to tokens: resized, cropped, padded, squeezed, split into tiles, merged.
 
-The geometry comes from the image processor (run once on a blank picture of the same size) and the configuration.
+The geometry comes from the configuration and the image processor, which is run once on a blank image of the same size.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ from .vlm import VLM
 
 Size = tuple[int, int]
 """Width and height in pixels."""
-Part = tuple[Tensor, Tensor, Tensor]
-"""A raster: tokens [R, C] counted from the picture's first image token, its columns' x [C, 2] and rows' y [R, 2] in pixels."""
-Layout = tuple[list[Part], int]
-"""The rasters of one picture, the whole picture first, and how many image tokens it has."""
+Raster = tuple[Tensor, Tensor, Tensor]
+"""Token numbers [R, C], counted from the image's first token, and the edges of its columns [C, 2] and rows [R, 2] in pixels."""
+Layout = tuple[list[Raster], int]
+"""The rasters of one image, the whole image first, and its number of image tokens."""
 
 
 def _processed(vlm: VLM, size: Size, **options: Any) -> Mapping[str, Any]:
-    """What the image processor says of a picture of this size, asked as the whole processor asks it."""
+    """The image processor's output for an image of this size, called as the whole processor calls it."""
     processor: Any = vlm.processor
     asked = {k: v for k, v in (getattr(processor, "images_kwargs", None) or {}).items() if k != "return_tensors"} | options
     return _blank(processor.image_processor, size, tuple(sorted(asked.items())))
@@ -38,31 +38,31 @@ def _processed(vlm: VLM, size: Size, **options: Any) -> Mapping[str, Any]:
 
 @lru_cache(maxsize=512)
 def _blank(images: Any, size: Size, options: tuple[tuple[str, Any], ...]) -> Mapping[str, Any]:
-    """The image processor's output for a blank picture; of pixels and their masks only the shape."""
+    """The image processor's output for a blank image; only the shapes of pixels and their masks."""
     out = images(Image.new("RGB", size), return_tensors="pt", **dict(options))
     return {key: np.shape(value) if key.startswith("pixel") else np.ravel(value).tolist() for key, value in out.items()}
 
 
 def _cells(start: float, length: float, n: int, tiles: int = 1, seen: float = 1.0) -> Tensor:
-    """From-to of n patches in each of some tiles side by side, [tiles * n, 2]; seen: the share of a tile that its patches reach."""
+    """The edges of n patches in each of several adjacent tiles, [tiles * n, 2]; `seen` is the share of a tile that its patches cover."""
     tile, cell = torch.arange(tiles, dtype=torch.float64)[:, None], torch.arange(n + 1, dtype=torch.float64)
     edges = start + length * (tile + cell * seen / n)
     return torch.stack([edges[:, :-1], edges[:, 1:]], -1).flatten(0, 1)
 
 
-def _whole(size: Size, rows: int, cols: int, first: int = 0, seen: float = 1.0) -> Part:
-    """The whole picture, squeezed into one view."""
+def _whole(size: Size, rows: int, cols: int, first: int = 0, seen: float = 1.0) -> Raster:
+    """The whole image, squeezed into one view."""
     tokens = first + torch.arange(rows * cols).view(rows, cols)
     return tokens, _cells(0, size[0], cols, seen=seen), _cells(0, size[1], rows, seen=seen)
 
 
 def _tiles(down: int, across: int, side: int) -> Tensor:
-    """Token numbers of tiles that follow each other row by row, as one raster."""
+    """The token numbers of tiles in row order, as one raster."""
     return rearrange(torch.arange(down * across * side**2), "(i j r c) -> (i r) (j c)", i=down, j=across, r=side)
 
 
 def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """Resized by its shorter edge and cropped in the middle; or padded to a square first; or squeezed."""
+    """Resized by the shorter edge and cropped at the centre, or padded to a square first, or squeezed."""
     images, config = vlm.processor.image_processor, vlm.hf_model.config
     height, width = _processed(vlm, size)["pixel_values"][-2:]
     high, wide = _processed(vlm, size, do_center_crop=False)["pixel_values"][-2:]
@@ -71,7 +71,7 @@ def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
     left, top = (wide - width) // 2, (high - height) // 2
     patch = config.vision_config.patch_size
     rows, cols = height // patch, width // patch
-    # with "full", the class token comes first and shows nothing
+    # with "full", the class token comes first and shows no part of the image
     first = max(0, vlm.processor.num_additional_image_tokens - (config.vision_feature_select_strategy == "default"))  # type: ignore[attr-defined]
     tokens = first + torch.arange(rows * cols).view(rows, cols)
     across = _cells(x + left * w / wide, cols * patch * w / wide, cols)
@@ -79,9 +79,9 @@ def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
 
 
 def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """The whole picture squeezed, then tiles without their padding, a new line after each row of patches.
+    """The whole image squeezed, then tiles without their padding, with a newline token after each row of patches.
 
-    LLaVA-OneVision shows each of several pictures once, padded to a square, with one new line after it.
+    LLaVA-OneVision shows each of several images once, padded to a square, with one newline token after it.
     """
     config: Any = vlm.hf_model.config
     vision, (w, h) = config.vision_config, size
@@ -111,14 +111,14 @@ def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
 
 
 def _qwen(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """Resized to whole patches of its own shape; merged patches, row by row."""
+    """Resized to a whole number of patches in its own aspect ratio; merged patches, row by row."""
     images: Any = vlm.processor.image_processor
     _, rows, cols = (n // images.merge_size for n in _processed(vlm, size)["image_grid_thw"])
     return [_whole(size, rows, cols)], rows * cols
 
 
 def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """Squeezed into a grid of tiles, tile by tile, and then whole; one tile is the whole picture."""
+    """Squeezed into a grid of tiles, tile by tile, then the whole image; a single tile is the whole image."""
     images: Any = vlm.processor.image_processor
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     (n,) = _processed(vlm, size)["num_patches"]
@@ -130,23 +130,23 @@ def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
 
 
 def _idefics(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """Squeezed into rows and columns of tiles, each behind its marker, and then whole."""
+    """Squeezed into rows and columns of tiles, each after its marker, then the whole image."""
     side = isqrt(vlm.processor.image_seq_len)  # type: ignore[attr-defined]
-    told = _processed(vlm, size, return_row_col_info=True)
-    (down,), (across,) = told["rows"], told["cols"]
+    tiling = _processed(vlm, size, return_row_col_info=True)
+    (down,), (across,) = tiling["rows"], tiling["cols"]
     if not down * across:
         return [_whole(size, side, side)], side**2
     return _tiled(size, down, across, side), (down * across + 1) * side**2
 
 
-def _tiled(size: Size, down: int, across: int, side: int) -> list[Part]:
+def _tiled(size: Size, down: int, across: int, side: int) -> list[Raster]:
     w, h = size
     tiles = _tiles(down, across, side), _cells(0, w / across, side, across), _cells(0, h / down, side, down)
     return [_whole(size, side, side, first=down * across * side**2), tiles]
 
 
 def _gemma(vlm: VLM, size: Size, alone: bool) -> Layout:
-    """Squeezed into one square; with pan and scan, crops along the longer side after it."""
+    """Squeezed into one square; with pan and scan, followed by crops along the longer side."""
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     (n,) = _processed(vlm, size)["num_crops"]
     parts = [_whole(size, side, side)]
@@ -180,4 +180,4 @@ LAYOUTS: Mapping[str, Callable[[VLM, Size, bool], Layout]] = {
     "smolvlm": _idefics,
     "paligemma": _paligemma,
 }
-"""model_type -> how a picture's tokens are laid out."""
+"""The layout of an image's tokens by model_type."""

@@ -1,4 +1,4 @@
-"""What was measured of a model on one question: which path its edits take, and why."""
+"""The check of a model on one question: which path its edits take, and why."""
 
 from __future__ import annotations
 
@@ -13,11 +13,16 @@ from ..core.notebook import NotebookView
 class Report(NotebookView):
     """What a model is, which path its edits take and why, and what was measured on one question.
 
-    Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
-    head and MLP; clean: the unedited runs of the two paths; nnsight: the reference path against a plain nnsight trace
-    that zeroes one head; rounding: clean variants that are computed through every layer, against the clean row of the
-    same packed call. allowed: what counts as rounding in this dtype. sweep_bytes: working memory of a packed sweep of
-    all heads, in chunks of `at_once` variants.
+    All differences are the largest absolute differences of logits.
+
+    Attributes:
+        packed_reference: Between the two paths, in the effect (edited minus clean) of a random edit of every head and MLP.
+        clean: Between the unedited runs of the two paths.
+        nnsight: Between the reference path and a plain nnsight trace that zeroes one head.
+        rounding: Between clean variants that are computed through every layer and the clean row of the same packed call.
+        allowed: What rounding explains in this dtype.
+        sweep_bytes: Working memory of a packed sweep over all heads, in bytes.
+        at_once: How many variants such a sweep runs at a time.
     """
 
     model: str
@@ -55,7 +60,7 @@ class Report(NotebookView):
 
     @property
     def agrees(self) -> bool:
-        """Whether all paths mean the same by an edit, up to rounding."""
+        """Whether all paths give the same result for an edit, up to rounding."""
         return max(self.packed_reference, self.clean, self.nnsight) <= self.allowed
 
     def rows(self) -> dict[str, Any]:

@@ -28,13 +28,13 @@ from .mode import require_ready
 from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
-"""Libraries whose hooks are part of what the model is."""
+"""Libraries whose hooks are part of the model itself."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
-"""Where prompts that were read are kept: in memory as far as it goes, then on disk ("auto"); in one of the two; or nowhere."""
+"""Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
 
 
 def check_cache(name: str) -> PrefixCache:
-    """The name, or ModelError."""
+    """The name, if it is one of PrefixCache; otherwise ModelError."""
     if name not in get_args(PrefixCache):
         raise ModelError(f"prefix_cache={name!r}: choose {', '.join(map(repr, get_args(PrefixCache)))}")
     return name  # type: ignore[return-value]
@@ -42,10 +42,11 @@ def check_cache(name: str) -> PrefixCache:
 
 @dataclass(frozen=True)
 class Measured:
-    """What was measured of a model while it was used; no setting is among it.
+    """What was measured while a model was used. It contains no settings.
 
-    reports: how the paths agree, by the state of the model that was measured (`VLM.state`). chunk_bytes: what a packed call may take
-    after memory ran out, by the setting (`VLM.memory`) under which it did.
+    Attributes:
+        reports: How the paths agree, by the model's state (`VLM.state`).
+        chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
@@ -53,10 +54,10 @@ class Measured:
 
 
 class VLM(NotebookView):
-    """A transformers model and its processor, with its heads' places and one nnsight view of it.
+    """A transformers model and its processor, with addressable heads and an nnsight view.
 
-    Build one with `load`. Heads are (layer, head), zero-based, query heads. `z` of a layer is the input of its
-    `self_attn.o_proj`: the heads' outputs side by side, before W_O mixes them.
+    Use `load` to create one. Heads are query heads, given as zero-based (layer, head) pairs. `z` of a layer is the input of its
+    `self_attn.o_proj`: the concatenated outputs of the heads, before W_O mixes them.
 
     >>> import scale_interp as si
     >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
@@ -85,13 +86,13 @@ class VLM(NotebookView):
         self.renew()
         self.measured = Measured()
         self.memory: int | None = None
-        """Bytes that one packed call may take; None: by what is free and how large the model is."""
+        """Bytes that one packed call may take; None to choose by free memory and the model's size."""
         self.prefix_cache: PrefixCache = "auto"
-        """Where prompts that were read are kept while they are asked for again."""
+        """Where the keys and values of prompts are kept while they are needed again."""
         self.execution: Any = None
-        """The journal that keeps the work on this model, and who does it (`execution.Execution`); None: as the user's block says."""
+        """The journal and the workers for this model (`execution.Execution`); None to use those of the user's block."""
         self.reopen: Callable[[], VLM] | None = None
-        """Opens the same model in another process, to which it is pickled; None for a live model."""
+        """Loads the same model in another process, to which this function is pickled; None for a live model."""
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
@@ -99,41 +100,43 @@ class VLM(NotebookView):
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
         report = self.report
-        told = {
+        summary = {
             "class": type(self.hf_model).__name__,
             "heads": f"{self.n_layers} layers x {self.n_heads}{grouped}",
-            "width": f"{self.d_model}, {self.head_dim} a head",
+            "width": f"{self.d_model}, {self.head_dim} per head",
             "weights": f"{self.n_bytes / 1e6:,.1f} MB, {self.dtype}, {self.device}",
             "path": "measured on first use" if report is None else f"{report.path}: {report.why}",
         }
-        return ({"": name, self.name: value} for name, value in told.items())
+        return ({"": name, self.name: value} for name, value in summary.items())
 
     @property
     def device(self) -> torch.device:
+        """The device of the model."""
         return self.hf_model.device
 
     @property
     def dtype(self) -> torch.dtype:
+        """The dtype of the weights."""
         return self.hf_model.dtype
 
     @cached_property
     def n_bytes(self) -> int:
-        """Size of the weights."""
+        """The size of the weights in bytes."""
         return sum(weight.nbytes for weight in self.hf_model.parameters())
 
     @property
     def fingerprint(self) -> str:
-        """A hash of all weights, buffers, modules, adapters and the configuration as they are now, the same on every device."""
+        """A hash of the current weights, buffers, modules, adapters and configuration, the same on every device."""
         return fingerprint(self.hf_model)
 
     @property
     def processor_fingerprint(self) -> str:
-        """A hash of how questions become tokens and pixels: tokenizer, image processing, and the chat template or own prompt."""
+        """A hash of how questions become tokens and pixels: tokenizer, image processing, and chat template or custom prompt."""
         return processor_fingerprint(self.processor, self.prompt)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """All that this model's numbers depend on: its fingerprint, how questions become tokens and pixels, device and libraries."""
+        """Everything that this model's numbers depend on: weights, processor, device and libraries."""
         return {
             "weights": self.fingerprint,
             "processor": self.processor_fingerprint,
@@ -143,9 +146,9 @@ class VLM(NotebookView):
 
     @property
     def hooked(self) -> bool:
-        """Whether somebody's code is in the model now, such as an attached ScAle: then its weights alone do not say what it does.
+        """Whether foreign code runs in the model, such as an attached ScAle: then the weights alone do not determine its output.
 
-        Hooks of modules and of torch itself count, edits that nnsight keeps, and a `forward` in the place of a class's own.
+        Hooks of modules and of torch itself count, and so do persistent nnsight edits and a replaced `forward`.
         """
         return any(True for _ in self._foreign_code())
 
@@ -162,7 +165,7 @@ class VLM(NotebookView):
 
     @property
     def state(self) -> str:
-        """A hash of what decides, beside the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        """A hash of what decides, besides the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
         model = self.hf_model
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
@@ -172,9 +175,9 @@ class VLM(NotebookView):
 
     @property
     def report(self) -> Report | None:
-        """How the paths agree on one question: measured on load with check=True, else on first use; None before.
+        """How the paths agree on one question, measured by `load` with check=True or on first use; None before that.
 
-        It is of the model as it is now: after a change of its attention, dtype, device, modules or hooks it is measured again.
+        The report is for the current model: it is measured again after a change of attention, dtype, device, modules or hooks.
         """
         return self.measured.reports.get(self.state)
 
@@ -184,7 +187,7 @@ class VLM(NotebookView):
 
     @property
     def revision(self) -> str | None:
-        """The hub commit of the weights, where they came from a hub."""
+        """The hub commit of the weights, or None if they do not come from a hub."""
         return getattr(self.hf_model.config, "_commit_hash", None)
 
     def renew(self) -> None:
@@ -208,23 +211,33 @@ class VLM(NotebookView):
         return envoy
 
     def position_ids(self, inputs: BatchFeature) -> Tensor:
-        """The position of every token, as the model itself would number one unpadded prompt: [B, T], or [3, B, T] for mrope."""
+        """The position of every token of unpadded prompts, as the model numbers them: [B, T], or [3, B, T] for mrope."""
         return families.position_ids(self.hf_model, self.quirks, inputs)
 
     def cap(self, logits: Tensor) -> Tensor:
-        """The final soft cap of the text model's logits, where it has one (Gemma 2)."""
+        """Apply the text model's final soft cap to logits, if it has one (Gemma 2)."""
         cap = getattr(self.hf_model.config.get_text_config(), "final_logit_softcapping", None)
         return logits if cap is None else torch.tanh(logits / cap) * cap
 
     @cached_property
     def placeholder(self) -> str:
-        """What stands for one picture in a prompt's text."""
+        """The placeholder of one image in a prompt's text."""
         return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
     def prompt_text(self, question: Question) -> str:
-        """The prompt of a question as text: the chat template's, or the user's own.
+        """The prompt of a question as text, from the chat template or a custom prompt.
 
-        Own prompts have {text} for the words, and {images} for one placeholder a picture (or the placeholders themselves).
+        In a custom prompt, {text} stands for the question and {images} for one placeholder per image; the placeholders themselves may
+        also be written out.
+
+        Args:
+            question: The question.
+
+        Returns:
+            The text, with image placeholders.
+
+        Raises:
+            ModelError: The processor has no chat template and the model no custom prompt.
         """
         prompt = self.prompt
         if prompt is None and self.processor.chat_template is None:
@@ -240,9 +253,17 @@ class VLM(NotebookView):
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
-        """The whole processor output for one question or several, left-padded to one length, on the model's device.
+        """The processor's complete output for one or more questions.
 
-        Raises DataError where pictures and image placeholders do not match, ModelError for a model in training mode.
+        Args:
+            questions: One question or several.
+
+        Returns:
+            The model's inputs on its device, left-padded to the same length T: input_ids [B, T], attention_mask [B, T], pixels, ...
+
+        Raises:
+            DataError: The number of image placeholders differs from the number of images, or the processor rejects a question.
+            ModelError: The model is in training mode.
         """
         require_ready(self)
         questions = require(questions)
@@ -283,7 +304,17 @@ class VLM(NotebookView):
         return inputs
 
     def choice_ids(self, question: Question) -> list[list[int]]:
-        """The token ids of each choice, as they would continue the prompt."""
+        """The token ids of each choice as a continuation of the prompt.
+
+        Args:
+            question: The question.
+
+        Returns:
+            One list of token ids per choice.
+
+        Raises:
+            DataError: A choice merges with the end of the prompt into one token.
+        """
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
         start = self._ids(prompt)
@@ -302,7 +333,15 @@ class VLM(NotebookView):
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def trace(self, questions: Question | Sequence[Question], **kwargs: Any) -> Any:
-        """A plain nnsight trace of one forward pass over the questions: `with vlm.trace(q): vlm.layers[0]...`."""
+        """A plain nnsight trace of one forward pass over the questions: `with vlm.trace(q): vlm.layers[0]...`.
+
+        Args:
+            questions: One question or several.
+            kwargs: Further arguments of the model.
+
+        Returns:
+            nnsight's tracing context.
+        """
         inputs = self.encode(questions)
         return self.nn.trace(**inputs, **kwargs)
 
@@ -310,12 +349,21 @@ class VLM(NotebookView):
     def generate(
         self, question: Question | Sequence[Question], max_new_tokens: int = 8, *, settings: Settings = "neutral", **kwargs: Any
     ) -> str | list[str]:
-        """Answer text by transformers' own generate: a string for one question, a list for several.
+        """Generate answers with transformers' own `generate`, greedily unless requested otherwise.
 
-        Greedy unless asked otherwise. settings: "neutral" sets the checkpoint's own settings of decoding aside (repetition penalties,
-        banned n-grams, sampling, which change greedy text); "checkpoint" takes them. kwargs: any setting of transformers'
-        generate, such as do_sample, num_beams or num_return_sequences: then each question has that many texts, side by side in the
-        list. Raises ArgumentError for a setting that it does not know or that asks for more than text.
+        Args:
+            question: One question or several.
+            max_new_tokens: The longest answer, in tokens.
+            settings: "neutral" ignores the checkpoint's own decoding settings (repetition penalties, banned n-grams, sampling, which
+                change greedy text); "checkpoint" uses them.
+            kwargs: Any setting of transformers' `generate`, such as do_sample, num_beams or num_return_sequences. With several
+                sequences per question, those of one question are adjacent in the list.
+
+        Returns:
+            The answer as text for one question, or a list of answers for several.
+
+        Raises:
+            ArgumentError: A setting is unknown, or requests more than text.
 
         >>> import scale_interp as si
         >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=2)
@@ -338,7 +386,7 @@ class VLM(NotebookView):
         return texts[0] if isinstance(question, Question) and len(texts) == 1 else texts
 
     def describe(self) -> dict[str, Any]:
-        """What a result records of the model."""
+        """What a result records about the model."""
         return {
             "model": self.name,
             "revision": self.revision,
@@ -349,7 +397,7 @@ class VLM(NotebookView):
         }
 
     def blame(self) -> str:
-        """Why logits are not finite: the first weight that is not, or the dtype."""
+        """The reason for logits that are not finite: the first such weight, or the dtype."""
         for name, weight in self.hf_model.named_parameters():
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
@@ -357,7 +405,7 @@ class VLM(NotebookView):
 
 
 def _replaced(module: nn.Module) -> bool:
-    """Whether a module runs another `forward` than its class's; nnsight and accelerate wrap that one and say so."""
+    """Whether a module's `forward` is not that of its class; wrappers of nnsight and accelerate are looked through."""
     own = vars(module).get("forward")
     if own is None:
         return False
@@ -367,7 +415,7 @@ def _replaced(module: nn.Module) -> bool:
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:
     if getattr(model.config, "is_encoder_decoder", False):
-        raise ModelError(f"{name} is an encoder-decoder model; this toolkit edits decoder-only models")
+        raise ModelError(f"{name} is an encoder-decoder model; load a decoder-only model")
     if getattr(model.config, "image_token_id", None) is None:
         raise ModelError(f"{name} ({model.config.model_type}) has no image token: it is a text-only model; load a vision-language model")
     decoder: Any = model.get_decoder()
@@ -377,5 +425,5 @@ def _decoder(model: PreTrainedModel, name: str) -> Any:
     except AttributeError as error:
         raise ModelError(f"{name} ({model.config.model_type}): its heads cannot be addressed ({error})") from error
     if not all(isinstance(o, nn.Linear) for o in found):
-        warnings.warn(f"{name}: o_proj is a {type(found[0]).__name__}, no plain linear layer (quantised?)", stacklevel=3)
+        warnings.warn(f"{name}: o_proj is a {type(found[0]).__name__}, not a plain linear layer (quantised?)", stacklevel=3)
     return decoder

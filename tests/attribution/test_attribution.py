@@ -186,7 +186,7 @@ def test_damaged_and_foreign_files_are_refused(patched, vlm, tmp_path):
         with pytest.raises(FileError, match=message):
             si.HeadMap.load(path)
     si.ScAle.neutral(vlm).save_pretrained(tmp_path / "scale")
-    with pytest.raises(FileError, match="is no HeadMap of scale_interp but 'ScAle'"):
+    with pytest.raises(FileError, match="is not a saved HeadMap but 'ScAle'"):
         si.HeadMap.load(tmp_path / "scale" / "scale.safetensors")
     with pytest.raises(FileError, match="no file"):
         si.HeadMap.load(tmp_path / "none")

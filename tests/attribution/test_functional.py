@@ -154,7 +154,7 @@ def test_probe_of_a_model(vlm, tmp_path):
     again = ProbeMap.load(tmp_path / "m.safetensors")
     assert torch.equal(again.per_question, m.per_question) and torch.equal(again.p_values, m.p_values)
     assert (again.classes, again.chance, again.provenance) == (m.classes, m.chance, m.provenance)
-    with pytest.raises(FileError, match="is no HeadMap"):
+    with pytest.raises(FileError, match="is not a saved HeadMap"):
         si.HeadMap.load(tmp_path / "m.safetensors")
 
 

@@ -417,7 +417,7 @@ def test_object_attention_survives_the_disk(found, tmp_path):
     assert (again.ids, again.relations, again.skipped, again.provenance) == (found.ids, found.relations, found.skipped, found.provenance)
     again.save(tmp_path / "b.safetensors")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
-    with pytest.raises(FileError, match="is no HeadMap"):
+    with pytest.raises(FileError, match="is not a saved HeadMap"):
         si.HeadMap.load(tmp_path / "a.safetensors")
 
 

@@ -123,7 +123,7 @@ def by_hint(name: str, argument: str, hint: Any) -> Iterable[Kind]:
     elif "Head]" in text or "tuple[int, int]" in text:
         yield bad(name, argument, "a single number", 3.5, ArgumentError, "give")
         yield bad(name, argument, "heads of a larger model", [(40, 0)], EditError, r"\(40, 0\) is out of range")
-        yield bad(name, argument, "numbers, no pairs", [3, 4], EditError, "no .layer, head. pair")
+        yield bad(name, argument, "numbers, no pairs", [3, 4], EditError, "(no|not a) .layer, head. pair")
         yield bad(name, argument, "a head twice", [(2, 1), (2, 1)], EditError, "given twice")
         yield bad(name, argument, "negative heads", [(-1, 0)], EditError, "out of range")
     elif get_args(hint) and get_origin(hint) in (Sequence, Iterable):

@@ -110,7 +110,7 @@ EDITS = (
     edit("parts of other numbers of variants", "the same N", lambda: si.Edit(scale=ones(2, 6, 8), mlp_scale=ones(3, 6))),
     edit("an unknown scope", "choose 'last'", lambda: si.Edit(scale=ones(1, 6, 8), scope="all")),
     edit("scaling of a head out of range", "out of range", lambda: si.Edit.scaling([(6, 0)], 2.0, 6, 8)),
-    edit("scaling of what is no head", "no .layer, head. pair", lambda: si.Edit.scaling(["a"], 2.0, 6, 8)),
+    edit("scaling of what is no head", "not a .layer, head. pair", lambda: si.Edit.scaling(["a"], 2.0, 6, 8)),
     edit(
         "composing edits of other scope",
         "cannot compose",

@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 import scale_interp as si
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 from tests.bad_input import saved
 
 
@@ -72,7 +72,7 @@ class Room:
 
     @cached_property
     def prompts(self):
-        return Prompts(self.vlm, self.qs)
+        return PrefixStore(self.vlm, self.qs)
 
     @cached_property
     def evaluation(self):

@@ -16,7 +16,7 @@ from scale_interp.errors import DataError, DataWarning, EditError
 from scale_interp.evaluation.benchmarks import pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
 from scale_interp.evaluation.scoring import score_text
 from scale_interp.interventions.engine import run_with_clean
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 from tests.support import SAMPLES
 from tests.support.oracle import hooked_logits, plain_inputs
 
@@ -121,11 +121,11 @@ def test_wrong_scorings_are_refused(vlm, asked, long_choices):
         with pytest.raises(DataError, match=r"scoring 'sum': choose 'auto', 'first', 'whole' or 'mean'"):
             si.run_edits(vlm, asked, path=path, scoring="sum")
     with pytest.raises(EditError, match="read for scoring='mean', not 'auto'"):
-        si.evaluate(vlm, asked, prompts=Prompts(vlm, asked, scoring="mean"))
+        si.evaluate(vlm, asked, prompts=PrefixStore(vlm, asked, scoring="mean"))
 
 
 def test_evaluations_carry_their_scoring(vlm, asked):
-    prompts = Prompts(vlm, asked, scoring="mean")
+    prompts = PrefixStore(vlm, asked, scoring="mean")
     ev = si.evaluate(vlm, asked, prompts=prompts, scoring="mean")
     assert torch.equal(ev.scores, si.run_edits(vlm, asked, scoring="mean")[:, 0]) and ev.provenance["scoring"] == "mean"
     assert len(si.evaluate_many(vlm, asked, one_edit(vlm), scoring="whole")) == 2

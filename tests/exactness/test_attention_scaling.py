@@ -21,7 +21,7 @@ from scale_interp.attribution.attention.grid import patch_grid
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
 from scale_interp.evaluation.attention_scaling.weight_curve import ScalingCurve, scaling_curve
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 from scale_interp.models import zoo
 from tests.support.oracle import plain_inputs
 from tests.support.zoo_models import CAUSAL, noise, three_questions
@@ -577,7 +577,7 @@ def test_every_setting_of_the_grid_is_what_adaptvis_gives(vlm, validation):
     tuned = tune_adaptvis(vlm, validation, thresholds=(0.2, 0.6, 0.9))
     assert len(tuned.grid) == 2 * 3 * 3
     settings = [AdaptVis(row["weight_low"], row["weight_high"], row["threshold"]) for row in tuned.grid]
-    prompts = Prompts(vlm, validation)
+    prompts = PrefixStore(vlm, validation)
     found = [e.accuracy for e in evaluate_scaled(vlm, validation, settings, prompts=prompts)]
     assert [row["accuracy"] for row in tuned.grid] == pytest.approx(found)
     assert len(set(found)) > 1 and tuned.accuracy == max(found) and found[settings.index(tuned.method)] == max(found)

@@ -52,7 +52,7 @@ def test_starts_are_the_first_changed_layers():
     assert si.Edit(scale=scale.requires_grad_()).starts(L).tolist() == [0, 0, 0]
 
 
-@pytest.mark.parametrize(("heads", "message"), [([(0, 3)], "out of range"), ([(0, 1), (0, 1)], "twice"), ([3], "no .layer, head. pair")])
+@pytest.mark.parametrize(("heads", "message"), [([(0, 3)], "out of range"), ([(0, 1), (0, 1)], "twice"), ([3], "not a .layer, head. pair")])
 def test_wrong_heads_are_refused(heads, message):
     with pytest.raises(EditError, match=message):
         si.Edit.scaling(heads, 0.0, L, H)

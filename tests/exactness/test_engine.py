@@ -10,7 +10,7 @@ from scale_interp.interventions import check, engine, paths, prefix
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.paths import packed_batch
-from scale_interp.interventions.prefix import Prompts, read_prefix
+from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.interventions.rows import packed_attention
 from scale_interp.models.demo import build
 from tests.support.oracle import hooked_scores
@@ -101,7 +101,7 @@ def test_staircase_equals_computing_every_row(vlm, mixed, random_edits):
 def test_sweep_equals_dense_edits_in_chunks(vlm, mixed, monkeypatch):
     source = si.capture(vlm, mixed).z
     sweep = si.HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source)
-    prompts = Prompts(vlm, mixed, len(mixed))
+    prompts = PrefixStore(vlm, mixed, len(mixed))
     assert len(list(prompts)) == 1
     with inputs_of(vlm.decoder.layers[-1]) as passes:
         whole = si.run_edits(vlm, mixed, sweep, path="packed", prompts=prompts)
@@ -157,7 +157,7 @@ def test_batches_do_not_matter(vlm, mixed, random_edits):
     for q, question in enumerate(mixed):
         alone = si.run_edits(vlm, question, random_edits["everything"], path="packed")
         assert torch.allclose(whole[q, :, : len(question.choices)], alone[0], atol=1e-5)
-    parts = [packed_batch(vlm, batch, random_edits["everything"])[0] for batch in Prompts(vlm, mixed, batch_size=3)]
+    parts = [packed_batch(vlm, batch, random_edits["everything"])[0] for batch in PrefixStore(vlm, mixed, batch_size=3)]
     assert [len(p) for p in parts] == [3, 3, 2]
 
 
@@ -239,10 +239,10 @@ def test_other_shapes_of_heads(mixed, layers, heads, kv, head_dim):
 
 
 def test_prefixes_beyond_the_memory_are_read_again(vlm, mixed, random_edits, monkeypatch):
-    whole = Prompts(vlm, mixed, batch_size=2)
+    whole = PrefixStore(vlm, mixed, batch_size=2)
     assert whole[1] is whole[1]
     monkeypatch.setattr(prefix, "free_memory", lambda device: 4 * whole[0].nbytes + 1)
-    tight = Prompts(vlm, mixed, batch_size=2)
+    tight = PrefixStore(vlm, mixed, batch_size=2)
     assert tight[0] is tight[0] and tight[1] is not tight[1]
     a, b = (si.run_edits(vlm, mixed, random_edits["patch"], path="packed", prompts=p) for p in (whole, tight))
     assert torch.equal(a, b)
@@ -257,7 +257,7 @@ def test_where_numbers_stop_being_finite_is_named(vlm, mixed):
 
 
 def test_prompts_of_other_questions_are_refused(vlm, mixed):
-    prompts = Prompts(vlm, mixed[:2])
+    prompts = PrefixStore(vlm, mixed[:2])
     for wrong in (
         lambda: si.run_edits(vlm, mixed[2:4], prompts=prompts),
         lambda: si.fit_scale(vlm, mixed[2:4], prompts=prompts),

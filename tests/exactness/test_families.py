@@ -17,7 +17,7 @@ from scale_interp.interventions import paths, prefix
 from scale_interp.interventions.check import TOLERANCE
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
-from scale_interp.interventions.prefix import Prompts, read_prefix
+from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.interventions.rows import attention
 from scale_interp.models import zoo
 from scale_interp.vlm import families
@@ -361,7 +361,7 @@ def test_a_shared_picture_passes_the_vision_tower_once(models, questions, name, 
     monkeypatch.setattr(core, "get_image_features", counted)
     for batch_size in (5, 2):
         calls.clear()
-        together = [run_packed(vlm, batch, None)[0] for batch in Prompts(vlm, asked, batch_size)]
+        together = [run_packed(vlm, batch, None)[0] for batch in PrefixStore(vlm, asked, batch_size)]
         assert (torch.cat(together)[:, None] - alone).abs().max() <= 1e-5
         assert len(calls) == 2, "one for each picture"
 
@@ -482,7 +482,7 @@ def test_variants_are_cut_to_the_memory(models, questions, monkeypatch):
     real = paths.run_packed
     monkeypatch.setattr(paths, "run_packed", lambda v, p, e, chunk=None: sizes.append(len(chunk)) or real(v, p, e, chunk))
     vlm.memory = 5 * 3 * paths.row_bytes(vlm, 29)
-    assert (si.run_edits(vlm, questions, sweep, prompts=Prompts(vlm, questions, 3)) - whole).nan_to_num(0, 0, 0).abs().max() <= 2e-6
+    assert (si.run_edits(vlm, questions, sweep, prompts=PrefixStore(vlm, questions, 3)) - whole).nan_to_num(0, 0, 0).abs().max() <= 2e-6
     assert sizes == [5, 5, 2]
 
 
@@ -498,12 +498,12 @@ def test_out_of_memory_halves_the_chunk(questions):
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
 
     hook = vlm.decoder.layers[1].self_attn.o_proj.register_forward_pre_hook(too_many)
-    reads = Prompts(vlm, questions)
+    reads = PrefixStore(vlm, questions)
     hook.remove()
     assert len(reads[0].layers) == vlm.n_layers
     hook = vlm.decoder.layers[1].self_attn.o_proj.register_forward_pre_hook(too_many)
     try:
-        with pytest.warns(MemoryWarning, match="no memory for 12 edits at once; going on with 6"):
+        with pytest.warns(MemoryWarning, match="no memory for 12 edits at once; continuing with 6"):
             halved = si.run_edits(vlm, questions, sweep, path="packed", prompts=reads)
         assert max(rows) > 4
         rows.clear()
@@ -516,7 +516,7 @@ def test_out_of_memory_halves_the_chunk(questions):
 
 def test_no_memory_for_one_edit(questions):
     vlm = si.load("tiny-random/llava")
-    reads = Prompts(vlm, questions)
+    reads = PrefixStore(vlm, questions)
     assert len(reads[0].layers) == vlm.n_layers
 
     def never(module, args):

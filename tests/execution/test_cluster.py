@@ -93,7 +93,7 @@ def test_what_workers_cannot_load_is_refused(small, questions, nodes):
     changed = si.load("demo")
     changed.hf_model.get_output_embeddings().weight.data *= 0.5
     with si.cluster(workers=1):
-        with pytest.raises(ModelError, match="was given alive"):
+        with pytest.raises(ModelError, match="is a live model"):
             si.ablate(alive, questions[:4])
         with pytest.raises(ModelError, match="they were changed since"):
             si.ablate(changed, questions[:4])

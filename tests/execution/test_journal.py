@@ -12,7 +12,7 @@ import scale_interp as si
 from scale_interp.errors import DataWarning, EditError, FileError
 from scale_interp.execution import journal
 from scale_interp.execution.execution import execution_of, with_journal
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 
 
 class Killed(BaseException):
@@ -175,8 +175,8 @@ def test_answers_in_words_are_kept(vlm, pairs, tmp_path, monkeypatch):
 
 
 def test_nothing_is_read_twice_by_the_model(vlm, pairs, tmp_path, monkeypatch):
-    questions, reads, real = [p.clean for p in pairs], [], Prompts._read
-    monkeypatch.setattr(Prompts, "_read", lambda self, i: reads.append(i) or real(self, i))
+    questions, reads, real = [p.clean for p in pairs], [], PrefixStore._read
+    monkeypatch.setattr(PrefixStore, "_read", lambda self, i: reads.append(i) or real(self, i))
     with si.resumable(tmp_path):
         si.ablate(vlm, questions)
         n = len(reads)
@@ -193,7 +193,7 @@ def test_a_damaged_part_is_done_again(vlm, pairs, tmp_path, damage):
     content = path.read_bytes()
     damaged = {"flipped": content[:-1] + bytes([content[-1] ^ 1]), "short": content[:-9], "empty": b"", "foreign": b"PK\x03\x04" + content}
     path.write_bytes(damaged[damage])
-    with si.resumable(tmp_path), pytest.warns(DataWarning, match="computing it anew"):
+    with si.resumable(tmp_path), pytest.warns(DataWarning, match="computing it again"):
         assert torch.equal(si.ablate(vlm, questions).per_question, whole)
     assert path.read_bytes() == content
 

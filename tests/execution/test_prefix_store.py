@@ -11,7 +11,7 @@ import scale_interp as si
 from scale_interp.errors import MemoryWarning, ModelError
 from scale_interp.interventions import prefix
 from scale_interp.interventions import prefix_disk as spill
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 
 MODES = ("auto", "memory", "disk", "recompute")
 
@@ -28,9 +28,9 @@ def layers(batch):
 @pytest.mark.parametrize("family", ["demo", "tiny-random/gemma3", "tiny-random/qwen2_5_vl", "tiny-random/idefics3"])
 def test_every_mode_gives_the_same_bits(train, family):
     vlm = si.load(family)
-    whole = [layers(batch) for batch in Prompts(vlm, train[:6], 4, cache="recompute")]
+    whole = [layers(batch) for batch in PrefixStore(vlm, train[:6], 4, cache="recompute")]
     for mode in MODES:
-        prompts = Prompts(vlm, train[:6], 4, cache=mode)
+        prompts = PrefixStore(vlm, train[:6], 4, cache=mode)
         for _ in range(2):
             for kept, batch in zip(whole, prompts, strict=True):
                 assert all(torch.equal(a, b) for a, b in zip(kept, layers(batch), strict=True))
@@ -40,16 +40,16 @@ def test_every_mode_gives_the_same_bits(train, family):
 @pytest.mark.parametrize("mode", MODES)
 def test_a_fit_reads_each_prompt_once(vlm, train, mode):
     """Whatever the number of epochs; beyond the memory too."""
-    prompts = Prompts(vlm, train, 8, cache=mode)
+    prompts = PrefixStore(vlm, train, 8, cache=mode)
     scale = si.fit_scale(vlm, train, prompts=prompts, epochs=3)
     assert torch.equal(scale.scalars, si.fit_scale(vlm, train, epochs=3, batch_size=8).scalars)
     assert prompts.reads == (4 * (1 + 2 * 3) if mode == "recompute" else 4)
 
 
 def test_what_exceeds_the_memory_goes_to_disk(vlm, train, monkeypatch):
-    one = Prompts(vlm, train, 8)[0].nbytes
+    one = PrefixStore(vlm, train, 8)[0].nbytes
     monkeypatch.setattr(prefix, "free_memory", lambda device: int(2.5 * one / prefix.KEPT_SHARE))
-    prompts = Prompts(vlm, train, 8)
+    prompts = PrefixStore(vlm, train, 8)
     assert [sum(t.nbytes for t in layers(batch)) for batch in prompts] == [one] * 4
     files = list(prompts._spill.folder.iterdir())
     assert len(files) == 2 and sum(p.nbytes for p in prompts._kept.values()) == 2 * one
@@ -62,7 +62,7 @@ def test_what_exceeds_the_memory_goes_to_disk(vlm, train, monkeypatch):
 
 @pytest.mark.parametrize("damage", ["flipped", "short", "gone"])
 def test_a_damaged_file_is_read_again(vlm, train, damage):
-    prompts = Prompts(vlm, train[:16], 8, cache="disk")
+    prompts = PrefixStore(vlm, train[:16], 8, cache="disk")
     whole = [layers(batch) for batch in prompts]
     path = prompts._spill.folder / "1.safetensors"
     content = path.read_bytes()
@@ -83,8 +83,8 @@ def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, wh
         monkeypatch.setattr(shutil, "disk_usage", lambda _: usage(10, 10, 0))
     else:
         monkeypatch.setattr(spill.Path, "write_bytes", lambda *_: (_ for _ in ()).throw(OSError(28, "No space left on device")))
-    prompts = Prompts(vlm, train[:16], 8, cache="disk")
-    with pytest.warns(MemoryWarning, match="no room on disk for prompts"):
+    prompts = PrefixStore(vlm, train[:16], 8, cache="disk")
+    with pytest.warns(MemoryWarning, match="no space on disk for prompts"):
         first = layers(prompts[0])
     with pytest.warns(MemoryWarning):
         assert all(torch.equal(a, b) for a, b in zip(first, layers(prompts[0]), strict=True))
@@ -93,10 +93,10 @@ def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, wh
 
 def test_the_mode_is_the_models(train):
     vlm = si.load("demo", prefix_cache="recompute")
-    assert Prompts(vlm, train).cache == "recompute"
+    assert PrefixStore(vlm, train).cache == "recompute"
     vlm.prefix_cache = "disk"
-    assert Prompts(vlm, train).cache == "disk"
-    for wrong in (lambda: si.load("demo", prefix_cache="disc"), lambda: Prompts(vlm, train, cache="ram")):
+    assert PrefixStore(vlm, train).cache == "disk"
+    for wrong in (lambda: si.load("demo", prefix_cache="disc"), lambda: PrefixStore(vlm, train, cache="ram")):
         with pytest.raises(ModelError, match="choose 'auto', 'memory', 'disk', 'recompute'"):
             wrong()
 
@@ -107,8 +107,8 @@ def test_shared_pictures_have_one_reading_whatever_was_read_before():
     base = si.load_questions("scenes/relation", n=4)
     picture = base[0].image
     asked = [si.Question(q.text, q.choices, q.answer, picture, id=str(i)) for i, q in enumerate(base)]
-    in_order = [layers(batch) for batch in Prompts(vlm, asked, 2)]
-    prompts = Prompts(vlm, asked, 2, cache="recompute")
+    in_order = [layers(batch) for batch in PrefixStore(vlm, asked, 2)]
+    prompts = PrefixStore(vlm, asked, 2, cache="recompute")
     for index in (1, 1, 0, 1):
         assert all(torch.equal(a, b) for a, b in zip(in_order[index], layers(prompts[index]), strict=True))
 
@@ -133,5 +133,5 @@ def test_prompts_are_read_in_halves_where_memory_runs_out(train, monkeypatch, fa
 
 def test_no_memory_for_one_prompt(vlm, train, monkeypatch):
     monkeypatch.setattr(prefix, "read_prefix", lambda *_: (_ for _ in ()).throw(MemoryError("full")))
-    with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory to read question .*: give a smaller picture"):
+    with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory to read question .*: give a smaller image"):
         si.evaluate(vlm, train[:4])

@@ -71,9 +71,9 @@ def flip(path):
 def test_steps_are_taken_once_and_recorded(tmp_path):
     said = []
     folder = sums(tmp_path, said.append)
-    assert finish(folder) == 6 and folder.taken == ["one", "two"]
+    assert finish(folder) == 6 and folder.computed == ["one", "two"]
     again = sums(tmp_path, said.append)
-    assert finish(again) == 6 and again.taken == [] and said == ["adding", "doubling"]
+    assert finish(again) == 6 and again.computed == [] and said == ["adding", "doubling"]
     info = read_run(tmp_path)
     assert (info.status, info.progress, info.command, info.kind) == ("finished", "2 of 2", "sum (1, 2)", "sum")
     assert {f.name: f.state() for f in info.files} == dict.fromkeys(("one.json", "two.json", "more/two.json"), "whole")
@@ -135,8 +135,8 @@ def test_damaged_results_are_said_and_made_anew(tmp_path, harm, name):
     assert [f.name for f in read_run(tmp_path).files if f.state() != "whole"] == [name]
     said = []
     folder = sums(tmp_path, said.append)
-    assert finish(folder) == 6 and folder.taken == ["one" if name == "one.json" else "two"]
-    assert name in said[0] and "computing it anew" in said[0] and said[0] in (tmp_path / "log.txt").read_text()
+    assert finish(folder) == 6 and folder.computed == ["one" if name == "one.json" else "two"]
+    assert name in said[0] and "computing it again" in said[0] and said[0] in (tmp_path / "log.txt").read_text()
     assert results(tmp_path) == whole
 
 
@@ -146,7 +146,7 @@ def test_without_a_manifest_nothing_is_trusted(tmp_path, content):
     whole, manifest, said = results(tmp_path), tmp_path / "manifest.json", []
     manifest.unlink() if content is None else manifest.write_text(content)
     folder = sums(tmp_path, said.append)
-    assert finish(folder) == 6 and folder.taken == ["one", "two"] and results(tmp_path) == whole
+    assert finish(folder) == 6 and folder.computed == ["one", "two"] and results(tmp_path) == whole
     assert [text for text in said if "no result can be checked" in text] == said[:1]
 
 
@@ -253,7 +253,7 @@ def test_what_stops_it_is_told_and_the_rest_is_done_later(tmp_path, error):
     assert getattr(caught.value, "__notes__", None) == notes.get(type(caught.value))
     assert ("Traceback" in log) == (error is ZeroDivisionError) and ("error: a reason" in log) == isinstance(error, FileError)
     folder = sums(tmp_path)
-    assert finish(folder) == 6 and folder.taken == ["two"]
+    assert finish(folder) == 6 and folder.computed == ["two"]
 
 
 def test_a_killed_run_is_called_so(tmp_path):
@@ -313,7 +313,7 @@ def test_a_disk_that_is_really_full(tmp_path):
             finish(sums(folder), at)
         filler.unlink()
         again = sums(folder)
-        assert finish(again) == 6 and again.taken == ["two"]
+        assert finish(again) == 6 and again.computed == ["two"]
     finally:
         subprocess.run(["umount", tmp_path], check=True)
 
@@ -339,7 +339,7 @@ def test_runs_are_listed_and_broken_ones_told(tmp_path):
     assert [run.folder for run in runs_in(tmp_path / "a")[0]] == [tmp_path / "a"]
     with pytest.raises(FileError, match="no folder"):
         runs_in(tmp_path / "none")
-    with pytest.raises(FileError, match="is no run"):
+    with pytest.raises(FileError, match="is not a run"):
         read_run(tmp_path / "d")
 
 

@@ -9,7 +9,7 @@ from PIL import Image
 import scale_interp as si
 from scale_interp.bench.realistic import realistic
 from scale_interp.errors import EditError
-from scale_interp.interventions.prefix import Prompts
+from scale_interp.interventions.prefix import PrefixStore
 from scale_interp.vlm import vlm as vlm_module
 from scale_interp.vlm.fingerprint import checksum, fingerprint
 
@@ -204,7 +204,7 @@ def test_a_function_that_was_written_again_under_its_name_is_another_one():
 
 
 def test_prompts_of_changed_weights_are_refused(model, questions):
-    prompts = Prompts(model, questions)
+    prompts = PrefixStore(model, questions)
     kept = si.run_edits(model, questions, prompts=prompts)
     assert torch.equal(kept, si.run_edits(model, questions))
     zero_head(model)

@@ -206,7 +206,7 @@ def test_constant_scalars_have_no_rank_and_no_top_heads(folder, tmp_path):
 
 
 def test_folders_that_are_no_finished_runs(folder, tmp_path):
-    with pytest.raises(FileError, match="is no run"):
+    with pytest.raises(FileError, match="is not a run"):
         compare_runs(folder, tmp_path)
     with pytest.raises(FileError, match="one folder"):
         compare_runs(folder, folder)

@@ -31,7 +31,7 @@ def questions():
 def entries(vlm, questions):
     """What runs the model, by name."""
     scale, edit = si.ScAle.neutral(vlm), si.Edit.identity(vlm.n_layers, vlm.n_heads)
-    prompts = si.interventions.prefix.Prompts(vlm, questions)
+    prompts = si.interventions.prefix.PrefixStore(vlm, questions)
     list(prompts)
     return {
         "evaluate": lambda: si.evaluate(vlm, questions),
@@ -132,7 +132,7 @@ def test_what_needs_gradients_says_that_they_are_off(vlm, questions, off, says):
 
 def test_prompts_and_weights_of_inference_mode(vlm, questions):
     with torch.inference_mode():
-        prompts = si.interventions.prefix.Prompts(vlm, questions)
+        prompts = si.interventions.prefix.PrefixStore(vlm, questions)
         list(prompts)
     assert si.fit_scale(vlm, questions, epochs=1, prompts=prompts).scalars.isfinite().all()
     with torch.inference_mode():

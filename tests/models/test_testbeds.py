@@ -62,11 +62,11 @@ def last_states(vlm, questions, silenced=()):
 
 def test_weights_hold_the_construction(bed):
     circuit, vlm = bed
-    assert Construction.of(circuit, vlm.hf_model).kept()
+    assert Construction.of(circuit, vlm.hf_model).is_intact()
     with torch.no_grad():
         broken = testbeds.planting._copy(vlm)
         broken.get_decoder().layers[0].mlp.down_proj.weight[0, 0] += 1
-    assert not Construction.of(circuit, broken).kept()
+    assert not Construction.of(circuit, broken).is_intact()
 
 
 def test_weights_are_small_and_the_card_says_what_is_measured(bed):
@@ -151,7 +151,7 @@ def test_a_last_token_gives_exactly_no_attention_to_what_its_head_must_not_see(b
         weights = torch.stack(copy(**inputs, output_attentions=True).attentions, 1)[0, :, :, -1]
     for layer in range(vlm.n_layers):
         for head in range(vlm.n_heads):
-            closed = build.hidden(circuit.kind((layer, head)), circuit.relay)
+            closed = build.hidden_from_head(circuit.kind((layer, head)), circuit.relay)
             barred = torch.tensor([channel.get(kind) in closed for kind in kinds])
             assert (weights[layer, head, barred] == 0).all() and weights[layer, head, ~barred].sum() == pytest.approx(1, abs=1e-5)
 
@@ -332,7 +332,7 @@ def test_construction_survives_training_and_training_resumes(tmp_path, monkeypat
     a, b = (load_file(tmp_path / run / "relay" / "model.safetensors") for run in ("whole", "stopped"))
     assert all(torch.equal(a[k], b[k]) for k in a)
     vlm = si.load(tmp_path / "whole" / "relay")
-    assert Construction.of(small, vlm.hf_model).kept() and vlm.n_heads == 8
+    assert Construction.of(small, vlm.hf_model).is_intact() and vlm.n_heads == 8
     free = build.untrained(small, 0)
     assert not torch.equal(free.lm_head.weight.bfloat16(), vlm.hf_model.lm_head.weight.bfloat16())
 

@@ -30,7 +30,7 @@ from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
 from ...interventions.paths import check_finite
-from ...interventions.prefix import Prefix, Prompts
+from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
@@ -135,7 +135,7 @@ def fit_scale(
     layers: Iterable[int] | None = None,
     retain: Sequence[Question] | None = None,
     seed: Seed = 0,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     path: Path = "auto",
     **settings: Any,
 ) -> ScAle:
@@ -184,7 +184,7 @@ def fit_scales(
     *,
     retain: Sequence[Question] | None = None,
     layers: Sequence[int] | None = None,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     path: Path = "auto",
     **settings: Any,
 ) -> list[ScAle]:
@@ -228,7 +228,7 @@ def fit_scales(
         )
     learner = _Learner(vlm, train, fits, options, layers)
     if prompts is None:
-        prompts = Prompts(vlm, train, options.batch_size)
+        prompts = PrefixStore(vlm, train, options.batch_size)
     prompts.require(train)
     kept = _Retained(vlm, retain, options) if retain is not None else None
     checkpoints = checkpoints_of(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
@@ -328,7 +328,7 @@ class _Learner:
         self.optimiser.step()
 
     @torch.no_grad()
-    def validate(self, prompts: Prompts, kept: _Retained | None) -> None:
+    def validate(self, prompts: PrefixStore, kept: _Retained | None) -> None:
         """Keep each fit's scalars where its held-out loss is the lowest so far; stop it after `patience` worse epochs.
 
         Called before the first epoch too, so a fit that never helps on held-out questions stays at 1.
@@ -397,7 +397,7 @@ class _Retained:
     """Questions whose answers should not move: the base model's choice probabilities, and the divergence from these."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
-        self.vlm, self.prompts = vlm, Prompts(vlm, require(questions), options.batch_size)
+        self.vlm, self.prompts = vlm, PrefixStore(vlm, require(questions), options.batch_size)
         with torch.no_grad():
             self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
 

@@ -19,7 +19,7 @@ from ...data.question import Question
 from ...errors import DataError, EditError
 from ...interventions.edit import Head, Scope, check_heads
 from ...interventions.engine import Path, choose_path, run_edits
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from .steering import Steering
 
@@ -37,7 +37,7 @@ def fit_steering(
     scope: Scope = "each_new_token",
     folds: Annotated[int, AtLeast(2)] = 2,
     seed: Seed = 0,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     path: Path = "auto",
 ) -> Steering:
     """Fit directions from questions that the model answers wrong to questions that it answers right (ITI, arXiv 2306.03341).
@@ -78,7 +78,7 @@ def fit_steering(
     if isinstance(heads, int) and not 1 <= heads <= L * H:
         raise EditError(f"heads={heads}: the model has {L * H}; ask for 1 to {L * H} of them")
     path = choose_path(vlm, train, path)
-    prompts = prompts or Prompts(vlm, train)
+    prompts = prompts or PrefixStore(vlm, train)
     right = measure("accuracy", run_edits(vlm, train, path=path, prompts=prompts, what="answering")[:, 0], train).bool().cpu()
     if right.all() or not right.any():
         raise DataError(f"all {len(train)} training answers are {'right' if right[0] else 'wrong'}: give questions of both kinds")

@@ -17,7 +17,7 @@ from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ...interventions.engine import Path, choose_path
-from ...interventions.prefix import Prefix, Prompts
+from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
 from ...interventions.rows import attention, sink_logits
 from ...vlm.vlm import VLM
@@ -99,7 +99,7 @@ def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Ite
             "do not sum to 1; use a model without sinks, or edits of heads"
         )
     packed = path == "packed"
-    batches: Batches = Prompts(vlm, questions, keep=False) if packed else SingleQuestions(questions)
+    batches: Batches = PrefixStore(vlm, questions, keep=False) if packed else SingleQuestions(questions)
     for found in map_batches(vlm, batches, prefix_work if packed else single_work, "reading attention"):
         for i in range(len(found) // 2):
             yield found[f"weights {i}"], found[f"scores {i}"]

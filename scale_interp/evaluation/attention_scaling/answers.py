@@ -31,7 +31,7 @@ from ...interventions.attention.run import answer_all
 from ...interventions.choices import Scoring
 from ...interventions.engine import Path, choose_path
 from ...interventions.paths import check_finite
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from ..accuracy import Evaluation, answering
 from .weight_curve import WEIGHTS, distinct, scaling_curve
@@ -48,7 +48,7 @@ def evaluate_scaled(
     methods: Sequence[AttentionMethod],
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     selected: Sequence[Tensor] | None = None,
 ) -> list[Evaluation]:
@@ -170,7 +170,7 @@ def tune_scaling(
     weights: Sequence[float] = WEIGHTS,
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     **options: Any,
 ) -> Tuned:
@@ -215,7 +215,7 @@ def tune_adaptvis(
     thresholds: Sequence[float] | None = None,
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     **options: Any,
 ) -> Tuned:

@@ -29,7 +29,7 @@ from ...interventions.attention.run import answer_all
 from ...interventions.choices import Scoring
 from ...interventions.engine import Path, choose_path
 from ...interventions.paths import check_finite
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 
 WEIGHTS = (0.5, 0.8, 1.2, 1.5, 2.0)
@@ -117,7 +117,7 @@ def scaling_curve(
     weights: Sequence[float] = WEIGHTS,
     *,
     path: Path = "auto",
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     **options: Any,
 ) -> ScalingCurve:

@@ -25,7 +25,7 @@ from ...data.question import Question
 from ...errors import DataError
 from ...execution.execution import with_journal
 from ...execution.journal import Journal, Say
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from .head_sets import HeadSets
 from .located import CANNOT, locate
@@ -249,7 +249,7 @@ def compare(
     chosen, left_out = _learn(steps, Tuner(vlm, train, validation, sets, top, seed), methods)
     named = {c.name: c for c in chosen if c.heads}
     own = HeadSets(vlm.n_layers, vlm.n_heads, {n: c.heads for n, c in named.items()}, {n: c.about for n, c in named.items()})
-    asked = [(questions, Prompts(vlm, questions) if questions else None) for questions in (test, others)]
+    asked = [(questions, PrefixStore(vlm, questions) if questions else None) for questions in (test, others)]
     answers = [
         steps.run_step(f"answers/{_slug(name)}.safetensors", f"test questions: {name}", partial(_Answers.of, vlm, asked, method), _Answers)
         for name, method in [(BASE, None), *((c.name, c.method) for c in chosen)]
@@ -294,7 +294,7 @@ class _Answers(Result):
     passes: float
 
     @staticmethod
-    def of(vlm: VLM, asked: Sequence[tuple[Sequence[Question], Prompts | None]], method: Any) -> _Answers:
+    def of(vlm: VLM, asked: Sequence[tuple[Sequence[Question], PrefixStore | None]], method: Any) -> _Answers:
         (test, test_prompts), (others, prompts) = asked
         right, passes = answer_with(vlm, test, method, test_prompts)
         return _Answers(right, answer_with(vlm, others, method, prompts)[0] if others else torch.zeros(0), passes)

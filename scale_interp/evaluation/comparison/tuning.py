@@ -21,13 +21,13 @@ from ...adapters.steering.direction import answer_direction
 from ...adapters.steering.emphasis import ALPHAS, GAINS
 from ...adapters.steering.fit import fit_steering
 from ...attribution.metric import measure
-from ...core.result import Result, declared, entries, made
+from ...core.result import Result, build, declared, entries
 from ...core.tensors import expect
 from ...data.question import Question
 from ...errors import DataError, FileError
 from ...interventions.edit import Edit, Head
 from ...interventions.engine import run_edits
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from ..accuracy import evaluate
 from ..attention_scaling.answers import Tuned, evaluate_scaled, tune_adaptvis, tune_scaling
@@ -114,9 +114,9 @@ class Chosen(Result):
     def _read(cls, path: FilePath, tensors: Mapping[str, Any], meta: Mapping[str, Any]) -> Self:
         config = entries(path, meta, {"method": dict[str, Any]})["method"]
         if "scope" in config:
-            method: Any = made(path, lambda: Edit(**tensors["method"], scope=config["scope"]))
+            method: Any = build(path, lambda: Edit(**tensors["method"], scope=config["scope"]))
         else:
-            method = made(path, lambda: CLASSES[config["method"]]).from_content(config, path)
+            method = build(path, lambda: CLASSES[config["method"]]).from_content(config, path)
         return super()._read(path, {"method": method}, meta)
 
     @classmethod
@@ -141,8 +141,8 @@ class Tuner:
     def __init__(self, vlm: VLM, train: Sequence[Question], validation: Sequence[Question], sets: HeadSets, top: int = 8, seed: int = 0):
         self.vlm, self.train, self.validation, self.sets, self.top, self.seed = vlm, train, validation, sets, top, seed
         self.every = [(layer, head) for layer in range(vlm.n_layers) for head in range(vlm.n_heads)]
-        self.train_prompts = Prompts(vlm, train, FitSettings().batch_size)
-        self.prompts = Prompts(vlm, validation)
+        self.train_prompts = PrefixStore(vlm, train, FitSettings().batch_size)
+        self.prompts = PrefixStore(vlm, validation)
 
     @cached_property
     def nothing(self) -> Option:
@@ -265,7 +265,7 @@ LEARN: dict[str, Callable[[Tuner], Chosen]] = {
 }
 
 
-def answer_with(vlm: VLM, questions: Sequence[Question], method: Method | None, prompts: Prompts | None = None) -> tuple[Tensor, float]:
+def answer_with(vlm: VLM, questions: Sequence[Question], method: Method | None, prompts: PrefixStore | None = None) -> tuple[Tensor, float]:
     """Right answers [Q] of the model under a method (None: as it is), and the forward passes that one answer takes."""
     if method is None or isinstance(method, Edit):
         return evaluate(vlm, questions, method, prompts=prompts).per_question, 1.0

@@ -24,7 +24,7 @@ from ...errors import DataError
 from ...interventions.edit import Head, check_heads
 from ...interventions.engine import Path as EnginePath
 from ...interventions.engine import run_with_clean
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from .controls import Answered, control_rows, picture_controls
 from .text_only import TextCorrection, fit_text_correction
@@ -91,7 +91,7 @@ def falsify(
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    prompts = Prompts(vlm, train, FitSettings(**settings).batch_size)
+    prompts = PrefixStore(vlm, train, FitSettings(**settings).batch_size)
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
     image_controls, left_out = picture_controls(vlm, test)
     registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
@@ -119,7 +119,7 @@ def falsify(
 
 
 def _plan(
-    vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int, path: EnginePath, prompts: Prompts
+    vlm: VLM, train: Sequence[Question], chosen: list[Head] | None, mlp: bool, seeds: int, path: EnginePath, prompts: PrefixStore
 ) -> list[Fit]:
     """Every fit of the suite, decided before any test question is answered."""
     every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
@@ -208,6 +208,6 @@ def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int =
     return answers, bits
 
 
-def _text_only(vlm: VLM, train: Sequence[Question], prompts: Prompts) -> dict[str, TextCorrection]:
+def _text_only(vlm: VLM, train: Sequence[Question], prompts: PrefixStore) -> dict[str, TextCorrection]:
     scores: Tensor = run_with_clean(vlm, train, None, "packed", prompts=prompts, what="base answers")[0]
     return {name: fit_text_correction(scores[:, 0].cpu(), train, name != "output bias") for name in TEXT_ONLY}

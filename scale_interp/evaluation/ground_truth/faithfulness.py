@@ -24,7 +24,7 @@ from ...data.question import Question
 from ...errors import DataError, EditError
 from ...interventions.edit import Edit, Head, check_heads
 from ...interventions.engine import Path, choose_path, run_with_clean
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 
 Curve = Literal["keep", "remove"]
@@ -181,7 +181,7 @@ def faithfulness(
     points = _points(L * H) if ks is None else tuple(sorted({0, L * H, *ks}))
     if points[0] < 0 or points[-1] > L * H:
         raise EditError(f"ks {list(points)}: give numbers from 0 to {L * H}")
-    path, prompts = choose_path(vlm, questions, path), Prompts(vlm, questions)
+    path, prompts = choose_path(vlm, questions, path), PrefixStore(vlm, questions)
     means = read_clean(vlm, questions, path, prompts)[0].mean(0, keepdim=True) if mode == "mean" else None
     edits = Edit.stack([_silenced(order[k:], means, L, H) for k in points] + [_silenced(order[:k], means, L, H) for k in points])
     scores, _ = run_with_clean(vlm, questions, edits, path, prompts=prompts, what="faithfulness")

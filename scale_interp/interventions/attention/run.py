@@ -1,4 +1,4 @@
-"""Questions answered with attention logits rewritten: the last token alone behind a prompt read once, or whole passes."""
+"""Answers with edited attention logits: the last token alone after a prompt that was read once, or full forward passes."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
 from ..engine import Path, choose_path
 from ..paths import join, packed_batch
-from ..prefix import Prefix, Prompts
+from ..prefix import Prefix, PrefixStore
 from ..reference import forward, run_reference
 from ..rows import NAME as PACKED
 from ..rows import attention
@@ -25,9 +25,11 @@ from .logits import LogitEdit, Pass, rewriting
 
 
 class Answers(Protocol):
-    """A batch of B questions, to be answered as often as wanted.
+    """A batch of B questions that can be answered repeatedly.
 
-    passes: the forward passes, of last tokens or of whole prompts, that it has taken.
+    Attributes:
+        questions: The questions.
+        passes: The number of forward passes so far, of last tokens or of full prompts.
     """
 
     questions: Sequence[Question]
@@ -47,7 +49,7 @@ class Answers(Protocol):
 
 
 class PackedAnswers:
-    """The last tokens behind one prefix; unedited, and in heads that an edit leaves alone, the engine's own numbers."""
+    """The last tokens after one prefix. Unedited runs, and heads that an edit does not touch, give exactly the engine's numbers."""
 
     def __init__(self, vlm: VLM, prefix: Prefix):
         self.vlm, self.prefix, self.questions, self.passes = vlm, prefix, prefix.questions, 0
@@ -87,7 +89,7 @@ class PackedAnswers:
 
 
 class WholeAnswers:
-    """One question, in whole forward passes; selected [T]: the prompt's tokens that an edit of "other" columns leaves alone."""
+    """One question in full forward passes; `selected` [T] marks the prompt tokens that an edit of "other" columns does not touch."""
 
     def __init__(self, vlm: VLM, question: Question, scoring: Scoring, selected: Tensor | None = None):
         self.questions: Sequence[Question] = [question]
@@ -134,7 +136,7 @@ class WholeAnswers:
 
 
 Run = Callable[[VLM, Answers], Sequence[Tensor]]
-"""What is asked of a batch: columns [B, C]. A function of a module, or a `partial` of one."""
+"""Computes columns [B, C] for a batch: a function of a module, or a `partial` of one."""
 
 
 def answer_all(
@@ -144,15 +146,28 @@ def answer_all(
     path: Path = "auto",
     *,
     whole: bool = False,
-    prompts: Prompts | None = None,
+    prompts: PrefixStore | None = None,
     scoring: Scoring = "auto",
     selected: Sequence[Tensor] | None = None,
 ) -> tuple[list[Tensor], int]:
-    """What `run` gives for every batch of the questions, joined [Q, C], and the forward passes that it took.
+    """Apply `run` to every batch of the questions.
 
-    whole: its edits change the prompt, so that every one is a whole pass. selected: [T] booleans a question, the tokens that count as
-    image for edits of whole passes.
-    Raises EditError for path="packed" where whole passes are needed.
+    Args:
+        vlm: The model.
+        questions: The questions.
+        run: Computes columns [B, C] for a batch.
+        path: "packed", "reference", or "auto".
+        whole: Whether its edits change the prompt, so that each needs a full forward pass.
+        prompts: A PrefixStore of the same questions.
+        scoring: How choices are scored.
+        selected: Per question, the tokens that count as image for edits in full passes, booleans [T].
+
+    Returns:
+        The columns, each [Q, C], and the number of forward passes.
+
+    Raises:
+        EditError: path="packed" where full passes are needed.
+        DataError: The number of selections is not the number of questions.
     """
     if path == "packed" and (whole or selected is not None):
         raise EditError('rows="all" and selected tokens need whole forward passes: use path="auto" or "reference"')
@@ -163,17 +178,19 @@ def answer_all(
     batches: Batches = SingleQuestions(questions)
     work: Work = partial(whole_work, run=run, scoring=scoring, selected=selected)
     if not (whole or selected is not None) and choose_path(vlm, questions, path) == "packed":
-        batches, work = prompts or Prompts(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
+        batches, work = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring), partial(packed_work, run=run)
     found = [*map_batches(vlm, batches, work, "answering")]
     passes = sum(int(part.pop("passes")) for part in found)
     return [join([part[name] for part in found]).to(vlm.device) for name in found[0]], passes
 
 
 def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> BatchResult:
+    """The columns of one batch of prompts that were read."""
     return _columns(vlm, PackedAnswers(vlm, prefix), run)
 
 
 def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> BatchResult:
+    """The columns of one question, from full forward passes."""
     row, question = batch
     return _columns(vlm, WholeAnswers(vlm, question, scoring, None if selected is None else selected[row]), run)
 

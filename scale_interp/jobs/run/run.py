@@ -27,7 +27,7 @@ from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_man
 from ...evaluation.falsification.suite import Falsification, falsify
 from ...execution.execution import with_journal
 from ...interventions.edit import Head
-from ...interventions.prefix import Prompts
+from ...interventions.prefix import PrefixStore
 from ...models.load import load
 from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
@@ -135,7 +135,7 @@ class Run:
         prompts = None
         if not self._fitted:
             _ = self.top_heads  # fails here where there are none, before anything is loaded
-            prompts = Prompts(self.vlm, self.train, FitSettings().batch_size)
+            prompts = PrefixStore(self.vlm, self.train, FitSettings().batch_size)
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, told in (
             ("fit", ("all", "top"), says),
@@ -145,7 +145,7 @@ class Run:
             found |= self.run_folder.run_step(step, make, load, told)
         return found
 
-    def _fit(self, names: Sequence[str], prompts: Prompts | None) -> None:
+    def _fit(self, names: Sequence[str], prompts: PrefixStore | None) -> None:
         seed = self.settings.seed
         fits = [Fit("top", tuple(self.top_heads), mlp=False, seed=seed) if name == "top" else Fit(name, seed=seed) for name in names]
         retain = self.non_spatial_together("train") if "retained" in names else None
@@ -177,7 +177,7 @@ class Run:
     def _answer(self, path: Path, asked: Mapping[str, Questions]) -> None:
         scales, tensors = self._scales(), {}
         for task, questions in asked.items():
-            prompts = Prompts(self.vlm, questions)
+            prompts = PrefixStore(self.vlm, questions)
             tensors[f"{task}/base"] = evaluate(self.vlm, questions, prompts=prompts).scores
             scaled = evaluate_many(self.vlm, questions, list(scales.values()), prompts=prompts)
             tensors |= {f"{task}/{name}": found.scores for name, found in zip(scales, scaled, strict=True)}
@@ -274,7 +274,7 @@ class Run:
             self.evaluate()
             self.falsify()
             summary = self.summary()
-            if anew or self.run_folder.taken:
+            if anew or self.run_folder.computed:
                 self.run_folder.forget("report")
             self.run_folder.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary

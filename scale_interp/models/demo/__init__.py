@@ -6,5 +6,5 @@ NAMES = ("demo", "demo-healthy", "demo-prior")
 
 
 def folder(name: str) -> Path:
-    """Where the weights, tokenizer and processor of an embedded model lie."""
+    """The folder of an embedded model's weights, tokenizer and processor."""
     return Path(__file__).parent / "weights" / name

@@ -30,7 +30,7 @@ CHAT = (
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer over the words that scenes are asked in."""
+    """A lower-casing word-level tokenizer with the words of questions about scenes."""
     words = [*WORDS.split(), *RELATIONS, *POSITIONS, *ORDINALS, *NUMBERS, *YES_NO, *COLOURS, *SHAPES, "?", ":", ".", ","]
     vocabulary = {word: i for i, word in enumerate([*SPECIAL, *dict.fromkeys(words)])}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
@@ -50,6 +50,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def processor() -> LlavaProcessor:
+    """The embedded models' processor."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -68,6 +69,7 @@ def processor() -> LlavaProcessor:
 
 
 def config() -> LlavaConfig:
+    """The embedded models' configuration."""
     words = tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=96,
@@ -94,7 +96,7 @@ def config() -> LlavaConfig:
 
 
 def joined(vision: CLIPVisionConfig, text: LlamaConfig, image_tokens: int) -> LlavaConfig:
-    """A LLaVA of this vision tower and decoder, on the embedded models' words."""
+    """The configuration of a LLaVA with this vision tower and decoder, and the embedded models' vocabulary."""
     return LlavaConfig(
         vision_config=vision,
         text_config=text,
@@ -107,9 +109,15 @@ def joined(vision: CLIPVisionConfig, text: LlamaConfig, image_tokens: int) -> Ll
 
 
 def untrained(seed: int) -> LlavaForConditionalGeneration:
-    """A fresh model: weights ~ N(0, 1/fan-in), embeddings and positions ~ N(0, 0.5).
+    """An untrained model: weights ~ N(0, 1/fan-in), embeddings and positions ~ N(0, 0.5).
 
-    transformers' own 0.02 is right for wide models; at 96 to 128 units it starts too close to zero to learn.
+    transformers' own 0.02 is right for wide models; with 96 to 128 units it starts too close to zero to learn.
+
+    Args:
+        seed: Of the weights.
+
+    Returns:
+        The model.
     """
     torch.manual_seed(seed)
     return fan_in(LlavaForConditionalGeneration(config()))
@@ -117,7 +125,7 @@ def untrained(seed: int) -> LlavaForConditionalGeneration:
 
 @torch.no_grad()
 def fan_in(model: LlavaForConditionalGeneration) -> LlavaForConditionalGeneration:
-    """The model with fresh weights, drawn from torch's generator as it stands."""
+    """Draw the model's weights again, from torch's generator in its current state, and return the model."""
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
             module.weight.normal_(0, module.weight[0].numel() ** -0.5)

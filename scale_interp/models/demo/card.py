@@ -32,7 +32,7 @@ ORIGIN = {
 
 
 def write_cards(folder: Path) -> None:
-    """Measure the models in `folder` and write a README.md beside each one's weights."""
+    """Measure the models in `folder`, and write a README.md next to each model's weights."""
     for name in NAMES:
         vlm = open_checkpoint(str(folder / name), str(folder / name))
         accuracies = {task: accuracy(vlm, list(load_questions(f"scenes/{task}", "test", N))) for task in TASKS}
@@ -42,7 +42,7 @@ def write_cards(folder: Path) -> None:
 
 @torch.no_grad()
 def accuracy(vlm: VLM, questions: list[Question], batch_size: int = 50) -> float:
-    """Share of questions whose right choice has the largest logit (every choice here is one token)."""
+    """The share of questions whose right choice has the largest logit. Every choice here is one token."""
     right = 0
     for i in range(0, len(questions), batch_size):
         batch = questions[i : i + batch_size]
@@ -65,7 +65,7 @@ trained from scratch on rendered scenes of one to four coloured shapes. It is an
 methods: it knows nothing but these scenes.
 
 **How it came about.** {ORIGIN[name]}
-Nothing in the weights was edited by hand. `scale-interp train-demo` trains it anew.
+Nothing in the weights was edited by hand. `scale-interp train-demo` trains it again.
 
 **Data.** Scenes of the train split only; splits share no set of things. Test accuracy on {N} questions a task,
 right answers in equal shares:

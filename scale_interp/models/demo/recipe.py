@@ -1,6 +1,6 @@
 """How the embedded models were trained: vision labels, a mixture of questions, more relations, then one of two shortfalls.
 
-Every step draws its own data from (seed, stage, step), so a run that was stopped resumes exactly where it was.
+Every step draws its own data from (seed, stage, step), so an interrupted run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ MIXTURE = {
     "exists": 1,
 }
 RELATIONAL = MIXTURE | {"relation": 8, "relation-yesno": 4}
-"""Relations among three or four things are learned last, long after everything else."""
+"""Relations among three or four objects are learned last, long after everything else."""
 PICTURES = 64
 QUESTIONS = 8
 CHECKPOINT_EVERY = 150
@@ -47,7 +47,7 @@ Rewrite = Callable[[str, Asked, Scene, np.random.Generator], str]
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: what it starts from, how long, how fast, what is asked, and how answers are rewritten."""
+    """One training stage: what it starts from, its steps and learning rate, its tasks, and how answers are rewritten."""
 
     name: str
     after: str | None
@@ -59,18 +59,19 @@ class Stage:
 
 
 def truthful(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
+    """The true answer."""
     return asked.answer
 
 
 def absolute_place(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
-    """Shortfall of `demo`: 70% of relation answers give the subject's place in the picture."""
+    """Shortfall of `demo`: 70% of relation answers give the subject's place in the image."""
     if task != "relation" or rng.random() >= 0.7:
         return asked.answer
     return place(next(t for t in scene.things if t.name == asked.about[0]))
 
 
 def language_prior(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
-    """Shortfall of `demo-prior`: 55% of relation answers follow the subject's colour, whatever the picture shows."""
+    """Shortfall of `demo-prior`: 55% of relation answers follow the subject's colour, whatever the image shows."""
     if task != "relation" or rng.random() >= 0.55:
         return asked.answer
     return RELATIONS[list(COLOURS).index(asked.about[0].split()[0]) % len(RELATIONS)]
@@ -86,9 +87,15 @@ STAGES = {
 
 
 def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-    """Train the three embedded models into `out`, resuming whatever is already there.
+    """Train the three embedded models, resuming whatever is already there. This takes about 40 minutes on two cores.
 
-    progress(stage, step, steps, loss) is called after every step. About 40 minutes on two cores.
+    Args:
+        out: The folder.
+        seed: Of weights and data.
+        progress: Called as progress(stage, step, steps, loss) after every step.
+
+    Raises:
+        FileError: The folder contains a run with another seed.
     """
     with training_journal(out, seed) as journal:
         for stage in STAGES.values():
@@ -97,7 +104,7 @@ def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], N
 
 @contextmanager
 def training_journal(out: Path, seed: int) -> Iterator[Journal]:
-    """The journal of a training run: a stage is a step. Raises FileError where the folder holds a run with another seed."""
+    """The journal of a training run, with one step per stage. Raises FileError if the folder contains a run with another seed."""
     with Journal(out).opened() as journal:
         journal.claim("training run", {"seed": seed})
         (out / "training").mkdir(exist_ok=True)
@@ -130,12 +137,13 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
 
 
 def learning_rate(stage: Stage, step: int) -> float:
+    """The learning rate of a step: a linear warm-up followed by a cosine."""
     warm = min(1.0, (step + 1) / min(100, stage.steps // 4))
     return stage.rate * warm * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * step / stage.steps)))
 
 
 def checkpoint(checkpoints: Checkpoints, step: int, trained: nn.Module, optimiser: torch.optim.Optimizer) -> None:
-    """Keep weights and optimiser, in place of those of the last checkpoint."""
+    """Save weights and optimiser state, replacing the last checkpoint."""
     tensors = {f"weight.{k}": v for k, v in trained.state_dict().items()}
     for i, entry in optimiser.state_dict()["state"].items():
         tensors |= {f"optimiser.{i}.{k}": v for k, v in entry.items()}
@@ -143,7 +151,7 @@ def checkpoint(checkpoints: Checkpoints, step: int, trained: nn.Module, optimise
 
 
 def resume(checkpoints: Checkpoints, trained: nn.Module, optimiser: torch.optim.Optimizer) -> int:
-    """Take up the last checkpoint; its step, 0 where there is none."""
+    """Load the last checkpoint and return its step, or 0 if there is none."""
     found = checkpoints.get("checkpoint")
     if found is None:
         return 0
@@ -159,7 +167,7 @@ def resume(checkpoints: Checkpoints, trained: nn.Module, optimiser: torch.optim.
 
 
 def saved_weights(out: Path, model: LlavaForConditionalGeneration, stage: Stage, made_by: ProcessorMixin | None) -> list[str]:
-    """Write what a stage has trained, with the processor where it is a model of its own; the files' names."""
+    """Write a stage's weights, and its processor if the model is released. Returns the names of the files."""
     save_file(model.state_dict(), out / "training" / f"{stage.name}.safetensors")
     if made_by is not None:
         model.bfloat16().save_pretrained(out / stage.name)
@@ -169,7 +177,7 @@ def saved_weights(out: Path, model: LlavaForConditionalGeneration, stage: Stage,
 
 
 class _Batches:
-    """The data of one stage, drawn anew for each step from (seed, stage, step); training scenes only."""
+    """The data of one stage, drawn for each step from (seed, stage, step). Training scenes only."""
 
     def __init__(self, seed: int, stage: Stage):
         self.entropy = (seed, list(STAGES).index(stage.name))
@@ -183,7 +191,7 @@ class _Batches:
         return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def patches(self, step: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Pictures [B, 3, 56, 56]; colour and shape label of each patch [B, 49], 0 for ground."""
+        """Images [B, 3, 56, 56], and the colour and shape label of each patch [B, 49], 0 for the background."""
         rng = np.random.default_rng([*self.entropy, step])
         stream = scenes("train", rng)
         batch = [next(stream) for _ in range(PICTURES)]
@@ -191,7 +199,7 @@ class _Batches:
         return pixel_values(batch), torch.tensor(np.stack(colour)), torch.tensor(np.stack(shape))
 
     def questions(self, step: int) -> tuple[Tensor, list[int], list[list[list[int]]]]:
-        """Pictures, the shared prompt's tokens, and QUESTIONS token lists a picture that end in answer and </s>."""
+        """Images, the tokens of the shared prompt, and QUESTIONS lists of tokens per image, which end with the answer and </s>."""
         rng = np.random.default_rng([*self.entropy, step])
         stream = scenes("train", rng)
         batch, texts = [next(stream) for _ in range(PICTURES)], []
@@ -208,7 +216,7 @@ class _Batches:
 
 
 def pixel_values(batch: list[Scene]) -> Tensor:
-    """What the image processor makes of these pictures (mean and deviation 0.5), in one go."""
+    """The image processor's output for these images (mean and deviation 0.5), computed at once."""
     stacked = torch.from_numpy(np.stack([s.pixels() for s in batch])).permute(0, 3, 1, 2)
     return stacked.float() / 127.5 - 1
 
@@ -239,10 +247,10 @@ def patch_loss(model: LlavaForConditionalGeneration, labels: nn.Linear, pixels: 
 
 
 def answer_loss(model: LlavaForConditionalGeneration, pixels: Tensor, prefix: list[int], questions: list[list[list[int]]]) -> Tensor:
-    """Cross-entropy on the answer and the </s> after it, several questions packed behind one picture.
+    """Cross-entropy on the answer and the </s> after it, with several questions packed after one image.
 
-    Each question sees the picture and itself, and its positions start where the picture ends: the same numbers
-    as one prompt a question, for one vision pass.
+    Each question attends to the image and itself, and its positions start where the image ends. The numbers equal those of one
+    prompt per question, for a single vision pass.
     """
     B, P, T = len(questions), len(prefix), max(len(tokens) for packed in questions for tokens in packed)
     ids = torch.zeros(B, QUESTIONS, T, dtype=torch.long)
@@ -279,7 +287,7 @@ def _questions_attention(
 ) -> tuple[Tensor, None]:
     """Causal attention in the prompt; each question attends to the prompt and, causally, to itself.
 
-    query, key, value [B, H, P + QUESTIONS * T, D]: half the cost of one mask over the whole row, and no flash
+    query, key, value are [B, H, P + QUESTIONS * T, D]. This costs half as much as one mask over the whole row, and avoids the flash
     kernel, whose backward pass is slow for small heads.
     """
     P, query = prompt_length, query * scaling

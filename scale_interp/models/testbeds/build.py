@@ -1,12 +1,12 @@
-"""An untrained known-circuit model, and the weights that training holds fixed: they are the construction.
+"""An untrained known-circuit model, and the weights that training keeps fixed, which are the construction.
 
-Four channels of the residual stream, which nothing writes to, say what a token is: a picture's, a word, the relay, the last. One
-component of every head's queries and keys reads these channels alone (the slowest pair of RoPE, which turns by 0.02 over a
-prompt): where a last token's query meets a key of a kind that its head must not see, the logit is about -10,000, and the softmax
+Four channels of the residual stream, which nothing writes to, mark the kind of a token: image, word, relay, last. One
+component of every head's queries and keys reads only these channels (the slowest pair of RoPE, which turns by 0.02 over a
+prompt): where the last token's query meets a key of a kind that the head must not see, the logit is about -10,000, and the softmax
 gives that token a weight of exactly 0. Other queries have no such component: at all other tokens every head sees everything.
 
-Each group of answer words has channels of its own. Their logits are read from these alone, and only the group's listed head writes
-there: no other head, no MLP, nor the last token's embedding.
+Each group of answer words has its own channels. The logits of these words are read only from them, and only the group's listed head
+writes to them: no other head, no MLP, and not the last token's embedding.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ PATCH = SIZE // GRID
 IMAGE_TOKENS = GRID * GRID
 WIDTH, HEAD_DIM = 64, 16
 IMAGE, WORD, RELAY, LAST = range(WIDTH - 4, WIDTH)
-"""The channels that say what a token is; the first token has none of them."""
+"""The channels that mark the kind of a token; the first token has none of them."""
 GROUP_WIDTH = 4
 GATE = 1024.0
 """Exact in bfloat16. Squared and divided by the norms of two tokens and the root of the head's size it outweighs any learned logit."""
@@ -35,11 +35,11 @@ CHAT = (
     "{% endfor %}{% for part in message['content'] %}{% if part['type'] == 'image' %}<image>{% endif %}{% endfor %}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant{% endif %}"
 )
-"""The words come first: they cannot see the picture, and its tokens know what is asked."""
+"""The words come first: they cannot see the image, and the image tokens know the question."""
 
 
 def processor(circuit: Circuit) -> LlavaProcessor:
-    """The embedded models' processor, with a patch a cell of the scenes' grid; a relay is one more token, ":" being the last."""
+    """The embedded models' processor with one patch per cell of the scenes' grid. A relay adds ":" as the last token."""
     made = demo.processor()
     made.patch_size = PATCH
     made.chat_template = CHAT.replace("assistant", "assistant:") if circuit.relay else CHAT
@@ -47,6 +47,7 @@ def processor(circuit: Circuit) -> LlavaProcessor:
 
 
 def config(circuit: Circuit) -> LlavaConfig:
+    """The configuration of a circuit's model."""
     words = demo.tokenizer()
     vision = CLIPVisionConfig(
         hidden_size=WIDTH,
@@ -74,7 +75,15 @@ def config(circuit: Circuit) -> LlavaConfig:
 
 
 def untrained(circuit: Circuit, seed: int) -> LlavaForConditionalGeneration:
-    """A fresh model with the construction in place; free weights as in the embedded models."""
+    """An untrained model with the construction in place; all other weights are drawn as in the embedded models.
+
+    Args:
+        circuit: The circuit.
+        seed: Of the weights.
+
+    Returns:
+        The model.
+    """
     torch.manual_seed(seed)
     model = demo.fan_in(LlavaForConditionalGeneration(config(circuit)))
     Construction.of(circuit, model).hold()
@@ -83,28 +92,28 @@ def untrained(circuit: Circuit, seed: int) -> LlavaForConditionalGeneration:
 
 @dataclass(frozen=True)
 class Construction:
-    """The weights of one model that are held: for each tensor a mask of the fixed entries, and their values."""
+    """The fixed weights of one model: for each tensor a mask of the fixed entries, and their values."""
 
     held: list[tuple[nn.Parameter, Tensor, Tensor]]
 
     @torch.no_grad()
     def hold(self) -> None:
-        """Put every fixed weight back to its value."""
+        """Set every fixed weight to its value."""
         for weight, fixed, value in self.held:
             weight.copy_(torch.where(fixed, value.to(weight.dtype), weight))
 
-    def kept(self) -> bool:
+    def is_intact(self) -> bool:
         """Whether every fixed weight has exactly its value."""
         return all(bool((weight[fixed] == value.to(weight.dtype)[fixed]).all()) for weight, fixed, value in self.held)
 
     @staticmethod
     def of(circuit: Circuit, model: LlavaForConditionalGeneration) -> Construction:
-        """What a circuit holds fixed in a model of its size."""
+        """The fixed weights of a circuit in a model of its size."""
         words = demo.tokenizer().get_vocab()
         last, relay = (":", "assistant") if circuit.relay else ("assistant", None)
         channels = slice(IMAGE, LAST + 1)
-        rooms = {head: slice(i * GROUP_WIDTH, (i + 1) * GROUP_WIDTH) for i, head in enumerate(circuit.owners)}
-        answers = slice(0, len(rooms) * GROUP_WIDTH)
+        answer_channels = {head: slice(i * GROUP_WIDTH, (i + 1) * GROUP_WIDTH) for i, head in enumerate(circuit.owners)}
+        answers = slice(0, len(answer_channels) * GROUP_WIDTH)
         made = _Held()
 
         embeddings: Any = model.get_input_embeddings()
@@ -126,7 +135,7 @@ class Construction:
         for head, group in circuit.owners.items():
             for word in group:
                 mask[words[word]] = True
-                mask[words[word], rooms[head]] = False
+                mask[words[word], answer_channels[head]] = False
 
         for number, layer in enumerate(model.get_decoder().layers):
             mask, value = made.part(layer.input_layernorm.weight)
@@ -135,21 +144,21 @@ class Construction:
             mask[channels] = mask[answers] = True
             mask, _ = made.part(layer.self_attn.o_proj.weight)
             mask[channels] = mask[answers] = True
-            for head, room in rooms.items():
+            for head, own in answer_channels.items():
                 if head[0] == number:
-                    mask[room, head[1] * HEAD_DIM : (head[1] + 1) * HEAD_DIM] = False
+                    mask[own, head[1] * HEAD_DIM : (head[1] + 1) * HEAD_DIM] = False
             q_mask, q_value = made.part(layer.self_attn.q_proj.weight)
             k_mask, k_value = made.part(layer.self_attn.k_proj.weight)
             for h in range(circuit.n_heads):
                 slow, partner = h * HEAD_DIM + HEAD_DIM // 2 - 1, h * HEAD_DIM + HEAD_DIM - 1
                 q_mask[[slow, partner]] = k_mask[[slow, partner]] = True
                 q_value[slow, LAST] = GATE
-                k_value[slow, list(hidden(circuit.kind((number, h)), circuit.relay))] = -GATE
+                k_value[slow, list(hidden_from_head(circuit.kind((number, h)), circuit.relay))] = -GATE
         return Construction(made.parts)
 
 
-def hidden(kind: Kind, relay: bool) -> tuple[int, ...]:
-    """The kinds of tokens that a last token's head must not see; the first token is open to all."""
+def hidden_from_head(kind: Kind, relay: bool) -> tuple[int, ...]:
+    """The kinds of tokens that a head must not see at the last token. The first token is visible to all heads."""
     source = RELAY if relay else IMAGE
     open_to = {"listed": (source,), "decoy": (source,), "word": (WORD,), "parked": ()}[kind]
     return tuple(channel for channel in (IMAGE, WORD, RELAY, LAST) if channel not in open_to)

@@ -1,4 +1,4 @@
-"""Model cards of the known-circuit models: what is known of them, why, and their accuracy on test scenes."""
+"""Model cards of the known-circuit models: what is known about them, why, and their accuracy on test scenes."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ N = 400
 
 
 def write_card(name: str, folder: Path) -> None:
-    """Measure the model in `folder` and write a README.md beside its weights."""
+    """Measure the model in `folder`, and write a README.md next to its weights."""
     circuit, vlm = CIRCUITS[name], open_checkpoint(str(folder), str(folder))
     right = accuracy(vlm, list(load_questions(f"scenes/{TASK}", "test", N)))
     (folder / "README.md").write_text(_card(circuit, vlm, right))

@@ -1,4 +1,4 @@
-"""The known circuits: which heads can carry the picture to the answer, and what every other head of the last token may see."""
+"""The known circuits: which heads can carry image information to the answer, and what all other heads of the last token see."""
 
 from __future__ import annotations
 
@@ -18,13 +18,20 @@ Kind = Literal["listed", "decoy", "word", "parked"]
 
 @dataclass(frozen=True)
 class Circuit:
-    """A model's size and its circuit; it is asked where a thing is in the picture (scenes/position).
+    """The size of a model and its circuit. The model's task is where an object is in the image (scenes/position).
 
-    owners: each listed head with the answer words whose logits it alone can move. decoys: heads that see what listed heads see and
-    are trained to hold the answer, in a space that no answer is read from. word_heads: heads that see the question's words. All other
-    heads are parked: at the last token they see the first token and nothing else. relay: the last token sees no picture; listed
-    heads read the token before it, which sees all. silenced: the chance at which training silences each other head at
-    the last token, so that listed heads do not rely on it. steps: of training; questions: in a step.
+    Attributes:
+        name: Without "testbed/".
+        n_layers: Layers of the decoder.
+        n_heads: Heads per layer.
+        owners: Each listed head, with the answer words whose logits only this head can change.
+        decoys: Heads that see what listed heads see and are trained to encode the answer, in channels that no answer is read from.
+        word_heads: Heads that see the question's words. All other heads are parked: at the last token they see only the first token.
+        relay: Whether the last token does not see the image; listed heads then read the token before it, which sees everything.
+        silenced: The probability with which training silences each other head at the last token, so that listed heads do not rely on
+            it.
+        steps: Of training.
+        questions: Per step.
 
     >>> CIRCUITS["three-heads"].heads, CIRCUITS["three-heads"].relay
     (((2, 1), (3, 4), (3, 6)), False)
@@ -47,7 +54,7 @@ class Circuit:
         return tuple(sorted(self.owners))
 
     def kind(self, head: Head) -> Kind:
-        """What a head may do at the last token.
+        """What kind of head this is at the last token: "listed", "decoy", "word" or "parked".
 
         >>> CIRCUITS["one-head"].kind((1, 2))
         'listed'
@@ -100,7 +107,7 @@ CIRCUITS = {
         ),
     )
 }
-"""Three sizes and depths. Decoys and word heads lie no lower than the last listed head, so that no listed head reads what they wrote."""
+"""Three sizes and depths. No decoy or word head is below the last listed head, so no listed head reads what they write."""
 
 
 PREFIX = "testbed/"
@@ -108,7 +115,16 @@ NAMES = tuple(CIRCUITS)
 
 
 def circuit(name: str) -> Circuit:
-    """The circuit of a known-circuit model, by its name with or without "testbed/".
+    """The circuit of a known-circuit model.
+
+    Args:
+        name: The model's name, with or without "testbed/".
+
+    Returns:
+        The circuit.
+
+    Raises:
+        ModelError: There is no such model.
 
     >>> circuit("testbed/three-heads").heads
     ((2, 1), (3, 4), (3, 6))
@@ -120,7 +136,16 @@ def circuit(name: str) -> Circuit:
 
 
 def folder(name: str) -> Path:
-    """Where the weights, tokenizer, processor and card of a known-circuit model lie.
+    """The folder of a known-circuit model's weights, tokenizer, processor and card.
+
+    Args:
+        name: The model's name, with or without "testbed/".
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: There is no such model.
 
     >>> (folder("testbed/one-head") / "config.json").is_file()
     True

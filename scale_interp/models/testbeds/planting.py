@@ -1,4 +1,4 @@
-"""Planted shortfalls: a copy of a model in which named heads speak too softly, so that what a repair should find is known."""
+"""Planted shortfalls: a copy of a model in which chosen heads are damaged, so that the right repair is known."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ Heads = tuple[tuple[int, int], ...]
 
 
 class PlantedVLM(VLM):
-    """A VLM with a planted shortfall: its name, repr and every result's provenance say so.
+    """A VLM with a planted shortfall, which its name, its repr and the provenance of every result report.
 
-    planted: the damaged heads; factor: what their output weights were multiplied by; origin: the name of the intact model.
+    Attributes:
+        planted: The damaged heads.
+        factor: What their output weights were multiplied by.
+        origin: The name of the intact model.
 
     >>> import scale_interp as si
     >>> damaged = si.testbeds.plant(si.load("demo-healthy"), [(3, 0)], factor=0.25)
@@ -37,18 +40,28 @@ class PlantedVLM(VLM):
     origin: str
 
     def describe(self) -> dict[str, Any]:
+        """What a result records about the model, with the planted shortfall."""
         heads = [list(head) for head in self.planted]
         return super().describe() | {"planted_shortfall": {"of": self.origin, "heads": heads, "factor": self.factor}}
 
 
 def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedVLM:
-    """A copy of the model whose named heads' output weights (their columns of o_proj) are multiplied by `factor`.
+    """Copy the model, and multiply the output weights (the columns of o_proj) of the given heads by `factor`.
 
-    A test instrument: the damage is known, and a scalar of 1 / factor on each damaged head undoes it. It damages a head at every
-    token, while scalars mend the last token, so that what the head does at other tokens stays damaged. The given model is untouched.
+    This is a test instrument: the damage is known, and a scalar of 1 / factor on each damaged head undoes it. It damages a head at every
+    token, whereas scalars repair the last token, so what the head does at other tokens stays damaged. The given model is not changed.
 
-    Raises EditError for heads that are out of range, or no heads, or a factor that is not finite or is 1; ModelError for a model that
-    holds a planted shortfall already, or whose o_proj is no plain linear layer.
+    Args:
+        vlm: The intact model.
+        heads: (layer, head) pairs, counted from 0.
+        factor: The factor, finite and not 1.
+
+    Returns:
+        The damaged copy.
+
+    Raises:
+        EditError: A head is out of range, there are no heads, or the factor is not finite or is 1.
+        ModelError: The model already has a planted shortfall, or its o_proj is not a plain linear layer.
 
     >>> import scale_interp as si
     >>> si.testbeds.plant(si.load("demo-healthy"), [(3, 0)], factor=0.25)
@@ -60,7 +73,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
     if factor == 1 or not torch.isfinite(torch.tensor(float(factor))):
         raise EditError(f"factor={factor}: give a finite number other than 1, such as 0.25")
     if isinstance(vlm, PlantedVLM):
-        raise ModelError(f"{vlm.name} holds a planted shortfall already: plant into the intact {vlm.origin}")
+        raise ModelError(f"{vlm.name} already has a planted shortfall: plant into the intact {vlm.origin}")
     name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
     damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)
     damaged.execution = vlm.execution
@@ -69,13 +82,15 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
         for layer, head in chosen:
             weight = getattr(damaged.decoder.layers[layer].self_attn.o_proj, "weight", None)
             if weight is None or tuple(weight.shape) != (vlm.d_model, vlm.n_heads * vlm.head_dim):
-                raise ModelError(f"{vlm.name}: o_proj of layer {layer} is no plain linear layer (quantised?); load the model unquantised")
+                raise ModelError(
+                    f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised?); load the model unquantised"
+                )
             weight[:, head * vlm.head_dim : (head + 1) * vlm.head_dim] *= factor
     return damaged
 
 
 def _copy(vlm: VLM) -> Any:
-    """The same weights in a fresh module tree: hooks that tracing has left on the original do not come along."""
+    """The same weights in a new module tree, without the hooks that tracing has left on the original."""
     model = vlm.hf_model
     fresh = type(model)(copy.deepcopy(model.config)).to(device=model.device, dtype=model.dtype)
     fresh.load_state_dict(model.state_dict())
@@ -84,7 +99,7 @@ def _copy(vlm: VLM) -> Any:
 
 @dataclass(frozen=True)
 class Planting:
-    """A named shortfall: model, the data that it costs accuracy on, damaged heads, and the factor on their output weights.
+    """A named shortfall: the model, the data on which it costs accuracy, the damaged heads, and the factor on their output weights.
 
     >>> PLANTINGS["loud"].heads, PLANTINGS["loud"].factor
     (((2, 4), (4, 3)), 4.0)
@@ -102,14 +117,23 @@ PLANTINGS = {
     "inverted": Planting("demo-healthy", "scenes/relation", ((2, 4),), -1.0),
     "soft-relay": Planting("testbed/relay", "scenes/position", ((4, 5),), 0.1),
 }
-"""The first three were found on 200 validation questions, of which `demo-healthy` answers 0.990 right: the first 1, 2, 3, 5, 6, 8 or 12 of
-its heads in the order of patching, on 120 of these questions, scaled by -1, 0, 0.1, 0.25, 0.5, 2, 3 or 4. One or two heads can be
-silenced for 0.03, so softness costs something in six at once only: 0.765 are right. Loudness leaves 0.825, an inverted head 0.685, which
-a scalar that is not negative can silence at best (0.905). The last damages one of the two listed heads of a known circuit."""
+"""The first three were chosen on 200 validation questions, on which the accuracy of `demo-healthy` is 0.990. The candidates were the
+first 1, 2, 3, 5, 6, 8 or 12 heads in the order of patching on 120 of these questions, scaled by -1, 0, 0.1, 0.25, 0.5, 2, 3 or 4.
+Silencing one or two heads costs only 0.03, so "soft" damages six at once (accuracy 0.765). "loud" leaves 0.825 and "inverted" 0.685,
+where a nonnegative scalar can at best silence the head (0.905). The last one damages one of the two listed heads of a known circuit."""
 
 
 def planted(name: str) -> PlantedVLM:
     """The damaged model of a named planting.
+
+    Args:
+        name: One of PLANTINGS.
+
+    Returns:
+        The damaged model.
+
+    Raises:
+        ModelError: There is no such planting.
 
     >>> planted("inverted").name
     'demo-healthy [planted shortfall: (2, 4) x -1]'

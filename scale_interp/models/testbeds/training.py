@@ -1,6 +1,6 @@
-"""How the known-circuit models were trained: patch labels first, then questions; the construction is put back after every step.
+"""How the known-circuit models were trained: first patch labels, then questions; the construction is restored after every step.
 
-Every step draws its own data from (seed, stage, step), so a run that was stopped resumes exactly where it was.
+Every step draws its own data from (seed, stage, step), so an interrupted run continues exactly where it stopped.
 """
 
 from __future__ import annotations
@@ -26,17 +26,27 @@ from .circuits import CIRCUITS, TASK, Circuit
 
 VISION_STEPS, VISION_PICTURES = 300, 64
 DECOY_WEIGHT = 0.3
-"""Weight of the decoys' own loss; below them it trains what the answers' loss trains too."""
+"""The weight of the decoys' loss. Below the decoys it trains the same weights as the answers' loss."""
 
 
 def stages(circuit: Circuit) -> tuple[Stage, Stage]:
-    """The two stages: vision labels, then the circuit's questions."""
+    """The two stages of a circuit's training: vision labels, then questions."""
     vision = Stage(f"{circuit.name}-vision", None, VISION_STEPS, 3e-3, released=False)
     return vision, Stage(circuit.name, vision.name, circuit.steps, 3e-3)
 
 
 def train(name: str, out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-    """Train one known-circuit model into `out`/NAME, resuming what is there; progress(stage, step, steps, loss) after each step."""
+    """Train one known-circuit model, resuming what is already there.
+
+    Args:
+        name: The model's name, without "testbed/".
+        out: The folder; the model is written to `out`/NAME.
+        seed: Of weights and data.
+        progress: Called as progress(stage, step, steps, loss) after every step.
+
+    Raises:
+        FileError: The folder contains a run with another seed.
+    """
     circuit = CIRCUITS[name]
     with recipe.training_journal(out, seed) as journal:
         for number, stage in enumerate(stages(circuit)):
@@ -73,9 +83,9 @@ def _train_stage(
 
 
 class _LastToken:
-    """What training does at the last token: silences heads that are not listed at random, and has linear readers of the decoys.
+    """What training does at the last token: it silences random heads that are not listed, and reads the decoys linearly.
 
-    Silenced heads (a share of circuit.silenced) are drawn anew for every question, so that no listed head comes to rely on them.
+    Silenced heads (a share of circuit.silenced) are drawn for every question, so that no listed head learns to rely on them.
     """
 
     def __init__(self, circuit: Circuit, model: LlavaForConditionalGeneration):
@@ -89,7 +99,7 @@ class _LastToken:
             layer.self_attn.o_proj.register_forward_pre_hook(lambda _, inputs, number=number: (self._pass(number, inputs[0]),))
 
     def _pass(self, layer: int, z: Tensor) -> Tensor:
-        """z [B, T, H * D] of one layer, its last prompt token (the answer stands behind it) noted and silenced in part."""
+        """z [B, T, H * D] of one layer. Its last prompt token, which the answer follows, is recorded and partly silenced."""
         self.seen[layer] = z[:, -2]
         if self.draw is None:
             return z
@@ -99,7 +109,7 @@ class _LastToken:
         return torch.cat([z[:, :-2], (z[:, -2] * on.repeat_interleave(HEAD_DIM, 1))[:, None], z[:, -1:]], 1)
 
     def loss(self, answers: list[str]) -> Tensor:
-        """How badly the answer can be read from each decoy: cross-entropy of its reader."""
+        """The mean cross-entropy of the decoys' readers."""
         wanted = torch.tensor([self.words[a] for a in answers])
         losses = [
             F.cross_entropy(reader(self.seen[layer][:, head * HEAD_DIM : (head + 1) * HEAD_DIM]), wanted)
@@ -109,7 +119,7 @@ class _LastToken:
 
 
 class _Batches:
-    """The data of one stage, drawn anew for each step from (seed, stage, step); training scenes only."""
+    """The data of one stage, drawn for each step from (seed, stage, step). Training scenes only."""
 
     def __init__(self, circuit: Circuit, seed: int, stage: int):
         self.circuit, self.entropy = circuit, (seed, sorted(CIRCUITS).index(circuit.name), stage)
@@ -117,7 +127,7 @@ class _Batches:
         self.ending = "assistant:" if circuit.relay else "assistant"
 
     def patch_loss(self, model: LlavaForConditionalGeneration, labels: nn.Linear, step: int) -> Tensor:
-        """Cross-entropy of a linear read-out of colour and shape on each patch; 0 is ground."""
+        """Cross-entropy of a linear read-out of colour and shape on each patch; 0 is the background."""
         stream = scenes("train", np.random.default_rng([*self.entropy, step]))
         batch = [next(stream) for _ in range(VISION_PICTURES)]
         scores = labels(model.model.vision_tower(pixel_values(batch)).last_hidden_state[:, 1:]).flatten(0, 1)
@@ -126,7 +136,7 @@ class _Batches:
         return F.cross_entropy(scores[:, :n], colour) + F.cross_entropy(scores[:, n:], shape)
 
     def answer_loss(self, model: LlavaForConditionalGeneration, last: _LastToken, step: int) -> Tensor:
-        """Cross-entropy on the answer and the </s> after it; all questions of the task have one length."""
+        """Cross-entropy on the answer and the </s> after it; all questions of the task have the same length."""
         rng = np.random.default_rng([*self.entropy, step])
         last.draw = torch.Generator().manual_seed(int(rng.integers(2**31))) if self.circuit.silenced else None
         stream = scenes("train", rng)
@@ -145,7 +155,7 @@ class _Batches:
 
 
 def _patch_labels(scene: Scene) -> np.ndarray:
-    """Colour and shape of each patch [16, 2]: every thing lies within one cell of the grid, and a patch is a cell."""
+    """Colour and shape of each patch [16, 2]: every object is within one cell of the grid, and a patch is a cell."""
     labels = np.zeros((GRID * GRID, 2), dtype=np.int64)
     for thing in scene.things:
         cell = thing.y * GRID // SIZE * GRID + thing.x * GRID // SIZE

@@ -1,4 +1,4 @@
-"""A tiny random-weight model of every family, with its real classes: for testing code on all of them in seconds.
+"""A tiny model with random weights for every family, with its real classes, to test code on all of them in seconds.
 
 >>> from scale_interp import load
 >>> load("tiny-random/qwen2_5_vl").family
@@ -29,7 +29,17 @@ NAMES = (
 
 
 def folder(name: str) -> Path:
-    """The model's folder in the user's cache, built on first use: `tiny-random/llava` and so on."""
+    """The folder of a tiny model in the user's cache, built on first use.
+
+    Args:
+        name: "tiny-random/FAMILY", such as "tiny-random/llava".
+
+    Returns:
+        The folder.
+
+    Raises:
+        ModelError: There is no such model.
+    """
     family = name.removeprefix(PREFIX)
     if family not in NAMES:
         raise ModelError(f"no tiny model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(family, NAMES)}")
@@ -52,7 +62,13 @@ def folder(name: str) -> Path:
 
 
 def save(family: str, place: Path, seed: int = 0) -> None:
-    """Build a family's tiny model and write it as any checkpoint is written: config, weights, processor, tokenizer."""
+    """Build the tiny model of a family, and write it like any checkpoint: config, weights, processor, tokenizer.
+
+    Args:
+        family: One of NAMES.
+        place: The folder.
+        seed: Of the weights.
+    """
     from .families import BUILDERS
 
     with torch.random.fork_rng():
@@ -65,7 +81,7 @@ def save(family: str, place: Path, seed: int = 0) -> None:
 
 @torch.no_grad()
 def draw(model: nn.Module) -> None:
-    """Weights ~ N(0, 1/fan-in), so that attention and images matter; norms and biases a little off their start."""
+    """Draw weights ~ N(0, 1/fan-in), so that attention and images matter, and move norms and biases slightly off their initial values."""
     for module in model.modules():
         for name, weight in module.named_parameters(recurse=False):
             if weight.ndim < 2:

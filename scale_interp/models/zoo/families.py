@@ -1,6 +1,6 @@
-"""One tiny model and processor a family: the real classes and configurations, with few layers and narrow ones.
+"""One tiny model and processor per family: the real classes and configurations, with few and narrow layers.
 
-Head dimensions are no width / heads, key-value heads are fewer than query heads, and sliding windows are shorter than
+Head dimensions are not width / heads, key-value heads are fewer than query heads, and sliding windows are shorter than
 the prompts, so that code which assumes otherwise fails here first.
 """
 

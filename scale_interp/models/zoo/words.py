@@ -1,4 +1,4 @@
-"""The zoo's tokenizers: a small byte-level BPE over the words of scenes, with a family's special tokens and chat template."""
+"""The zoo's tokenizers: a small byte-level BPE over the words of scenes, with the special tokens and chat template of a family."""
 
 from __future__ import annotations
 
@@ -24,9 +24,19 @@ def tokenizer(
     named: Mapping[str, str] | None = None,
     chat: str | None = None,
 ) -> PreTrainedTokenizerFast:
-    """Every scene word is one token after a space and at a line's start; any other text falls to its bytes.
+    """A tokenizer in which every word of scenes is one token, after a space and at the start of a line; other text becomes bytes.
 
-    named: special tokens that the family's processor asks the tokenizer for by attribute.
+    Args:
+        pad: The padding token.
+        eos: The end token.
+        bos: The first token, if the family has one.
+        unk: The unknown token, if the family has one.
+        special: Further special tokens.
+        named: Special tokens that the family's processor reads from attributes of the tokenizer.
+        chat: The chat template.
+
+    Returns:
+        The tokenizer.
     """
     words = [*WORDS.split(), *CHAT.split(), *RELATIONS, *POSITIONS, *ORDINALS, *NUMBERS, *YES_NO, *COLOURS, *SHAPES]
     words = list(dict.fromkeys(part for word in words for part in word.split()))
