@@ -15,9 +15,10 @@ LEAST_BYTES = 64 * 2**20
 
 
 def free_memory(device: torch.device) -> int:
-    """Bytes free on a GPU, or of the machine's memory."""
+    """Bytes free on a GPU, what torch holds there unused included, or of the machine's memory."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + max(0, unused)
     return psutil.virtual_memory().available
 
 
