@@ -133,13 +133,14 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     def stop(*_: object) -> None:
         raise _Enough
 
-    hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
-    try:
-        vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    except _Enough:
-        pass
-    finally:
-        hook.remove()
+    with vlm.alone():
+        hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
+        try:
+            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except _Enough:
+            pass
+        finally:
+            hook.remove()
     return cache.layers
 
 
@@ -154,7 +155,8 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
     Raises ModelError when a single prompt does not fit.
     """
     try:
-        return read_prefix(vlm, questions, rows, vision, scoring)
+        with vlm.alone():
+            return read_prefix(vlm, questions, rows, vision, scoring)
     except Exception as error:
         if not out_of_memory(error):
             raise

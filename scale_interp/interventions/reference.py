@@ -55,7 +55,7 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Tensor:
     """Logits [1, T + k, V] of a whole forward pass with the edit at the prompt's last token (and after it)."""
     end = T if scope == "last" else None
-    with vlm.nn.trace(**inputs, use_cache=False):
+    with vlm.alone(), vlm.nn.trace(**inputs, use_cache=False):
         for number, layer in enumerate(vlm.layers):
             part = parts.get(number)
             if part is not None and (part.scale is not None or part.shift is not None):

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..errors import PathWarning
+from ..vlm.lock import alone
 
 NAME = "scale_interp_packed"
 
@@ -88,11 +89,16 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def attention(decoder: PreTrainedModel, name: str = NAME) -> Iterator[None]:
-    """The text decoder with another attention function, put back afterwards."""
+    """The text decoder with another attention function, put back afterwards; other threads wait until then."""
+    with alone(decoder):
+        yield from _attention(decoder, name)
+
+
+def _attention(decoder: PreTrainedModel, name: str) -> Iterator[None]:
     before = decoder.config._attn_implementation
     if str(before).startswith("flash"):
         warnings.warn(
-            f"{before} takes no masks of packed rows: it reads the prompts, and packed runs use plain torch", PathWarning, stacklevel=3
+            f"{before} takes no masks of packed rows: it reads the prompts, and packed runs use plain torch", PathWarning, stacklevel=4
         )
     decoder.set_attn_implementation(name)
     try:

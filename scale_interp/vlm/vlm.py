@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -22,6 +24,7 @@ from ..data.question import Question
 from ..errors import DataError, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
+from .lock import alone
 from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
@@ -92,6 +95,22 @@ class VLM(NotebookView):
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> VLM:
+        """Another model of the same weights, with views of its own: nnsight's are made anew, as a copied view sees no module run."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        with self.alone():
+            for name, value in vars(self).items():
+                if name not in ("nn", "text", "layers", "execution", "reopen"):
+                    setattr(made, name, copy.deepcopy(value, memo))
+        vars(made).pop("layers", None)
+        made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
+        return made
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A block in which no other thread runs this model; every run of the toolkit is in one, so give it to your own traces."""
+        return alone(self.decoder)
+
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
         report = self.report
@@ -143,7 +162,8 @@ class VLM(NotebookView):
 
         Hooks of modules and of torch itself count, edits that nnsight keeps, and a `forward` in the place of a class's own.
         """
-        return any(True for _ in self._foreign_code())
+        with self.alone():
+            return any(True for _ in self._foreign_code())
 
     def _foreign_code(self) -> Iterator[tuple[str, Any]]:
         everywhere = nn.modules.module
@@ -159,6 +179,10 @@ class VLM(NotebookView):
     @property
     def state(self) -> str:
         """A hash of what decides, beside the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        with self.alone():
+            return self._state()
+
+    def _state(self) -> str:
         model = self.hf_model
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
@@ -280,7 +304,8 @@ class VLM(NotebookView):
         return out
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with alone(self.tokenizer):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def trace(self, questions: Question | Sequence[Question], **kwargs: Any) -> Any:
         """A plain nnsight trace of one forward pass over the questions: `with vlm.trace(q): vlm.layers[0]...`."""
@@ -296,7 +321,8 @@ class VLM(NotebookView):
         (2, <class 'str'>)
         """
         inputs = self.encode(question)
-        ids = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
+        with self.alone():
+            ids = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False, **kwargs)
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
         texts = [t.strip() for t in texts]
         return texts[0] if isinstance(question, Question) else texts
