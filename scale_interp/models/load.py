@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..core.arguments import LookedAt, checked
@@ -21,7 +22,7 @@ from .testbeds import circuits
 
 @checked
 def load(
-    model: Annotated[str | Path | PreTrainedModel, LookedAt()],
+    model: Annotated[str | Path | PreTrainedModel | nn.Module, LookedAt()],
     processor: ProcessorMixin | None = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -36,7 +37,7 @@ def load(
     """Load a vision-language model and address its heads.
 
     model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live transformers model
-    with its processor (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless
+    or one of peft with its processor (it is put in evaluation mode). dtype: float32 on a CPU and the checkpoint's own elsewhere, unless
     given. prompt: a template with {images} and {text}, in place of the chat template. check: compare all paths on one
     question now and keep the result in `vlm.report`; by default only where the model's family is not a known one: such
     a model is refused unless the check agrees. prefix_cache: where prompts that were read stay while they are asked for again:
@@ -48,11 +49,12 @@ def load(
     >>> load("demo").n_heads
     8
     """
+    model, adapters = _within_peft(model)
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        vlm = VLM(model, processor, name, prompt)
+        vlm = VLM(model, processor, name + adapters, prompt)
         vlm.prefix_cache = check_cache(prefix_cache)
         return _checked(vlm, check)
     if not isinstance(model, str | Path) or not str(model).strip():
@@ -77,6 +79,23 @@ def load(
     vlm.prefix_cache = prefix_cache
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)
+
+
+def _within_peft(model: Any) -> tuple[Any, str]:
+    """A model of peft as the transformers model within it, which holds its adapters' layers, and their names; others as they are."""
+    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "peft_config"):
+        configs = model.peft_config if isinstance(model.peft_config, dict) else {}
+        if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
+            raise ModelError(
+                f"{_what(model)} puts learned tokens before the prompt, which are not among the model's layers: give an adapter of its "
+                "layers, such as LoRA or IA3"
+            )
+        within = getattr(getattr(model, "base_model", None), "model", None)
+        if isinstance(within, PreTrainedModel):
+            active = model.active_adapters if hasattr(model, "active_adapters") else model.active_adapter
+            names = [active] if isinstance(active, str) else list(active)
+            return within, f" [adapter: {', '.join(names)}]"
+    return model, ""
 
 
 def _checked(vlm: VLM, check: bool | None) -> VLM:

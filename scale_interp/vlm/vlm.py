@@ -21,7 +21,7 @@ from ..core.notebook import NotebookView
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
-from ..errors import DataError, ModelError
+from ..errors import DataError, DataWarning, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .lock import alone
@@ -254,38 +254,71 @@ class VLM(NotebookView):
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
         """The whole processor output for one question or several, left-padded to one length, on the model's device.
 
-        Raises DataError where pictures and image placeholders do not match.
+        DataWarning for a prompt of more tokens than the model has positions. Raises DataError where pictures and image placeholders do
+        not match, and for a question that the processor refuses.
         """
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
             marks, pictures = text.count(self.placeholder), len(q.pictures)
             if marks != pictures:
+                written = q.text.count(self.placeholder)
+                mend = "write the placeholder once for each picture"
+                if written and marks - written == pictures:
+                    mend = "take it out of the question's text, as the prompt has one for each picture already"
                 raise DataError(
-                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); "
-                    "write the placeholder once for each picture"
+                    f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); {mend}"
                 )
-        images = [q.images for q in questions]
-        bos = self.tokenizer.bos_token
-        special = not (bos and texts[0].startswith(bos))
-        try:
-            inputs = self.processor(
-                text=texts,
-                images=images if any(images) else None,
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=special,
-            )
-        except (ValueError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
-            raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
+        inputs = self._processed(questions, texts)
         inputs.pop("labels", None)
         for key, value in inputs.items():
             if isinstance(value, Tensor):
                 inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
-        if not any(images) and (inputs["input_ids"] == self.image_token_id).any():
-            raise DataError(f"question {questions[0].id}: its tokens hold an image placeholder, but it has no picture; give one")
+        for q, ids in zip(questions, inputs["input_ids"], strict=True):
+            if not q.pictures and (ids == self.image_token_id).any():
+                raise DataError(f"question {q.id}: its tokens hold an image placeholder, but it has no picture; give one")
+        self._require_positions(questions, inputs)
         return inputs
+
+    def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
+        """The processor's output; DataError names the question that it refuses."""
+        images = [q.images for q in questions]
+        bos = self.tokenizer.bos_token
+        try:
+            with alone(self.tokenizer):
+                return self.processor(
+                    text=list(texts),
+                    images=images if any(images) else None,
+                    return_tensors="pt",
+                    padding=True,
+                    padding_side="left",
+                    add_special_tokens=not (bos and texts[0].startswith(bos)),
+                )
+        except (ValueError, TypeError, LookupError, AttributeError, StopIteration, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, DataError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            if len(questions) > 1:  # one of them by itself says which
+                for q, text in zip(questions, texts, strict=True):
+                    self._processed([q], [text])
+            which = f"question {questions[0].id}"
+            if len(questions) > 1:
+                which = f"questions {', '.join(q.id for q in questions)} together, and each of them alone it takes"
+            raise DataError(f"the processor of {self.name} refuses {which}: {error}") from error
+
+    def _require_positions(self, questions: Sequence[Question], inputs: BatchFeature) -> None:
+        """DataWarning for prompts that are longer than the model has positions."""
+        most = getattr(self.hf_model.config.get_text_config(), "max_position_embeddings", None)
+        lengths = inputs["attention_mask"].sum(1)
+        if most is None or int(lengths.max()) <= most:
+            return
+        for q, length, last in zip(questions, lengths.tolist(), self.position_ids(inputs).movedim(-2, 0), strict=True):
+            if length > most and int(last.max()) >= most:
+                warnings.warn(
+                    f"question {q.id}: its prompt has {length} tokens, and {self.name} {most} positions, beyond which it was not trained: "
+                    "give a smaller picture or a shorter prompt",
+                    DataWarning,
+                    stacklevel=4,
+                )
 
     def choice_ids(self, question: Question) -> list[list[int]]:
         """The token ids of each choice, as they would continue the prompt."""
