@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from ..errors import DataError, DataWarning, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .lock import alone
+from .plain import replaced
 from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
@@ -171,7 +171,7 @@ class VLM(NotebookView):
         hooks += [("", hook) for hook in everywhere._global_forward_pre_hooks.values()]
         for name, module in self.hf_model.named_modules():
             hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
-            if _replaced(module):
+            if replaced(module):
                 yield name, module.forward
         yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
         yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
@@ -377,15 +377,6 @@ class VLM(NotebookView):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
-
-
-def _replaced(module: nn.Module) -> bool:
-    """Whether a module runs another `forward` than its class's; nnsight and accelerate wrap that one and say so."""
-    own = vars(module).get("forward")
-    if own is None:
-        return False
-    inner = inspect.unwrap(own)
-    return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:
