@@ -14,7 +14,7 @@ from ..core.arguments import LookedAt, checked
 from ..errors import ModelError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
-from ..vlm.vlm import VLM, PrefixCache, check_cache
+from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
 from .testbeds import circuits
@@ -33,6 +33,7 @@ def load(
     check: bool | None = None,
     trust_remote_code: bool = False,
     prefix_cache: PrefixCache = "auto",
+    choice_space: ChoiceSpace = "auto",
 ) -> VLM:
     """Load a vision-language model and address its heads.
 
@@ -42,6 +43,7 @@ def load(
     question now and keep the result in `vlm.report`; by default only where the model's family is not a known one: such
     a model is refused unless the check agrees. prefix_cache: where prompts that were read stay while they are asked for again:
     "memory" (a quarter of what is free), "disk" (TMPDIR, checksummed), "auto" (memory, then disk), or "recompute".
+    choice_space: score choices "with" a space before them or "without"; "auto" goes by how the prompt ends, and warns where it matters.
 
     Weights are read from safetensors alone, never from a pickle, and code that comes with a model runs only with
     trust_remote_code=True. Raises ModelError for anything that is no decoder-only VLM.
@@ -49,13 +51,14 @@ def load(
     >>> load("demo").n_heads
     8
     """
+    check_choice_space(choice_space)
     model, adapters = _within_peft(model)
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         vlm = VLM(model, processor, name + adapters, prompt)
-        vlm.prefix_cache = check_cache(prefix_cache)
+        vlm.prefix_cache, vlm.choice_space = check_cache(prefix_cache), choice_space
         return _checked(vlm, check)
     if not isinstance(model, str | Path) or not str(model).strip():
         raise ModelError(f"cannot load {_what(model)}: give a name, a folder, a hub id or a transformers model")
@@ -76,7 +79,7 @@ def load(
     given |= {"revision": revision, "trust_remote_code": trust_remote_code}
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
     vlm = open_checkpoint(source, name, processor, known=known, **given)
-    vlm.prefix_cache = prefix_cache
+    vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)
 

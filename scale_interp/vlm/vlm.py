@@ -31,6 +31,10 @@ OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of what the model is."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
 """Where prompts that were read are kept: in memory as far as it goes, then on disk ("auto"); in one of the two; or nowhere."""
+ChoiceSpace = Literal["auto", "with", "without"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+CHOICES_NAMED = 3
+"""Sets of choices of which a model says whether they are scored with a space."""
 
 
 def check_cache(name: str) -> PrefixCache:
@@ -40,16 +44,24 @@ def check_cache(name: str) -> PrefixCache:
     return name  # type: ignore[return-value]
 
 
+def check_choice_space(name: str) -> ChoiceSpace:
+    """The name, or ModelError."""
+    if name not in get_args(ChoiceSpace):
+        raise ModelError(f"choice_space={name!r}: choose {', '.join(map(repr, get_args(ChoiceSpace)))}")
+    return name  # type: ignore[return-value]
+
+
 @dataclass(frozen=True)
 class Measured:
     """What was measured of a model while it was used; no setting is among it.
 
     reports: how the paths agree, by the state of the model that was measured (`VLM.state`). chunk_bytes: what a packed call may take
-    after memory ran out, by the setting (`VLM.memory`) under which it did.
+    after memory ran out, by the setting (`VLM.memory`) under which it did. choices: those of which it was said how they are scored.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+    choices: set[tuple[str, ...]] = field(default_factory=set)
 
 
 class VLM(NotebookView):
@@ -87,6 +99,8 @@ class VLM(NotebookView):
         """Bytes that one packed call may take; None: by what is free and how large the model is."""
         self.prefix_cache: PrefixCache = "auto"
         """Where prompts that were read are kept while they are asked for again."""
+        self.choice_space: ChoiceSpace = "auto"
+        """Whether a choice is scored with a space before it: " A" and "A" are different tokens."""
         self.execution: Any = None
         """The journal that keeps the work on this model, and who does it (`execution.Execution`); None: as the user's block says."""
         self.reopen: Callable[[], VLM] | None = None
@@ -154,6 +168,7 @@ class VLM(NotebookView):
             "processor": self.processor_fingerprint,
             "numerics": numerics(self.device),
             "versions": versions(),
+            "choice_space": self.choice_space,
         }
 
     @property
@@ -321,20 +336,49 @@ class VLM(NotebookView):
                 )
 
     def choice_ids(self, question: Question) -> list[list[int]]:
-        """The token ids of each choice, as they would continue the prompt."""
+        """The token ids of each choice, as they would continue the prompt: with a space before it or without (`choice_space`).
+
+        DataWarning, once for a set of choices, where that makes different tokens and nobody has chosen.
+        """
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
+        gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]
         start = self._ids(prompt)
-        out = []
-        for choice in question.choices:
-            whole = self._ids(prompt + gap + choice)
-            if whole[: len(start)] != start or len(whole) == len(start):
+        found = [self._following(prompt, gap + choice, start) for choice in question.choices]
+        for choice, ids in zip(question.choices, found, strict=True):
+            if not ids:
                 raise DataError(
                     f"question {question.id}: choice {choice!r} does not follow the prompt as tokens of its own; "
                     "end the prompt with a space, a colon or a new line"
                 )
-            out.append(whole[len(start) :])
-        return out
+        if self.choice_space == "auto":
+            self._say_which(question, prompt, gap, found)
+        return found
+
+    def _following(self, prompt: str, text: str, start: list[int] | None = None) -> list[int]:
+        """The tokens that the text adds to the prompt's, which are start; none where it does not leave these as they are."""
+        start, whole = self._ids(prompt) if start is None else start, self._ids(prompt + text)
+        return whole[len(start) :] if whole[: len(start)] == start else []
+
+    def _say_which(self, question: Question, prompt: str, gap: str, found: Sequence[list[int]]) -> None:
+        """DataWarning where choices with and without a space are different tokens; further sets of choices are like the first ones."""
+        told = self.measured.choices
+        if question.choices in told or len(told) >= CHOICES_NAMED:
+            return
+        other = "" if gap else " "
+        for choice, ids in zip(question.choices, found, strict=True):
+            instead = self._following(prompt, other + choice)
+            if instead and instead != ids:
+                told.add(question.choices)
+                bare, spaced = (instead, ids) if gap else (ids, instead)
+                last = "; it is the same for other choices, of which no more is said" if len(told) == CHOICES_NAMED else ""
+                warnings.warn(
+                    f"{self.name}: after this prompt {choice!r} and {' ' + choice!r} are different tokens ({bare} and {spaced}), and "
+                    f"{gap + choice!r} is scored; to choose, load with choice_space='with' or 'without'{last}",
+                    DataWarning,
+                    stacklevel=3,
+                )
+                return
 
     def _ids(self, text: str) -> list[int]:
         with alone(self.tokenizer):
@@ -362,7 +406,8 @@ class VLM(NotebookView):
 
     def describe(self) -> dict[str, Any]:
         """What a result records of the model."""
-        return {
+        chosen = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        return chosen | {
             "model": self.name,
             "revision": self.revision,
             "family": self.family,
