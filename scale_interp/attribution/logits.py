@@ -20,6 +20,7 @@ from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
 from ..vlm.families import norms_after
+from ..vlm.plain import device_of, is_plain
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -111,7 +112,7 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
-    with vlm.nn.trace(**vlm.encode(question), use_cache=False):
+    with vlm.alone(), vlm.nn.trace(**vlm.encode(question), use_cache=False):
         _record(vlm.layers, -1, ends, heads, mlps)
     return {"shares": _contributions(vlm, _stream(vlm, ends, heads, mlps), [question])}
 
@@ -137,7 +138,7 @@ def heads_out(layer: nn.Module, z: Float[Tensor, "*rows heads dim"]) -> Float[Te
     """What a layer's heads z [..., H, D] add to the residual stream [..., d], including a norm between them."""
     attn: Any = layer.self_attn
     norm, _ = norms_after(layer)
-    total = attn.o_proj(z.flatten(-2).to(attn.o_proj.weight.device))
+    total = attn.o_proj(z.flatten(-2).to(device_of(attn.o_proj, z.device)))
     return total if norm is None else norm(total)
 
 
@@ -149,19 +150,54 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     logits = unembed(vlm.decoder.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
-    weight = unembed.weight
-    onto = (weight[right.to(weight.device)].float() - weight[other.to(weight.device)].float()).to(stream.end.device)
-    onto = onto * _norm_factors(vlm, vlm.decoder.norm, stream.end)
+    frozen = _norm_factors(vlm, vlm.decoder.norm, stream.end)
     shares = []
     for number, layer in enumerate(vlm.decoder.layers):
         z, o_proj = stream.z[:, number], layer.self_attn.o_proj
-        if o_proj.weight.shape != (vlm.d_model, z[0].numel()) or not o_proj.weight.is_floating_point():
-            raise ModelError(f"{vlm.name}: o_proj of layer {number} is quantised: load the model without quantisation")
         norm, _ = norms_after(layer)
-        here = onto if norm is None else onto * _norm_factors(vlm, norm, o_proj(z.flatten(1).to(o_proj.weight.device))).to(onto.device)
-        read = here @ o_proj.weight.float().to(here.device)
-        shares.append((read.view(z.shape) * z.float()).sum(-1))
+        here = frozen
+        if norm is not None:
+            here = here * _norm_factors(vlm, norm, o_proj(z.flatten(1).to(device_of(o_proj, z.device)))).to(here.device)
+        if is_plain(unembed) and is_plain(o_proj):
+            onto = unembed.weight[right.to(unembed.weight.device)].float() - unembed.weight[other.to(unembed.weight.device)].float()
+            read = (onto.to(here.device) * here) @ o_proj.weight.float().to(here.device)
+            shares.append((read.view(z.shape) * z.float()).sum(-1))
+        else:
+            written = _written(vlm, number, o_proj, z).to(here.device).float() * here[:, None]
+            shares.append(_difference(vlm, unembed, written, right, other).to(here.device))
     return torch.stack(shares, 1)
+
+
+def _written(vlm: VLM, number: int, o_proj: Any, z: Tensor) -> Tensor:
+    """What each head of z [B, H, D] adds by itself, [B, H, d], by calling a projection that is more than its weight."""
+    place = device_of(o_proj, z.device)
+    each = torch.diag_embed(z.movedim(1, -1)).movedim(1, -1).flatten(2).to(place)  # [B, H, H * D], zero outside of its own head
+    nothing = o_proj(torch.zeros_like(each[:, :1]))
+    written = o_proj(each) - nothing
+    _require_linear(vlm, f"o_proj of layer {number}", o_proj, written.sum(1), o_proj(z.flatten(1).to(place)) - nothing[:, 0])
+    return written
+
+
+def _difference(vlm: VLM, unembed: Any, written: Tensor, right: Tensor, other: Tensor) -> Tensor:
+    """Logit of right minus that of other for each of written [B, n, d], without a bias: [B, n]; the head is called."""
+    weight = next(iter(unembed.parameters()), written)
+    rows = written.to(device_of(unembed, written.device), weight.dtype if weight.is_floating_point() else vlm.dtype)
+    both = torch.stack([right, other], 1).to(rows.device)
+    nothing = unembed(torch.zeros_like(rows[:1, 0])).float()[0, both]
+    read = torch.stack([unembed(row).float()[:, pair] for row, pair in zip(rows, both, strict=True)]) - nothing[:, None]
+    whole = torch.stack([unembed(row.sum(0)[None]).float()[0, pair] for row, pair in zip(rows, both, strict=True)]) - nothing
+    _require_linear(vlm, "the output embedding", unembed, read.sum(1), whole)
+    return read[..., 0] - read[..., 1]
+
+
+def _require_linear(vlm: VLM, what: str, module: nn.Module, parts: Tensor, whole: Tensor) -> None:
+    """ModelError where a module's outputs for the heads do not add up to its output for them all."""
+    away = float((parts.float() - whole.float()).norm() / whole.float().norm().clamp(min=1e-6))
+    if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
+        raise ModelError(
+            f"{vlm.name}: {what} is a {type(module).__name__} that is not linear (off by {away:.1g}), so a head's own share is not known: "
+            "load the model without quantisation, or use patch or ablate"
+        )
 
 
 def _largest_other(logits: Tensor, question: Question, tokens: list[int]) -> int:

@@ -55,15 +55,19 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
             checkpoints.put(steps[i], found)
         return found
 
+    def run(i: int) -> BatchResult:
+        with vlm.alone():
+            return work(vlm, batches[i])
+
     todo = [i for i in range(len(steps)) if i not in done]
-    here = (keep(i, work(vlm, batches[i])) for i in todo)
+    here = (keep(i, run(i)) for i in todo)
     computed = here if workers is None else workers.run(vlm, batches.plan, work, todo, keep)
     for i in track(range(len(steps)), what, len(steps)):
         before = checkpoints.get(steps[i]) if checkpoints is not None and i in done else None
         if before is not None:
             yield before[0]
         else:
-            yield keep(i, work(vlm, batches[i])) if i in done else next(computed)
+            yield keep(i, run(i)) if i in done else next(computed)
 
 
 def _name(work: Work) -> str:

@@ -15,9 +15,10 @@ LEAST_BYTES = 64 * 2**20
 
 
 def free_memory(device: torch.device) -> int:
-    """The free memory of a GPU, or of the machine, in bytes."""
+    """The free memory of a GPU, with what torch holds there unused, or of the machine, in bytes."""
     if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + max(0, unused)
     return psutil.virtual_memory().available
 
 

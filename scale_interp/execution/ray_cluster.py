@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ..core.arguments import checked
 from ..errors import ClusterWarning, ModelError, ScaleInterpError
-from ..vlm.vlm import VLM
+from ..vlm.vlm import VLM, ChoiceSpace
 from .execution import block
 from .memory import working_bytes
 
@@ -93,11 +93,11 @@ class Worker:
         self.ray = ray
         self.known: dict[Any, Any] = {}
 
-    def open(self, reopen: Callable[[], VLM], threads: int, memory: int) -> str:
+    def open(self, reopen: Callable[[], VLM], threads: int, memory: int, choice_space: ChoiceSpace) -> str:
         """Load the model, and return its fingerprint."""
         torch.set_num_threads(threads)
         self.vlm = reopen()
-        self.vlm.memory = memory
+        self.vlm.memory, self.vlm.choice_space = memory, choice_space
         return self.vlm.fingerprint
 
     def run(self, plan: list[Any], work: list[Any], index: int) -> dict[str, Tensor]:
@@ -124,7 +124,7 @@ class Cluster:
 
     def __init__(self, ray: Any, workers: int | None, gpus: int | None):
         self.ray, self.workers, self.gpus = ray, workers, gpus
-        self.teams: dict[str, Team] = {}
+        self.teams: dict[tuple[str, ChoiceSpace], Team] = {}
 
     def close(self) -> None:
         """Stop all workers."""
@@ -172,7 +172,8 @@ class Cluster:
 
     def _team(self, vlm: VLM) -> Team:
         mark = vlm.fingerprint
-        if mark not in self.teams:
+        of = (mark, vlm.choice_space)
+        if of not in self.teams:
             reopen = vlm.reopen
             if reopen is None:
                 raise ModelError(
@@ -190,11 +191,11 @@ class Cluster:
 
             def start() -> tuple[Any, Any]:
                 worker = remote.remote(self.ray)
-                return worker.open.remote(reopen, threads, memory), worker
+                return worker.open.remote(reopen, threads, memory, vlm.choice_space), worker
 
-            team = self.teams[mark] = Team(mark, start)
+            team = self.teams[of] = Team(mark, start)
             team.starting = dict(start() for _ in range(self.workers or capacity))
-        return self.teams[mark]
+        return self.teams[of]
 
     def _joined(self, team: Team, ready: Any) -> None:
         worker = team.starting.pop(ready)

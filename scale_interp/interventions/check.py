@@ -36,6 +36,11 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
     Raises:
         ModelError: The logits are not finite.
     """
+    with vlm.alone():
+        return _check(vlm, question)
+
+
+def _check(vlm: VLM, question: Question) -> Report:
     draw = torch.Generator().manual_seed(0)
     L, H = vlm.n_layers, vlm.n_heads
     edit = Edit(0.5 + torch.rand(1, L, H, generator=draw), mlp_scale=0.5 + torch.rand(1, L, generator=draw))

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..core.arguments import Raises, options
 from ..data.question import Question
 from ..errors import DataError
+from ..vlm.plain import is_plain
 from ..vlm.vlm import VLM
 
 Scoring = Annotated[Literal["auto", "first", "whole", "mean"], Raises(DataError)]
@@ -79,9 +80,9 @@ class Choices:
         return scores.masked_fill(~self.used.any(-1)[:, None], float("-inf"))
 
     def _columns(self, head: Any, at_row: Tensor) -> Tensor:
-        """Logits [B, n, C * K] of the choices' tokens only; a quantised head has no columns to select and is run in full."""
+        """Logits [B, n, C * K] of the choices' tokens only; a head that is more than a matrix is run in full."""
         token = self.token.flatten(1)
-        if not isinstance(head.weight, Tensor) or not head.weight.is_floating_point():
+        if not is_plain(head):
             wanted = token[:, None].expand(-1, at_row.shape[1], -1).flatten()
             rows = zip(at_row.flatten(0, 2).split(VOCABULARY_ROWS), wanted.split(VOCABULARY_ROWS), strict=True)
             return torch.cat([head(part).gather(1, t[:, None])[:, 0] for part, t in rows]).view(at_row.shape[:3])

@@ -39,7 +39,12 @@ def packed_work(vlm: VLM, prefix: Prefix, edit: Variants | None) -> BatchResult:
 
 def with_graph(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str) -> tuple[Tensor, Tensor]:
     """The same for edits that require gradients: in this process, with everything in memory."""
-    edited, clean = zip(*(packed_batch(vlm, prefix, edit) for prefix in track(prompts, what, len(prompts))), strict=True)
+
+    def run(prefix: Prefix) -> tuple[Tensor, Tensor]:
+        with vlm.alone():
+            return packed_batch(vlm, prefix, edit)
+
+    edited, clean = zip(*(run(prefix) for prefix in track(prompts, what, len(prompts))), strict=True)
     return join(edited), join(clean)
 
 

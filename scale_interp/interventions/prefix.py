@@ -177,13 +177,14 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     def stop(*_: object) -> None:
         raise _StopForward
 
-    hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
-    try:
-        vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
-    except _StopForward:
-        pass
-    finally:
-        hook.remove()
+    with vlm.alone():
+        hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
+        try:
+            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+        except _StopForward:
+            pass
+        finally:
+            hook.remove()
     return cache.layers
 
 
@@ -202,7 +203,8 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
         ModelError: There is not enough memory for a single prompt.
     """
     try:
-        return read_prefix(vlm, questions, rows, vision, scoring)
+        with vlm.alone():
+            return read_prefix(vlm, questions, rows, vision, scoring)
     except Exception as error:
         if not out_of_memory(error):
             raise

@@ -71,7 +71,7 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:
     """Logits [1, T + k, V] of a full forward pass, with the edit at the prompt's last token and, by scope, after it."""
     end = T if scope == "last" else None
-    with whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
+    with vlm.alone(), whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
         for number, layer in enumerate(vlm.layers):
             part = parts.get(number)
             if part is not None and (part.scale is not None or part.shift is not None):

@@ -16,6 +16,7 @@ from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
 from ..errors import PathWarning
+from ..vlm.lock import alone
 
 NAME = "scale_interp_packed"
 
@@ -113,13 +114,18 @@ AttentionInterface.register(NAME, packed_attention)
 
 @contextmanager
 def attention(decoder: PreTrainedModel, name: str = NAME) -> Iterator[None]:
-    """Give the text decoder another attention function, and restore its own afterwards."""
+    """Give the text decoder another attention function, and restore its own afterwards; other threads wait until then."""
+    with alone(decoder):
+        yield from _attention(decoder, name)
+
+
+def _attention(decoder: PreTrainedModel, name: str) -> Iterator[None]:
     before = decoder.config._attn_implementation
     if str(before).startswith("flash"):
         warnings.warn(
             f"{before} does not support the masks of packed rows: it reads the prompts, and packed runs use plain torch",
             PathWarning,
-            stacklevel=3,
+            stacklevel=4,
         )
     decoder.set_attn_implementation(name)
     try:

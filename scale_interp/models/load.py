@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import torch
+from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..core.arguments import OwnCheck, checked
 from ..errors import ModelError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
-from ..vlm.vlm import VLM, PrefixCache, check_cache
+from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
 from .testbeds import circuits
@@ -21,7 +22,7 @@ from .testbeds import circuits
 
 @checked
 def load(
-    model: Annotated[str | Path | PreTrainedModel, OwnCheck()],
+    model: Annotated[str | Path | PreTrainedModel | nn.Module, OwnCheck()],
     processor: ProcessorMixin | None = None,
     *,
     dtype: torch.dtype | str | None = None,
@@ -32,14 +33,15 @@ def load(
     check: bool | None = None,
     trust_remote_code: bool = False,
     prefix_cache: PrefixCache = "auto",
+    choice_space: ChoiceSpace = "auto",
 ) -> VLM:
     """Load a vision-language model and make its heads addressable.
 
     Weights are read from safetensors only, never from a pickle. Code that comes with a model runs only with trust_remote_code=True.
 
     Args:
-        model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live transformers
-            model, which is put in evaluation mode.
+        model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live model of
+            transformers or peft, which is put in evaluation mode.
         processor: The processor, required for a live model.
         dtype: By default float32 on a CPU, and otherwise that of the checkpoint.
         device: Where the model goes, such as "cuda"; by default the CPU.
@@ -51,6 +53,8 @@ def load(
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
             free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
+        choice_space: Whether choices are scored "with" a space before them or "without"; "auto" depends on how the prompt ends, and
+            warns where it matters.
 
     Returns:
         The model.
@@ -61,12 +65,14 @@ def load(
     >>> load("demo").n_heads
     8
     """
+    check_choice_space(choice_space)
+    model, adapters = _within_peft(model)
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: pass it as load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        vlm = VLM(model, processor, name, prompt)
-        vlm.prefix_cache = check_cache(prefix_cache)
+        vlm = VLM(model, processor, name + adapters, prompt)
+        vlm.prefix_cache, vlm.choice_space = check_cache(prefix_cache), choice_space
         return _checked(vlm, check)
     if not isinstance(model, str | Path) or not str(model).strip():
         raise ModelError(f"cannot load {_what(model)}: give a name, a folder, a hub id or a transformers model")
@@ -87,9 +93,26 @@ def load(
     given |= {"revision": revision, "trust_remote_code": trust_remote_code}
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
     vlm = open_checkpoint(source, name, processor, known=known, **given)
-    vlm.prefix_cache = prefix_cache
+    vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)
+
+
+def _within_peft(model: Any) -> tuple[Any, str]:
+    """A model of peft as the transformers model within it, which holds its adapters' layers, and their names; others as they are."""
+    if isinstance(model, nn.Module) and not isinstance(model, PreTrainedModel) and hasattr(model, "peft_config"):
+        configs = model.peft_config if isinstance(model.peft_config, dict) else {}
+        if any(getattr(config, "is_prompt_learning", False) for config in configs.values()):
+            raise ModelError(
+                f"{_what(model)} puts learned tokens before the prompt, which are not among the model's layers: give an adapter of its "
+                "layers, such as LoRA or IA3"
+            )
+        within = getattr(getattr(model, "base_model", None), "model", None)
+        if isinstance(within, PreTrainedModel):
+            active: Any = model.active_adapters if hasattr(model, "active_adapters") else model.active_adapter
+            names = [active] if isinstance(active, str) else list(active)
+            return within, f" [adapter: {', '.join(names)}]"
+    return model, ""
 
 
 def _checked(vlm: VLM, check: bool | None) -> VLM:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
-import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal, get_args
@@ -20,23 +20,36 @@ from ..core.notebook import NotebookView
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
-from ..errors import DataError, ModelError
+from ..errors import DataError, DataWarning, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
+from .lock import alone
 from .mode import require_ready
+from .plain import replaced
 from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
 """Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
+ChoiceSpace = Literal["auto", "with", "without"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+CHOICES_NAMED = 3
+"""Sets of choices of which a model says whether they are scored with a space."""
 
 
 def check_cache(name: str) -> PrefixCache:
     """The name, if it is one of PrefixCache; otherwise ModelError."""
     if name not in get_args(PrefixCache):
         raise ModelError(f"prefix_cache={name!r}: choose {', '.join(map(repr, get_args(PrefixCache)))}")
+    return name  # type: ignore[return-value]
+
+
+def check_choice_space(name: str) -> ChoiceSpace:
+    """The name, or ModelError."""
+    if name not in get_args(ChoiceSpace):
+        raise ModelError(f"choice_space={name!r}: choose {', '.join(map(repr, get_args(ChoiceSpace)))}")
     return name  # type: ignore[return-value]
 
 
@@ -47,10 +60,12 @@ class Measured:
     Attributes:
         reports: How the paths agree, by the model's state (`VLM.state`).
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
+        choices: The sets of choices of which it was said how they are scored.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+    choices: set[tuple[str, ...]] = field(default_factory=set)
 
 
 class VLM(NotebookView):
@@ -89,6 +104,8 @@ class VLM(NotebookView):
         """Bytes that one packed call may take; None to choose by free memory and the model's size."""
         self.prefix_cache: PrefixCache = "auto"
         """Where the keys and values of prompts are kept while they are needed again."""
+        self.choice_space: ChoiceSpace = "auto"
+        """Whether a choice is scored with a space before it: " A" and "A" are different tokens."""
         self.execution: Any = None
         """The journal and the workers for this model (`execution.Execution`); None to use those of the user's block."""
         self.reopen: Callable[[], VLM] | None = None
@@ -96,6 +113,22 @@ class VLM(NotebookView):
 
     def __repr__(self) -> str:
         return f"<VLM {self.name}: {self.family}, {self.n_layers} layers x {self.n_heads} heads of {self.head_dim}, {self.dtype}>"
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> VLM:
+        """Another model of the same weights, with views of its own: nnsight's are made anew, as a copied view sees no module run."""
+        made = copy.copy(self)
+        memo[id(self)] = made
+        with self.alone():
+            for name, value in vars(self).items():
+                if name not in ("nn", "text", "layers", "execution", "reopen"):
+                    setattr(made, name, copy.deepcopy(value, memo))
+        vars(made).pop("layers", None)
+        made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
+        return made
+
+    def alone(self) -> AbstractContextManager[None]:
+        """A block in which no other thread runs this model; every run of the toolkit is in one, so give it to your own traces."""
+        return alone(self.decoder)
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         grouped = "" if self.n_kv_heads == self.n_heads else f" ({self.n_kv_heads} of keys and values)"
@@ -142,6 +175,7 @@ class VLM(NotebookView):
             "processor": self.processor_fingerprint,
             "numerics": numerics(self.device),
             "versions": versions(),
+            "choice_space": self.choice_space,
         }
 
     @property
@@ -150,7 +184,8 @@ class VLM(NotebookView):
 
         Hooks of modules and of torch itself count, and so do persistent nnsight edits and a replaced `forward`.
         """
-        return any(True for _ in self._foreign_code())
+        with self.alone():
+            return any(True for _ in self._foreign_code())
 
     def _foreign_code(self) -> Iterator[tuple[str, Any]]:
         everywhere = nn.modules.module
@@ -158,7 +193,7 @@ class VLM(NotebookView):
         hooks += [("", hook) for hook in everywhere._global_forward_pre_hooks.values()]
         for name, module in self.hf_model.named_modules():
             hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
-            if _replaced(module):
+            if replaced(module):
                 yield name, module.forward
         yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
         yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
@@ -166,6 +201,10 @@ class VLM(NotebookView):
     @property
     def state(self) -> str:
         """A hash of what decides, besides the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        with self.alone():
+            return self._state()
+
+    def _state(self) -> str:
         model = self.hf_model
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
@@ -264,6 +303,9 @@ class VLM(NotebookView):
         Raises:
             DataError: The number of image placeholders differs from the number of images, or the processor rejects a question.
             ModelError: The model is in training mode.
+
+        Warns:
+            DataWarning: The prompt has more tokens than the model has positions.
         """
         require_ready(self)
         questions = require(questions)
@@ -271,25 +313,14 @@ class VLM(NotebookView):
         for q, text in zip(questions, texts, strict=True):
             marks, pictures = text.count(self.placeholder), len(q.pictures)
             if marks != pictures:
-                inside = self.placeholder in q.text
-                mend = "remove it from the question's words" if inside else "write the placeholder once for each picture"
+                written = q.text.count(self.placeholder)
+                mend = "write the placeholder once for each picture"
+                if written and marks - written == pictures:
+                    mend = "take it out of the question's text, as the prompt has one for each picture already"
                 raise DataError(
                     f"question {q.id}: the prompt has {marks} image placeholder(s) {self.placeholder!r} for {pictures} picture(s); {mend}"
                 )
-        images = [q.images for q in questions]
-        bos = self.tokenizer.bos_token
-        special = not (bos and texts[0].startswith(bos))
-        try:
-            inputs = self.processor(
-                text=texts,
-                images=images if any(images) else None,
-                return_tensors="pt",
-                padding=True,
-                padding_side="left",
-                add_special_tokens=special,
-            )
-        except (ValueError, TypeError, IndexError, StopIteration, ZeroDivisionError) as error:
-            raise DataError(f"the processor of {self.name} refuses question {questions[0].id}: {error}") from error
+        inputs = self._processed(questions, texts)
         inputs.pop("labels", None)
         if not bool(inputs["attention_mask"][:, -1].all()):
             raise DataError(
@@ -299,12 +330,54 @@ class VLM(NotebookView):
         for key, value in inputs.items():
             if isinstance(value, Tensor):
                 inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
-        if not any(images) and (inputs["input_ids"] == self.image_token_id).any():
-            raise DataError(f"question {questions[0].id}: its tokens hold an image placeholder, but it has no picture; give one")
+        for q, ids in zip(questions, inputs["input_ids"], strict=True):
+            if not q.pictures and (ids == self.image_token_id).any():
+                raise DataError(f"question {q.id}: its tokens hold an image placeholder, but it has no picture; give one")
+        self._require_positions(questions, inputs)
         return inputs
 
+    def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
+        """The processor's output; DataError names the question that it refuses."""
+        images = [q.images for q in questions]
+        bos = self.tokenizer.bos_token
+        try:
+            with alone(self.tokenizer):
+                return self.processor(
+                    text=list(texts),
+                    images=images if any(images) else None,
+                    return_tensors="pt",
+                    padding=True,
+                    padding_side="left",
+                    add_special_tokens=not (bos and texts[0].startswith(bos)),
+                )
+        except (ValueError, TypeError, LookupError, AttributeError, StopIteration, ArithmeticError, RuntimeError) as error:
+            if isinstance(error, DataError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+                raise
+            if len(questions) > 1:  # one of them by itself says which
+                for q, text in zip(questions, texts, strict=True):
+                    self._processed([q], [text])
+            which = f"question {questions[0].id}"
+            if len(questions) > 1:
+                which = f"questions {', '.join(q.id for q in questions)} together, and each of them alone it takes"
+            raise DataError(f"the processor of {self.name} refuses {which}: {error}") from error
+
+    def _require_positions(self, questions: Sequence[Question], inputs: BatchFeature) -> None:
+        """DataWarning for prompts that are longer than the model has positions."""
+        most = getattr(self.hf_model.config.get_text_config(), "max_position_embeddings", None)
+        lengths = inputs["attention_mask"].sum(1)
+        if most is None or int(lengths.max()) <= most:
+            return
+        for q, length, last in zip(questions, lengths.tolist(), self.position_ids(inputs).movedim(-2, 0), strict=True):
+            if length > most and int(last.max()) >= most:
+                warnings.warn(
+                    f"question {q.id}: its prompt has {length} tokens, and {self.name} {most} positions, beyond which it was not trained: "
+                    "give a smaller picture or a shorter prompt",
+                    DataWarning,
+                    stacklevel=4,
+                )
+
     def choice_ids(self, question: Question) -> list[list[int]]:
-        """The token ids of each choice as a continuation of the prompt.
+        """The token ids of each choice as a continuation of the prompt, with a space before it or without (`choice_space`).
 
         Args:
             question: The question.
@@ -314,23 +387,53 @@ class VLM(NotebookView):
 
         Raises:
             DataError: A choice merges with the end of the prompt into one token.
+
+        Warns:
+            DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
+        gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]
         start = self._ids(prompt)
-        out = []
-        for choice in question.choices:
-            whole = self._ids(prompt + gap + choice)
-            if whole[: len(start)] != start or len(whole) == len(start):
+        found = [self._following(prompt, gap + choice, start) for choice in question.choices]
+        for choice, ids in zip(question.choices, found, strict=True):
+            if not ids:
                 raise DataError(
                     f"question {question.id}: choice {choice!r} does not follow the prompt as tokens of its own; "
                     "end the prompt with a space, a colon or a new line"
                 )
-            out.append(whole[len(start) :])
-        return out
+        if self.choice_space == "auto":
+            self._say_which(question, prompt, gap, found)
+        return found
+
+    def _following(self, prompt: str, text: str, start: list[int] | None = None) -> list[int]:
+        """The tokens that the text adds to the prompt's, which are start; none where it does not leave these as they are."""
+        start, whole = self._ids(prompt) if start is None else start, self._ids(prompt + text)
+        return whole[len(start) :] if whole[: len(start)] == start else []
+
+    def _say_which(self, question: Question, prompt: str, gap: str, found: Sequence[list[int]]) -> None:
+        """DataWarning where choices with and without a space are different tokens; further sets of choices are like the first ones."""
+        told = self.measured.choices
+        if question.choices in told or len(told) >= CHOICES_NAMED:
+            return
+        other = "" if gap else " "
+        for choice, ids in zip(question.choices, found, strict=True):
+            instead = self._following(prompt, other + choice)
+            if instead and instead != ids:
+                told.add(question.choices)
+                bare, spaced = (instead, ids) if gap else (ids, instead)
+                last = "; it is the same for other choices, of which no more is said" if len(told) == CHOICES_NAMED else ""
+                warnings.warn(
+                    f"{self.name}: after this prompt {choice!r} and {' ' + choice!r} are different tokens ({bare} and {spaced}), and "
+                    f"{gap + choice!r} is scored; to choose, load with choice_space='with' or 'without'{last}",
+                    DataWarning,
+                    stacklevel=3,
+                )
+                return
 
     def _ids(self, text: str) -> list[int]:
-        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        with alone(self.tokenizer):
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def trace(self, questions: Question | Sequence[Question], **kwargs: Any) -> Any:
         """A plain nnsight trace of one forward pass over the questions: `with vlm.trace(q): vlm.layers[0]...`.
@@ -378,7 +481,7 @@ class VLM(NotebookView):
         elif kwargs.get("generation_config") is None:
             kwargs.setdefault("do_sample", False)
         inputs = self.encode(question)
-        with neutral(self.hf_model) if settings == "neutral" else nullcontext():
+        with self.alone(), neutral(self.hf_model) if settings == "neutral" else nullcontext():
             found = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
         ids = found if isinstance(found, Tensor) else found.sequences
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -387,7 +490,8 @@ class VLM(NotebookView):
 
     def describe(self) -> dict[str, Any]:
         """What a result records about the model."""
-        return {
+        chosen = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        return chosen | {
             "model": self.name,
             "revision": self.revision,
             "family": self.family,
@@ -402,15 +506,6 @@ class VLM(NotebookView):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
-
-
-def _replaced(module: nn.Module) -> bool:
-    """Whether a module's `forward` is not that of its class; wrappers of nnsight and accelerate are looked through."""
-    own = vars(module).get("forward")
-    if own is None:
-        return False
-    inner = inspect.unwrap(own)
-    return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:

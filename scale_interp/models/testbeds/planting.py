@@ -11,6 +11,7 @@ import torch
 
 from ...errors import EditError, ModelError
 from ...interventions.edit import check_heads
+from ...vlm.plain import is_plain
 from ...vlm.vlm import VLM
 from ..checkpoint import open_checkpoint
 from ..demo import NAMES as DEMOS
@@ -74,17 +75,18 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
         raise EditError(f"factor={factor}: give a finite number other than 1, such as 0.25")
     if isinstance(vlm, PlantedVLM):
         raise ModelError(f"{vlm.name} already has a planted shortfall: plant into the intact {vlm.origin}")
+    for layer, _ in chosen:
+        if not is_plain(vlm.decoder.layers[layer].self_attn.o_proj):
+            raise ModelError(
+                f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised, adapted, hooked?); load it without that"
+            )
     name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
     damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)
     damaged.execution = vlm.execution
     damaged.planted, damaged.factor, damaged.origin = chosen, float(factor), vlm.name
     with torch.no_grad():
         for layer, head in chosen:
-            weight = getattr(damaged.decoder.layers[layer].self_attn.o_proj, "weight", None)
-            if weight is None or tuple(weight.shape) != (vlm.d_model, vlm.n_heads * vlm.head_dim):
-                raise ModelError(
-                    f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised?); load the model unquantised"
-                )
+            weight = damaged.decoder.layers[layer].self_attn.o_proj.weight
             weight[:, head * vlm.head_dim : (head + 1) * vlm.head_dim] *= factor
     return damaged
 

@@ -1,0 +1,56 @@
+"""How much memory is free: what torch has reserved and does not use is."""
+
+import pytest
+import torch
+
+import scale_interp as si
+from scale_interp.execution.memory import free_memory, working_bytes
+
+GPU = torch.device("cuda:1")
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """A GPU of so many bytes free, reserved by torch, and allocated."""
+
+    def of(free, reserved, allocated):
+        asked = []
+
+        def answer(value):
+            return lambda device=None: asked.append(device) or value
+
+        monkeypatch.setattr(torch.cuda, "mem_get_info", answer((free, 80_000)))
+        monkeypatch.setattr(torch.cuda, "memory_reserved", answer(reserved))
+        monkeypatch.setattr(torch.cuda, "memory_allocated", answer(allocated))
+        return asked
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("free", "reserved", "allocated", "expected"),
+    [
+        (10_000, 60_000, 20_000, 50_000),  # a large batch has come and gone
+        (0, 80_000, 1_000, 79_000),  # nothing left outside of torch's reserve
+        (70_000, 5_000, 5_000, 70_000),  # all that is reserved is in use
+        (70_000, 0, 0, 70_000),  # nothing was allocated yet
+    ],
+)
+def test_the_unused_reserve_is_free(gpu, free, reserved, allocated, expected):
+    asked = gpu(free, reserved, allocated)
+    assert free_memory(GPU) == expected
+    assert set(asked) == {GPU}  # this GPU's numbers, not the current one's
+
+
+def test_a_call_may_take_as_much_before_and_after_memory_was_used(gpu, monkeypatch):
+    vlm = si.load("demo")
+    monkeypatch.setattr(type(vlm), "device", GPU)
+    monkeypatch.setattr(type(vlm), "n_bytes", 16_000_000_000)
+    gpu(2_000_000_000, 0, 0)
+    before = working_bytes(vlm)
+    gpu(100_000_000, 1_950_000_000, 50_000_000)
+    assert working_bytes(vlm) == before == 500_000_000
+
+
+def test_a_cpu_asks_the_machine():
+    assert free_memory(torch.device("cpu")) > 0
