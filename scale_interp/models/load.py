@@ -95,7 +95,7 @@ def _within_peft(model: Any) -> tuple[Any, str]:
             )
         within = getattr(getattr(model, "base_model", None), "model", None)
         if isinstance(within, PreTrainedModel):
-            active = model.active_adapters if hasattr(model, "active_adapters") else model.active_adapter
+            active: Any = model.active_adapters if hasattr(model, "active_adapters") else model.active_adapter
             names = [active] if isinstance(active, str) else list(active)
             return within, f" [adapter: {', '.join(names)}]"
     return model, ""
