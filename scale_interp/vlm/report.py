@@ -1,4 +1,4 @@
-"""What was measured of a model on one question: which path its edits take, and why."""
+"""What was measured of a model on two questions: which path its edits take, and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.notebook import NotebookView
 
 @dataclass(frozen=True)
 class Report(NotebookView):
-    """What a model is, which path its edits take and why, and what was measured on one question.
+    """What a model is, which path its edits take and why, and what was measured on two questions.
 
     Differences are of logits. packed_reference: effects (edited minus clean of the same path) of a random edit of every
     head and MLP; clean: the unedited runs of the two paths; nnsight: the reference path against a plain nnsight trace
