@@ -84,7 +84,10 @@ def _check_tables(reports: list[Report]) -> None:
     from rich.table import Table
 
     first = reports[0]
-    facts, differences = Table(title=first.model, show_header=False), Table(title=f"one question of {first.tokens} tokens, in logits")
+    facts, differences = (
+        Table(title=first.model, show_header=False),
+        Table(title=f"two questions of up to {first.tokens} tokens, in logits"),
+    )
     for name, fact in (
         ("family", first.family + ("" if first.known else ", which is unknown: accepted only if all paths agree")),
         ("model", first.model_class),
