@@ -20,7 +20,7 @@ def check(
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
     device_map: Annotated[str | None, typer.Option(help="auto spreads the model over all devices")] = None,
 ) -> None:
-    """Does MODEL work here, and how exactly? Ask one question by every path and by plain nnsight, in each dtype."""
+    """Does MODEL work here, and how exactly? Ask two questions by every path and by plain nnsight, in each dtype."""
     from ..errors import ModelError
     from ..interventions.check import TOLERANCE
     from ..interventions.check import check as compare
@@ -84,7 +84,10 @@ def _check_tables(reports: list[Report]) -> None:
     from rich.table import Table
 
     first = reports[0]
-    facts, differences = Table(title=first.model, show_header=False), Table(title=f"one question of {first.tokens} tokens, in logits")
+    facts, differences = (
+        Table(title=first.model, show_header=False),
+        Table(title=f"two questions of up to {first.tokens} tokens, in logits"),
+    )
     for name, fact in (
         ("family", first.family + ("" if first.known else ", which is unknown: accepted only if all paths agree")),
         ("model", first.model_class),

@@ -1,4 +1,4 @@
-"""Check a model against what the package assumes: one question, run on every path and with plain nnsight."""
+"""Check a model against what the package assumes: two questions, run on every path and with plain nnsight."""
 
 from __future__ import annotations
 
@@ -12,55 +12,74 @@ from ..data.question import Question
 from ..vlm.families import KNOWN
 from ..vlm.report import Report
 from ..vlm.vlm import VLM
+from .choices import Choices
 from .edit import Edit, LayerEdit
 from .paths import packed_batch, reference_work, row_bytes, variants_at_once
-from .prefix import read_prefix
+from .prefix import Prefix, read_prefix
+from .prompt_end import require_none_attached
 from .reference import forward
 
 TOLERANCE = {torch.float32: 1e-4, torch.float16: 1e-2, torch.bfloat16: 4e-2}
 """Largest difference that rounding explains, relative to the largest logit or 1."""
+LARGE = 60.0
+"""Size of logits at which a final cap (30 in Gemma 2) shows."""
+BY_QUESTION = ((0, 2), (1,))
+"""Which variants of the edit each of the two questions is asked with in whole passes; the packed call runs all."""
 SAMPLE = Question("Is there a cat?", ("yes", "no"), 0, picture=Image.radial_gradient("L").resize((64, 48)), id="sample")
 
 
 @torch.no_grad()
 def check(vlm: VLM, question: Question = SAMPLE) -> Report:
-    """Run one question clean and with a random edit of every head and MLP: packed, reference, and plain nnsight.
+    """Run two questions of different length in one batch, clean and edited: packed, reference, and plain nnsight.
+
+    The second question has choices of several tokens. Variants edit all heads and MLPs from the first, a middle and the last layer on.
+    Where the text model caps its logits, they are compared once more at a size at which caps show. Whatever the packed path raises
+    is a reason for the reference path.
 
     Args:
         vlm: The model.
-        question: The question.
+        question: The first question.
 
     Returns:
         The differences between the paths, and which path to take.
 
     Raises:
         ModelError: The logits are not finite.
+        EditError: An edit is attached.
     """
     with vlm.alone():
         return _check(vlm, question)
 
 
 def _check(vlm: VLM, question: Question) -> Report:
-    draw = torch.Generator().manual_seed(0)
-    L, H = vlm.n_layers, vlm.n_heads
-    edit = Edit(0.5 + torch.rand(1, L, H, generator=draw), mlp_scale=0.5 + torch.rand(1, L, generator=draw))
-    whole, whole_clean = reference_work(vlm, (0, question), edit, "auto").values()
-    prefix = read_prefix(vlm, [question])
-    cheap, cheap_clean = packed_batch(vlm, prefix, edit)
-    # A scale that requires a gradient starts at the first layer, although it is 1 everywhere.
-    with torch.enable_grad():
-        ones = Edit(torch.ones(16, L, H, requires_grad=True))
-    computed, row = packed_batch(vlm, prefix, ones)
-    allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, float(whole.abs().max()))
-    at_once = min(L * H, variants_at_once(vlm, prefix))
-    tokens = prefix.seen.shape[1] + 1
-    found = {
-        "packed_reference": _largest((cheap - cheap_clean) - (whole - whole_clean)),
-        "clean": _largest(cheap_clean - whole_clean),
-        "nnsight": _largest(_reference_without_a_head(vlm, question) - _plain_nnsight(vlm, question)),
-        "rounding": _largest(computed - row),
-    }
-    path, why = _choose(vlm, found, allowed)
+    require_none_attached(vlm.hf_model)
+    edit = _edit(vlm)
+    asked = [question, _of_several_tokens(question)]
+    whole = []
+    for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
+        part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")
+        whole.append((part["edited"][0], part["clean"][0]))
+    allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, *(float(edited.abs().max()) for edited, _ in whole))
+    clean_nnsight = _plain_nnsight(vlm, question)
+    found = {"nnsight": _largest(_reference_without_a_head(vlm, question) - clean_nnsight)}
+    tokens = 0
+    try:
+        prefix = read_prefix(vlm, asked)
+        tokens = prefix.seen.shape[1] + 1
+        found |= _packed_against(vlm, prefix, edit, whole)
+        found["clean"] = max(
+            found["clean"], _larger_logits(vlm, question, float(clean_nnsight.abs().max())), _larger_scores(vlm, question, prefix)
+        )
+        rows = prefix.choices.tokens.numel()
+        at_once = min(vlm.n_layers * vlm.n_heads, rows * variants_at_once(vlm, prefix))
+        sweep_bytes = prefix.nbytes // len(asked) + at_once * row_bytes(vlm, tokens)
+        path, why = _choose(vlm, found, allowed)
+    except Exception as error:  # whatever a model's own code raises on rows that it was not written for
+        found |= dict.fromkeys(("packed_reference", "clean", "rounding"), float("inf"))
+        at_once = sweep_bytes = 0
+        tokens = tokens or max(vlm.encode(q)["input_ids"].shape[1] for q in asked)
+        reason = (str(error).splitlines() or [""])[0]
+        path, why = "reference", f"the packed path fails on it ({type(error).__name__}: {reason}); every edit now runs a whole forward pass"
     return Report(
         model=vlm.name,
         family=vlm.family,
@@ -70,8 +89,8 @@ def _check(vlm: VLM, question: Question) -> Report:
         attention=vlm.decoder.config._attn_implementation,
         dtype=str(vlm.dtype).removeprefix("torch."),
         device=str(vlm.device),
-        layers=L,
-        heads=H,
+        layers=vlm.n_layers,
+        heads=vlm.n_heads,
         head_dim=vlm.head_dim,
         groups=vlm.n_heads // vlm.n_kv_heads,
         weight_bytes=vlm.n_bytes,
@@ -79,10 +98,90 @@ def _check(vlm: VLM, question: Question) -> Report:
         path=path,
         why=why,
         allowed=allowed,
-        sweep_bytes=prefix.nbytes + at_once * row_bytes(vlm, tokens),
+        sweep_bytes=sweep_bytes,
         at_once=at_once,
         **found,
     )
+
+
+def _edit(vlm: VLM) -> Edit:
+    """Random scales of every head and MLP, from the first layer on, from the middle on, and at the last layer alone."""
+    draw = torch.Generator().manual_seed(0)
+    L, H = vlm.n_layers, vlm.n_heads
+    scale, mlp_scale = 0.5 + torch.rand(3, L, H, generator=draw), 0.5 + torch.rand(3, L, generator=draw)
+    for variant, start in enumerate((0, L // 2, L - 1)):
+        scale[variant, :start] = mlp_scale[variant, :start] = 1
+    return Edit(scale, mlp_scale=mlp_scale, scope="each_new_token")
+
+
+def _of_several_tokens(question: Question) -> Question:
+    """Another question on the same image, of another length, whose choices are the first words of this one's, two and three times."""
+    words = list(dict.fromkeys(choice.split()[0] for choice in question.choices))
+    first, second = words[:2] if len(words) > 1 else question.choices[:2]
+    text = f"Look at this. {question.text}"
+    return Question(text, (f"{first} {second}", f"{second} {first} {first}"), 0, question.image_sources or None, f"{question.id}, longer")
+
+
+def _packed_against(vlm: VLM, prefix: Prefix, edit: Edit, whole: list[tuple[Tensor, Tensor]]) -> dict[str, float]:
+    """How far the packed path is from whole passes (edited, clean) of each question, and from itself."""
+    cheap, cheap_clean = packed_batch(vlm, prefix, edit)
+    # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
+    with torch.enable_grad():
+        ones = Edit(torch.ones(16, vlm.n_layers, vlm.n_heads, requires_grad=True))
+    computed, row = packed_batch(vlm, prefix, ones)
+    found = {"packed_reference": 0.0, "clean": 0.0, "rounding": 0.0}
+    for q, (edited, clean) in enumerate(whole):
+        C, variants = edited.shape[-1], list(BY_QUESTION[q])
+        for name, difference in (
+            ("packed_reference", (cheap - cheap_clean)[q, variants, :C] - (edited - clean)),
+            ("clean", cheap_clean[q, variants, :C] - clean),
+            ("rounding", computed[q, :, :C] - row[q, :, :C]),
+        ):
+            found[name] = max(found[name], _largest(difference))
+    return found
+
+
+def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
+    """How far logits, at a size at which a final cap shows, are from the model's own: the differences of usual size, scaled back."""
+    head, factor, seen = vlm.hf_model.get_output_embeddings(), LARGE / max(largest, 1e-6), []
+
+    def enlarge(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        seen.append(given[0][0, -1:] * factor)
+        return (given[0] * factor, *given[1:])
+
+    hook = head.register_forward_pre_hook(enlarge)
+    try:
+        own = vlm.hf_model(**vlm.encode(question), use_cache=False).logits[0, -1].float()
+    finally:
+        hook.remove()
+    if not seen:
+        return float("inf")
+    token = own.topk(min(8, len(own))).indices[None, :, None]
+    nothing, one = torch.zeros_like(token), torch.ones(1, 1, dtype=torch.long, device=token.device)
+    read = Choices(one, nothing[:, 0], one.bool()[None], nothing, token, nothing == 0, torch.ones(1, dtype=torch.bool, device=token.device))
+    mine = read.read(vlm, seen[0][None, None])[0, 0]
+    return _largest(mine - own.log_softmax(-1)[token[0, :, 0]]) / max(1.0, float(own.abs().max()))
+
+
+def _larger_scores(vlm: VLM, question: Question, prefix: Prefix) -> float:
+    """How far the clean runs are apart where attention logits are made as large as the cap on them; 0 without such a cap."""
+    capped = [
+        (layer.self_attn, cap, kept.keys)
+        for layer, kept in zip(vlm.decoder.layers, prefix.layers, strict=True)
+        if (cap := getattr(layer.self_attn, "attn_logit_softcapping", None)) is not None
+    ]
+    if not capped:
+        return 0.0
+    usual = [attention.scaling for attention, _, _ in capped]
+    try:
+        for attention, cap, keys in capped:
+            size = float(keys.float().square().sum(-1).mean()) * attention.scaling
+            attention.scaling *= max(1.0, cap / max(size, 1e-6))
+        own = reference_work(vlm, (0, question), None, "auto")["clean"][0]
+        return _largest(packed_batch(vlm, read_prefix(vlm, [question]), None)[0][0] - own)
+    finally:
+        for (attention, _, _), scaling in zip(capped, usual, strict=True):
+            attention.scaling = scaling
 
 
 def _choose(vlm: VLM, found: dict[str, float], allowed: float) -> tuple[Literal["packed", "reference"], str]:
@@ -118,4 +217,4 @@ def _plain_nnsight(vlm: VLM, question: Question) -> Tensor:
 
 
 def _largest(difference: Tensor) -> float:
-    return float(difference.nan_to_num(0.0, 0.0, 0.0).abs().max())
+    return float(difference.nan_to_num(float("inf")).abs().max())

@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from transformers import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING, AutoConfig, AutoModelForImageTextToText, AutoProcessor, ProcessorMixin
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.utils import is_torchvision_available, logging
+from transformers.utils import IMAGE_PROCESSOR_NAME, PROCESSOR_NAME, VIDEO_PROCESSOR_NAME, is_torchvision_available, logging
 
+from ..core import strict_json
 from ..core.suggest import near
 from ..errors import ModelError
 from ..vlm.vlm import VLM
@@ -132,11 +133,30 @@ def _floating(dtype: torch.dtype | str | None) -> torch.dtype | str | None:
 
 def _processor(source: str, name: str, config: type, options: dict[str, Any]) -> ProcessorMixin:
     kind: Any = PROCESSOR_MAPPING.get(config, None)
-    without_video = kind is not None and not is_torchvision_available() and "video_processor" in kind.get_attributes()
+    takes_videos = kind is not None and "video_processor" in kind.get_attributes()
+    images_alone = takes_videos and (not is_torchvision_available() or _without_video(Path(source)))
     try:
-        found = (image_only(kind) if without_video else AutoProcessor).from_pretrained(source, **options)
+        found = (image_only(kind) if images_alone else AutoProcessor).from_pretrained(source, **options)
     except Exception as error:  # as above
-        raise ModelError(f"{name} has no usable processor ({error}): pass one as load(model, processor)") from error
+        found = _image_only_or_none(kind, source, options) if takes_videos and not images_alone else None
+        if found is None:
+            raise ModelError(f"{name} has no usable processor ({error}): pass one as load(model, processor)") from error
     if not isinstance(found, ProcessorMixin):
         raise ModelError(f"{name} has a {type(found).__name__} but no processor for images: pass one as load(model, processor)")
     return found
+
+
+def _without_video(folder: Path) -> bool:
+    """Whether a folder has no configuration of a video processor: not in its own file, nor in the processor's or the older images' one."""
+    if not folder.is_dir() or any((folder / name).is_file() for name in (VIDEO_PROCESSOR_NAME, IMAGE_PROCESSOR_NAME)):
+        return False
+    whole = folder / PROCESSOR_NAME
+    return not whole.is_file() or "video_processor" not in strict_json.read(whole)
+
+
+def _image_only_or_none(kind: Any, source: str, options: dict[str, Any]) -> Any:
+    """The processor without its video half, where that is what could not be opened."""
+    try:
+        return image_only(kind).from_pretrained(source, **options)
+    except Exception:  # the first error is the one to report
+        return None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
@@ -11,12 +12,13 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..core.arguments import OwnCheck, checked
-from ..errors import ModelError
+from ..errors import ModelError, PathWarning
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
 from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
+from .missing_package import packages_named
 from .testbeds import circuits
 
 
@@ -48,7 +50,7 @@ def load(
         device_map: How accelerate distributes the model, instead of `device`.
         revision: A branch, tag or commit of the hub.
         prompt: A template with {images} and {text} that replaces the chat template.
-        check: Whether to compare all paths on one question now and keep the result in `vlm.report`. By default only models of unknown
+        check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
@@ -60,18 +62,43 @@ def load(
         The model.
 
     Raises:
-        ModelError: The model cannot be loaded, or is not a decoder-only vision-language model.
+        ModelError: The model cannot be loaded, or is not a decoder-only vision-language model; or a package that
+            it needs is not installed.
 
     >>> load("demo").n_heads
     8
     """
     check_choice_space(choice_space)
+    with packages_named(str(model) if isinstance(model, str | Path) else type(model).__name__):
+        return _load(
+            model,
+            processor,
+            check,
+            prefix_cache,
+            choice_space,
+            dtype=dtype,
+            device=device,
+            device_map=device_map,
+            prompt=prompt,
+            revision=revision,
+            trust_remote_code=trust_remote_code,
+        )
+
+
+def _load(
+    model: Any,
+    processor: ProcessorMixin | None,
+    check: bool | None,
+    prefix_cache: PrefixCache,
+    choice_space: ChoiceSpace,
+    **given: Any,
+) -> VLM:
     model, adapters = _within_peft(model)
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: pass it as load(model, processor)")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
-        vlm = VLM(model, processor, name + adapters, prompt)
+        vlm = VLM(model, processor, name + adapters, given["prompt"])
         vlm.prefix_cache, vlm.choice_space = check_cache(prefix_cache), choice_space
         return _checked(vlm, check)
     if not isinstance(model, str | Path) or not str(model).strip():
@@ -89,8 +116,6 @@ def load(
             raise ModelError(f"the weights of {name} are not at {source}; rebuild them with `scale-interp testbed --rebuild {name}`")
     if name in demo.NAMES and not Path(source).is_dir():
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
-    given: dict[str, Any] = {"dtype": dtype, "device": device, "device_map": device_map, "prompt": prompt}
-    given |= {"revision": revision, "trust_remote_code": trust_remote_code}
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
     vlm = open_checkpoint(source, name, processor, known=known, **given)
     vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
@@ -132,6 +157,8 @@ def _checked(vlm: VLM, check: bool | None) -> VLM:
                 f"{report.why}; against a plain nnsight trace logits differ by {report.nnsight:.2g}. "
                 "use load(..., check=False) to load it nevertheless, for the reference path"
             )
+        if report.path != "packed" and not vlm.quirks.bidirectional:
+            warnings.warn(f"{vlm.name}: {report.why}", PathWarning, stacklevel=6)
     return vlm
 
 

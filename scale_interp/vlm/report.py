@@ -1,4 +1,4 @@
-"""The check of a model on one question: which path its edits take, and why."""
+"""The check of a model on two questions: which path its edits take, and why."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..core.notebook import NotebookView
 
 @dataclass(frozen=True)
 class Report(NotebookView):
-    """What a model is, which path its edits take and why, and what was measured on one question.
+    """What a model is, which path its edits take and why, and what was measured on two questions.
 
     All differences are the largest absolute differences of logits.
 
