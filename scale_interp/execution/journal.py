@@ -29,6 +29,7 @@ from torch import Tensor
 from ..core.files import read_json, write_json
 from ..core.manifest import MANIFEST, MISSING, WHOLE, ResultFile, file_hash
 from ..core.tensors import read_tensors, write_tensors
+from ..core.versions import versions
 from ..data.question import Question
 from ..errors import DataWarning, EditError, FileError
 
@@ -97,7 +98,8 @@ class UnfinishedWork:
 class Journal:
     """A folder in which work is kept, so that the same command continues after a kill and gives the same numbers.
 
-    Finished steps have names; manifest.json contains the checksums of their files and is written when the step's function returns.
+    Finished steps have names; manifest.json contains the checksums of their files and the versions of the libraries that they depend on,
+    and is written when the step's function returns. A step that was made with other versions is computed again.
     What an unfinished step has computed so far, such as batches and epochs, is kept in checkpoints until the step is finished.
 
     Args:
@@ -166,6 +168,10 @@ class Journal:
             return True
         if name in self._distrusted or name not in self.steps:
             return False
+        if changed := self._other_versions(name):
+            self._distrusted.add(name)
+            self.say(f"{self.folder}: {name} was made with other libraries ({changed}): computing it again")
+            return False
         for file in self.files(name):
             if (state := file.state()) != WHOLE:
                 why = "is missing" if state == MISSING else "is damaged (its checksum differs)"
@@ -184,11 +190,22 @@ class Journal:
         steps = self.steps | {name: {file: _sums(self.folder / file) for file in files}}
         # In the order of the steps, not of their computation, so that equal results give equal manifests.
         ordered = [*(one for one in self.order if one in steps), *(one for one in steps if one not in self.order)]
-        write_json(self.folder / MANIFEST, {"steps": {one: steps[one] for one in ordered}})
+        made_with = self._manifest().get("versions", {}) | {name: versions()}
+        write_json(
+            self.folder / MANIFEST,
+            {"steps": {one: steps[one] for one in ordered}, "versions": {one: made_with[one] for one in ordered if one in made_with}},
+        )
         self._whole.add(name)
         self._distrusted.discard(name)
         self.made.append(name)
         self.unfinished.drop()
+
+    def _other_versions(self, name: str) -> str:
+        """Which libraries had other versions when a step was computed, in words."""
+        theirs = self._manifest().get("versions", {}).get(name, {})
+        return ", ".join(
+            f"{library} was {theirs.get(library)}, now {mine}" for library, mine in versions().items() if theirs.get(library) != mine
+        )
 
     def forget(self, name: str) -> None:
         """Mark a step to be computed again."""
@@ -209,9 +226,15 @@ class Journal:
         if changed := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k, v in settings.items() if theirs.get(k) != v]:
             raise FileError(f"{self.folder} holds another {kind} ({'; '.join(changed)}): use another folder, or delete it")
 
+    def _manifest(self) -> dict[str, Any]:
+        try:
+            return read_json(self.folder / MANIFEST)
+        except FileError:
+            return {}
+
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
-        """The manifest: the files of each finished step, with bytes and checksums."""
+        """The files of each finished step, with bytes and checksums, as the manifest has them."""
         try:
             steps: dict[str, dict[str, Any]] = read_json(self.folder / MANIFEST)["steps"]
             return steps

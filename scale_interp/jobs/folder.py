@@ -150,7 +150,9 @@ class RunFolder:
         made, path, differs = self.job.content(vlm, questions), self.path / SETTINGS, not_repeatable(vlm)
         if path.exists():
             self._check_settings()
-            differs += compare_contents(self.path, read_json(path), made)
+            theirs = read_json(path)
+            differs += compare_contents(self.path, theirs, made)
+            write_json(path, theirs | {"versions": made["versions"]})
         else:
             self.journal.begin(made)
         return differs

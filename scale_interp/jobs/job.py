@@ -88,12 +88,15 @@ def compare_contents(folder: Path, theirs: Mapping[str, Any], mine: Mapping[str,
         changed = _changes(theirs.get("data", {}).get(split, {}), data)
         if changed:
             raise FileError(f"{folder} was made with other {split} questions of the name {data['data']} ({changed}): {ELSEWHERE}")
-    return [
-        f"{folder} was begun under other {what} ({changed}): results of both will be in one folder, and may differ in their last digits; "
-        "for results of one kind use another --out"
-        for what in ("versions", "machine")
-        if (changed := _changes(theirs.get(what, {}), mine[what]))
-    ]
+    found = []
+    if changed := _changes(theirs.get("versions", {}), mine["versions"]):
+        found.append(f"{folder} was begun under other versions ({changed}): steps that were made with other libraries are computed again")
+    if changed := _changes(theirs.get("machine", {}), mine["machine"]):
+        found.append(
+            f"{folder} was begun on another machine ({changed}): results of both will be in one folder, and may differ in their last "
+            "digits; for results of one kind use another --out"
+        )
+    return found
 
 
 def not_repeatable(vlm: VLM | None) -> list[str]:

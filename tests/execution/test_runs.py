@@ -201,6 +201,31 @@ def test_other_versions_are_warned_of(tmp_path):
     assert "RunWarning: " in (tmp_path / "log.txt").read_text()
 
 
+@pytest.mark.parametrize("library", ["torch", "transformers", "nnsight", "scale-interp"])
+def test_a_step_of_other_libraries_is_computed_again(tmp_path, library):
+    finish(sums(tmp_path))
+    whole, manifest = results(tmp_path), read_json(tmp_path / "manifest.json")
+    step = next(iter(manifest["versions"]))
+    manifest["versions"][step][library] = "0.0.1"
+    write_json(tmp_path / "manifest.json", manifest)
+    said = []
+    again = sums(tmp_path, say=said.append)
+    finish(again)
+    assert again.computed == [step] and results(tmp_path) == whole
+    assert any(f"{step} was made with other libraries ({library} was 0.0.1, now" in line for line in said)
+    finish(third := sums(tmp_path))
+    assert third.computed == []
+
+
+def test_a_step_that_names_no_libraries_is_computed_again(tmp_path):
+    finish(sums(tmp_path))
+    manifest = read_json(tmp_path / "manifest.json")
+    del manifest["versions"]
+    write_json(tmp_path / "manifest.json", manifest)
+    finish(again := sums(tmp_path))
+    assert again.computed == list(manifest["steps"])
+
+
 def test_cuda_is_warned_of_unless_it_is_deterministic():
     vlm = SimpleNamespace(device=torch.device("cuda:0"))
     assert "CUBLAS_WORKSPACE_CONFIG" in not_repeatable(vlm)[0] and not_repeatable(si.load("demo")) == not_repeatable(None) == []
