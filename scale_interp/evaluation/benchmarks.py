@@ -268,7 +268,7 @@ def _rates(evaluation: Evaluation, group: str, metrics: Sequence[str]) -> list[R
     for q in evaluation.questions:
         if {c.casefold() for c in q.choices} != {"yes", "no"}:
             raise DataError(
-                f"question {q.id}: precision, recall and F1 need the options yes and no, but it has {q.choices}; give yes-or-no questions"
+                f"question {q.id}: precision, recall and F1 need yes and no, but its options are {q.choices}; give yes-or-no questions"
             )
     yes = np.array([q.answer_text.casefold() == "yes" for q in evaluation.questions])
     said = np.array([(answer or "").casefold() == "yes" for answer in evaluation.answers])

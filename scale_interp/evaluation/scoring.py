@@ -121,5 +121,5 @@ def _option(question: Question, word: str) -> int:
         if choice.lower() == word:
             return i
     raise DataError(
-        f"question {question.id}: the released POPE rule needs the options yes and no, but has {question.choices}; use scorer='strict'"
+        f"question {question.id}: the released POPE rule needs yes and no, but the options are {question.choices}; use scorer='strict'"
     )
