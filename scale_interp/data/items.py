@@ -100,7 +100,7 @@ def groups(items: Sequence[Item]) -> np.ndarray:
     return np.unique(merged_groups(items), return_inverse=True)[1]
 
 
-def require_disjoint(train: Iterable[Item | str], test: Iterable[Item]) -> None:
+def require_disjoint(train: Iterable[Item | str], test: Iterable[Item], rendered: bool = True) -> None:
     """Raise LeakError where anything was learned or chosen on an image of the test questions.
 
     Images are compared by group and by pixels, so that a copy under another name is found; files are opened for it, once.
@@ -108,17 +108,22 @@ def require_disjoint(train: Iterable[Item | str], test: Iterable[Item]) -> None:
     Args:
         train: The questions, or the names of their images, as results keep them (`identity.image_names`).
         test: The questions to test on.
+        rendered: Whether test images that a function makes are compared by their pixels too, and so are made now.
     """
     train, test = list(train), list(test)
     names = {item if isinstance(item, str) else item.group for item in train}
     mend = "use different splits, or different seeds of one split without overlap"
     if shared := {name for name in names if not name.startswith(PIXELS)} & {q.group for q in test}:
         raise LeakError(f"{len(shared)} image(s) are in both training and test questions, {sorted(shared)[0]!r} among them: {mend}")
-    if same := same_image(train, test):
+    if same := same_image(train, [item for item in test if rendered or not _is_rendered(item)]):
         raise LeakError(
             f"an image is in both training and test questions under two names: {same[0]!r} and {same[1]!r} show the same pixels; "
             f"give questions about one image the same group, and {mend}"
         )
+
+
+def _is_rendered(item: Item) -> bool:
+    return any(callable(source) for source in getattr(item, "image_sources", ()))
 
 
 def shuffled_answers(questions: Sequence[Question], seed: int) -> list[Question]:

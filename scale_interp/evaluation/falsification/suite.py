@@ -86,7 +86,8 @@ def falsify(
     """
     train, test = require(train), require(test)
     others = None if others is None else require(others)
-    require_disjoint([*train, *(retain or [])], [*test, *(others or [])])
+    learned, tested = [*train, *(retain or [])], [*test, *(others or [])]
+    require_disjoint(learned, tested, rendered=False)
     if seeds < 1:
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
@@ -97,6 +98,7 @@ def falsify(
     registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
+    require_disjoint(learned, tested)  # test images that functions make are made only now, when all is fitted
     made: dict[str, list[ScAle]] = {}
     for fit, scale in zip(fits, scales, strict=True):
         made.setdefault(fit.name, []).append(scale)
