@@ -1,6 +1,11 @@
-"""How mkdocstrings reads our docstrings: plain sentences, then an example in doctest's form."""
+"""How mkdocstrings reads our docstrings: plain sentences, Args and the like by name, then an example in doctest's form."""
+
+import re
 
 import griffe
+
+NAMED = re.compile(r"( +)(\*{0,2}\w+): (.*)")
+"""A line of Args, Raises, Warns or Attributes that begins an entry: its name is not text."""
 
 
 class Examples(griffe.Extension):
@@ -18,6 +23,8 @@ def to_markdown(text: str) -> str:
     'Weights |s - 1| of \\\\[L, H\\\\].'
     >>> to_markdown("Adds.\\n\\n" + ">>" + "> 1 + 1\\n2").splitlines()
     ['Adds.', '', '```pycon', '>>> 1 + 1', '2', '```']
+    >>> to_markdown("Args:\\n    batch_size: Of one_thing.")
+    'Args:\\n    batch_size: Of one\\\\_thing.'
     """
     blocks = []
     for block in text.split("\n\n"):
@@ -27,8 +34,13 @@ def to_markdown(text: str) -> str:
             else:
                 blocks.append(f"```pycon\n{block}\n```")
         else:
-            blocks.append(_plain(block))
+            blocks.append("\n".join(map(_line, block.split("\n"))))
     return "\n\n".join(blocks)
+
+
+def _line(line: str) -> str:
+    entry = NAMED.fullmatch(line)
+    return f"{entry[1]}{entry[2]}: {_plain(entry[3])}" if entry else _plain(line)
 
 
 def _plain(sentences: str) -> str:

@@ -27,8 +27,8 @@ BESIDE = {
     "data": (
         "data.synthetic.generated_questions",
         "data.boxes.questions.box_questions",
-        "data.image_controls.without_picture",
-        "data.image_controls.with_other_picture",
+        "data.image_controls.without_image",
+        "data.image_controls.with_other_image",
         "data.image_controls.with_noise",
     ),
     "evaluation": ("evaluation.falsification.calibration.calibrate",),

@@ -111,7 +111,7 @@ class HeadSets(Result):
             - shared, by_chance: how many heads they share, and how many are expected by chance.
             - jaccard: shared heads divided by the heads in either.
             - p, p_holm: the probability that two random sets of these sizes share at least as many (one-sided hypergeometric, the exact
-              permutation test), and its correction over all pairs.
+                permutation test), and its correction over all pairs.
         """
         U = self.n_layers * self.n_heads
         rows = []

@@ -160,7 +160,7 @@ class Falsification(Result):
 
             - accuracy, base_accuracy: on the same questions.
             - gain: the difference, with low, high, p and p_corrected (Holm over all p-values of the table), effect (Cohen's h) and changed,
-              the share of questions whose outcome differs.
+                the share of questions whose outcome differs.
             - full_minus: how much more ScAle gains than the control, with the same columns.
             - picture_minus: of image controls, ScAle's accuracy with the image minus that without it, with the same columns.
             - others_change: the change of accuracy on other tasks.
