@@ -335,7 +335,7 @@ def test_a_placeholder_that_says_a_place_is_refused(tmp_path, asked, images):
 @pytest.mark.parametrize("n", [0, 1])
 def test_the_model_says_to_remove_a_placeholder_from_the_words(vlm, words, n):
     question = si.Question(words, ("left", "right"), 0, image=[FIELD / "upright.jpg"] * n, id="q")
-    with pytest.raises(DataError, match=r"question q: .*remove it from the question's words"):
+    with pytest.raises(DataError, match=r"question q: .*take it out of the question's text"):
         vlm.encode(question)
 
 

@@ -528,7 +528,7 @@ def test_curve_holds_every_weight_s_answers(vlm, validation, tmp_path):
     curve.save(tmp_path / "curve.safetensors")
     again = ScalingCurve.load(tmp_path / "curve.safetensors")
     assert again.to_frame().equals(table) and repr(again) == repr(curve) and again.provenance == curve.provenance
-    with pytest.raises(FileError, match="no HeadMap"):
+    with pytest.raises(FileError, match="is not a saved HeadMap"):
         si.HeadMap.load(tmp_path / "curve.safetensors")
 
 

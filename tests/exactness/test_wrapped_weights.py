@@ -105,7 +105,7 @@ def test_weight_only_quantisation_is_read_as_its_weights_in_floats():
         layer.self_attn.o_proj = WeightOnly(layer.self_attn.o_proj)
         o_proj = layer.self_attn.o_proj
         rounded.decoder.layers[number].self_attn.o_proj.weight.data = o_proj.weight * o_proj.scale
-    with pytest.warns(UserWarning, match="no plain linear layer"):
+    with pytest.warns(UserWarning, match="not a plain linear layer"):
         quantised = si.load(quantised.hf_model, quantised.processor)
     assert (logit_shares(quantised) - logit_shares(rounded)).abs().max() < 1e-5
 
@@ -115,7 +115,7 @@ def test_a_layer_that_is_not_linear_is_refused_by_name():
     vlm = si.load("tiny-random/llava")
     torch.ao.quantization.quantize_dynamic(vlm.hf_model.model.language_model, {nn.Linear}, inplace=True)
     torch.ao.quantization.quantize_dynamic(vlm.hf_model, {"lm_head": torch.ao.quantization.default_dynamic_qconfig}, inplace=True)
-    with pytest.warns(UserWarning, match="no plain linear layer"):
+    with pytest.warns(UserWarning, match="not a plain linear layer"):
         vlm = si.load(vlm.hf_model, vlm.processor)
     with pytest.raises(ModelError, match=r"not linear|miss the residual stream"):
         logit_shares(vlm)
@@ -123,5 +123,5 @@ def test_a_layer_that_is_not_linear_is_refused_by_name():
 
 def test_planting_refuses_a_projection_with_an_adapter():
     processor, model = adapted("tiny-random/llava", r".*language_model.*o_proj")
-    with pytest.raises(ModelError, match="o_proj of layer 1 is no plain linear layer"):
+    with pytest.raises(ModelError, match="o_proj of layer 1 is not a plain linear layer"):
         si.testbeds.plant(si.load(model, processor), [(1, 0)], factor=0.5)

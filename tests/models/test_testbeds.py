@@ -210,7 +210,7 @@ def test_localisation_survives_saving(tmp_path):
     curve = si.faithfulness(vlm, si.load_questions("scenes/position", n=8), localisation.ranking(found.scores[0, 0]))
     curve.save(tmp_path / "curve.safetensors")
     assert si.Faithfulness.load(tmp_path / "curve.safetensors").to_frame().equals(curve.to_frame())
-    with pytest.raises(si.errors.FileError, match="no Localisation"):
+    with pytest.raises(si.errors.FileError, match="is not a saved Localisation"):
         si.Localisation.load(tmp_path / "curve.safetensors")
 
 

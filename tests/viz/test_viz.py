@@ -236,7 +236,9 @@ class TestBars:
         assert f.verdict in notes
 
     def test_accuracy_by(self):
-        questions = [made_question(id=str(i), relation=("left", "right")[i % 2]) for i in range(20)]
+        questions = [
+            made_question(id=str(i), relation=("left", "right")[i % 2], picture=Image.new("RGB", (8, 4), (i, 0, 0))) for i in range(20)
+        ]
         scores = torch.zeros(20, 2)
         scores[:10, 1] = 1
         scores[10:, 0] = 1
