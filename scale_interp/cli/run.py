@@ -83,7 +83,7 @@ def falsify(folder: Folder) -> None:
 def report(folder: Folder) -> None:
     """Complete whatever a run folder lacks, and write its summary.json and report.html again."""
     job = _existing(folder)
-    _closing_table(job.everything(anew=True), folder)
+    _closing_table(job.everything(again=True), folder)
 
 
 def _open(settings: Settings, out: Path | None) -> Run:

@@ -153,7 +153,7 @@ def open_embedded(content: bytes) -> Image.Image:
 def plain_file(path: str | Path) -> Path:
     """The path of a file, or of nothing; OSError for a pipe, which would be waited for without end, or a device."""
     if os.path.exists(path) and not os.path.isfile(path):
-        raise OSError("it is no plain file")
+        raise OSError("it is not a plain file")
     return Path(path)
 
 
@@ -246,13 +246,13 @@ def _orientation(image: Image.Image, source: ImageSource, where: str) -> int:
 
 @contextmanager
 def _whole_files() -> Iterator[None]:
-    """Have PIL refuse files that are cut, whatever another package told it: it would fill what is missing with grey."""
+    """Have PIL refuse files that are cut, whatever another package has set: it would fill what is missing with grey."""
     with _whole:
-        told, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
+        before, ImageFile.LOAD_TRUNCATED_IMAGES = ImageFile.LOAD_TRUNCATED_IMAGES, False
         try:
             yield
         finally:
-            ImageFile.LOAD_TRUNCATED_IMAGES = told
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _warn(text: str) -> None:

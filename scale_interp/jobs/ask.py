@@ -117,7 +117,7 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
     Returns:
         The table of the set's metrics, and the findings in words.
     """
-    s, told = settings, f"asking {settings.model} the questions of {settings.data}"
+    s, message = settings, f"asking {settings.model} the questions of {settings.data}"
 
     def make() -> list[str]:
         found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
@@ -129,7 +129,7 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
 
     run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
     with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("ask", make, load_found, told)
+        return run_folder.run_step("ask", make, load_found, message)
 
 
 def write_results(found: AskResults, vlm: VLM, folder: Path, command: str) -> list[str]:

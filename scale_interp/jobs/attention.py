@@ -130,7 +130,7 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
     Returns:
         The table of heads, and the findings in words.
     """
-    s, told = settings, f"reading the attention of {settings.model} to the images of {settings.data}"
+    s, message = settings, f"reading the attention of {settings.model} to the images of {settings.data}"
 
     def make() -> None:
         result = study_attention(vlm, asked["all"], s.pictures)
@@ -143,7 +143,7 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
 
     run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
     with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("attention", make, load_found, told)
+        return run_folder.run_step("attention", make, load_found, message)
 
 
 def write_results(result: AttentionResults, folder: Path, command: str) -> None:

@@ -52,11 +52,11 @@ class BaselineSettings:
     @property
     def job(self) -> Job:
         """The comparison as a job of its folder."""
-        told = {"others": self.others, "rank": self.ranks} | {
+        flags = {"others": self.others, "rank": self.ranks} | {
             k: v for k, v in asdict(self).items() if k not in ("model", "others", "ranks")
         }
         files = ("baselines.json", "baselines.csv", "baselines.html", FINDINGS)
-        return Job("baselines", command("baselines", self.model, **told), asdict(self), {"baselines": files})
+        return Job("baselines", command("baselines", self.model, **flags), asdict(self), {"baselines": files})
 
     def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
@@ -85,9 +85,9 @@ def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _:
 
     run_folder = RunFolder(folder, s.job, s.asked, say)
     ranks = ", ".join(map(str, s.ranks))
-    told = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
+    message = f"ScAle, a last-token bias, IA3 and LoRA of rank {ranks}: {s.rates} learning rates each"
     with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), told)
+        return run_folder.run_step("baselines", make, lambda: Baselines.load(folder / "baselines.json"), message)
 
 
 def terminal_columns(found: Baselines) -> Sequence[str]:

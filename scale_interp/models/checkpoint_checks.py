@@ -47,7 +47,7 @@ def require_safe_folder(folder: Path, name: str) -> None:
         try:
             shards = strict_json.read(folder / INDEX)["weight_map"].values()
         except (AttributeError, KeyError, TypeError, ValueError, OSError) as error:
-            raise ModelError(f"{folder / INDEX} is no list of weight files ({error!r}): load an intact checkpoint") from error
+            raise ModelError(f"{folder / INDEX} is not a list of weight files ({error!r}): load an intact checkpoint") from error
         if wrong := [shard for shard in shards if not isinstance(shard, str) or Path(shard).name != shard]:
             raise ModelError(f"{folder / INDEX}: the weight file {wrong[0]!r} is none of the folder; load an intact checkpoint")
 

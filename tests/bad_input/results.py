@@ -318,7 +318,7 @@ SPOILED_JSON: dict[str, tuple[Callable[[Path], Any], str]] = {
     "it holds null bytes": (lambda path: path.write_bytes(b"\x00" * 100), "no JSON"),
     "it is nested without end": (lambda path: path.write_text("[" * 100_000), "nested too deep"),
     "a key is there twice": (lambda path: path.write_text('{"a": 1, "a": 2}'), "twice"),
-    "a number is NaN": (lambda path: path.write_text('{"a": NaN}'), "NaN is no number"),
+    "a number is NaN": (lambda path: path.write_text('{"a": NaN}'), "NaN is not a number"),
     "a pickle stands in its place": (with_pickle, "no JSON"),
     "a digit has changed": (one_digit, "checksum"),
 }
@@ -367,7 +367,7 @@ SINGLE = (
     _tensors_json("ScAle's configuration", "more parameters than scalars", "n_parameters 999", lambda c: c.update(n_parameters=999)),
     _tensors_json("Steering's configuration", "a head is out of range", "out of range", lambda c: c["settings"].update(heads=[[9, 9]])),
     _tensors_json("Steering's configuration", "a steered head is left out", "another steering", lambda c: c["settings"].update(heads=[])),
-    _tensors_json("Steering's configuration", "alpha is infinite", "Infinity is no number", lambda c: c["settings"].update(alpha=1e999)),
+    _tensors_json("Steering's configuration", "alpha is infinite", "Infinity is not a number", lambda c: c["settings"].update(alpha=1e999)),
     _tensors_json("Steering's configuration", "an unknown scope", "scope", lambda c: c["settings"].update(scope="all")),
     _tensors_json("AttentionScale", "layers are texts", "layers", lambda c: c["settings"].update(layers="all")),
     _tensors_json("AttentionScale", "an unknown setting", "wieght", lambda c: c["settings"].update(wieght=2.0)),

@@ -132,7 +132,7 @@ def doubled(part):
         (changed("bbox", [100, 0, 1, 5]), "outside"),
         (changed("bbox", [0, 0, 5]), "no \\[x, y, width, height\\]"),
         (changed("bbox", [0, 0, 5, "5"]), "no \\[x, y"),
-        (changed("bbox", [0, 0, 5, float("nan")]), "NaN is no number"),
+        (changed("bbox", [0, 0, 5, float("nan")]), "NaN is not a number"),
         (changed("bbox", None), "no \\[x, y"),
         (doubled("images"), "image id 1 is there 2 times"),
         (doubled("annotations"), "annotation id 100 is there 2 times"),

@@ -69,7 +69,7 @@ def test_it_survives_the_disk(ran, tmp_path):
     again = Calibration.load(tmp_path / "c.json")
     assert again.rows == found.rows and again.shares() == found.shares() and dict(again.about) == dict(found.about)
     (tmp_path / "c.json").write_text('{"method": "Calibration"}')
-    with pytest.raises(FileError, match="is no Calibration"):
+    with pytest.raises(FileError, match="is not a Calibration"):
         Calibration.load(tmp_path / "c.json")
 
 

@@ -143,7 +143,7 @@ def pope_questions(
 def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
     """Where in the image a thing is: left, right, top or bottom, in options shuffled by seed.
 
-    PhotoFact only of a thing that is the only one of its class, is not `unclear`, fills at most a quarter of the image, lies wholly
+    Asked only about a thing that is the only one of its class, is not `unclear`, fills at most a quarter of the image, lies wholly
     on one side of one middle line and across the other, and whose centre is 0.4 of the way or more from the first to the
     edge and at least twice as far from it as from the second (in shares of the image). `.skipped` counts the others by reason.
     """
@@ -163,7 +163,7 @@ def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: st
 def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
     """Where one of two things of different classes is relative to the other: left, right, above or below, options shuffled.
 
-    PhotoFact only of things that are the only ones of their class and not `unclear`, of which one lies beyond the other (but for
+    Asked only about things that are the only ones of their class and not `unclear`, of which one lies beyond the other (but for
     a fifth of the narrower one at most), and whose centres are at least twice as far apart in that direction as across it.
     Each pair once, its subject drawn by seed. `.skipped` counts the other pairs by reason.
     """

@@ -43,10 +43,10 @@ class Grid(Layout):
         return "|".join(" ".join(row) for row in self.rows)
 
     def words(self) -> str:
-        told = "\n".join(f"Row {r}: {', '.join(row)}." for r, row in enumerate(self.rows, 1))
+        listed = "\n".join(f"Row {r}: {', '.join(row)}." for r, row in enumerate(self.rows, 1))
         return (
             f"A grid of symbols has {len(self.rows)} rows and {len(self.rows[0])} columns. Row 1 is the top row, column 1 the leftmost "
-            f"column; each row is given from left to right.\n{told}"
+            f"column; each row is given from left to right.\n{listed}"
         )
 
     @property

@@ -182,7 +182,7 @@ class Calibration(Result):
     @classmethod
     def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
         if missing := {"rows", "about"} - meta.keys():
-            raise Misfit(f"it is no Calibration, as it lacks {' and '.join(sorted(missing))}", "give the file that one was saved in")
+            raise Misfit(f"it is not a Calibration, as it lacks {' and '.join(sorted(missing))}", "give the file that one was saved in")
         found = super()._arguments(path, meta)
         for row in found["rows"]:
             entries(path, row, ROW)

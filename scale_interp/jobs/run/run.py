@@ -137,12 +137,12 @@ class Run:
             _ = self.top_heads  # fails here where there are none, before anything is loaded
             prompts = PrefixStore(self.vlm, self.train, FitSettings().batch_size)
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
-        for step, names, told in (
+        for step, names, message in (
             ("fit", ("all", "top"), says),
             ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
         ):
             make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
-            found |= self.run_folder.run_step(step, make, load, told)
+            found |= self.run_folder.run_step(step, make, load, message)
         return found
 
     def _fit(self, names: Sequence[str], prompts: PrefixStore | None) -> None:
@@ -258,11 +258,11 @@ class Run:
             },
         }
 
-    def everything(self, anew: bool = False) -> dict[str, Any]:
+    def everything(self, again: bool = False) -> dict[str, Any]:
         """Do the whole job, and write the summary and the report.
 
         Args:
-            anew: whether to write these two even if they are there.
+            again: whether to write these two even if they are there.
 
         Returns:
             The summary.
@@ -274,7 +274,7 @@ class Run:
             self.evaluate()
             self.falsify()
             summary = self.summary()
-            if anew or self.run_folder.computed:
+            if again or self.run_folder.computed:
                 self.run_folder.forget("report")
             self.run_folder.run_step("report", lambda: self._report(summary), lambda: None, "writing the report")
         return summary
