@@ -149,7 +149,10 @@ FILES: dict[str, tuple[Callable[[Path], Any], str]] = {
     "it holds a text": (lambda path: path.write_text('"cat"'), "a str|no list"),
     "it holds null": (lambda path: path.write_text("null"), "NoneType|no list"),
     "it is nested without end": (lambda path: path.write_text("[" * 100_000), "nested too deep"),
-    "a number is NaN": (lambda path: path.write_text('{"label": NaN}' if "[" not in path.read_text()[:1] else "[NaN]"), "NaN is not a number"),
+    "a number is NaN": (
+        lambda path: path.write_text('{"label": NaN}' if "[" not in path.read_text()[:1] else "[NaN]"),
+        "NaN is not a number",
+    ),
     "a number has 5,000 digits": (lambda path: path.write_text("9" * 5000), "digits"),
     "half a character": (lambda path: path.write_text('["\\ud800"]'), "surrogates"),
     "two values on one line": (lambda path: path.write_text("{} {}"), "no JSON"),
