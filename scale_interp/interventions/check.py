@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -47,14 +48,21 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
         ModelError: The logits are not finite.
         EditError: An edit is attached.
     """
+    asked = [question, _of_several_tokens(question)]
+    # The check's own choices are nobody's: how they are scored is not said, nor counted among what was said.
+    own = {q.choices for q in asked} - vlm.measured.choices
     with vlm.alone():
-        return _check(vlm, question)
+        vlm.measured.choices.update(own)
+        try:
+            return _check(vlm, asked)
+        finally:
+            vlm.measured.choices.difference_update(own)
 
 
-def _check(vlm: VLM, question: Question) -> Report:
+def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
     require_none_attached(vlm.hf_model)
     edit = _edit(vlm)
-    asked = [question, _of_several_tokens(question)]
+    question = asked[0]
     whole = []
     for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
         part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")

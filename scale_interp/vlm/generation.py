@@ -84,10 +84,14 @@ def own_settings(model: PreTrainedModel) -> dict[str, Any]:
 
 
 @contextmanager
-def neutral(model: PreTrainedModel) -> Iterator[None]:
-    """The model with its checkpoint's settings of decoding set aside; what its special tokens are stays."""
+def neutral(model: PreTrainedModel, sampled: bool = False) -> Iterator[None]:
+    """The model with its checkpoint's settings of decoding set aside; what its special tokens are stays.
+
+    sampled: draw from the whole vocabulary, where transformers' own default is the 50 likeliest tokens.
+    """
     own = model.generation_config
-    model.generation_config = GenerationConfig(top_k=0, **{name: getattr(own, name, None) for name in TOKENS})
+    whole = {"top_k": 0} if sampled else {}  # transformers warns of it in greedy decoding
+    model.generation_config = GenerationConfig(**whole, **{name: getattr(own, name, None) for name in TOKENS})
     try:
         yield
     finally:

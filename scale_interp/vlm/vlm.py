@@ -481,7 +481,7 @@ class VLM(NotebookView):
         elif kwargs.get("generation_config") is None:
             kwargs.setdefault("do_sample", False)
         inputs = self.encode(question)
-        with self.alone(), neutral(self.hf_model) if settings == "neutral" else nullcontext():
+        with self.alone(), neutral(self.hf_model, bool(kwargs.get("do_sample"))) if settings == "neutral" else nullcontext():
             found = self.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, **kwargs)
         ids = found if isinstance(found, Tensor) else found.sequences
         texts = self.processor.batch_decode(ids[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)

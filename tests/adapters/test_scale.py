@@ -92,7 +92,7 @@ def test_benchmark_of_fits_compares_them_with_fits_alone(tmp_path):
     assert found.fits == 32 and found.largest_difference < 1e-4 < found.about["moved"] and found.about["epochs"] == 10
     assert found.ratio == found.together / found.one and "32 fits side by side" in result.output
     (tmp_path / "other.json").write_text('{"fits": 2}')
-    with pytest.raises(FileError, match="no benchmark of fits"):
+    with pytest.raises(FileError, match="is not a benchmark of fits"):
         read_fits(tmp_path / "other.json")
     with pytest.raises(EditError, match="at least two"):
         bench_fits(si.load("tiny-random/llava"), si.load_questions("scenes/relation", n=4), fits=1)

@@ -150,11 +150,23 @@ def test_a_final_cap_that_the_model_does_not_apply_is_found_at_small_logits():
 
 
 def test_a_final_cap_that_the_config_does_not_name_is_found(vlm):
-    head = vlm.hf_model.lm_head
-    hook = head.register_forward_hook(lambda _, __, out: 80 * torch.tanh(out / 80))
+    def cap(_, __, out):
+        out.logits = 80 * torch.tanh(out.logits / 80)
+        return out
+
+    hook = vlm.hf_model.register_forward_hook(cap)
     with pytest.warns(PathWarning, match="differ by"):
         si.run_edits(vlm, three_questions())
     hook.remove()
+
+
+def test_a_final_cap_of_the_head_itself_is_applied_on_both_paths(vlm):
+    hook = vlm.hf_model.lm_head.register_forward_hook(lambda _, __, out: 2 * torch.tanh(out / 2))
+    packed_scores, whole = (si.run_edits(vlm, three_questions(), path=path) for path in ("packed", "reference"))
+    hook.remove()
+    plain = si.run_edits(vlm, three_questions(), path="packed")
+    torch.testing.assert_close(packed_scores, whole, atol=EXACT, rtol=0)
+    assert (packed_scores - plain).nan_to_num().abs().max() > 100 * EXACT
 
 
 @pytest.mark.parametrize("cap", [50.0, 5.0])
