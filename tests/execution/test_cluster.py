@@ -95,7 +95,7 @@ def test_what_workers_cannot_load_is_refused(small, questions, nodes):
     with si.cluster(workers=1):
         with pytest.raises(ModelError, match="is a live model"):
             si.ablate(alive, questions[:4])
-        with pytest.raises(ModelError, match="they were changed since"):
+        with pytest.raises(ModelError, match="the weights in this process were changed"):
             si.ablate(changed, questions[:4])
         with pytest.raises(ModelError, match=r"question .*the logits are not finite, first after layer 0"):
             si.run_edits(small, questions[:2], si.Edit.scaling([(0, 0)], 1e38, 6, 8))
