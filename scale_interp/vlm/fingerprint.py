@@ -123,10 +123,9 @@ def processor_fingerprint(processor: Any, prompt: str | None) -> str:
     """A hash of how a question becomes tokens and pixels: tokenizer, chat template, image processing, and the custom prompt."""
     tokenizer = processor.tokenizer
     backend = getattr(tokenizer, "backend_tokenizer", None)
-    words = json.dumps(sorted(tokenizer.get_vocab().items()))
-    if backend is not None:  # before its added tokens stands how the last call padded, which every call here sets again
-        words = backend.to_str().partition('"added_tokens"')[2]
-    parts = [prompt, processor.chat_template, words]
+    # Before the added tokens stands how the last call padded, which every call here sets again.
+    words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str().partition('"added_tokens"')[2]
+    parts: list[Any] = [prompt, processor.chat_template, words]
     for name, value in sorted(vars(processor).items()):
         if name != "tokenizer":
             parts.append(f"{name} {_plain(value)}")
