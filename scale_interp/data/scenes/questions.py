@@ -9,6 +9,7 @@ import numpy as np
 from ...core.suggest import near
 from ...errors import DataError
 from ..items import Questions
+from ..prompts import Options, with_letters
 from ..question import Question
 from .scene import Scene, scenes
 from .task import TASKS, Asked, direction
@@ -20,8 +21,11 @@ UNBALANCED = ("count-shape",)
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "top": "bottom", "bottom": "top"}
 
 
-def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
-    """n questions of one task, the right answers in equal shares (up to one), each about a scene of its own."""
+def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0, options: Options = "words") -> Questions:
+    """n questions of one task, the right answers in equal shares (up to one), each about a scene of its own.
+
+    Lettered options are listed after the question; otherwise none are, as the embedded models know what can be answered.
+    """
     if task not in TASKS:
         raise DataError(f"unknown scene task {task!r}: choose from {', '.join(TASKS)}{near(task, TASKS)}")
     if n < 1:
@@ -45,7 +49,8 @@ def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0)
         seen.add(scene.key)
         found.append(scene_question(task, scene, asked))
     order = rng.permutation(n)
-    return Questions([found[i] for i in order], f"scenes/{task}", split, seed)
+    asked_for = [found[i] if options == "words" else with_letters(found[i]) for i in order]
+    return Questions(asked_for, f"scenes/{task}", split, seed)
 
 
 def scene_question(task: str, scene: Scene, asked: Asked) -> Question:
@@ -87,9 +92,9 @@ def partner(question: Question, change: str) -> Question | str:
         answer=answer,
         image_sources=(other.render,),
         id=f"{question.id}~{change}",
-        relation=question.choices[answer] if question.relation in question.choices else question.relation,
+        relation=question.choice_words[answer] if question.relation in question.choice_words else question.relation,
         boxes={t.name: t.box for t in other.things},
-        meta={"scene": other},
+        meta=dict(question.meta) | {"scene": other},
     )
     return changed
 
@@ -98,9 +103,9 @@ def _answer_in(scene: Scene, question: Question) -> int | None:
     things = {t.name: t for t in scene.things}
     subject = things[question.about[0]]
     if question.task == "position":
-        return question.choices.index(OPPOSITE[question.answer_text])
+        return question.choice_words.index(OPPOSITE[question.answer_words])
     other = things[question.about[1]]
     word = direction(subject.x - other.x, subject.y - other.y)
     if question.task == "relation-yesno":
-        return question.choices.index("yes" if word == question.relation else "no")
-    return None if word is None else question.choices.index(word)
+        return question.choice_words.index("yes" if word == question.relation else "no")
+    return None if word is None else question.choice_words.index(word)
