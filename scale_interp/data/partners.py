@@ -111,7 +111,7 @@ def other_member(question: Question, members: Sequence[Question]) -> Question | 
         choices=question.choices,
         answer=place(other),
         id=f"{question.id}~set:{other.answer_words}",
-        meta=other.meta | {LETTERED: question.meta[LETTERED]} if LETTERED in question.meta else other.meta,
+        meta={**other.meta, **{key: question.meta[key] for key in (LETTERED,) if key in question.meta}},
     )
 
 

@@ -156,8 +156,9 @@ class Question:
     def choice_words(self) -> tuple[str, ...]:
         """What each choice says: the words that a letter stands for, otherwise the choice itself."""
         words = self.meta.get(LETTERED)
-        known = isinstance(words, Mapping) and set(words) == set(self.choices)
-        return tuple(words[choice] for choice in self.choices) if known else self.choices
+        if not isinstance(words, Mapping) or set(words) != set(self.choices):
+            return self.choices
+        return tuple(words[choice] for choice in self.choices)
 
     @property
     def answer_words(self) -> str:
