@@ -16,7 +16,7 @@ from ..core.progress import track
 from ..errors import DataError, DataWarning
 from .identity import Families, pixel_key
 from .items import Questions
-from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest
+from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
 from .question import LARGEST, Question
 from .readers.answers import Answers, check_answers
 from .readers.captions import Captions
@@ -95,11 +95,10 @@ def load_questions(
     check_answers(answers)
     if answers is not None and not name.startswith("jsonl:"):
         raise DataError(f"answers={answers!r} is for JSON lines; {name} has answers of one form: leave it out")
-    room, _, task = name.partition("/")
-    if room in ("scenes", "generated"):
+    if name.partition("/")[0] in ("scenes", "generated"):
         if root is not None or template is not None:
             raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk; leave them out")
-        return _rendered(room, task, split or "test", RENDERED if n is None else n, seed, options)
+        return _rendered(name, split or "test", RENDERED if n is None else n, seed, options)
     if name.startswith(("boxes:", "boxes/")):
         if template is not None:
             raise DataError(f"{name} is asked in words of its own: template= is for sets that have questions")
@@ -132,11 +131,13 @@ def _ask(words: Template, template: str | None, seed: int, options: Options) -> 
     return Ask(check_template(words.asked_by(options) if template is None else template, words.fields), seed, options)
 
 
-def _rendered(room: str, task: str, split: str, n: int, seed: int, options: Options) -> Questions:
+def _rendered(name: str, split: str, n: int, seed: int, options: Options) -> Questions:
     if n > MOST_RENDERED:
         raise DataError(f"n={n:,}: rendered sets have at most {MOST_RENDERED:,} questions; ask for fewer")
+    room, _, task = name.partition("/")
     if room == "scenes":
-        return scene_questions(task, split, n, seed, options)
+        questions = scene_questions(task, split, n, seed)
+        return questions if options == "words" else Questions(map(with_letters, questions), name, split, seed)
     from .synthetic import generated_questions
 
     form, _, kind = task.partition("/")

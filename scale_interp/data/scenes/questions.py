@@ -9,7 +9,6 @@ import numpy as np
 from ...core.suggest import near
 from ...errors import DataError
 from ..items import Questions
-from ..prompts import Options, with_letters
 from ..question import Question
 from .scene import Scene, scenes
 from .task import TASKS, Asked, direction
@@ -21,11 +20,8 @@ UNBALANCED = ("count-shape",)
 OPPOSITE = {"left": "right", "right": "left", "above": "below", "below": "above", "top": "bottom", "bottom": "top"}
 
 
-def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0, options: Options = "words") -> Questions:
-    """n questions of one task, the right answers in equal shares (up to one), each about a scene of its own.
-
-    Lettered options are listed after the question; otherwise none are, as the embedded models know what can be answered.
-    """
+def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
+    """n questions of one task, the right answers in equal shares (up to one), each about a scene of its own."""
     if task not in TASKS:
         raise DataError(f"unknown scene task {task!r}: choose from {', '.join(TASKS)}{near(task, TASKS)}")
     if n < 1:
@@ -49,8 +45,7 @@ def scene_questions(task: str, split: str = "test", n: int = 200, seed: int = 0,
         seen.add(scene.key)
         found.append(scene_question(task, scene, asked))
     order = rng.permutation(n)
-    asked_for = [found[i] if options == "words" else with_letters(found[i]) for i in order]
-    return Questions(asked_for, f"scenes/{task}", split, seed)
+    return Questions([found[i] for i in order], f"scenes/{task}", split, seed)
 
 
 def scene_question(task: str, scene: Scene, asked: Asked) -> Question:
