@@ -34,7 +34,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     with prompt_end(model) as end:
         acted, rows, hooks = _Acted(model), _Rows(), []
         for number, layer in enumerate(decoder.layers):
-            part = edit.at(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
+            part = edit.part(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
             if part is not None and (part.scale is not None or part.shift is not None):
                 ran = acted.expect(f"layers.{number}.self_attn.o_proj")
                 hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(_heads(rows, part.scale, part.shift, H, ran)))

@@ -191,7 +191,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
 
     def edits(number: int) -> Callable:
         n = int((starts <= number).sum())
-        part = sweep.at(number, alive[:n], starts[:n], prefix.rows) if n else None
+        part = sweep.part(number, alive[:n], starts[:n], prefix.rows) if n else None
         return lambda module, args: None if part is None else (edit_heads(args[0], part, vlm.n_heads, R, sweep.scope),)
 
     layers: Sequence[nn.Module] = vlm.decoder.layers

@@ -48,7 +48,7 @@ def run_packed(
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if new or (n and R > 1):
                 layer.inputs = with_copies(layer.inputs, R, n, new)
-            part = edit.at(number, alive[:n], starts[:n], prefix.rows) if edit is not None and n else None
+            part = edit.part(number, alive[:n], starts[:n], prefix.rows) if edit is not None and n else None
             if edit is None or part is None:
                 continue
             if part.scale is not None or part.shift is not None:

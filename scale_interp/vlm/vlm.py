@@ -62,11 +62,13 @@ class Measured:
         reports: How the paths agree, by the model's state (`VLM.state`).
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
         choices: The sets of choices of which it was said how they are scored.
+        positions: Why edits at tokens of the prompt take whole passes, by the model's state; "" where they do not.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
+    positions: dict[str, str] = field(default_factory=dict)
 
 
 class VLM(NotebookView):
