@@ -161,7 +161,7 @@ def read_whole(
         same = after is record.out or torch.equal(after, record.out)
         assert record.seen is not None
         keys, values = record.seen.given
-        kept = {name: getattr(record, {"head": "z"}.get(name, name)) for name in components}
+        kept = {name: getattr(record, {"head": "z"}.get(name, name)) for name in components if name != "resid"}
         layers.append(
             LayerRead(
                 record.hidden, keys, values, record.seen.own, record.given, None if same else after - record.out,
@@ -177,6 +177,9 @@ def _before(
 ) -> tuple[tuple, dict[str, Any]]:
     """Put down what a layer is given, and give it its mask in the form that keeps its keys and values."""
     hidden = args[0] if args else kwargs["hidden_states"]
+    if torch.is_grad_enabled() and not hidden.requires_grad:
+        hidden = hidden.detach().requires_grad_()  # the first layer's input, from which the graph begins
+        args, kwargs = ((hidden, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": hidden})
     record.hidden = hidden
     record.given = {name: value for name, value in kwargs.items() if name not in (*APART, "hidden_states")}
     mask = kwargs["attention_mask"]

@@ -18,6 +18,11 @@ from tests.support.zoo_models import BIDIRECTIONAL, three_questions
 GROUPS = ("object", "image", "patch", "last")
 
 
+def group(name, at):
+    """The last token by its number for families whose prompt would otherwise stay frozen at the unedited run."""
+    return [-1] if at == "last" and name in BIDIRECTIONAL else at
+
+
 def asked():
     """Three questions of different length, whose words and patches are at different places."""
     a, b, c = three_questions()
@@ -85,7 +90,7 @@ def test_packed_equals_hooks_at_every_group(models, name):
     vlm.hf_model.set_attn_implementation("sdpa")
     for kind, (edit, changes) in kinds(vlm).items():
         for at in GROUPS if kind in ("zero", "resid") else ("object", "patch"):
-            edited, clean = run_with_clean(vlm, questions, replace(edit, at=at), "packed")
+            edited, clean = run_with_clean(vlm, questions, replace(edit, at=group(name, at)), "packed")
             assert distance(vlm, questions, changes, at, edited) <= 1e-5, (kind, at)
             assert (edited - clean)[edited.isfinite()].abs().max() > (1e-7 if kind == "mlp" else 1e-5), (kind, at)
 
@@ -98,7 +103,7 @@ def test_packed_equals_hooks_on_the_whole_matrix(models, name, kernel):
     vlm.hf_model.set_attn_implementation(kernel)
     for kind, (edit, changes) in kinds(vlm).items():
         for at in GROUPS:
-            edited = si.run_edits(vlm, questions, replace(edit, at=at), "packed")
+            edited = si.run_edits(vlm, questions, replace(edit, at=group(name, at)), "packed")
             assert distance(vlm, questions, changes, at, edited) <= 1e-5, (kind, at)
 
 
@@ -209,7 +214,7 @@ def test_what_cannot_be_is_refused(vlm):
         si.run_edits(vlm, questions, si.Edit(zero, at="object"), "packed")
     with pytest.raises(EditError, match="'each_new_token' edits heads and MLPs from the last token on"):
         si.Edit(zero, scope="each_new_token", at="object")
-    with pytest.raises(EditError, match="resid_shift has shape .* residual stream has 128 numbers"):
+    with pytest.raises(EditError, match=r"resid_shift has shape .* residual stream has 128 numbers"):
         si.run_edits(vlm, questions, si.Edit(resid_shift=torch.zeros(1, vlm.n_layers, 5)), "packed")
     with pytest.raises(EditError, match="cannot stack edits at different tokens"):
         si.Edit.stack([si.Edit(zero, at="image"), si.Edit(zero)])
