@@ -47,8 +47,8 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, at: Annotated[At, OwnCheck()] 
     >>> m = patch(vlm, si.contrasts(qs))
     >>> m.scores.shape, m.unit
     (torch.Size([6, 8]), 'recovered fraction')
-    >>> patch(vlm, si.contrasts(qs), at="object")
-    <HeadMap patch at object: 6 layers x 8 heads, 4 questions; top head ...>
+    >>> patch(vlm, si.contrasts(qs), at="object").method
+    'patch at object'
     """
     pairs = require(pairs, Contrast)
     if at != "last":

@@ -79,7 +79,10 @@ def run_suffix(
             return prompts.clean, prompts.clean[:, None].expand(-1, len(variants), -1)
         scores = prompts.choices.read(vlm, vlm.decoder.norm(hidden[:, :, -prompts.rows :]))
     clean = scores[:, 0] if lead else prompts.clean
-    ran = torch.cat([scores[:, lead:], clean[:, None].to(scores.device)], 1)
+    clean = clean.to(scores.device)
+    # a prompt without an edited token is the clean run, bit for bit
+    touched = places.used.to(scores.device)[:, None, None]
+    ran = torch.cat([torch.where(touched, scores[:, lead:], clean[:, None]), clean[:, None]], 1)
     row = torch.empty(len(variants), dtype=torch.long)
     row[order] = torch.where(starts < L, torch.arange(len(order)), ran.shape[1] - 1)
     return clean, ran[:, row.to(ran.device)]

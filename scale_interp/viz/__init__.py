@@ -32,6 +32,9 @@ from .heatmap import head_heatmaps as head_heatmaps
 from .heatmap import scalar_heatmap as scalar_heatmap
 from .localisation import faithfulness_curves as faithfulness_curves
 from .localisation import localisation as localisation
+from .positions import position_heatmap as position_heatmap
+from .positions import position_heatmaps as position_heatmaps
+from .positions import token_groups as token_groups
 from .report import Section as Section
 from .report import write_report as write_report
 from .runs import gains_of_runs as gains_of_runs
