@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_s
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
 from .missing_package import packages_named
+from .placement import device_name
 from .testbeds import circuits
 
 
@@ -34,6 +36,7 @@ def load(
     prompt: str | None = None,
     check: bool | None = None,
     trust_remote_code: bool = False,
+    quantization_config: Annotated[Any, OwnCheck()] = None,
     prefix_cache: PrefixCache = "auto",
     choice_space: ChoiceSpace = "auto",
 ) -> VLM:
@@ -46,13 +49,15 @@ def load(
             transformers or peft, which is put in evaluation mode.
         processor: The processor, required for a live model.
         dtype: By default float32 on a CPU, and otherwise that of the checkpoint.
-        device: Where the model goes, such as "cuda"; by default the CPU.
-        device_map: How accelerate distributes the model, instead of `device`.
+        device: Where the model goes, such as "cuda:1"; by default the accelerator (CUDA, else Apple's MPS) where there is one, which a line
+            on the standard error stream says, and otherwise the CPU.
+        device_map: How accelerate distributes the model, such as "auto", instead of `device`.
         revision: A branch, tag or commit of the hub.
         prompt: A template with {images} and {text} that replaces the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.
+        quantization_config: "nf4" (four bits, by bitsandbytes), "int8" (eight bits, by torchao), or a configuration of transformers.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
             free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
         choice_space: Whether choices are scored "with" a space before them or "without"; "auto" depends on how the prompt ends, and
@@ -82,6 +87,7 @@ def load(
             prompt=prompt,
             revision=revision,
             trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config,
         )
 
 
@@ -118,6 +124,8 @@ def _load(
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
     vlm = open_checkpoint(source, name, processor, known=known, **given)
+    if given["device"] is None and given["device_map"] is None and vlm.device.type != "cpu":
+        print(f"{name} is on {device_name(vlm.device)}, as no device was given", file=sys.stderr)
     vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)
