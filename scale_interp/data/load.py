@@ -14,6 +14,7 @@ import numpy as np
 from ..core.arguments import checked
 from ..core.progress import track
 from ..errors import DataError, DataWarning
+from .contrast import own_partners
 from .decoding import ImageSource
 from .identity import Families, pixel_key
 from .items import Questions
@@ -230,9 +231,10 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
 
 
 def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
+    shown = [[*q.image_sources, *(p for partner in own_partners([q]) for p in partner.image_sources)] for q in questions]
+    missing = [p for images in shown for p in images if _is_missing(p)]
     if missing:
-        count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
+        count = sum(any(map(_is_missing, images)) for images in shown)
         expected = short(str(missing[0]), 300)
         text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {expected}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)
