@@ -42,7 +42,7 @@ class Vision:
                 self.kept[key] = outputs[key]
             else:
                 self.kept.pop(key, None)
-        joined = _join([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
+        joined = join_features([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
         return in_pixels_place(self.vlm, inputs, joined)
 
 
@@ -80,7 +80,7 @@ def _key(question: Question) -> Hashable:
     return tuple(id(p) if isinstance(p, Image.Image) else p if isinstance(p, Hashable) else id(p) for p in question.pictures)
 
 
-def _join(outputs: list[Any]) -> Any:
+def join_features(outputs: Sequence[Any]) -> Any:
     """One output for all images, with the parts that the models use."""
     parts = {"pooler_output": _cat([o.pooler_output for o in outputs])}
     if (deep := [o.get("deepstack_features") for o in outputs])[0] is not None:

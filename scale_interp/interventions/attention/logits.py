@@ -121,14 +121,14 @@ def rewriting(decoder: PreTrainedModel, running: Pass, base: str | None = None) 
         raise EditError("this model's attention is rewritten already: leave that `attached` before entering another")
     _RUNNING.update({module: (running, number) for number, module in enumerate(modules)})
     try:
-        with attention(decoder, NAME + (base or _base(decoder))):
+        with attention(decoder, NAME + (base or base_of(decoder))):
             yield
     finally:
         for module in modules:
             del _RUNNING[module]
 
 
-def _base(decoder: PreTrainedModel) -> str:
+def base_of(decoder: PreTrainedModel) -> str:
     """The decoder's own function where masks can be given to it, else torch's, or plain attention for logits with a cap."""
     own = str(decoder.config._attn_implementation)
     if own in ("sdpa", "eager"):
@@ -185,30 +185,33 @@ def _attend(
         raise EditError(f"layer {layer} has attention sinks, which 'sdpa' leaves out: load the model with attn_implementation='eager'")
     kept, values = out[:, rows].transpose(1, 2), value.repeat_interleave(H // value.shape[1], 1)
     if layer not in running.same:
-        unchanged = _weights(logits, attention_mask, rows, S, sinks).to(value.dtype) @ values
-        _require_same(module, layer, unchanged, kept, attention_mask, rows)
+        unchanged = softmax(masked(logits, attention_mask, rows, S), sinks).to(value.dtype) @ values
+        require_same(module, layer, unchanged, kept, attention_mask, rows)
         running.same.add(layer)
     columns = F.pad(running.columns, (0, running.total - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
-    again = _weights(changed, attention_mask, rows, S, sinks).to(value.dtype) @ values
+    again = softmax(masked(changed, attention_mask, rows, S), sinks).to(value.dtype) @ values
     if running.chosen is not None:
         changes = changes & running.chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
 
 
-def _weights(logits: Tensor, mask: Tensor | None, rows: slice, S: int, sinks: Tensor | None) -> Tensor:
-    """Attention weights [B, H, rows, K] of logits before the mask; sinks [H]: logits of a column that has no value."""
+def masked(logits: Tensor, mask: Tensor | None, rows: slice | Tensor, S: int) -> Tensor:
+    """Logits [B, H, rows, K] after the mask, or after a causal one if there is none."""
     K = logits.shape[-1]
     if mask is None:
         causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
-        logits = logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
-    else:
-        mask = mask[:, :, rows, -K:]
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask
+        return logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
+    mask = mask[:, :, rows, -K:]
+    return logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask
+
+
+def softmax(logits: Tensor, sinks: Tensor | None) -> Tensor:
+    """Attention weights of masked logits [B, H, ..., K]; sinks [H]: logits of a column that has no value."""
     if sinks is None:
         return logits.softmax(-1)
-    column = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
+    column = sinks.float().view(1, -1, *[1] * (logits.ndim - 2)).expand(*logits.shape[:-1], 1)
     return torch.cat([logits, column], -1).softmax(-1)[..., :-1]
 
 
@@ -216,7 +219,7 @@ ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
 """What rounding explains of a layer's difference, relative to what it is the difference of (as norms)."""
 
 
-def _require_same(module: nn.Module, layer: int, found: Tensor, kept: Tensor, mask: Tensor | None, rows: slice) -> None:
+def require_same(module: nn.Module, layer: int, found: Tensor, kept: Tensor, mask: Tensor | None, rows: slice | Tensor) -> None:
     """Raise EditError where attention written out with unchanged logits [B, H, rows, D] is not what this layer computes."""
     sees = torch.ones(1, dtype=torch.bool, device=kept.device)
     if mask is not None:  # a row of padding sees nothing, and what comes of it is never used
