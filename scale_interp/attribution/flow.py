@@ -14,7 +14,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core import statistics
-from ..core.arguments import Count, OwnCheck, Raises, checked
+from ..core.arguments import Count, Raises, checked
 from ..core.figures import draw
 from ..core.notebook import MOST, FigureView
 from ..core.result import Result
@@ -23,7 +23,6 @@ from ..data.question import Question
 from ..errors import DataError, EditError
 from ..interventions.attention.edit import AttentionEdit, Mode, Where
 from ..interventions.engine import Path, choose_path, run_with_clean
-from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -141,8 +140,8 @@ class FlowMap(Result, FigureView):
 def knockout(
     vlm: VLM,
     questions: Sequence[Question],
-    source: Annotated[Where, OwnCheck()] = "last",
-    target: Annotated[Where, OwnCheck()] = "image",
+    source: Where = "last",
+    target: Where = "image",
     by: By = "layer",
     window: Count = 1,
     mode: Mode = "block",
@@ -189,18 +188,12 @@ def knockout(
         distance = torch.arange(L) - torch.arange(L)[:, None]
         heads = ((distance >= -(window // 2)) & (distance < window - window // 2))[..., None].expand(L, L, H)
     edit = AttentionEdit(heads, source, target, mode)
-    path = choose_path(vlm, questions, path)
-    if path == "packed" and source != "last":
-        path = "reference"
+    path = "reference" if path == "auto" and not edit.of_last else choose_path(vlm, questions, path)
     names = [where if isinstance(where, str) else f"{len(where)} tokens" for where in (source, target)]
     method = f"{'knockout' if mode == 'block' else mode} {names[0]} -> {names[1]}"
-    edited, clean = run_with_clean(vlm, questions, edit, path, prompts=_store(vlm, questions, path), what=method)
+    edited, clean = run_with_clean(vlm, questions, edit, path, what=method)
     effect = (measure(metric, clean, questions) - measure(metric, edited, questions)).cpu()
     made = provenance(vlm, questions, metric=metric, path=path, source=source, target=target, mode=mode)
     per_question = effect.view(-1, L, H if by == "head" else 1)
     relations = tuple(q.relation for q in questions)
     return FlowMap(method, metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), relations, by, window, made)
-
-
-def _store(vlm: VLM, questions: Sequence[Question], path: str) -> PrefixStore | None:
-    return PrefixStore(vlm, questions, keep=False) if path == "packed" else None

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..core import statistics
-from ..core.arguments import Count, OwnCheck, checked
+from ..core.arguments import Count, checked
 from ..core.figures import draw
 from ..core.notebook import FigureView
 from ..core.result import Misfit, Result
@@ -165,9 +165,7 @@ class LogitLens(Result, FigureView):
 
 
 @checked
-def logit_lens(
-    vlm: VLM, questions: Question | Sequence[Question], at: Annotated[Where, OwnCheck()] = "last", *, top: Count = 5
-) -> LogitLens:
+def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: Where = "last", *, top: Count = 5) -> LogitLens:
     """Read the residual stream after each layer with the model's own final norm, head and soft cap.
 
     After the last layer these are exactly the model's own logits, which is checked on every question. A choice is read by its first token.

@@ -24,7 +24,7 @@ from ..interventions.packed import run_packed
 from ..interventions.paths import check_finite, join
 from ..interventions.prefix import MOST_QUESTIONS, read_prefix
 from ..interventions.reference import run_reference
-from ..interventions.vision import image_features, in_pixels_place, join_features, takes_features
+from ..interventions.vision import image_features, in_pixels_place, join_features, same_features, takes_features
 from ..vlm.vision_tower import VisionTower, vision_tower
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -186,19 +186,21 @@ def _whole(vlm: VLM, tower: VisionTower, question: Question, heads: Sequence[Hea
 
 def _batched(vlm: VLM, tower: VisionTower, question: Question, heads: Sequence[Head], source: Source) -> tuple[Tensor, Tensor]:
     """The vision encoder once per head, and the decoder once for many: one prompt for each edited image, and one for the clean one."""
-    inputs, edited, clean = vlm.encode(question), list[Tensor](), list[Tensor]()
-    intact = image_features(vlm, inputs)
-    for first in range(0, len(heads), MOST_QUESTIONS - 1):
-        chunk = heads[first : first + MOST_QUESTIONS - 1]
-        features = [intact]
-        for head in chunk:
-            with edited_head(tower, head, source):
-                features.append(image_features(vlm, inputs))
-        prefix = read_prefix(vlm, [question] * len(features), vision=_Features(vlm, features))
-        scores = run_packed(vlm, prefix, None)[0]
-        edited.append(scores[1:])
-        clean.append(scores[:1].expand(len(chunk), -1))
-    return torch.cat(edited), torch.cat(clean)
+    inputs = vlm.encode(question)
+    intact, changed = image_features(vlm, inputs), list[tuple[int, Any]]()
+    for n, head in enumerate(heads):
+        with edited_head(tower, head, source):
+            features = image_features(vlm, inputs)
+        if not same_features(features, intact):  # of a layer that the model does not use, nothing arrives
+            changed.append((n, features))
+    found: dict[int, tuple[Tensor, Tensor]] = {}
+    for first in range(0, max(1, len(changed)), MOST_QUESTIONS - 1):
+        chunk = changed[first : first + MOST_QUESTIONS - 1]
+        given = [intact, *(features for _, features in chunk)]
+        plain, *scores = run_packed(vlm, read_prefix(vlm, [question] * len(given), vision=_Features(vlm, given)), None)[0]
+        found |= {n: (row, plain) for (n, _), row in zip(chunk, scores, strict=True)}
+    edited, clean = zip(*(found.get(n, (plain, plain)) for n in range(len(heads))), strict=True)
+    return torch.stack(edited), torch.stack(clean)
 
 
 @dataclass(frozen=True)

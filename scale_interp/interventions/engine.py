@@ -15,6 +15,7 @@ from ..data.question import Question
 from ..errors import EditError, PathWarning
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
+from .attention.edit import AttentionEdit
 from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
@@ -92,6 +93,8 @@ def run_with_clean(
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
     if grad:
         require_ready(vlm, "grad=True")
+    if isinstance(edit, AttentionEdit) and path == "auto" and not edit.of_last:
+        path = "reference"
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)

@@ -88,6 +88,16 @@ def join_features(outputs: Sequence[Any]) -> Any:
     return type(outputs[0])(**parts)
 
 
+def same_features(a: Any, b: Any) -> bool:
+    """Whether two outputs of the vision tower are equal, bit for bit, in the parts that the models use."""
+    return all(len(x) == len(y) and all(map(torch.equal, x, y)) for x, y in zip(_parts(a), _parts(b), strict=True))
+
+
+def _parts(output: Any) -> list[Any]:
+    deep = output.get("deepstack_features")
+    return [output.pooler_output, *([] if deep is None else deep)]
+
+
 def _cat(features: list[Any]) -> Any:
     """Features as one tensor [images, tokens, d], or as a list with one entry per image."""
     if isinstance(features[0], torch.Tensor):

@@ -54,3 +54,35 @@ def test_a_map_keeps_its_relations_and_its_numbers(vlm, questions, tmp_path):
     assert list(found.to_frame()) == ["layer", "score", "low", "high", "p"] and "knockout last -> image" in repr(found)
     with pytest.raises(DataError, match="no question has the relation"):
         found.relation("inside")
+
+
+@pytest.mark.parametrize("name", ["one-head", "three-heads", "relay"])
+def test_circuits_lose_what_their_construction_says(name):
+    """Written down from the construction (models/testbeds): which heads of the last token see the image, and who can change the answer.
+
+    Parked heads and word heads do not see the image: no change at all. A decoy sees it and reaches the logits through the final norm, one
+    positive factor for all words: no answer changes. A listed head alone moves its words. In `relay` the last token sees no image, and
+    listed heads and decoys read the token before it.
+    """
+    bed, circuit = si.load(f"testbed/{name}"), si.testbeds.circuit(name)
+    questions = si.load_questions("scenes/position", split="test", n=16)
+    through = [-2] if circuit.relay else "image"
+    heads = [(layer, head) for layer in range(bed.n_layers) for head in range(bed.n_heads)]
+    falls = si.knockout(bed, questions, target=through, by="head").per_question.abs().amax(0)
+    wrong = si.knockout(bed, questions, target=through, by="head", metric="accuracy").per_question.abs().amax(0)
+    for head in heads:
+        kind = circuit.kind(head)
+        if kind == "listed":
+            assert falls[head] > 1 and wrong[head] == 1, head
+        elif kind == "decoy":
+            assert falls[head] > 1e-3 and wrong[head] == 0, head
+        else:
+            assert falls[head] <= 1e-5 and wrong[head] == 0, head
+    if circuit.relay:
+        assert si.knockout(bed, questions, by="head").per_question.abs().max() <= 1e-5
+    # without the flow the answer's logits no longer depend on the image
+    asked = [si.Question(questions[0].text, questions[0].choices, 0, picture=q.picture, id=q.id) for q in questions[:3]]
+    everywhere = torch.ones(1, bed.n_layers, bed.n_heads, dtype=torch.bool)
+    seen = si.run_edits(bed, asked)[:, 0]
+    blind = si.run_edits(bed, asked, si.AttentionEdit(everywhere, source=through if circuit.relay else "last", target="image"))[:, 0]
+    assert (blind - blind[:1]).abs().max() <= 1e-5 and (seen - seen[:1]).abs().max() > 1

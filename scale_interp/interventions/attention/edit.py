@@ -76,6 +76,11 @@ class AttentionEdit:
         """The number N of variants."""
         return len(self.heads)
 
+    @property
+    def of_last(self) -> bool:
+        """Whether only the prompt's last token is edited, so that a prompt need not be run again."""
+        return self.source in ("last", (-1,))
+
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
         """Raise EditError if the edit does not fit this model."""
         if tuple(self.heads.shape[1:]) != (n_layers, n_heads):
