@@ -36,7 +36,7 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
-    >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target="question", window=3)])
+    >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target=[-2], window=3)])
     """
     _require(maps)
     names = sorted({r for m in maps for r in m.relations if r is not None}) if by_relation else []
