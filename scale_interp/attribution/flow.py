@@ -21,8 +21,8 @@ from ..core.result import Result
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
-from ..interventions.attention.edit import AttentionEdit, Mode, Where
 from ..interventions.engine import Path, choose_path, run_with_clean
+from ..interventions.knockout.edit import AttentionEdit, Mode, Where
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap

@@ -23,9 +23,9 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
-from ..interventions.attention.edit import Where, marked
 from ..interventions.check import TOLERANCE
 from ..interventions.choices import VOCABULARY_ROWS, choice_sequences
+from ..interventions.knockout.edit import Where, marked
 from ..interventions.prompt_end import require_none_attached
 from ..vlm.vlm import VLM
 from .ablation import provenance

@@ -15,10 +15,10 @@ from ..data.question import Question
 from ..errors import EditError, PathWarning
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
-from .attention.edit import AttentionEdit
 from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
+from .knockout.edit import AttentionEdit
 from .paths import check_finite, packed, reference, with_graph
 from .prefix import PrefixStore
 

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
-from .attention.cut import cut_rows
-from .attention.edit import AttentionEdit
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_rows
+from .knockout.edit import AttentionEdit
 from .prefix import Prefix
 from .rows import attention
 

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from ..data.question import Question
 from ..vlm.vlm import VLM
-from .attention.cut import cut_whole
-from .attention.edit import AttentionEdit
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_whole
+from .knockout.edit import AttentionEdit
 from .prompt_end import whole_prompt
 
 

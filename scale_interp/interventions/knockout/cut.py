@@ -21,8 +21,8 @@ from ...vlm.vlm import VLM
 from ..prefix import Prefix
 from ..rows import NAME as PACKED
 from ..rows import attention, packed_attention, sink_logits
+from ..written_out import BASES, base_of, masked, require_same, softmax
 from .edit import AttentionEdit, Mode
-from .logits import BASES, base_of, masked, require_same, softmax
 
 NAME = "scale_interp_cut_"
 
