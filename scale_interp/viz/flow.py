@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 760, 420
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 340, 230, 3
+ABOVE = 28
+"""Height of a panel's title in pixels."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
 SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 
@@ -39,21 +41,23 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
     >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target=[-2], window=3)])
     """
     _require(maps)
+    windows = len({m.window for m in maps})
     names = sorted({r for m in maps for r in m.relations if r is not None}) if by_relation else []
     if by_relation and not names:
         raise DataError("by_relation=True: no question of these maps has a relation; leave it out")
-    columns = min(COLUMNS, len(names)) if names else 1
+    columns = min(2 if len(names) == 4 else COLUMNS, len(names)) if names else 1
     rows = ceil(len(names) / columns) if names else 1
     counts = {name: max(sum(r == name for r in m.relations) for m in maps) for name in names}
     titles = [f"{name} ({counts[name]})" for name in names] if names else None
-    fig = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes=True, **_gaps(rows, columns))
+    fig = make_subplots(rows, columns, subplot_titles=titles, shared_xaxes=True, shared_yaxes="all", **_gaps(rows, columns))
     for place in range(max(1, len(names))):
         at = {"row": place // columns + 1, "col": place % columns + 1}
         for i, one in enumerate(maps):
+            called = f"{one.method}, window {one.window}" if windows > 1 else one.method
             if not names:
-                _curve(fig, one, i, dark, True, **at)
+                _curve(fig, one, called, i, dark, True, **at)
             elif names[place] in one.relations:
-                _curve(fig, one.relation(names[place]), i, dark, place == 0, **at)
+                _curve(fig, one.relation(names[place]), called, i, dark, place == 0, **at)
         fig.add_hline(y=0, line={"color": look(dark).muted, "width": 1}, layer="below", **at)
     fig.update_xaxes(tickmode="array", tickvals=_ticks(len(maps[0].scores)))
     fig.update_xaxes(title_text="layer", row=rows)
@@ -62,11 +66,14 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
         fig.update_xaxes(visible=False, row=empty // columns + 1, col=empty % columns + 1)
         fig.update_xaxes(title_text="layer", showticklabels=True, row=empty // columns, col=empty % columns + 1)
     width, height = (WIDTH, HEIGHT) if not names else (max(WIDTH, PANEL_WIDTH * columns + 60), PANEL_HEIGHT * rows + 60)
-    return frame(fig, title or _title(maps), _notes(maps), width=width, height=height, dark=dark, legend=len(maps) > 1)
+    frame(fig, title or _title(maps), _notes(maps), width=width, height=height, dark=dark, legend=len(maps) > 1)
+    if names:  # the legend is above the panels' titles
+        fig.update_layout(margin_t=fig.layout.margin.t + ABOVE, height=fig.layout.height + ABOVE, legend_y=1 + ABOVE / (height - 60))
+    return fig
 
 
 def _gaps(rows: int, columns: int) -> dict[str, float]:
-    return {"horizontal_spacing": 0.05 if columns > 1 else 0.0, "vertical_spacing": 0.32 / rows if rows > 1 else 0.0}
+    return {"horizontal_spacing": 0.05 if columns > 1 else 0.0, "vertical_spacing": 0.24 / rows if rows > 1 else 0.0}
 
 
 def _require(maps: Sequence[FlowMap]) -> None:
@@ -78,7 +85,7 @@ def _require(maps: Sequence[FlowMap]) -> None:
         raise DataError(f"the maps differ in metric or layers ({', '.join(f'{m.unit}, {len(m.scores)}' for m in maps)}): give alike ones")
 
 
-def _curve(fig: go.Figure, one: FlowMap, i: int, dark: bool, named: bool, **at: int) -> None:
+def _curve(fig: go.Figure, one: FlowMap, name: str, i: int, dark: bool, named: bool, **at: int) -> None:
     low, high = (end.numpy() for end in one.interval())
     layers, colour = list(range(len(low))), look(dark).series[i]
     band = {"x": [*layers, *layers[::-1]], "y": [*high, *low[::-1]], "fill": "toself", "fillcolor": fill(colour, 0.16)}
@@ -92,7 +99,7 @@ def _curve(fig: go.Figure, one: FlowMap, i: int, dark: bool, named: bool, **at: 
             mode="lines+markers",
             line={"color": colour, "width": 2, "dash": DASHES[i]},
             marker={"size": 7, "symbol": SYMBOLS[i]},
-            name=one.method,
+            name=name,
             legendgroup=str(i),
             showlegend=named,
         ),

@@ -28,7 +28,7 @@ SYMBOLS = ("circle", "diamond", "square", "triangle-up", "cross", "star")
 def lens_curves(lenses: Sequence[LogitLens], *, dark: bool = False) -> go.Figure:
     """Draw the right choice's probability after each layer, one curve per lens with a band of its 95% interval.
 
-    A thin line shows the share of questions whose given answer leads from that layer on.
+    For a lens at one token, a thin line shows the share of questions whose given answer leads from that layer on.
 
     Args:
         lenses: lenses of the same model, six at most.
@@ -68,6 +68,8 @@ def lens_curves(lenses: Sequence[LogitLens], *, dark: bool = False) -> go.Figure
                 name=f"right choice, at {lens.at}",
             )
         )
+        if lens.tokens.shape[1] > 1:
+            continue
         fig.add_trace(
             go.Scatter(
                 x=layers,

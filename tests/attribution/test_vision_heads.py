@@ -11,7 +11,7 @@ from scale_interp.errors import DataError
 from scale_interp.models import zoo
 from scale_interp.vlm.vision_tower import vision_tower
 from tests.support.oracle import plain_inputs
-from tests.support.zoo_models import noise, three_questions
+from tests.support.zoo_models import mostly_full, noise, three_questions
 
 PROJECTIONS = {
     "qwen2_vl": "visual.blocks.{}.attn.proj",
@@ -43,7 +43,7 @@ def hooked(vlm, name, question, layer, change):
     return logits[[ids[0] for ids in vlm.choice_ids(question)]]
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", mostly_full(zoo.NAMES))
 def test_each_head_is_ablated_as_plain_hooks_do_it(name):
     vlm, questions = model(name), three_questions()[:2]
     tower = vision_tower(vlm)
