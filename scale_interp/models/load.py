@@ -54,7 +54,7 @@ def load(
             on the standard error stream says, and otherwise the CPU.
         device_map: How accelerate distributes the model, such as "auto", instead of `device`.
         revision: A branch, tag or commit of the hub.
-        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "scale-llava" and "scale-qwen" as
+        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "bare", "scale-llava" and "scale-qwen" as
             in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked; they are refused if the check fails.
@@ -105,6 +105,8 @@ def _load(
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: pass it as load(model, processor)")
+        if given["quantization_config"] is not None:
+            raise ModelError("quantization_config with a live model, whose weights are there already: give its name or folder instead")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         vlm = VLM(model, processor, name + adapters, given["prompt"])
         vlm.prefix_cache, vlm.choice_space = check_cache(prefix_cache), choice_space

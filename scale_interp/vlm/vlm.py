@@ -267,6 +267,21 @@ class VLM(NotebookView):
         """The placeholder of one image in a prompt's text."""
         return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
+    @cached_property
+    def image_mark(self) -> str:
+        """What stands for one image in a custom prompt: the placeholder between the marks that the chat template puts around it."""
+        if self.processor.chat_template is None:
+            return self.placeholder
+        before, after = "\x02before\x03", "\x02after\x03"
+        content: Any = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        try:
+            said = self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:  # a template's own code; what it refuses here is asked in another way
+            return self.placeholder
+        between = said.partition(before)[2].partition(after)[0].strip()
+        # A template that puts all images first, or none, shows nothing here.
+        return between if between.count(self.placeholder) == 1 else self.placeholder
+
     def prompt_text(self, question: Question) -> str:
         """The prompt of a question as text, from the chat template or a custom prompt.
 
@@ -291,7 +306,7 @@ class VLM(NotebookView):
                 )
         n = len(question.pictures)
         if prompt is not None:
-            return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
+            return prompt.replace("{images}", self.image_mark * n).replace("{text}", question.text)
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
