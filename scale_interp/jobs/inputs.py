@@ -59,9 +59,9 @@ class Inputs:
             if value is not None and not (key in takes and not takes[key](name) and any(map(takes[key], beside)))
         }
 
-    def open_model(self, name: str) -> VLM:
+    def open_model(self, name: str, check: bool | None = None) -> VLM:
         """The model, opened as asked."""
-        return load(name, **self.loading)
+        return load(name, check=check, **self.loading)
 
     def questions(self, name: str, split: str | None = None, n: int | None = None, seed: int = 0, beside: Sequence[str] = ()) -> Questions:
         """The questions of a set, read as asked; `beside` names the other sets of the command."""

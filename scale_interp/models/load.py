@@ -54,8 +54,8 @@ def load(
             on the standard error stream says, and otherwise the CPU.
         device_map: How accelerate distributes the model, such as "auto", instead of `device`.
         revision: A branch, tag or commit of the hub.
-        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "bare", "scale-llava" and "scale-qwen" as
-            in ScAle's release, "chat" for the chat template.
+        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "bare" for images and question
+            alone, "scale-llava" and "scale-qwen" as in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.

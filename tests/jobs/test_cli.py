@@ -55,7 +55,7 @@ def test_report_holds_the_numbers(finished):
 def results(folder):
     """Every file but the log and the times."""
     names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and "parts" not in p.parts]
-    return {str(name): (folder / name).read_bytes() for name in names if name.name not in (".lock", "log.txt", "state.json")}
+    return {str(name): (folder / name).read_bytes() for name in names if name.name not in (".lock", "log.txt", "state.json", "plan.json")}
 
 
 def test_same_command_again_redoes_nothing_and_gives_the_same(finished):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, get_args
@@ -30,10 +30,12 @@ from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import SETTINGS, run_headline
 from ..job import PLACED
+from ..plan import Plan, make_plan
+from .duration import longest
 from .page import Results, sentences, write_run_report
 from .settings import MAPS, OF_PAIRS, PLACES, RANKED_BY, RETAINED, Settings
 
-SCORES = "Scores"
+SCORES, PLAN = "Scores", "plan.json"
 
 
 class Run:
@@ -325,6 +327,17 @@ class Run:
             out.append(f"{', '.join(left)} has no training split: its answers were measured, but no fit was told to keep them.")
         return out
 
+    def plan(self) -> Plan | None:
+        """What the work will take, said and kept in plan.json; None where no step is left to do."""
+        if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
+            return None
+        found = make_plan(self.vlm, self.train)
+        found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
+        for name, said in found.rows():
+            self.say(f"{name}: {said}")
+        write_json(self.folder / PLAN, found.content())
+        return found
+
     def everything(self, again: bool = False) -> dict[str, Any]:
         """Do the whole job, and write the summary and the report.
 
@@ -336,6 +349,7 @@ class Run:
         """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
         with self.run_folder.working():
+            self.plan()
             self.locate()
             self.fit()
             self.evaluate()
