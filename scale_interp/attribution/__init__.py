@@ -15,6 +15,7 @@ from .elbow_rule import elbow as elbow
 from .functional import FunctionalHeads as FunctionalHeads
 from .functional import functional_heads as functional_heads
 from .gradient import attribute as attribute
+from .head_maps import head_maps as head_maps
 from .head_probe import ProbeMap as ProbeMap
 from .head_probe import probe as probe
 from .headmap import HeadMap as HeadMap

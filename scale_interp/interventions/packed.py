@@ -43,7 +43,7 @@ def run_packed(
     order = starts.argsort(stable=True)
     alive, starts = variants[order], starts[order]
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
         for number, layer in enumerate(vlm.text.layers):
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if new or (n and R > 1):
@@ -80,7 +80,7 @@ def last_token(
     """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
         for layer in vlm.text.layers:
             heads.append(layer.self_attn.o_proj.input[:, 0].clone())
             mlps.append(layer.mlp.output[:, 0].clone())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -12,15 +13,18 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import BatchFeature
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import free_memory, out_of_memory, release, working_bytes
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
+from .shared_prompt import PROMPT, Prompt
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -38,6 +42,19 @@ class PrefixLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+class ApartLayer(PrefixLayer):
+    """The same, for `packed_attention`: new rows' keys carry the prompt's beside them, and nothing is copied."""
+
+    def __init__(self, prompt: Prompt):
+        super().__init__(prompt.keys, prompt.values)
+        self.prompt = prompt
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        key_states = key_states.view_as(key_states)  # an object of its own, as a model may use the same keys elsewhere
+        setattr(key_states, PROMPT, self.prompt)
+        return key_states, value_states
 
 
 @dataclass(frozen=True)
@@ -68,8 +85,12 @@ class Prefix:
         """The size of the keys and values in bytes."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
-    def inputs(self) -> dict[str, Any]:
-        """The text decoder's arguments for the clean row: the last token and its tree of choices."""
+    def inputs(self, apart: bool = False) -> dict[str, Any]:
+        """The text decoder's arguments for the clean row: the last token and its tree of choices.
+
+        Args:
+            apart: Whether the prompt's keys and values go beside the rows' own, as `packed_attention` takes them, instead of in front.
+        """
         full = self._mask(None)
         named = {"full_attention": full}
         if window := next((w for w in self.windows if w is not None), None):
@@ -78,9 +99,40 @@ class Prefix:
             "input_ids": self.choices.tokens,
             "position_ids": self.positions,
             "attention_mask": named if len(named) > 1 else full,
-            "past_key_values": Cache(layers=list(self.layers)),
+            "past_key_values": Cache(layers=[*self._apart] if apart else [*self.layers]),
             "use_cache": True,
         }
+
+    @cached_property
+    def _apart(self) -> tuple[ApartLayer, ...]:
+        R, masks = self.choices.tokens.shape[1], {window: self._mask(window) for window in set(self.windows)}
+        seen: dict[tuple[int | None, int], tuple[Tensor | None, bool]] = {}
+        layers = []
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            K = layer.keys.shape[2]
+            if (window, K) not in seen:
+                part = masks[window][..., -R - K : -R]
+                alike = part[:, :, :1]
+                part = alike if bool((part == alike).all()) else part
+                seen[window, K] = None if part.all() else part, bool(part.any(-1).all())
+            mask, by_all = seen[window, K]
+            mask = None if mask is None else mask.to(layer.keys.device)
+            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all)))
+        return tuple(layers)
+
+    def part(self, start: int, stop: int) -> Prefix:
+        """Some of these questions, as views."""
+        some, first = slice(start, min(stop, len(self.questions))), self.rows.start or 0
+        return replace(
+            self,
+            questions=self.questions[some],
+            rows=slice(first + some.start, first + some.stop),
+            layers=tuple(PrefixLayer(layer.keys[some], layer.values[some]) for layer in self.layers),
+            seen=self.seen[some],
+            positions=self.positions[..., some, :],
+            choices=self.choices.part(some),
+            tokens=self.tokens[some],
+        )
 
     def _mask(self, window: int | None) -> Tensor:
         """The mask [B, 1, R, P + R]: prompt tokens within the window, and the row's own branch of the tree."""
@@ -100,6 +152,7 @@ def read_prefix(
     rows: slice = slice(None),
     vision: Vision | None = None,
     scoring: Scoring = "auto",
+    inputs: BatchFeature | None = None,
 ) -> Prefix:
     """Run the prompts up to their last token once, and keep their keys and values.
 
@@ -112,6 +165,7 @@ def read_prefix(
         rows: Which of the caller's questions these are.
         vision: Features of images that several questions share.
         scoring: How choices are scored.
+        inputs: What `vlm.process` made of these questions; made here by default.
 
     Returns:
         The prefix.
@@ -121,7 +175,7 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
-    inputs = vlm.encode(questions)
+    inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     seen, positions = inputs["attention_mask"][:, :-1].bool(), vlm.position_ids(inputs)[..., -1:] + choices.depth
@@ -193,7 +247,14 @@ KEPT_SHARE = 0.25
 MOST_QUESTIONS = 16
 
 
-def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: Vision | None, scoring: Scoring) -> Prefix:
+def read_halving(
+    vlm: VLM,
+    questions: Sequence[Question],
+    rows: slice,
+    vision: Vision | None,
+    scoring: Scoring,
+    inputs: BatchFeature | None = None,
+) -> Prefix:
     """Call `read_prefix`, splitting the questions in halves as long as memory runs out.
 
     Returns:
@@ -204,7 +265,7 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
     """
     try:
         with vlm.alone():
-            return read_prefix(vlm, questions, rows, vision, scoring)
+            return read_prefix(vlm, questions, rows, vision, scoring, inputs)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -247,6 +308,8 @@ class PrefixStore(Sequence[Prefix]):
 
     Attributes:
         reads: How many times the model has read a batch.
+        ahead: Whether another thread prepares images and tokens of the next batch meanwhile, which pays where the model runs on a GPU.
+        clean: What the clean last tokens computed, z [Q, L, H, D] and scores [Q, C], once that was read (`attribution.read_clean`).
     """
 
     def __init__(
@@ -262,6 +325,9 @@ class PrefixStore(Sequence[Prefix]):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
         self.reads = 0
+        self.ahead = vlm.device.type != "cpu"
+        self.clean: tuple[Tensor, Tensor] | None = None
+        self._prepared: dict[int, Future[BatchFeature]] = {}
         self._weights = _versions(vlm)
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
@@ -310,11 +376,35 @@ class PrefixStore(Sequence[Prefix]):
         pairs = self._spill.get(index, self.vlm.device)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))
 
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "scale-interp-prompts")
+
+    def _inputs(self, index: int) -> BatchFeature | None:
+        """The processed inputs of one batch, made ahead where it was the next one; those of the batch after it are begun.
+
+        None where there is no memory to process all of them at once.
+        """
+        require_ready(self.vlm)
+        begun = self._prepared.pop(index, None)
+        try:
+            with torch.inference_mode(False):
+                inputs = self.vlm.process(self.questions[self.slices[index]]) if begun is None else begun.result()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
+        following = index + 1
+        if self.ahead and not self._prepared and following < len(self) and following not in self._kept:
+            self._prepared[following] = self._thread.submit(self.vlm.process, self.questions[self.slices[following]])
+        return inputs
+
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
+        inputs = self._inputs(index)
         with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
-            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
+            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring, inputs)
         if prefix.nbytes <= self._budget:
             self._kept[index] = prefix
             self._budget -= prefix.nbytes
