@@ -18,6 +18,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
+from ..interventions.parts import joined_parts
 from ..interventions.prefix import Prefix, PrefixStore
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -89,6 +90,10 @@ def attribution_patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixSt
 
 def patching_work(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tensor, clean_scores: Tensor) -> BatchResult:
     """One batch's estimates [B, L, H] in logits, and m_clean - m_corrupt [B]."""
+    return joined_parts(vlm, corrupt, 1, lambda part: _patched(vlm, part, pairs, z_clean, clean_scores))
+
+
+def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tensor, clean_scores: Tensor) -> BatchResult:
     members = pairs[corrupt.rows]
     z_corrupt, _, corrupt_scores = last_token(vlm, corrupt)
     z_clean, clean_scores = (t[corrupt.rows].to(z_corrupt.device) for t in (z_clean, clean_scores))
@@ -107,6 +112,10 @@ def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Pr
 
 def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     """One batch's derivatives [B, L, H] of the metric with respect to each head's scale."""
+    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, metric))
+
+
+def _slopes(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     members = prefix.questions
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)

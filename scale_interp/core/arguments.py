@@ -107,7 +107,7 @@ def checked_settings(kind: type[C]) -> type[C]:
     >>> FitSettings(epoch=3)
     Traceback (most recent call last):
     scale_interp.errors.EditError: FitSettings: got an unexpected keyword argument 'epoch'; did you mean 'epochs'? It takes bound, \
-radius, granularity, scope, epochs, lr, batch_size, l1, retain_weight, validation, patience
+radius, granularity, scope, epochs, lr, batch_size, micro_batch, l1, retain_weight, validation, patience
     """
     made = kind.__init__
     check = _Check(made, kind.__name__, EditError)

@@ -18,7 +18,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
-from ..execution.memory import free_memory, out_of_memory, release, working_bytes
+from ..execution.memory import free_memory, out_of_memory, prompt_bytes, release, working_bytes
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -305,6 +305,7 @@ class PrefixStore(Sequence[Prefix]):
         keep: Whether the prefixes will be needed again.
         scoring: How choices are scored (see `run_edits`).
         cache: Where prefixes are kept; by default `vlm.prefix_cache`.
+        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`).
 
     Attributes:
         reads: How many times the model has read a batch.
@@ -321,9 +322,11 @@ class PrefixStore(Sequence[Prefix]):
         keep: bool = True,
         scoring: Scoring = "auto",
         cache: PrefixCache | None = None,
+        within: int | None = None,
     ):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
+        self.within = within
         self.reads = 0
         self.ahead = vlm.device.type != "cpu"
         self.clean: tuple[Tensor, Tensor] | None = None
@@ -340,8 +343,7 @@ class PrefixStore(Sequence[Prefix]):
         if self._asked is not None:
             return self._asked
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
-        one = 2 * self.vlm.n_layers * self.vlm.n_kv_heads * self.vlm.head_dim * tokens * self.vlm.dtype.itemsize
-        return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // one))
+        return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // prompt_bytes(self.vlm, tokens)))
 
     def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
         """Raise EditError if the store is for other questions, another scoring, or weights that have changed since."""
@@ -355,13 +357,22 @@ class PrefixStore(Sequence[Prefix]):
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
         """Makes the same store for the model of another process."""
-        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring)
+        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring, self.within)
 
     @cached_property
     def slices(self) -> list[slice]:
         """The rows of the questions of each batch."""
-        Q = len(self.questions)
-        return [slice(i, min(i + self.batch_size, Q)) for i in range(0, Q, self.batch_size)]
+        Q, step = len(self.questions), self.within or max(self.batch_size, len(self.questions))
+        ends = [(i, min(start + step, Q)) for start in range(0, Q, step) for i in range(start, min(start + step, Q), self.batch_size)]
+        return [slice(i, min(i + self.batch_size, end)) for i, end in ends]
+
+    @cached_property
+    def steps(self) -> list[list[int]]:
+        """The numbers of the batches that belong together: those of each `within` questions, or each alone."""
+        if self.within is None:
+            return [[i] for i in range(len(self))]
+        numbers = [rows.start // self.within for rows in self.slices]
+        return [[i for i, number in enumerate(numbers) if number == step] for step in range(numbers[-1] + 1)]
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -413,9 +424,9 @@ class PrefixStore(Sequence[Prefix]):
         return prefix
 
 
-def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> PrefixStore:
+def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | None, vlm: VLM) -> PrefixStore:
     """The same store for the model of another process."""
-    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring)
+    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring, within=within)
 
 
 @dataclass(frozen=True)

@@ -66,12 +66,14 @@ class Measured:
     Attributes:
         reports: How the paths agree, by the model's state (`VLM.state`).
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
+        graph_bytes: The same for what a pass with gradients keeps.
         choices: The sets of choices of which it was said how they are scored.
         choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+    graph_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
     choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
 
@@ -444,9 +446,9 @@ class VLM(NotebookView):
         instead = [self._following(prompt, other + choice, start) for choice in question.choices] if self.choice_space == "auto" else found
         return gap, found, instead
 
-    def _following(self, prompt: str, text: str, start: list[int]) -> list[int]:
+    def _following(self, prompt: str, text: str, start: list[int] | None = None) -> list[int]:
         """The tokens that the text adds to the prompt's, which are start; none where it does not leave these as they are."""
-        whole = self._ids(prompt + text)
+        start, whole = self._ids(prompt) if start is None else start, self._ids(prompt + text)
         return whole[len(start) :] if whole[: len(start)] == start else []
 
     def _say_which(self, question: Question, gap: str, found: Sequence[list[int]], others: Sequence[list[int]]) -> None:

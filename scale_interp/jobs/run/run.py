@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.scale.scale import ScAle
 from ...attribution import HeadMap, rescale
 from ...attribution.head_maps import Locator
@@ -128,7 +128,7 @@ class Run:
         prompts = None
         if not self._fitted:
             _ = self.top_heads  # fails here where there are none, before anything is loaded
-            prompts = PrefixStore(self.vlm, self.train, FitSettings().batch_size)
+            prompts = prompts_to_fit(self.vlm, self.train, 2, FitSettings())
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, message in (
             ("fit", ("all", "top"), says),
