@@ -71,7 +71,7 @@ def written_out(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None
 
 def on_cpu(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:
     """torch's fused kernel for CPUs, with or without a mask."""
-    mask = None if seen is None else _bias(seen, query)
+    mask = None if seen is None else _bias(seen, query, 1)
     return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=scaling)  # type: ignore[no-any-return]
 
 
@@ -84,15 +84,15 @@ def flash(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scal
 
 def efficient(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:
     """The memory-efficient kernel for CUDA, with a mask or without, in any precision."""
-    bias = None if seen is None else _aligned(_bias(seen, query))
+    bias = None if seen is None else _aligned(_bias(seen, query, query.shape[1]))
     out, total, *_ = torch.ops.aten._scaled_dot_product_efficient_attention(query, keys, values, bias, True, 0.0, False, scale=scaling)
     return out, total[..., : query.shape[2]].float()  # it pads the rows
 
 
-def _bias(seen: Tensor, query: Tensor) -> Tensor:
-    """The mask as what is added to the scores, [B, 1 or Hkv, M, K] without copies of rows that see the same."""
+def _bias(seen: Tensor, query: Tensor, heads: int) -> Tensor:
+    """The mask as what is added to the scores, [B, heads, M, K], without copies of rows that see the same."""
     bias = torch.zeros(seen.shape, dtype=query.dtype, device=query.device).masked_fill_(~seen, float("-inf"))
-    return bias.expand(len(query), query.shape[1] if query.is_cuda else 1, query.shape[2], seen.shape[-1])
+    return bias.expand(len(query), heads, query.shape[2], seen.shape[-1])
 
 
 def _aligned(bias: Tensor) -> Tensor:

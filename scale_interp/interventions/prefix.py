@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,10 +20,11 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
-from ..execution.memory import free_memory, out_of_memory, prompt_bytes, release, working_bytes
+from ..execution.memory import out_of_memory, prompt_bytes, release, working_bytes
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
+from .placement import PlaceName, cheapest, on_host, rooms
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
 from .shared_prompt import PROMPT, Prompt
@@ -242,8 +245,6 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     return cache.layers
 
 
-KEPT_SHARE = 0.25
-"""The share of the memory free at the start that kept prefixes may use; other prompts are read again when needed."""
 MOST_QUESTIONS = 16
 
 
@@ -310,6 +311,7 @@ class PrefixStore(Sequence[Prefix]):
     Attributes:
         reads: How many times the model has read a batch.
         ahead: Whether another thread prepares images and tokens of the next batch meanwhile, which pays where the model runs on a GPU.
+        places: Where each batch that was read is kept; batches that are read again are not in it.
         clean: What the clean last tokens computed, z [Q, L, H, D] and scores [Q, C], once that was read (`attribution.read_clean`).
     """
 
@@ -334,8 +336,14 @@ class PrefixStore(Sequence[Prefix]):
         self._weights = _versions(vlm)
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
-        self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if self.cache in ("auto", "memory") else 0
-        self._spill = Spill() if self.cache in ("auto", "disk") else None
+        self.places: dict[int, PlaceName] = {}
+        self._room = rooms(vlm, self.cache)
+        self._spill = Spill() if "disk" in self._room else None
+        if self._spill is not None:
+            self._room["disk"] = sys.maxsize  # where it is full, the spill says so
+        self._devices: list[torch.device] = []
+        self._reading = float("inf")
+        """Seconds per byte of reading, at its fastest so far."""
 
     @cached_property
     def batch_size(self) -> int:
@@ -379,12 +387,17 @@ class PrefixStore(Sequence[Prefix]):
 
     def __getitem__(self, index: int) -> Prefix:  # type: ignore[override]
         index = range(len(self))[index]
-        if index not in self._kept:
+        prefix, place = self._kept.get(index), self.places.get(index)
+        if prefix is None:
             return self._read(index)
-        prefix = self._kept[index]
-        if prefix.layers or self._spill is None:
+        if place == "memory":
             return prefix
-        pairs = self._spill.get(index, self.vlm.device)
+        if place == "host":
+            kept = zip(prefix.layers, self._devices, strict=True)
+            back = [PrefixLayer(*(t.to(device, non_blocking=True) for t in (layer.keys, layer.values))) for layer, device in kept]
+            return replace(prefix, layers=tuple(back))
+        assert self._spill is not None
+        pairs = self._spill.get(index, self._devices)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))
 
     @cached_property
@@ -413,15 +426,35 @@ class PrefixStore(Sequence[Prefix]):
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
+        started = self._now()
         inputs = self._inputs(index)
         with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
             prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring, inputs)
-        if prefix.nbytes <= self._budget:
-            self._kept[index] = prefix
-            self._budget -= prefix.nbytes
-        elif self._spill is not None and self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
-            self._kept[index] = replace(prefix, layers=())
+        if self._room:
+            self._reading = min(self._reading, (self._now() - started) / max(prefix.nbytes, 1))
+            self._keep(index, prefix)
         return prefix
+
+    def _now(self) -> float:
+        if self._room and self.vlm.device.type == "cuda":
+            torch.cuda.synchronize(self.vlm.device)
+        return time.perf_counter()
+
+    def _keep(self, index: int, prefix: Prefix) -> None:
+        size = prefix.nbytes
+        place = cheapest(size, size * self._reading, self._room, self.vlm.device, measured=self.cache == "auto")
+        self._devices = [layer.keys.device for layer in prefix.layers]
+        if place == "recompute":
+            return
+        if place == "host":
+            prefix = replace(prefix, layers=tuple(PrefixLayer(on_host(layer.keys), on_host(layer.values)) for layer in prefix.layers))
+        elif place == "disk":
+            assert self._spill is not None
+            if not self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
+                return
+            prefix = replace(prefix, layers=())
+        self._kept[index], self.places[index] = prefix, place
+        self._room[place] -= size
 
 
 def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | None, vlm: VLM) -> PrefixStore:

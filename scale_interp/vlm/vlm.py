@@ -31,8 +31,12 @@ from .report import Report
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
-PrefixCache = Literal["auto", "memory", "disk", "recompute"]
-"""Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
+PrefixCache = Literal["auto", "memory", "disk", "recompute", "host"]
+"""Where the keys and values of prompts are kept.
+
+"memory" of the device; "host", the machine's memory beside a GPU; "disk"; nowhere ("recompute"); or, with "auto", in memory and then where
+getting them back was measured to take the least time.
+"""
 ChoiceSpace = Literal["auto", "with", "without"]
 """Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
 CHOICES_NAMED = 3
