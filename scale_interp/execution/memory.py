@@ -13,15 +13,21 @@ from .execution import execution_of
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
+MOST_QUESTIONS = 16
+"""Prompts that are read at once at most."""
 GRAPH_TIMES = 8
 """A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""
 
 
 def free_memory(device: torch.device) -> int:
-    """The free memory of a GPU, with what torch holds there unused, or of the machine, in bytes."""
+    """The free memory of a GPU, with what torch holds there unused and within the process's cap, or of the machine, in bytes."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + max(0, unused)
+        reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        room = free + max(0, reserved - allocated)
+        if torch.cuda.is_initialized():
+            room = min(room, int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated)
+        return max(0, room)
     return psutil.virtual_memory().available
 
 
@@ -58,6 +64,13 @@ def _budget(vlm: VLM, times: int, what: str) -> int:
 def prompt_bytes(vlm: VLM, tokens: int) -> int:
     """The size of the keys and values of one prompt of so many tokens, in bytes; grouped heads share theirs."""
     return 2 * vlm.n_layers * vlm.n_kv_heads * vlm.head_dim * tokens * vlm.dtype.itemsize
+
+
+def prompts_at_once(vlm: VLM, tokens: int) -> int:
+    """How many prompts of so many tokens are read at once. On a GPU a pass over few rows waits for its launches, so there are more."""
+    budget = working_bytes(vlm) if vlm.device.type == "cpu" else graph_budget(vlm)
+    one = prompt_bytes(vlm, tokens) + (0 if vlm.device.type == "cpu" else reading_bytes(vlm, tokens))
+    return min(MOST_QUESTIONS, max(1, budget // one))
 
 
 def reading_bytes(vlm: VLM, tokens: int) -> int:

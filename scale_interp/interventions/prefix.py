@@ -20,7 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
-from ..execution.memory import out_of_memory, prompt_bytes, release, working_bytes
+from ..execution.memory import out_of_memory, prompts_at_once, release
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -245,9 +245,6 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     return cache.layers
 
 
-MOST_QUESTIONS = 16
-
-
 def read_halving(
     vlm: VLM,
     questions: Sequence[Question],
@@ -302,7 +299,7 @@ class PrefixStore(Sequence[Prefix]):
     Args:
         vlm: The model.
         questions: The questions.
-        batch_size: Questions per batch; by default 16, or as many as fit in `working_bytes`.
+        batch_size: Questions per batch; by default `prompts_at_once`.
         keep: Whether the prefixes will be needed again.
         scoring: How choices are scored (see `run_edits`).
         cache: Where prefixes are kept; by default `vlm.prefix_cache`.
@@ -351,7 +348,7 @@ class PrefixStore(Sequence[Prefix]):
         if self._asked is not None:
             return self._asked
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
-        return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // prompt_bytes(self.vlm, tokens)))
+        return prompts_at_once(self.vlm, tokens)
 
     def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
         """Raise EditError if the store is for other questions, another scoring, or weights that have changed since."""
