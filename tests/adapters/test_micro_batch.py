@@ -11,7 +11,7 @@ from scale_interp.execution.memory import graph_bytes, micro_batch
 from scale_interp.interventions import packed
 from scale_interp.interventions.prefix import PrefixStore
 
-SETTINGS = {"epochs": 3, "batch_size": 12, "lr": 0.02}
+SETTINGS = {"epochs": 2, "batch_size": 6, "lr": 0.02}
 
 
 @pytest.fixture(scope="module")
@@ -21,7 +21,7 @@ def train():
 
 @pytest.fixture(scope="module")
 def retain():
-    return [q for task in ("count", "exists") for q in si.load_questions(f"scenes/{task}", "train", n=5)]
+    return [q for task in ("count", "exists") for q in si.load_questions(f"scenes/{task}", "train", n=2)]
 
 
 def differs(a, b):
@@ -30,12 +30,12 @@ def differs(a, b):
 
 @pytest.fixture(scope="module")
 def whole(vlm, train, retain):
-    return si.fit_scale(vlm, train, retain=retain, l1=0.1, micro_batch=12, **SETTINGS)
+    return si.fit_scale(vlm, train[:9], retain=retain, l1=0.1, micro_batch=6, **SETTINGS)
 
 
-@pytest.mark.parametrize("micro", [1, 3, 5, None])
+@pytest.mark.parametrize("micro", [1, 4, None])
 def test_any_micro_batch_gives_the_same_fit(vlm, train, retain, whole, micro):
-    found = si.fit_scale(vlm, train, retain=retain, l1=0.1, micro_batch=micro, **SETTINGS)
+    found = si.fit_scale(vlm, train[:9], retain=retain, l1=0.1, micro_batch=micro, **SETTINGS)
     assert float((whole.scalars - 1).abs().max()) > 0.01
     assert differs(found, whole) <= 1e-5
     rows = zip(found.history, whole.history, strict=True)
@@ -85,12 +85,12 @@ class Scarce:
 
 def test_memory_that_runs_out_halves_the_micro_batch(train, retain, whole, monkeypatch):
     vlm = si.load("demo")
-    scarce = Scarce(fits.run_packed, 4, lambda vlm, prefix, edit: len(prefix.questions) if edit is not None else 0)
+    scarce = Scarce(fits.run_packed, 3, lambda vlm, prefix, edit: len(prefix.questions) if edit is not None else 0)
     monkeypatch.setattr(fits, "run_packed", scarce)
-    with pytest.warns(MemoryWarning, match=r"no memory for gradients of 12 questions; continuing with 6"):
-        found = si.fit_scale(vlm, train, retain=retain, l1=0.1, micro_batch=12, **SETTINGS)
+    with pytest.warns(MemoryWarning, match=r"no memory for gradients of 6 questions; continuing with 3"):
+        found = si.fit_scale(vlm, train[:9], retain=retain, l1=0.1, micro_batch=6, **SETTINGS)
     assert differs(found, whole) <= 1e-5
-    assert sum(n > 4 for n in scarce.sizes) == 2  # 12 and 6, and never again
+    assert sum(n > 3 for n in scarce.sizes) == 1  # and never again
 
 
 def test_memory_that_runs_out_in_backward(train, whole, retain, monkeypatch):
@@ -103,8 +103,8 @@ def test_memory_that_runs_out_in_backward(train, whole, retain, monkeypatch):
         return plain(loss, *args, **kwargs)
 
     monkeypatch.setattr(torch.autograd, "grad", grad)
-    with pytest.warns(MemoryWarning, match="continuing with 6"):
-        found = si.fit_scale(vlm, train, retain=retain, l1=0.1, micro_batch=12, **SETTINGS)
+    with pytest.warns(MemoryWarning, match="continuing with 3"):
+        found = si.fit_scale(vlm, train[:9], retain=retain, l1=0.1, micro_batch=6, **SETTINGS)
     assert differs(found, whole) <= 1e-5
 
 
@@ -130,7 +130,8 @@ def test_gradient_maps_in_parts(train, monkeypatch, method):
     monkeypatch.setattr(module, "run_packed", Scarce(packed.run_packed, 2, lambda vlm, prefix, edit: len(prefix.questions)))
     with pytest.warns(MemoryWarning, match="no memory for gradients of 6 questions; continuing with 3"):
         found = run()
-    assert (found.per_question - expected.per_question).abs().max() <= 1e-5
+    away = (found.per_question - expected.per_question).abs().max()
+    assert away <= 1e-5 * max(1.0, float(expected.per_question.abs().max()))
 
 
 def test_the_micro_batch_is_what_memory_holds(vlm, train):
@@ -150,5 +151,5 @@ def test_the_micro_batch_is_what_memory_holds(vlm, train):
 @pytest.mark.full
 def test_the_suite_is_the_same_in_micro_batches(vlm, train):
     test = si.load_questions("scenes/relation", "test", n=12)
-    whole, parts = (si.falsify(vlm, train, test, heads=[(2, 1), (3, 0)], seeds=1, micro_batch=m, **SETTINGS) for m in (12, 5))
+    whole, parts = (si.falsify(vlm, train, test, heads=[(2, 1), (3, 0)], seeds=1, micro_batch=m, **SETTINGS) for m in (6, 4))
     assert [row["gain"] for row in whole.rows] == pytest.approx([row["gain"] for row in parts.rows], abs=1e-6)
