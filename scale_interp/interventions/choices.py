@@ -62,6 +62,10 @@ class Choices:
         given = {field.name: getattr(self, field.name) for field in fields(self)}
         return replace(self, **{name: value[some] for name, value in given.items() if isinstance(value, Tensor)})
 
+    def likelihoods(self) -> Choices:
+        """The same choices, all scored by log-likelihoods over the whole vocabulary."""
+        return replace(self, long=torch.ones_like(self.long))
+
     def read(self, vlm: VLM, hidden: Float[Tensor, "questions variants rows width"]) -> Float[Tensor, "questions variants choices"]:
         """Score the choices.
 

@@ -38,8 +38,11 @@ PrefixCache = Literal["auto", "memory", "disk", "recompute", "host"]
 "memory" of the device; "host", the machine's memory beside a GPU; "disk"; nowhere ("recompute"); or, with "auto", in memory and then where
 getting them back was measured to take the least time.
 """
-ChoiceSpace = Literal["auto", "with", "without"]
-"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+ChoiceSpace = Literal["auto", "with", "without", "apart"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
+
+"apart" is the rule of ScAle's release: the last token of " A" as the tokenizer reads it alone, whatever the prompt ends with.
+"""
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
 PROMPT_END = 16
@@ -453,6 +456,8 @@ class VLM(NotebookView):
         Warns:
             DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
+        if self.choice_space == "apart":
+            return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         # Tokens depend on the words just before them only, so questions that end alike share the tokens of their choices.
         key = (_last_words(prompt), question.choices, check_choice_space(self.choice_space), len(self.tokenizer))

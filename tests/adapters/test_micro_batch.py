@@ -55,10 +55,10 @@ def test_gradients_accumulate_to_the_same_numbers(vlm, train):
         learner.step(prompts, prompts.steps[1], None, 0)
         slopes.append((learner.theta.grad.clone(), learner.phi.grad.clone()))
         if micro == 12:
-            losses, learns = learner._losses(prompts[1])
+            losses, learns, _ = learner._losses(prompts[1])
             loss = ((losses * learns).sum(0) / learns.sum(0)).sum()
             for slope, expected in zip(slopes[0], torch.autograd.grad(loss, [learner.theta, learner.phi]), strict=True):
-                assert torch.equal(slope, expected)
+                assert float((slope - expected).abs().max()) <= 1e-7
     for other in slopes[1:]:
         assert all(float((a - b).abs().max()) <= 1e-6 for a, b in zip(slopes[0], other, strict=True))
 
