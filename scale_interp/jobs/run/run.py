@@ -26,6 +26,7 @@ from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_man
 from ...evaluation.falsification.suite import Falsification, falsify
 from ...execution.execution import with_journal
 from ...interventions.edit import Head
+from ...interventions.engine import require_packed
 from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
@@ -342,6 +343,7 @@ class Run:
         """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
         with self.run_folder.working():
+            require_packed(self.vlm, self.train, "auto", "the main job")
             self.plan()
             self.locate()
             self.fit()
