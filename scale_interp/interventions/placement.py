@@ -142,7 +142,7 @@ def _disk(device: str) -> float:
     """Through a Spill, checksum included, with what was written put out of the system's own cache."""
     spill = Spill()
     half = torch.empty(SAMPLE // 2, dtype=torch.uint8)
-    if not spill.put(0, [(half, half)]):
+    if not spill.put(0, [(half, half.clone())]):
         return float("inf")
     _forget(spill.folder / "0.safetensors")
     started = _now(torch.device(device))
