@@ -141,8 +141,8 @@ def _host(device: str) -> float:
 def _disk(device: str) -> float:
     """Through a Spill, checksum included, with what was written put out of the system's own cache."""
     spill = Spill()
-    keys, values = (torch.empty(SAMPLE // 2, dtype=torch.uint8) for _ in range(2))  # of their own memory, as safetensors wants it
-    if not spill.put(0, [(keys, values)]):
+    half = torch.empty(SAMPLE // 2, dtype=torch.uint8)
+    if not spill.put(0, [(half, half.clone())]):
         return float("inf")
     _forget(spill.folder / "0.safetensors")
     started = _now(torch.device(device))
