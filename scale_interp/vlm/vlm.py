@@ -173,7 +173,7 @@ class VLM(NotebookView):
     @cached_property
     def n_bytes(self) -> int:
         """The size of the weights in bytes."""
-        return sum(weight.nbytes for weight in self.hf_model.parameters())
+        return sum(_stored_bytes(weight) for weight in self.hf_model.parameters())
 
     @property
     def fingerprint(self) -> str:
@@ -604,6 +604,14 @@ def _last_words(prompt: str) -> str:
     """The last characters of a prompt, from the beginning of a word."""
     before, end = prompt[:-PROMPT_END], prompt[-PROMPT_END:]
     return end if not before or before[-1].isspace() else before.rsplit(None, 1)[-1] + end
+
+
+def _stored_bytes(weight: Tensor) -> int:
+    """The bytes that hold a weight; a quantised one of torchao calls itself as large as what it stands for."""
+    if type(weight) in (Tensor, nn.Parameter) or not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(weight, name)) for name in names)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:
