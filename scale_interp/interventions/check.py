@@ -117,6 +117,7 @@ def _edit(vlm: VLM) -> Edit:
     draw = torch.Generator().manual_seed(0)
     L, H = vlm.n_layers, vlm.n_heads
     scale, mlp_scale = 0.5 + torch.rand(3, L, H, generator=draw), 0.5 + torch.rand(3, L, generator=draw)
+    mlp_scale[:, [row for row, block in enumerate(vlm.head_layers) if block.mlp_name is None]] = 1
     for variant, start in enumerate((0, L // 2, L - 1)):
         scale[variant, :start] = mlp_scale[variant, :start] = 1
     return Edit(scale, mlp_scale=mlp_scale, scope="each_new_token")
@@ -174,9 +175,9 @@ def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
 def _larger_scores(vlm: VLM, question: Question, prefix: Prefix) -> float:
     """How far the clean runs are apart where attention logits are made as large as the cap on them; 0 without such a cap."""
     capped = [
-        (layer.self_attn, cap, kept.keys)
-        for layer, kept in zip(vlm.decoder.layers, prefix.layers, strict=True)
-        if (cap := getattr(layer.self_attn, "attn_logit_softcapping", None)) is not None
+        (attention, cap, prefix.layers[block.number].keys)
+        for block in vlm.head_layers
+        if (cap := getattr(attention := block.attention(), "attn_logit_softcapping", None)) is not None
     ]
     if not capped:
         return 0.0
@@ -217,9 +218,9 @@ def _reference_without_a_head(vlm: VLM, question: Question) -> Tensor:
 
 def _plain_nnsight(vlm: VLM, question: Question) -> Tensor:
     """The same logits, as a user would compute them with nnsight."""
-    layer, D = vlm.n_layers // 2, vlm.head_dim
+    block = vlm.head_layers[vlm.n_layers // 2]
     with vlm.trace(question, use_cache=False):
-        vlm.layers[layer].self_attn.o_proj.input[:, -1, :D] = 0
+        block.output(vlm.layers[block.number]).input[:, -1, : block.head_dim] = 0
         logits = vlm.nn.output.logits[0, -1].save()
     return logits.float()
 

@@ -68,15 +68,15 @@ class Prefix:
         """The size of the keys and values in bytes."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
-    def inputs(self) -> dict[str, Any]:
-        """The text decoder's arguments for the clean row: the last token and its tree of choices."""
+    def inputs(self, copies: int = 1) -> dict[str, Any]:
+        """The text decoder's arguments for the clean row, the last token and its tree of choices, or for several copies of it."""
         full = self._mask(None)
         named = {"full_attention": full}
         if window := next((w for w in self.windows if w is not None), None):
             named["sliding_attention"] = self._mask(window)
         return {
-            "input_ids": self.choices.tokens,
-            "position_ids": self.positions,
+            "input_ids": self.choices.tokens.tile(copies),
+            "position_ids": self.positions.tile(copies),
             "attention_mask": named if len(named) > 1 else full,
             "past_key_values": Cache(layers=list(self.layers)),
             "use_cache": True,
@@ -178,7 +178,9 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
         raise _StopForward
 
     with vlm.alone():
-        hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
+        last = vlm.head_layers[-1]
+        ends = last.output() if last.number == vlm.n_decoder_layers - 1 else vlm.norm
+        hook = ends.register_forward_pre_hook(stop)
         try:
             vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
         except _StopForward:

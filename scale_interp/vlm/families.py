@@ -9,8 +9,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from .decoder import PARTS, Decoder, Parts, find_decoder
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,8 @@ class Family:
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
         answer_type: The `token_type_ids` of tokens after the prompt.
+        staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
+        parts: The names of its text decoder's parts, where they are not the usual ones.
     """
 
     bidirectional: bool = False
@@ -30,6 +34,8 @@ class Family:
     prompt: str | None = None
     prompt_end: str = ""
     answer_type: int = 0
+    staircase: bool = True
+    parts: Parts = PARTS
 
 
 PLAIN = Family()
@@ -69,8 +75,6 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position
 
 
-def norms_after(layer: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms between the attention output, or the MLP output, and the residual stream (Gemma 2 and 3; None elsewhere)."""
-    if hasattr(layer, "pre_feedforward_layernorm"):
-        return layer.post_attention_layernorm, layer.post_feedforward_layernorm  # type: ignore[return-value]
-    return None, None
+def describe(model: PreTrainedModel, name: str) -> Decoder:
+    """What the layers of a model's text decoder are, by the names of its family. Raises ModelError where heads cannot be addressed."""
+    return find_decoder(model, name, KNOWN.get(model.config.model_type, PLAIN).parts)

@@ -31,7 +31,6 @@ from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
 from ...interventions.paths import check_finite
 from ...interventions.prefix import Prefix, PrefixStore
-from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
 
@@ -220,7 +219,7 @@ def fit_scales(
     for fit in fits:
         _check_fit(fit, train)
     require_packed(vlm, train, path, "fitting")
-    if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
+    if any(fit.mlp for fit in fits) and vlm.head_layers[0].norms[1] is not None:
         warnings.warn(
             f"{vlm.name} norms the MLP's output, which undoes a factor, so MLP scalars have almost no effect; use mlp=False",
             PathWarning,

@@ -93,7 +93,7 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
-    if any(sink_logits(layer.self_attn, {}) is not None for layer in vlm.decoder.layers):
+    if any(sink_logits(block.attention(), {}) is not None for block in vlm.head_layers):
         raise ModelError(
             f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights "
             "do not sum to 1; use a model without sinks, or edits of heads"
@@ -111,8 +111,8 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     _, question = batch
     rows: list[Tensor] = []
     with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-        for layer in vlm.layers:
-            rows.append(layer.self_attn.output[1][:, :, -1].clone())
+        for block in vlm.head_layers:
+            rows.append(block.attention(vlm.layers[block.number]).output[1][:, :, -1].clone())
     weights = torch.cat([row.cpu().float() for row in rows])
     scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
     return {"weights 0": _require_weights(vlm, weights, question), "scores 0": scores}
@@ -123,9 +123,9 @@ def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's weights and scores, one tensor per question, as prompts differ in length."""
     rows: list[Tensor] = []
     with attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
-        for layer in vlm.text.layers:
-            rows.append(layer.self_attn.output[1][:, :, 0].clone())
-        hidden = vlm.text.norm.output.save()
+        for block in vlm.head_layers:
+            rows.append(block.attention(vlm.text_layers[block.number]).output[1][:, :, 0].clone())
+        hidden = vlm.text_norm.output.save()
     R, P = prefix.choices.tokens.shape[1], prefix.seen.shape[1]
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0]
     # A sliding layer has no columns for tokens outside its window; the last token's own column is the first after the prompt's.
