@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.question import Question
+from ..errors import ModelError, ScaleInterpError
+from ..execution.memory import out_of_memory
 from ..vlm.families import KNOWN
 from ..vlm.report import Report
 from ..vlm.vlm import VLM
@@ -63,13 +65,20 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
     require_none_attached(vlm.hf_model)
     edit = _edit(vlm)
     question = asked[0]
-    whole = []
-    for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
-        part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")
-        whole.append((part["edited"][0], part["clean"][0]))
+    try:
+        whole = _whole_passes(vlm, asked, edit)
+        clean_nnsight = _plain_nnsight(vlm, question)
+        found = {"nnsight": _largest(_reference_without_a_head(vlm, question) - clean_nnsight)}
+    except ScaleInterpError:
+        raise
+    except Exception as error:  # as below, on heads that are not where they are looked for, or inputs that the model does not take
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}): a whole forward pass with edited heads fails on it ({_named(error)}), so no path runs it: "
+            "`scale-interp check` says the same; docs/adding_family.md says what a family may need"
+        ) from error
     allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, *(float(edited.abs().max()) for edited, _ in whole))
-    clean_nnsight = _plain_nnsight(vlm, question)
-    found = {"nnsight": _largest(_reference_without_a_head(vlm, question) - clean_nnsight)}
     tokens = 0
     try:
         prefix = read_prefix(vlm, asked)
@@ -86,8 +95,7 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
         found |= dict.fromkeys(("packed_reference", "clean", "rounding"), float("inf"))
         at_once = sweep_bytes = 0
         tokens = tokens or max(vlm.encode(q)["input_ids"].shape[1] for q in asked)
-        reason = (str(error).splitlines() or [""])[0]
-        path, why = "reference", f"the packed path fails on it ({type(error).__name__}: {reason}); every edit now runs a whole forward pass"
+        path, why = "reference", f"the packed path fails on it ({_named(error)}); every edit now runs a whole forward pass"
     return Report(
         model=vlm.name,
         family=vlm.family,
@@ -110,6 +118,22 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
         at_once=at_once,
         **found,
     )
+
+
+def _named(error: Exception) -> str:
+    """An error's type and the first line of what it says that is not a traceback's (nnsight's begin with one)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith(f"{type(error).__name__}: ")), lines[0] if lines else "")
+    return f"{type(error).__name__}: {said.removeprefix(f'{type(error).__name__}: ')}"
+
+
+def _whole_passes(vlm: VLM, asked: Sequence[Question], edit: Edit) -> list[tuple[Tensor, Tensor]]:
+    """Edited and clean scores of each question, from whole forward passes."""
+    whole = []
+    for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
+        part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")
+        whole.append((part["edited"][0], part["clean"][0]))
+    return whole
 
 
 def _edit(vlm: VLM) -> Edit:

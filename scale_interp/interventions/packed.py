@@ -47,7 +47,7 @@ def run_packed(
     B = len(prefix.choices.tokens)
     blocks = {block.number: (row, block) for row, block in enumerate(vlm.head_layers)}
     n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(1 + n)):
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(1 + n)):
         for number, layer in enumerate(vlm.text_layers):
             row, block = blocks.get(number, (-1, None))
             new = 0
@@ -93,7 +93,7 @@ def last_token(
     """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
         for block in vlm.head_layers:
             layer = vlm.text_layers[block.number]
             heads.append(block.split(block.output(layer).input[:, 0].clone(), vlm.head_dim))
@@ -122,7 +122,8 @@ def _repeated(positions: Any, n: int) -> Any:
     """Positions [..., R] of rows, or their rotary angles [..., R, D], n times."""
     if isinstance(positions, tuple):
         return tuple(_repeated(part, n) for part in positions)
-    return positions.repeat(1, n, 1) if positions.is_floating_point() else positions.tile(n)
+    angles = positions.is_floating_point() or positions.is_complex()
+    return positions.repeat(1, n, 1) if angles else positions.tile(n)
 
 
 def edit_heads(z: Tensor, part: LayerEdit, block: HeadLayer, R: int, scope: str, later: int = 0) -> Tensor:

@@ -25,20 +25,20 @@ def packed_attention(
     module: object,
     query: Float[Tensor, "questions heads rows head_dim"],
     key: Float[Tensor, "questions kv_heads keys head_dim"],
-    value: Float[Tensor, "questions kv_heads keys head_dim"],
+    value: Float[Tensor, "questions kv_heads keys value_dim"],
     attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"],
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
     **given: object,
-) -> tuple[Float[Tensor, "questions rows heads head_dim"], None]:
+) -> tuple[Float[Tensor, "questions rows heads value_dim"], None]:
     """Attention of n variants of R rows each over a shared prompt of K tokens.
 
     Args:
         module: The attention layer.
         query: [B, H, n * R, D].
         key: [B, Hkv, K + n * R, D], the prompt's first.
-        value: The same shape.
+        value: [B, Hkv, K + n * R, Dv].
         attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
         scaling: The factor on the products.
         dropout: Ignored, as models are in evaluation mode.
@@ -46,14 +46,15 @@ def packed_attention(
         given: Further arguments; `s_aux` holds attention sinks.
 
     Returns:
-        [B, n * R, H, D], and None in place of attention weights.
+        [B, n * R, H, Dv], and None in place of attention weights.
     """
+    query = with_own_temperature(module, query, attention_mask)
     B, H, S, D = query.shape
-    Hkv, R = key.shape[1], attention_mask.shape[2]
+    Hkv, R, Dv = key.shape[1], attention_mask.shape[2], value.shape[-1]
     G, n, K = H // Hkv, S // R, key.shape[2] - S
     seen, own = attention_mask[..., -R - K : -R], attention_mask[..., -R:]
     sinks = sink_logits(module, given)
-    if R == 1 and softcap is None and sinks is None and query.device.type == "cpu" and not torch.is_grad_enabled():
+    if R == 1 and Dv == D and softcap is None and sinks is None and query.device.type == "cpu" and not torch.is_grad_enabled():
         return _one_row_each(query, key, value, seen, scaling), None
     query = query * scaling
     queries = query.view(B, Hkv, G, n, R, 1, D)
@@ -77,9 +78,27 @@ def packed_attention(
         # a sum over a long prompt exceeds the largest float16
         to_prompt, to_own, total = to_prompt / total, to_own / total, torch.ones_like(total)
     from_prompt = to_prompt.view(B, Hkv, G * S, K).to(value.dtype) @ value[:, :, :K]
-    from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
-    out = (from_prompt.view(B, Hkv, G, n, R, D) + from_own) / total
-    return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
+    from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, Dv)).sum(-2)
+    out = (from_prompt.view(B, Hkv, G, n, R, Dv) + from_own) / total
+    return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2), None
+
+
+def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:
+    """Queries [B, H, S, D] with the scale of each row's own position, where a layer without rotary positions scales them (Llama 4).
+
+    The layer counts the rows of one call as tokens that follow each other, and rows of many variants would seem to be far into a text.
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+        return query
+    floor, factor, (S, R) = module.floor_scale, module.attn_scale, (query.shape[2], mask.shape[2])  # type: ignore[attr-defined]
+    behind = mask.shape[-1] - R
+
+    def scale(positions: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((positions.float() + 1.0) / floor)) * factor + 1.0
+
+    given = scale(torch.arange(behind, behind + S, device=query.device))
+    own = scale(mask[:, 0].sum(-1) - 1).tile(S // R)  # such a layer sees the whole text before a row
+    return query * (own / given)[:, None, :, None].to(query.dtype)
 
 
 def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:

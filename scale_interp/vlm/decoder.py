@@ -132,6 +132,13 @@ class Decoder:
     others: dict[int, str]
 
     @property
+    def mask_names(self) -> tuple[str, ...]:
+        """The name of each layer's mask, where the decoder takes masks by name and there are several kinds; empty elsewhere."""
+        names = tuple(getattr(getattr(self.module, "config", None), "layer_types", None) or ())
+        by_name = "dict)" in inspect.getsource(inspect.unwrap(type(self.module).forward))
+        return names if by_name and set(names) != {"full_attention"} else ()
+
+    @property
     def plain_layers(self) -> bool:
         """Whether layers hand on the residual stream alone, and not keys and values, inputs per layer or earlier streams as well."""
         layers = getattr(self.module, self.layers_name)

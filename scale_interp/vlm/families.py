@@ -25,6 +25,7 @@ class Family:
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
         answer_type: The `token_type_ids` of tokens after the prompt.
+        unpadded: Whether prompts of different lengths are read one by one, as the model itself counts padding as text.
         staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
         parts: The names of its text decoder's parts, where they are not the usual ones.
     """
@@ -34,6 +35,7 @@ class Family:
     prompt: str | None = None
     prompt_end: str = ""
     answer_type: int = 0
+    unpadded: bool = False
     staircase: bool = True
     parts: Parts = PARTS
 
@@ -50,6 +52,14 @@ KNOWN = {
     "gemma3": PLAIN,
     "idefics3": PLAIN,
     "smolvlm": PLAIN,
+    "mistral3": PLAIN,
+    "glm4v": PLAIN,
+    "qwen3_vl_moe": PLAIN,
+    "qwen3_5": PLAIN,
+    "gemma4": PLAIN,
+    "aya_vision": PLAIN,
+    "lfm2_vl": PLAIN,
+    "llama4": Family(unpadded=True),
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }
 """Quirks by model_type. Any other family is treated as a plain one and checked when it is loaded."""

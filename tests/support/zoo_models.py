@@ -1,13 +1,19 @@
 """The zoo's families by how their prompts attend, and pictures for them."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import scale_interp as si
 from scale_interp.models import zoo
 
 BIDIRECTIONAL = ("paligemma", "paligemma2")
-CAUSAL = tuple(name for name in zoo.NAMES if name not in BIDIRECTIONAL)
+FIRST = zoo.NAMES[: zoo.NAMES.index("paligemma2") + 1]
+"""The families that every test of families runs over; the others do so in the full suite."""
+RECENT = zoo.NAMES[len(FIRST) :]
+CAUSAL = tuple(name for name in FIRST if name not in BIDIRECTIONAL)
+LONGER = [pytest.param(name, marks=pytest.mark.full) for name in RECENT]
+EVERY, EVERY_CAUSAL = [*FIRST, *LONGER], [*CAUSAL, *LONGER]
 
 
 def noise(width, height, seed=0):

@@ -19,7 +19,7 @@ from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batc
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
-from ...interventions.rows import attention, sink_logits
+from ...interventions.rows import attention, sink_logits, with_own_temperature
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -54,6 +54,7 @@ def attention_with_weights(
     Returns:
         The output [B, R, H, D], and the weights [B, H, R, K + R] in float32.
     """
+    query = with_own_temperature(module, query, attention_mask)
     B, H, R, D = query.shape
     Hkv, S = key.shape[1:3]
     scores = (query.reshape(B, Hkv, H // Hkv * R, D) @ key.mT).float().view(B, H, R, S) * scaling
@@ -61,7 +62,7 @@ def attention_with_weights(
         scores = torch.tanh(scores / softcap) * softcap
     weights = scores.masked_fill(~attention_mask[..., -S:], float("-inf")).softmax(-1)
     out = weights.to(value.dtype).view(B, Hkv, H // Hkv * R, S) @ value
-    return out.view(B, H, R, D).transpose(1, 2), weights
+    return out.view(B, H, R, -1).transpose(1, 2), weights
 
 
 AttentionInterface.register(INTERFACE, attention_with_weights)
@@ -122,7 +123,7 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's weights and scores, one tensor per question, as prompts differ in length."""
     rows: list[Tensor] = []
-    with attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
+    with prefix.state_layers(vlm), attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
         for block in vlm.head_layers:
             rows.append(block.attention(vlm.text_layers[block.number]).output[1][:, :, 0].clone())
         hidden = vlm.text_norm.output.save()
