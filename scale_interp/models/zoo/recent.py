@@ -164,15 +164,15 @@ def qwen3_vl_moe() -> Built:
 
 
 def qwen3_5() -> Built:
-    """A hybrid: three of four layers keep a recurrent state, and the others gate their heads."""
+    """A hybrid: some layers keep a recurrent state, and the others gate their heads."""
     words = _qwen_words()
     text = _text(
         words,
         head_dim=24,
-        num_hidden_layers=5,
-        layer_types=["linear_attention", "full_attention", "linear_attention", "full_attention", "linear_attention"],
-        linear_key_head_dim=8,
-        linear_value_head_dim=8,
+        num_hidden_layers=4,
+        layer_types=["linear_attention", "full_attention", "full_attention", "linear_attention"],
+        linear_key_head_dim=32,  # a norm divides what such a head computes by its size, which is next to nothing for narrow ones
+        linear_value_head_dim=32,
         linear_num_key_heads=2,
         linear_num_value_heads=4,
         rope_parameters=_mrope([2, 2, 2]) | {"mrope_interleaved": True, "partial_rotary_factor": 0.5},
