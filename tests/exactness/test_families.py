@@ -24,17 +24,9 @@ from scale_interp.models import zoo
 from scale_interp.vlm import families
 from scale_interp.vlm.vlm import VLM
 from tests.support.oracle import heads_of, hooked_logits, hooked_scores, plain_inputs
-from tests.support.zoo_models import BIDIRECTIONAL, EVERY, EVERY_CAUSAL, FIRST, noise, three_questions
+from tests.support.zoo_models import BIDIRECTIONAL, EVERY, EVERY_CAUSAL, FIRST, Models, noise, three_questions
 
 KINDS = ("zero", "mean", "patch", "amplify", "mlp", "steer", "all heads", "everything")
-
-
-class Models(dict):
-    """The zoo by name, each model loaded when a test first asks for it."""
-
-    def __missing__(self, name):
-        self[name] = si.load(f"tiny-random/{name}")
-        return self[name]
 
 
 @pytest.fixture(scope="module")

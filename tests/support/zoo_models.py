@@ -29,3 +29,11 @@ def three_questions():
         ),
         si.Question("Is there a cat?", ("yes", "no"), 0, picture=noise(33, 33, 2), id="c"),
     ]
+
+
+class Models(dict):
+    """The zoo by name, each model loaded when a test first asks for it."""
+
+    def __missing__(self, name):
+        self[name] = si.load(f"tiny-random/{name}")
+        return self[name]
