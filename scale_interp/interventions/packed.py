@@ -17,6 +17,8 @@ from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_rows
+from .knockout.edit import AttentionEdit
 from .prefix import Prefix
 from .rows import attention
 
@@ -47,7 +49,8 @@ def run_packed(
     B = len(prefix.choices.tokens)
     blocks = {block.number: (row, block) for row, block in enumerate(vlm.head_layers)}
     n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
-    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(1 + n)):
+    attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
+    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n)):
         for number, layer in enumerate(vlm.text_layers):
             row, block = blocks.get(number, (-1, None))
             new = 0

@@ -135,7 +135,7 @@ class Prefix:
 
     def state_layers(self, vlm: VLM) -> AbstractContextManager[None]:
         """A block in which layers that keep a state run every row in the batch."""
-        numbered = getattr(vlm.decoder, vlm.parts.layers_name)
+        numbered = vlm.all_layers
         kept = {number: numbered[number] for number, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
         return rows_in_batch(kept, self.choices.own, self.choices.depth) if kept else nullcontext()
 
@@ -236,7 +236,7 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
 
     with vlm.alone():
         last = vlm.head_layers[-1]
-        ends = last.output() if last.number == vlm.n_decoder_layers - 1 else vlm.norm
+        ends = last.output() if last.number == len(vlm.all_layers) - 1 else vlm.norm
         hook = ends.register_forward_pre_hook(stop)
         try:
             vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)

@@ -36,8 +36,11 @@ OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
 """Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
-ChoiceSpace = Literal["auto", "with", "without"]
-"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+ChoiceSpace = Literal["auto", "with", "without", "apart"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
+
+"apart" is the rule of ScAle's release: the last token of " A" as the tokenizer reads it alone, whatever the prompt ends with.
+"""
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
 
@@ -96,7 +99,6 @@ class VLM(NotebookView):
         self.family: str = hf_model.config.model_type
         self.quirks = families.KNOWN.get(self.family, families.PLAIN)
         self.n_layers = len(self.head_layers)
-        self.n_decoder_layers = len(getattr(self.decoder, self.parts.layers_name))
         self.staircase = self.quirks.staircase and self.parts.plain_layers
         """Whether a packed variant joins at its first edited layer; else all run from the first layer on."""
         self.n_heads: int = self.head_layers[0].n_heads
@@ -252,7 +254,7 @@ class VLM(NotebookView):
     @cached_property
     def layers(self) -> Any:
         """nnsight's view of all layers of the decoder, for use inside `trace`."""
-        return self._envoy(getattr(self.decoder, self.parts.layers_name))
+        return self._envoy(self.all_layers)
 
     @property
     def text_layers(self) -> Any:
@@ -263,6 +265,11 @@ class VLM(NotebookView):
     def text_norm(self) -> Any:
         """The norm after the last layer, within a trace of the text decoder alone."""
         return getattr(self.text, self.parts.norm_name)
+
+    @property
+    def all_layers(self) -> nn.ModuleList:
+        """All layers of the decoder, with heads or without."""
+        return getattr(self.decoder, self.parts.layers_name)
 
     @property
     def norm(self) -> Any:
@@ -447,6 +454,8 @@ class VLM(NotebookView):
         Warns:
             DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
+        if self.choice_space == "apart":
+            return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
         gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]

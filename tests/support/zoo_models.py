@@ -14,6 +14,13 @@ RECENT = zoo.NAMES[len(FIRST) :]
 CAUSAL = tuple(name for name in FIRST if name not in BIDIRECTIONAL)
 LONGER = [pytest.param(name, marks=pytest.mark.full) for name in RECENT]
 EVERY, EVERY_CAUSAL = [*FIRST, *LONGER], [*CAUSAL, *LONGER]
+FEW = ("llava", "qwen2_5_vl", "gemma3", "paligemma")
+"""One of each way to attend, for the quick suite."""
+
+
+def mostly_full(names):
+    """These families as parameters, all but FEW of them for the full suite alone."""
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 def noise(width, height, seed=0):
