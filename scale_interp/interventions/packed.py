@@ -49,8 +49,9 @@ def run_packed(
     B = len(prefix.choices.tokens)
     blocks = {block.number: (row, block) for row, block in enumerate(vlm.head_layers)}
     n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
+    own_attention = isinstance(edit, AttentionEdit)
     attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
-    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n)):
+    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n, apart=not own_attention)):
         for number, layer in enumerate(vlm.text_layers):
             row, block = blocks.get(number, (-1, None))
             new = 0
@@ -96,7 +97,7 @@ def last_token(
     """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
-    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
         for block in vlm.head_layers:
             layer = vlm.text_layers[block.number]
             heads.append(block.split(block.output(layer).input[:, 0].clone(), vlm.head_dim))

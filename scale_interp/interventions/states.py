@@ -39,6 +39,10 @@ class StateLayer(LinearAttentionLayer):
             {i: None if state is None else state.repeat_interleave(n, 0) for i, state in states.items()} for states in self.of_prompt
         )
 
+    def part(self, some: slice) -> StateLayer:
+        """Those of some prompts, as views."""
+        return StateLayer(*({i: None if state is None else state[some] for i, state in states.items()} for states in self.of_prompt))
+
     def reader(self) -> StateLayer:
         """Another object with the same states, for one run."""
         return StateLayer(*self.of_prompt)
