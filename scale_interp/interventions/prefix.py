@@ -17,6 +17,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import free_memory, out_of_memory, release, working_bytes
+from ..vlm.cache import CACHE
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
 from .prefix_disk import Spill
@@ -78,7 +79,7 @@ class Prefix:
             "input_ids": self.choices.tokens,
             "position_ids": self.positions,
             "attention_mask": named if len(named) > 1 else full,
-            "past_key_values": Cache(layers=list(self.layers)),
+            CACHE: Cache(layers=list(self.layers)),
             "use_cache": True,
         }
 
@@ -180,7 +181,7 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     with vlm.alone():
         hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
         try:
-            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            vlm.hf_model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         except _StopForward:
             pass
         finally:

@@ -24,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
+from ...vlm.cache import cache_of, with_cache
 from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
 from ..rows import NAME as PACKED
@@ -174,8 +175,12 @@ def _attend(
         return out, None
     _, H, S, D = query.shape
     K = key.shape[2]
-    if running.total < K:
-        raise EditError(f"a cache of {K} places for {running.total} tokens hides which are images: generate with a dynamic cache")
+    spare = max(K - running.total, 0)
+    if spare and _seen(attention_mask, rows, S, running.total):
+        raise EditError(
+            f"{spare} of {K} places of the cache are behind the {running.total} tokens read so far and not masked, which hides the image "
+            "tokens' places: call generate with the whole prompt and an empty cache"
+        )
     logits = query[:, :, rows] @ key.repeat_interleave(H // key.shape[1], 1).mT
     logits = logits.float() * (D**-0.5 if scaling is None else scaling)
     if softcap is not None:
@@ -185,23 +190,34 @@ def _attend(
         raise EditError(f"layer {layer} has attention sinks, which 'sdpa' leaves out: load the model with attn_implementation='eager'")
     kept, values = out[:, rows].transpose(1, 2), value.repeat_interleave(H // value.shape[1], 1)
     if layer not in running.same:
-        unchanged = _weights(logits, attention_mask, rows, S, sinks).to(value.dtype) @ values
+        unchanged = _weights(logits, attention_mask, rows, S, spare, sinks).to(value.dtype) @ values
         _require_same(module, layer, unchanged, kept, attention_mask, rows)
         running.same.add(layer)
-    columns = F.pad(running.columns, (0, running.total - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
+    columns = F.pad(running.columns, (0, running.total + spare - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
-    again = _weights(changed, attention_mask, rows, S, sinks).to(value.dtype) @ values
+    again = _weights(changed, attention_mask, rows, S, spare, sinks).to(value.dtype) @ values
     if running.chosen is not None:
         changes = changes & running.chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
 
 
-def _weights(logits: Tensor, mask: Tensor | None, rows: slice, S: int, sinks: Tensor | None) -> Tensor:
-    """Attention weights [B, H, rows, K] of logits before the mask; sinks [H]: logits of a column that has no value."""
+def _seen(mask: Tensor | None, rows: slice, S: int, total: int) -> bool:
+    """Whether a row sees places of a cache behind its `total` tokens; without a mask, S rows see each other and what is before."""
+    if mask is None:
+        return total != S
+    behind = mask[:, :, rows, total:]
+    return bool((behind if behind.dtype == torch.bool else behind > torch.finfo(behind.dtype).min / 2).any())
+
+
+def _weights(logits: Tensor, mask: Tensor | None, rows: slice, S: int, spare: int, sinks: Tensor | None) -> Tensor:
+    """Attention weights [B, H, rows, K] of logits before the mask.
+
+    spare: places at the end of a static cache that hold no token yet; sinks [H]: logits of a column that has no value.
+    """
     K = logits.shape[-1]
     if mask is None:
-        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
+        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - spare - S)[rows]
         logits = logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
     else:
         mask = mask[:, :, rows, -K:]
@@ -300,9 +316,9 @@ def _tokens(given: dict[str, Any]) -> Tensor:
 def _next_logits(module: nn.Module, given: dict[str, Any], place: Place, prompt: Prompt) -> Tensor:
     """Logits of the next token [B, V], by the same pass without an edit."""
     alone = place.past + place.new == prompt.length and not prompt.ragged
-    cache = copy.deepcopy(given["past_key_values"]) if place.past else None
-    plain = given | {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1 if alone else 0}
-    out = module(**plain)
+    cache = copy.deepcopy(cache_of(given))  # its places are those of the mask, also where it is empty
+    plain = given | {"use_cache": cache is not None, "logits_to_keep": 1 if alone else 0}
+    out = module(**with_cache(plain, cache))
     if not hasattr(out, "logits"):
         raise EditError(f"a {type(module).__name__} gives no logits to decide by: call the whole model")
     logits = out.logits.float()
