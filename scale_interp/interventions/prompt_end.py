@@ -19,6 +19,7 @@ from transformers.cache_utils import Cache
 
 from ..errors import EditError
 from ..vlm.cache import CACHE, cache_of
+from ..vlm.lock import changed
 
 MARK = "_scale_interp_prompt"
 """Where a cache keeps the prompt that was read into it; copies of the cache keep it too."""
@@ -243,8 +244,14 @@ _WATCHED: WeakKeyDictionary[nn.Module, tuple[PromptEnd, int]] = WeakKeyDictionar
 def prompt_end(model: nn.Module) -> Iterator[PromptEnd]:
     """The model's one watcher, while at least one edit is attached.
 
-    Compiled parts of a model run uncompiled meanwhile: compiled code does not see hooks that come after it.
+    Compiled parts of a model run uncompiled meanwhile: compiled code does not see hooks that come after it. Other threads' runs of the
+    model are refused until the end.
     """
+    with changed(model.get_decoder()):  # type: ignore[operator]
+        yield from _prompt_end(model)
+
+
+def _prompt_end(model: nn.Module) -> Iterator[PromptEnd]:
     end, users = _WATCHED.get(model, (None, 0))
     if end is None:
         end = PromptEnd(model)
