@@ -16,7 +16,7 @@ from ..core.progress import track
 from ..errors import DataError, DataWarning
 from .identity import Families, pixel_key
 from .items import Questions
-from .prompts import TEMPLATES, Ask, Template, check_template, digest
+from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
 from .question import LARGEST, Question
 from .readers.answers import Answers, check_answers
 from .readers.captions import Captions
@@ -56,6 +56,7 @@ def load_questions(
     root: str | Path | None = None,
     template: str | None = None,
     answers: Answers | None = None,
+    options: Options = "words",
 ) -> Questions:
     """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
@@ -68,11 +69,13 @@ def load_questions(
         split: "train", "validation" or "test": those of the authors, or 50, 10 and 40 of 100 images drawn by the seed. None or
             "all" is the authors' whole file, or their test split where they publish several. Rendered sets default to "test".
         n: How many questions, a seeded sample. None is all questions in the file's order, or 200 of a rendered set.
-        seed: Draws the sample, our splits and the order of options.
+        seed: Draws the sample, our splits and the order of options in words.
         root: The folder that holds the sets; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
         template: Words in place of ours, with places in braces (docs/data.md lists them).
         answers: How JSON lines give their answers: "index" (from 0), "index1" (from 1), "text" or "letter". None takes words,
             letters and indices from 0, and refuses what could be read in two ways.
+        options: Whether an option is answered by its "words" or by its letter: "letters" lists them as "A. left" and so on, one a line,
+            in the set's own order, and makes the letters the choices (`choice_words` says what they stand for).
 
     Returns:
         The questions, with the name, split and seed that they came from.
@@ -82,6 +85,8 @@ def load_questions(
 
     >>> load_questions("scenes/relation", split="train", n=4)
     <4 questions of scenes/relation train>
+    >>> load_questions("scenes/relation", n=4, options="letters")[0].choices
+    ('A', 'B', 'C', 'D')
     """
     if n is not None and n < 1:
         raise DataError(f"n={n}: ask for at least one question")
@@ -90,21 +95,20 @@ def load_questions(
     check_answers(answers)
     if answers is not None and not name.startswith("jsonl:"):
         raise DataError(f"answers={answers!r} is for JSON lines; {name} has answers of one form: leave it out")
-    room, _, task = name.partition("/")
-    if room in ("scenes", "generated"):
+    if name.partition("/")[0] in ("scenes", "generated"):
         if root is not None or template is not None:
             raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk; leave them out")
-        return _rendered(room, task, split or "test", RENDERED if n is None else n, seed)
+        return _rendered(name, split or "test", RENDERED if n is None else n, seed, options)
     if name.startswith(("boxes:", "boxes/")):
         if template is not None:
             raise DataError(f"{name} is asked in words of its own: template= is for sets that have questions")
-        return _of_boxes(name, split, n, seed, root)
+        return _of_boxes(name, split, n, seed, root, options)
     if name.startswith("jsonl:"):
-        split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed)
+        split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed, options)
         path = Path(root or "", name.removeprefix("jsonl:"))
         return _questions(name, JsonL(name, path, answers), split, n, ask, f"put them into {path.parent}", ours=True)
     entry = find_entry(name)
-    split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed)
+    split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed, options)
     reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
     return _questions(name, reader, split, n, ask, f"get them from {entry.pictures}", ours=not entry.splits)
 
@@ -123,29 +127,32 @@ def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, f
     return Questions(questions, name, split, ask.seed)
 
 
-def _ask(words: Template, template: str | None, seed: int) -> Ask:
-    return Ask(check_template(words.text if template is None else template, words.fields), seed)
+def _ask(words: Template, template: str | None, seed: int, options: Options) -> Ask:
+    return Ask(check_template(words.asked_by(options) if template is None else template, words.fields), seed, options)
 
 
-def _rendered(room: str, task: str, split: str, n: int, seed: int) -> Questions:
+def _rendered(name: str, split: str, n: int, seed: int, options: Options) -> Questions:
     if n > MOST_RENDERED:
         raise DataError(f"n={n:,}: rendered sets have at most {MOST_RENDERED:,} questions; ask for fewer")
+    room, _, task = name.partition("/")
     if room == "scenes":
-        return scene_questions(task, split, n, seed)
+        questions = scene_questions(task, split, n, seed)
+        return questions if options == "words" else Questions(map(with_letters, questions), name, split, seed)
     from .synthetic import generated_questions
 
     form, _, kind = task.partition("/")
-    return generated_questions(form, kind, split, n, seed)
+    return generated_questions(form, kind, split, n, seed, options)
 
 
-def _of_boxes(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None) -> Questions:
+def _of_boxes(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None, options: Options) -> Questions:
     from .boxes.questions import box_questions
 
     asked, _, path = name.partition(":")
     if not path:
         raise DataError(f"{name}: give the path of a COCO detection JSON, as in {asked}:instances.json")
     _, form, kind = (*asked.split("/"), "", "")[:3]
-    return box_questions(Path(root or "", path), form or "pope", kind or "random", split or "all", n, seed)  # type: ignore[arg-type]
+    place, form, kind = Path(root or "", path), form or "pope", kind or "random"
+    return box_questions(place, form, kind, split or "all", n, seed, options=options)  # type: ignore[arg-type]
 
 
 def _split(name: str, split: str | None, authors: tuple[str, ...]) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image, ImageOps
 
 from .article import with_article
-from .question import Box, Question
+from .question import LETTERED, Box, Question
 
 AXES = (("left", "right"), ("on|on top|above|over", "under|underneath|beneath|below"), ("front", "behind|back"))
 """Words for the two ends of each axis: left-right, up-down, front-back."""
@@ -99,17 +99,19 @@ def swapped(question: Question) -> Question | str:
 
 def other_member(question: Question, members: Sequence[Question]) -> Question | str:
     """The question asked of another image of its set: that of the opposite relation, else of its first other choice."""
-    others = [m for m in members if m.answer_text != question.answer_text and set(m.choices) == set(question.choices)]
+    others = [m for m in members if m.answer_words != question.answer_words and set(m.choice_words) == set(question.choice_words)]
     if not others:
         return "no other image of its set is among the questions"
     opposite = _opposite(question, axes=(0, 1, 2))
-    other = min(others, key=lambda m: (question.choices.index(m.answer_text) != opposite, question.choices.index(m.answer_text)))
+    place = lambda m: question.choice_words.index(m.answer_words)  # noqa: E731
+    other = min(others, key=lambda m: (place(m) != opposite, place(m)))
     return replace(
         other,
         text=question.text,
         choices=question.choices,
-        answer=question.choices.index(other.answer_text),
-        id=f"{question.id}~set:{other.answer_text}",
+        answer=place(other),
+        id=f"{question.id}~set:{other.answer_words}",
+        meta={**other.meta, **{key: question.meta[key] for key in (LETTERED,) if key in question.meta}},
     )
 
 
@@ -141,16 +143,16 @@ def exchange(text: str, first: str, second: str) -> str | None:
 
 
 def _asks_yes_no(question: Question) -> bool:
-    return {choice.lower() for choice in question.choices} == {"yes", "no"}
+    return {choice.lower() for choice in question.choice_words} == {"yes", "no"}
 
 
 def _opposite(question: Question, axes: tuple[int, ...]) -> int | str:
     """The index of the answer at the other end of the answer's axis, or why there is none."""
-    here = side(question.answer_text)
+    here = side(question.answer_words)
     if here is None or here[0] not in axes:
-        return f"the change leaves the answer {question.answer_text!r} as it is, or has no known effect on it"
-    found = [i for i, choice in enumerate(question.choices) if side(choice) == (here[0], 1 - here[1])]
-    return found[0] if len(found) == 1 else f"its choices hold no single opposite of {question.answer_text!r}"
+        return f"the change leaves the answer {question.answer_words!r} as it is, or has no known effect on it"
+    found = [i for i, choice in enumerate(question.choice_words) if side(choice) == (here[0], 1 - here[1])]
+    return found[0] if len(found) == 1 else f"its choices hold no single opposite of {question.answer_words!r}"
 
 
 def _no_after_yes(question: Question, axes: tuple[int, ...]) -> int | str:
@@ -158,7 +160,7 @@ def _no_after_yes(question: Question, axes: tuple[int, ...]) -> int | str:
     here = None if question.relation is None else side(question.relation)
     if here is None or here[0] not in axes:
         return f"the change does not reverse what is asked ({question.relation or 'no relation'})"
-    if question.answer_text.lower() == "no":
+    if question.answer_words.lower() == "no":
         return f"that it is not {question.relation!r} does not make it so after the change"
     return 1 - question.answer
 
@@ -167,7 +169,7 @@ def _answered(question: Question, answer: int, *stale: str) -> Question:
     """The question with another right answer, without the entries of meta that gave the old one away."""
     relation = question.relation
     if relation is not None and not _asks_yes_no(question):
-        relation = question.choices[answer]
+        relation = question.choice_words[answer]
     meta: Mapping[str, Any] = {key: value for key, value in question.meta.items() if key not in stale}
     return replace(question, answer=answer, relation=relation, meta=meta)
 

@@ -5,36 +5,54 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from string import Formatter
-from typing import Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
+from ..core.arguments import Raises
 from ..errors import DataError
-from .question import Question
+from .question import LETTERED, Question
 from .scenes.task import YES_NO
-from .wording import clean
+from .wording import clean, short
+
+Options = Annotated[Literal["words", "letters"], Raises(DataError)]
+"""What is answered: an option's words, or its letter."""
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+BY_LETTER = "\n{options}\nAnswer with the option's letter from the given choices directly."
+"""What follows a question with lettered options, one a line: the words that LLaVA-1.5 and most models since were trained with."""
 
 
 class Template(NamedTuple):
-    """Words with places in braces, and the places that the records of a set can fill."""
+    """A question, what follows it where its options are words, and the places in braces that the records of a set can fill."""
 
-    text: str
+    question: str
+    by_words: str
     fields: tuple[str, ...]
+
+    @property
+    def text(self) -> str:
+        return self.question + self.by_words
+
+    def asked_by(self, options: str) -> str:
+        """The whole text, for options that are "words" or "letters"."""
+        return self.text if options == "words" else self.question + BY_LETTER
 
 
 TEMPLATES = {
-    "one object": Template("Which part of the picture shows the {subject}? Answer with one word: {options}.", ("subject", "options")),
+    "one object": Template("Which part of the picture shows the {subject}?", " Answer with one word: {options}.", ("subject", "options")),
     "two objects": Template(
-        "What is the position of the {subject} relative to the {object}? Answer with one word: {options}.",
+        "What is the position of the {subject} relative to the {object}?",
+        " Answer with one word: {options}.",
         ("subject", "object", "options"),
     ),
     "statement": Template(
-        'Does this sentence describe the picture correctly? "{caption}" Answer with one word: {options}.',
+        'Does this sentence describe the picture correctly? "{caption}"',
+        " Answer with one word: {options}.",
         ("caption", "subject", "object", "relation", "options"),
     ),
-    "presence": Template("{question} Answer with one word: {options}.", ("question", "object", "options")),
-    "scene": Template("{text}\nAnswer with the right one of these options: {options}.", ("text", "options")),
-    "question": Template("{question} Answer with one of these: {options}.", ("question", "options")),
+    "presence": Template("{question}", " Answer with one word: {options}.", ("question", "object", "options")),
+    "scene": Template("{text}", "\nAnswer with the right one of these options: {options}.", ("text", "options")),
+    "question": Template("{question}", " Answer with one of these: {options}.", ("question", "options")),
 }
 """Our wording, number-neutral where a thing may be plural ("the scissors"); the model's chat template comes around it later."""
 
@@ -105,21 +123,77 @@ def one_of(options: Sequence[str]) -> str:
     return f"{', '.join(options[:-1])} or {options[-1]}"
 
 
+def lettered(choices: Sequence[str], labels: Sequence[str] | None = None) -> dict[str, str]:
+    """Letter -> option, in the given order; labels replace A, B, C and so on.
+
+    >>> lettered(("left", "right"))
+    {'A': 'left', 'B': 'right'}
+    """
+    if labels is None and len(choices) > len(LETTERS):
+        raise DataError(f"{len(choices)} choices {short(list(choices))} have no letter each; ask for them in words")
+    return dict(zip(labels or LETTERS, choices, strict=labels is not None))
+
+
+def with_letters(question: Question) -> Question:
+    """A question that lists no options, asked with them lettered, in the order of its choices.
+
+    >>> with_letters(Question("Where is the cat?", ("left", "right"), 1)).text.split("\\n")[:3]
+    ['Where is the cat?', 'A. left', 'B. right']
+    """
+    options = lettered(question.choices)
+    return replace(
+        question,
+        text=question.text + BY_LETTER.format(options=listed(options)),
+        choices=tuple(options),
+        meta={**question.meta, LETTERED: options},
+    )
+
+
+def listed(options: Mapping[str, str]) -> str:
+    return "\n".join(f"{letter}. {words}" for letter, words in options.items())
+
+
 @dataclass(frozen=True)
 class Ask:
-    """How a set's records become questions: the words, and the seed of everything that is drawn."""
+    """How a set's records become questions: the words, the seed of everything that is drawn, and whether options are lettered."""
 
     template: str
     seed: int
+    options: Options = "words"
 
-    def __call__(self, fields: Mapping[str, Any], choices: Sequence[str], answer: str, *, id: str, key: str = "", **rest: Any) -> Question:
-        """A question with shuffled options; fields fill the template, key (default: the id) fixes the options' order."""
-        options = shuffled([clean(choice) for choice in choices], key or id, self.seed)
+    def __call__(
+        self,
+        fields: Mapping[str, Any],
+        choices: Sequence[str],
+        answer: str,
+        *,
+        id: str,
+        key: str = "",
+        labels: Sequence[str] | None = None,
+        **rest: Any,
+    ) -> Question:
+        """A question.
+
+        Args:
+            fields: What fills the template.
+            choices: The options, in the set's order.
+            answer: The right one.
+            id: The question's id.
+            key: What fixes the order of options in words; default: the id. Lettered ones keep the set's order.
+            labels: The options' letters, where the set has its own.
+            rest: The other fields of the question.
+        """
+        options = [clean(choice) for choice in choices]
+        if self.options == "words":
+            options = list(shuffled(options, key or id, self.seed))
+        named = lettered(options, labels) if self.options == "letters" else {}
         try:
-            text = self.template.format(**fields, options=one_of(options))
+            text = self.template.format(**fields, options=listed(named) if named else one_of(options))
         except KeyError as error:
             filled = ", ".join(f"{{{name}}}" for name in (*fields, "options"))
             raise DataError(
                 f"{id}: template {self.template!r} asks for {{{error.args[0]}}}, which this record does not have; it fills {filled}"
             ) from error
-        return Question(text, options, options.index(clean(answer)), id=id, **rest)
+        if named:
+            rest["meta"] = {**rest.get("meta", {}), LETTERED: named}
+        return Question(text, tuple(named or options), options.index(clean(answer)), id=id, **rest)

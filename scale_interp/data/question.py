@@ -24,6 +24,8 @@ from .require import require_items
 from .wording import alike, clean, clean_text, short
 
 Box = tuple[float, float, float, float]
+LETTERED = "lettered"
+"""The entry of a question's meta that says what the letters stand for, where its choices are letters."""
 Picture = ImageSource
 """An older name of `ImageSource`."""
 FORMATS = decoding.FORMATS
@@ -149,6 +151,19 @@ class Question:
     @property
     def answer_text(self) -> str:
         return self.choices[self.answer]
+
+    @property
+    def choice_words(self) -> tuple[str, ...]:
+        """What each choice says: the words that a letter stands for, otherwise the choice itself."""
+        words = self.meta.get(LETTERED)
+        if not isinstance(words, Mapping) or set(words) != set(self.choices):
+            return self.choices
+        return tuple(words[choice] for choice in self.choices)
+
+    @property
+    def answer_words(self) -> str:
+        """What the right choice says."""
+        return self.choice_words[self.answer]
 
     @property
     def image_source(self) -> ImageSource | tuple[ImageSource, ...] | None:

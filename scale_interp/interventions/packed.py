@@ -16,6 +16,8 @@ from torch import Tensor
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_rows
+from .knockout.edit import AttentionEdit
 from .prefix import Prefix
 from .rows import attention
 
@@ -43,7 +45,8 @@ def run_packed(
     order = starts.argsort(stable=True)
     alive, starts = variants[order], starts[order]
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
+    with attend, vlm.text.trace(**prefix.inputs()):
         for number, layer in enumerate(vlm.text.layers):
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if new or (n and R > 1):

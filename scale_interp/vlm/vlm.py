@@ -28,13 +28,17 @@ from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
 from .plain import replaced
 from .report import Report
+from .token_groups import Groups, Span, token_groups
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
 """Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
-ChoiceSpace = Literal["auto", "with", "without"]
-"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+ChoiceSpace = Literal["auto", "with", "without", "apart"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
+
+"apart" is the rule of ScAle's release: the last token of " A" as the tokenizer reads it alone, whatever the prompt ends with.
+"""
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
 
@@ -378,6 +382,35 @@ class VLM(NotebookView):
                     stacklevel=4,
                 )
 
+    def token_groups(self, question: Question, spans: Mapping[str, Span] | None = None) -> Groups:
+        """Which tokens of a question's prompt are what, as numbers from 0.
+
+        `image`, `image_1`, ...: tokens that show a part of an image, of all images and of each. `separators`: tokens between or around
+        them that show nothing (new lines of patches, markers of tiles, start and end of an image). `box:NAME`, `box:subject`,
+        `box:object`: tokens that show any part of a box. `text`: all others, in two parts, `question` and `template`. `subject`, `object`:
+        the words of `Question.about`. `options`: the choices, where the text names them all. `last`: the last token. A group without
+        tokens is left out. `image`, `separators` and `text` contain every token once.
+
+        Args:
+            question: One question.
+            spans: Further groups by name: words of the prompt, or token numbers (negative ones count from the end). Those in
+                `question.meta["spans"]` count too, so that analyses know them.
+
+        Returns:
+            Name -> token numbers of the prompt without padding.
+
+        Raises:
+            DataError: A span is not in the prompt, or has the name of a group.
+            ModelError: The tokenizer does not say which characters a token is.
+
+        >>> import scale_interp as si
+        >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
+        >>> groups = vlm.token_groups(q, spans={"how": "relative to"})
+        >>> len(groups["image"]), vlm.tokenizer.decode(vlm.encode(q)["input_ids"][0, groups["how"]])
+        (49, 'relative to')
+        """
+        return token_groups(self, require(question)[0], spans)
+
     def choice_ids(self, question: Question) -> list[list[int]]:
         """The token ids of each choice as a continuation of the prompt, with a space before it or without (`choice_space`).
 
@@ -393,6 +426,8 @@ class VLM(NotebookView):
         Warns:
             DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
+        if self.choice_space == "apart":
+            return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
         gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]

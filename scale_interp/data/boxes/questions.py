@@ -18,7 +18,7 @@ from ..decoding import LARGEST as LARGEST_IMAGE
 from ..decoding import open_size, stored_orientation
 from ..identity import Families, pixel_key
 from ..items import Questions
-from ..prompts import TEMPLATES, Ask, digest
+from ..prompts import TEMPLATES, Ask, Options, digest
 from ..question import Question
 from ..scenes.task import DOMINANCE, POSITIONS, RELATIONS, YES_NO, direction
 from ..splits import split_of
@@ -60,6 +60,7 @@ def box_questions(
     n: int | None = None,
     seed: int = 0,
     images: str | Path | None = None,
+    options: Options = "words",
 ) -> Questions:
     """Questions from a COCO detection JSON, as `pope_questions`, `place_questions` or `relation_questions` ask them.
 
@@ -71,6 +72,7 @@ def box_questions(
         n: How many questions; None is all.
         seed: Draws splits, samples and the order of options.
         images: The folder of the images; default: `images` beside the file, else the file's own folder.
+        options: Whether an option is answered by its "words" or by its letter ("letters").
 
     Raises:
         DataError: For a file that is not in this form, an unknown form or kind, or where nothing can be asked.
@@ -79,12 +81,18 @@ def box_questions(
         raise DataError(f"ask={ask!r}: choose 'pope', 'place' or 'relation'")
     boxes = read_boxes(path, images)
     if ask == "pope":
-        return pope_questions(boxes, kind, n, seed=seed, split=split)
-    return (place_questions if ask == "place" else relation_questions)(boxes, n, seed, split)
+        return pope_questions(boxes, kind, n, seed=seed, split=split, options=options)
+    return (place_questions if ask == "place" else relation_questions)(boxes, n, seed, split, options)
 
 
 def pope_questions(
-    boxes: Boxes, kind: Kind = "random", n: int | None = None, per_image: int = 6, seed: int = 0, split: str = "all"
+    boxes: Boxes,
+    kind: Kind = "random",
+    n: int | None = None,
+    per_image: int = 6,
+    seed: int = 0,
+    split: str = "all",
+    options: Options = "words",
 ) -> Questions:
     """Is a thing in the image: as many questions with yes as with no about each image (Li et al. 2023).
 
@@ -99,6 +107,7 @@ def pope_questions(
         per_image: Questions per image; fewer, with a DataWarning, where it shows or lacks too few classes.
         seed: Draws splits, things and samples.
         split: "train", "validation", "test" or "all".
+        options: "words" or "letters".
 
     Raises:
         DataError: For an unknown kind or split, or an odd n or per_image.
@@ -126,7 +135,7 @@ def pope_questions(
         pairs += [(photo, a, b) for a, b in zip(present[:k], absent[:k], strict=True)]
     asked = len(photos) * per_image if n is None else n
     sampled = _sample(pairs, None if n is None else n // 2, seed)
-    ask = Ask(TEMPLATES["presence"].text, seed)
+    ask = Ask(TEMPLATES["presence"].asked_by(options), seed, options)
     made = [_exists(ask, photo, kind, name, word) for photo, *names in sampled for name, word in zip(names, YES_NO, strict=True)]
     if len(made) < asked:
         warnings.warn(
@@ -140,7 +149,7 @@ def pope_questions(
     return questions
 
 
-def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
+def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all", options: Options = "words") -> BoxQuestions:
     """Where in the image a thing is: left, right, top or bottom, in options shuffled by seed.
 
     Asked only about a thing that is the only one of its class, is not `unclear`, fills at most a quarter of the image, lies wholly
@@ -157,10 +166,10 @@ def place_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: st
                 skipped[word] += 1
                 continue
             made.append((photo, (thing.name,), word))
-    return _asked(made, boxes, "place", n, seed, split, skipped)
+    return _asked(made, boxes, "place", n, seed, split, skipped, options)
 
 
-def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all") -> BoxQuestions:
+def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split: str = "all", options: Options = "words") -> BoxQuestions:
     """Where one of two things of different classes is relative to the other: left, right, above or below, options shuffled.
 
     Asked only about things that are the only ones of their class and not `unclear`, of which one lies beyond the other (but for
@@ -179,7 +188,7 @@ def relation_questions(boxes: Boxes, n: int | None = None, seed: int = 0, split:
                 continue
             subject, other = _permuted(pair, _rng(seed, photo.group, *(thing.name for thing in pair)))
             made.append((photo, (subject.name, other.name), relation(subject, other, photo)))
-    return _asked(made, boxes, "relation", n, seed, split, skipped)
+    return _asked(made, boxes, "relation", n, seed, split, skipped, options)
 
 
 def unclear(thing: Instance, photo: Photo) -> str | None:
@@ -259,14 +268,16 @@ def _about(photo: Photo, task: str, names: tuple[str, ...], meta: Mapping[str, A
     }
 
 
-def _asked(made: list[PhotoFact], boxes: Boxes, task: str, n: int | None, seed: int, split: str, skipped: Counter[str]) -> BoxQuestions:
+def _asked(
+    made: list[PhotoFact], boxes: Boxes, task: str, n: int | None, seed: int, split: str, skipped: Counter[str], options: Options
+) -> BoxQuestions:
     if n is not None and n < 1:
         raise DataError(f"n={n}: ask for at least one question")
     if n is not None and n > len(made):
         warnings.warn(f"{boxes.source}: {len(made)} {task} questions instead of {n}", DataWarning, stacklevel=3)
     counts = {why: times for why, times in skipped.items() if times}
     words, template = (POSITIONS, "one object") if task == "place" else (RELATIONS, "two objects")
-    ask = Ask(TEMPLATES[template].text, seed)
+    ask = Ask(TEMPLATES[template].asked_by(options), seed, options)
     built = [
         ask(dict(zip(("subject", "object"), names, strict=False)), words, word, relation=word, **_about(photo, task, names, {}))
         for photo, names, word in _sample(made, n, seed)

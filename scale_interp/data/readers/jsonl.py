@@ -11,7 +11,7 @@ from typing import Any
 
 from ...errors import DataError, DataWarning
 from ..decoding import DATA_URI, ImageSource, open_size
-from ..prompts import Ask, digest, without_marks
+from ..prompts import LETTERS, Ask, digest, without_marks
 from ..question import Box, Question
 from ..wording import alike, clean, short
 from .answers import Answers, read_answer
@@ -19,7 +19,6 @@ from .image_files import ImageFiles, require_place
 from .json_keys import KNOWN, require_keys
 from .records import JsonLines, Key, entries, is_number, text, texts
 
-LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 SURELY, PERHAPS = 0.01, 0.1
 """How likely a file counted from 0 has no answer 0: below the one it is refused, below the other a warning says so."""
 
@@ -110,6 +109,7 @@ class JsonL:
             choices,
             choices[read_answer(record["answer"], choices, labels, self.answers, where)],
             id=key.id,
+            labels=labels if isinstance(record["choices"], dict) else None,
             group=key.group,
             task=record.get("task") or self.name,
             image_sources=images,

@@ -94,6 +94,7 @@ class SpatialEval:
             answer,
             id=key.id,
             key=key.id.replace(f"/{self.form}/", "/", 1),  # the three forms of a question list its options alike
+            labels=tuple(options),
             group=key.group,
             task=self.entry.name,
             image=None if self.form == "tqa" else self.records.embedded(i),

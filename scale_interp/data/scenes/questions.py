@@ -87,9 +87,9 @@ def partner(question: Question, change: str) -> Question | str:
         answer=answer,
         image_sources=(other.render,),
         id=f"{question.id}~{change}",
-        relation=question.choices[answer] if question.relation in question.choices else question.relation,
+        relation=question.choice_words[answer] if question.relation in question.choice_words else question.relation,
         boxes={t.name: t.box for t in other.things},
-        meta={"scene": other},
+        meta=dict(question.meta) | {"scene": other},
     )
     return changed
 
@@ -98,9 +98,9 @@ def _answer_in(scene: Scene, question: Question) -> int | None:
     things = {t.name: t for t in scene.things}
     subject = things[question.about[0]]
     if question.task == "position":
-        return question.choices.index(OPPOSITE[question.answer_text])
+        return question.choice_words.index(OPPOSITE[question.answer_words])
     other = things[question.about[1]]
     word = direction(subject.x - other.x, subject.y - other.y)
     if question.task == "relation-yesno":
-        return question.choices.index("yes" if word == question.relation else "no")
-    return None if word is None else question.choices.index(word)
+        return question.choice_words.index("yes" if word == question.relation else "no")
+    return None if word is None else question.choice_words.index(word)

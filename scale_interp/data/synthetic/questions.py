@@ -9,7 +9,7 @@ import numpy as np
 
 from ...errors import DataError
 from ..items import Questions
-from ..prompts import one_of, shuffled
+from ..prompts import Options, one_of, shuffled, with_letters
 from ..question import Question
 from ..scenes.scene import SPLITS
 from ..scenes.task import Asked
@@ -22,7 +22,7 @@ FORMS = ("vqa", "vtqa", "tqa")
 KINDS: dict[str, Kind] = {"map": MAP, "maze": MAZE, "grid": GRID}
 
 
-def generated_questions(form: str, kind: str, split: str = "test", n: int = 200, seed: int = 0) -> Questions:
+def generated_questions(form: str, kind: str, split: str = "test", n: int = 200, seed: int = 0, options: Options = "words") -> Questions:
     """n four-option questions about generated maps, mazes or grids, in the form of SpatialEval.
 
     The same kind, split, n and seed give the same scenes and questions in every form; ids differ by the form only. A scene
@@ -34,6 +34,7 @@ def generated_questions(form: str, kind: str, split: str = "test", n: int = 200,
         split: "train", "validation" or "test".
         n: How many questions.
         seed: Draws layouts and questions.
+        options: Whether an option is answered by its "words" or by its letter ("letters").
 
     Raises:
         DataError: For an unknown form, kind or split, and for n below 1.
@@ -68,7 +69,7 @@ def generated_questions(form: str, kind: str, split: str = "test", n: int = 200,
             if asked is not None and wanted[name, type_.balanced(asked)]:
                 wanted[name, type_.balanced(asked)] -= 1
                 found.append((layout, name, asked))
-    made = [_question(form, kind, seed, *found[i]) for i in rng.permutation(n)]
+    made = [_question(form, kind, seed, options, *found[i]) for i in rng.permutation(n)]
     return Questions(made, f"generated/{form}/{kind}", split, seed)
 
 
@@ -84,11 +85,12 @@ def _equal(words: tuple[str, ...], n: int, rng: np.random.Generator) -> dict[str
     return {words[i]: n // len(words) + (place < n % len(words)) for place, i in enumerate(order)}
 
 
-def _question(form: str, kind: str, seed: int, layout: Layout, name: str, asked: Asked) -> Question:
+def _question(form: str, kind: str, seed: int, options: Options, layout: Layout, name: str, asked: Asked) -> Question:
     choices = shuffled(asked.choices, f"generated/{kind}/{layout.key}/{name}", seed)
     parts = {"vqa": (layout.caption,), "tqa": (layout.words(),), "vtqa": (layout.caption, layout.words())}[form]
-    return Question(
-        "\n".join([*parts, f"{asked.text} Answer with {one_of(choices)}."]),
+    instruction = f" Answer with {one_of(choices)}." if options == "words" else ""
+    question = Question(
+        "\n".join([*parts, asked.text + instruction]),
         choices,
         choices.index(asked.answer),
         image=None if form == "tqa" else layout.render,
@@ -100,3 +102,4 @@ def _question(form: str, kind: str, seed: int, layout: Layout, name: str, asked:
         boxes={} if form == "tqa" else layout.boxes,
         meta={"form": form, "kind": kind, "question_type": name, "scene_key": layout.key},
     )
+    return question if options == "words" else with_letters(question)

@@ -70,7 +70,7 @@ def falsify(
         retain: training questions whose answers should stay as they are (see `fit_scale`).
         others: test questions of other tasks; every row then has the change of their accuracy (`others_change`).
         path: "auto" or "packed"; scalars are not fitted on the reference path.
-        settings: fields of FitSettings.
+        settings: fields of FitSettings, or a recipe for all of them (see `fit_scale`).
 
     Returns:
         A Falsification, one row per control.
@@ -92,7 +92,7 @@ def falsify(
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    prompts = PrefixStore(vlm, train, FitSettings(**settings).batch_size)
+    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
     image_controls, left_out = picture_controls(vlm, test)
     registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
@@ -159,7 +159,7 @@ def _register(
     return {
         "model": vlm.describe(),
         "fits": plan,
-        "settings": asdict(FitSettings(**settings)),
+        "settings": asdict(FitSettings.of(**settings)),
         "alpha": ALPHA,
         "must_beat": list(MUST_BEAT),
         "picture_controls": list(image_controls),
