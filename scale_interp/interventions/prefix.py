@@ -22,6 +22,7 @@ from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLay
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, prompts_at_once, release
+from ..vlm.cache import CACHE
 from ..vlm.decoder import STATES
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
@@ -130,7 +131,7 @@ class Prefix:
             "input_ids": self.choices.tokens.tile(copies),
             "position_ids": self.positions.tile(copies),
             "attention_mask": self._masks(),
-            "past_key_values": Cache(layers=layers),
+            CACHE: Cache(layers=layers),
             "use_cache": True,
         }
 
@@ -310,7 +311,7 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
         ends = last.output() if last.number == len(vlm.all_layers) - 1 else vlm.norm
         hook = ends.register_forward_pre_hook(stop)
         try:
-            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            vlm.hf_model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         except _StopForward:
             pass
         finally:

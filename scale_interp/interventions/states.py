@@ -15,6 +15,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor, nn
 from transformers.cache_utils import LinearAttentionLayer
 
+from ..vlm.cache import cache_of
+
 States = Mapping[int, Tensor | None]
 
 
@@ -112,7 +114,9 @@ def _spread(number: int, paths: Tensor) -> Callable:
             index = paths.to(hidden.device).reshape(B, 1, R * K, 1).expand(-1, n, -1, d)
             rows = rows.gather(2, index)
         rows = rows.reshape(B * n * R, K, d)
-        kwargs["past_key_values"].layers[number].copies(n * R)
+        given = cache_of(kwargs)
+        given = kwargs["cache_params"] if given is None else given  # the Mamba families' own name
+        given.layers[number].copies(n * R)
         kwargs = kwargs | {"attention_mask": None}
         return (args, kwargs | {"hidden_states": rows}) if named else ((rows, *args[1:]), kwargs)
 
