@@ -60,7 +60,8 @@ class Choices:
     def part(self, some: slice) -> Choices:
         """Those of some of the questions."""
         given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
-        return Choices(**{name: value[some] if isinstance(value, Tensor) else value for name, value in given.items()})
+        own: dict[str, Any] = {name: value[some] if isinstance(value, Tensor) else value for name, value in given.items()}
+        return Choices(**own)
 
     def likelihoods(self) -> Choices:
         """The same choices, all scored by log-likelihoods over the whole vocabulary."""
