@@ -20,6 +20,7 @@ from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, prompts_at_once, release
+from ..vlm.cache import CACHE
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -101,7 +102,7 @@ class Prefix:
             "input_ids": self.choices.tokens,
             "position_ids": self.positions,
             "attention_mask": named if len(named) > 1 else full,
-            "past_key_values": Cache(layers=[*self._apart] if apart else [*self.layers]),
+            CACHE: Cache(layers=[*self._apart] if apart else [*self.layers]),
             "use_cache": True,
         }
 
@@ -236,7 +237,7 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     with vlm.alone():
         hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
         try:
-            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            vlm.hf_model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         except _StopForward:
             pass
         finally:

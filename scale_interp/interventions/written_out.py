@@ -37,11 +37,14 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
 BASES: dict[str, Callable[..., Any]] = {"sdpa": sdpa_attention_forward, "eager": _eager, PACKED: packed_attention}
 
 
-def masked(logits: Tensor, mask: Tensor | None, rows: slice | Tensor, S: int) -> Tensor:
-    """Logits [B, H, rows, K] after the mask, or after a causal one if there is none."""
+def masked(logits: Tensor, mask: Tensor | None, rows: slice | Tensor, S: int, spare: int = 0) -> Tensor:
+    """Logits [B, H, rows, K] after the mask, or after a causal one if there is none.
+
+    spare: how many places at the end of a static cache hold no token yet.
+    """
     K = logits.shape[-1]
     if mask is None:
-        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
+        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - spare - S)[rows]
         return logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
     mask = mask[:, :, rows, -K:]
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask

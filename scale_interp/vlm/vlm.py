@@ -24,7 +24,7 @@ from ..errors import DataError, DataWarning, ModelError
 from . import families
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
-from .lock import alone
+from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
 from .plain import replaced
 from .report import Report
@@ -140,12 +140,13 @@ class VLM(NotebookView):
             for name, value in vars(self).items():
                 if name not in ("nn", "text", "layers", "execution", "reopen"):
                     setattr(made, name, copy.deepcopy(value, memo))
+        forget_guard(made.decoder)
         vars(made).pop("layers", None)
         made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
         return made
 
     def alone(self) -> AbstractContextManager[None]:
-        """A block in which no other thread runs this model; every run of the toolkit is in one, so give it to your own traces."""
+        """A block in which no other thread runs this model; every run of the toolkit is in one, and passes of your own belong in one."""
         return alone(self.decoder)
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
@@ -213,7 +214,8 @@ class VLM(NotebookView):
             hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
             if replaced(module):
                 yield name, module.forward
-        yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
+        own = (*OWN_HOOKS, own_passes)
+        yield from ((n, hook) for n, hook in hooks if hook not in own and getattr(hook, "__module__", "").partition(".")[0] not in own)
         yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
 
     @property
@@ -522,8 +524,15 @@ class VLM(NotebookView):
         Returns:
             nnsight's tracing context.
         """
-        inputs = self.encode(questions)
-        return self.nn.trace(**inputs, **kwargs)
+        tracer = self.nn.trace(**self.encode(questions), **kwargs)
+        run = tracer.backend
+
+        def run_alone(traced: Any) -> Any:
+            with self.alone():
+                return run(traced)
+
+        tracer.backend = run_alone
+        return tracer
 
     @torch.no_grad()
     def generate(
