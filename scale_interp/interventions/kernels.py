@@ -72,7 +72,7 @@ def written_out(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None
 def on_cpu(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:
     """torch's fused kernel for CPUs, with or without a mask."""
     mask = None if seen is None else _bias(seen, query, 1)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=scaling)  # type: ignore[no-any-return]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=scaling)
 
 
 def flash(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:

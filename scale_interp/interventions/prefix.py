@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,11 +26,11 @@ from ..vlm.decoder import STATES
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
-from .placement import PlaceName, cheapest, on_host, rooms
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
 from .shared_prompt import PROMPT, Prompt
 from .states import StateLayer, concatenate_states, rows_in_batch
+from .storage import PlaceName, cheapest, now, on_host, rooms
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -500,19 +499,17 @@ class PrefixStore(Sequence[Prefix]):
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
-        started = self._now()
+        started = self._clock()
         inputs = self._inputs(index)
         with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
             prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring, inputs)
         if self._room:
-            self._reading = min(self._reading, (self._now() - started) / max(prefix.nbytes, 1))
+            self._reading = min(self._reading, (self._clock() - started) / max(prefix.nbytes, 1))
             self._keep(index, prefix)
         return prefix
 
-    def _now(self) -> float:
-        if self._room and self.vlm.device.type == "cuda":
-            torch.cuda.synchronize(self.vlm.device)
-        return time.perf_counter()
+    def _clock(self) -> float:
+        return now(self.vlm.device) if self._room else 0.0
 
     def _keep(self, index: int, prefix: Prefix) -> None:
         size = prefix.nbytes

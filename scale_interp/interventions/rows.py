@@ -108,10 +108,8 @@ def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:
     seen = mask[..., -R - K : -R]
     if not K and mask.shape[-1] > R:
         raise ModelError("the prompt's keys and values did not reach the attention: use path='reference'")
-    if seen.device.type == "cpu" and seen.all():
-        seen = None
-    by_all = seen is None or bool(seen.any(-1).all())
-    return Prompt(key[:, :, :K], value[:, :, :K], seen, by_all)
+    by_all = bool(seen.any(-1).all())
+    return Prompt(key[:, :, :K], value[:, :, :K], None if bool(seen.all()) else seen, by_all)
 
 
 def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:

@@ -54,7 +54,8 @@ STATES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "linear")
 
 
 USUAL_INPUTS = {
-    "self", "hidden_states", "x", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "past_key_value", "cache", "use_cache",
+    "self", "hidden_states", "x", "attention_mask", "position_ids", "position_embeddings", "past_key_values", "past_key_value",
+    "cache", "use_cache",
     "cache_position", "output_attentions", "output_router_logits", "cross_attention_states", "cross_attention_mask",
     "full_text_row_masked_out_mask", "args", "kwargs",
 }  # fmt: skip
