@@ -101,7 +101,7 @@ def test_other_settings_do_not_mix(finished):
 
 
 def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
-    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(data="scenes/colour", n_train=4)):
+    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(others=("scenes/nothing",))):
         with pytest.raises(DataError):
             Run(tmp_path / "run", wrong, vlm=vlm).everything()
         assert not (tmp_path / "run").exists()
