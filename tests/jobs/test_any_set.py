@@ -67,7 +67,7 @@ def test_the_main_job_on_json_lines_by_letter(own_run):
     patched = si.HeadMap.load(folder / "head_maps/patch.safetensors")
     assert "own pairs" in patched.provenance["data"] and 1 < patched.provenance["n"] < 6
     told = json.loads((folder / "settings.json").read_text())
-    assert told["settings"]["options"] == "letters" and {"contrasts", "others, train", "others, test"} <= set(told["data"])
+    assert told["settings"]["options"] == "letters" and {"contrasts", "retained", "others"} <= set(told["data"])
     page = (folder / "report.html").read_text()
     assert "random weights" in page and "A. left" in page
     again = run(*command, "--out", folder)

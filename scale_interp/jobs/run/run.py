@@ -74,7 +74,7 @@ class Run:
         retained, others = self.others_together("train"), self.others_together("test")
         # Now, and not when the suite finds it hours later.
         require_disjoint([*self.train, *own_partners(self.train), *retained], [*self.test, *others], rendered=False)
-        named = {"contrasts": own_partners(self.train), "others, train": retained, "others, test": others}
+        named = {"contrasts": own_partners(self.train), "retained": retained, "others": others}
         _ = self.pairs
         return self.vlm, asked | {name: questions for name, questions in named.items() if questions}
 
@@ -118,7 +118,7 @@ class Run:
                 break
         if found is None:
             self.run_folder.job = self.settings.job_of(self.settings.steps(pairs=False))
-            self.say(f"no contrast pairs, so no patching; heads are ranked by {self.ranked_by} ablation ({reasons[0]})")
+            self.say(f"no contrast pairs, so no patching; heads are ranked by {RANKED_BY[-1]} ablation ({reasons[0]})")
         return found
 
     @property
