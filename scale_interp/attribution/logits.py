@@ -98,7 +98,7 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
         _record(vlm.text.layers, 0, ends, heads, mlps)
     return _stream(vlm, ends, heads, mlps)
 

@@ -108,7 +108,8 @@ class Prefix:
 
     @cached_property
     def _apart(self) -> tuple[ApartLayer, ...]:
-        R, masks = self.choices.tokens.shape[1], {window: self._mask(window) for window in set(self.windows)}
+        R, own = self.choices.tokens.shape[1], self.choices.own[:, None]
+        masks = {window: self._mask(window) for window in set(self.windows)}
         seen: dict[tuple[int | None, int], tuple[Tensor | None, bool]] = {}
         layers = []
         for layer, window in zip(self.layers, self.windows, strict=True):
@@ -120,7 +121,7 @@ class Prefix:
                 seen[window, K] = None if part.all() else part, bool(part.any(-1).all())
             mask, by_all = seen[window, K]
             mask = None if mask is None else mask.to(layer.keys.device)
-            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all)))
+            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all, own.to(layer.keys.device))))
         return tuple(layers)
 
     def part(self, start: int, stop: int) -> Prefix:
