@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import scale_interp as si
-from scale_interp.errors import EditError
+from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.models import zoo
 from tests.support.oracle import plain_inputs
@@ -75,7 +75,7 @@ def expected(vlm, question, edit, variant, source, target):
     """Choice scores of one variant, in one whole pass per choice; source and target are functions of (T, image)."""
     inputs = plain_inputs(vlm, question)
     T = inputs["input_ids"].shape[1]
-    image = set((inputs["input_ids"][0] == vlm.hf_model.config.image_token_id).nonzero()[:, 0].tolist())
+    image = set(vlm.token_groups(question)["image"])
     assert 1 <= len(image) < T
     ids = vlm.choice_ids(question)
     assert max(map(len, ids)) == 1
@@ -129,7 +129,7 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
     vlm = model(name)
     heads = two_variants(vlm)
     some = questions[:1]
-    at = sorted((plain_inputs(vlm, some[0])["input_ids"][0] == vlm.image_token_id).nonzero()[:, 0].tolist())
+    at = vlm.token_groups(some[0])["image"]
     tried = {
         "block": ("image", "image", whole_image, whole_image),
         "only": ((-4, -2), (*at[:2], -3, -2), places(-4, -2), places(*at[:2], -3, -2)),
@@ -181,15 +181,15 @@ def test_what_cannot_be_cut_is_refused_by_name(questions):
         si.AttentionEdit(heads.float())
     with pytest.raises(EditError, match="mode 'blok'"):
         si.AttentionEdit(heads, mode="blok")
-    with pytest.raises(EditError, match="list of places"):
-        si.AttentionEdit(heads, source=["x"])
+    with pytest.raises(EditError, match="token numbers"):
+        si.AttentionEdit(heads, source=[2.5])
     with pytest.raises(EditError, match=r"needs \[N, "):
         si.run_edits(vlm, questions, si.AttentionEdit(heads[:, :1]))
-    with pytest.raises(EditError, match="token 900"):
+    with pytest.raises(DataError, match="token 900"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[900]))
     with pytest.raises(EditError, match="not of the image"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[-2], mode="move"))
-    with pytest.raises(EditError, match="no group 'imgae'"):
+    with pytest.raises(DataError, match="no token group 'imgae'"):
         si.knockout(vlm, questions, target="imgae")
     with pytest.raises(EditError, match="path='reference'"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, source=[-2]), path="packed")
