@@ -21,7 +21,7 @@ from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
-from .vision import Vision
+from .vision import FeatureSource, Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -98,7 +98,7 @@ def read_prefix(
     vlm: VLM,
     questions: Sequence[Question],
     rows: slice = slice(None),
-    vision: Vision | None = None,
+    vision: FeatureSource | None = None,
     scoring: Scoring = "auto",
 ) -> Prefix:
     """Run the prompts up to their last token once, and keep their keys and values.
