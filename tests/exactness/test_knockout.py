@@ -11,7 +11,7 @@ import scale_interp as si
 from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.models import zoo
-from tests.support.oracle import plain_inputs
+from tests.support.oracle import hooked_scores, plain_inputs
 from tests.support.zoo_models import CAUSAL, mostly_full, three_questions
 
 MODES = ("block", "only", "move")
@@ -195,3 +195,23 @@ def test_what_cannot_be_cut_is_refused_by_name(questions):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, source=[-2]), path="packed")
     with pytest.raises(EditError, match="by='head'"):
         si.knockout(vlm, questions, by="head", window=2)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_heads_are_edited_beside_attention(questions, name):
+    """Both in one run: hooks of the oracle's kind for the heads, around the written-out attention."""
+    vlm = model(name)
+    scale = torch.ones(2, vlm.n_layers, vlm.n_heads)
+    scale[0, 2, 1], scale[1, 0, 3] = 0.0, 3.0
+    edit = si.AttentionEdit(two_variants(vlm), beside=si.Edit(scale=scale, mlp_scale=torch.full((2, vlm.n_layers), 0.5)))
+    for path in ("packed", "reference"):
+        scores = si.run_edits(vlm, questions[:2], edit, path=path)
+        for q, question in enumerate(questions[:2]):
+            T, image = vlm.encode(question)["input_ids"].shape[1], set(vlm.token_groups(question)["image"])
+            for n in range(2):
+                with written_out(vlm, "block", edit.heads[n], {T - 1}, image, image):
+                    wanted = hooked_scores(vlm, question, edit.beside, n)
+                assert (scores[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5
+    for wrong in ({"beside": si.Edit(scale=torch.ones(3, vlm.n_layers, vlm.n_heads))}, {"beside": edit.beside, "source": "image"}):
+        with pytest.raises(EditError, match="beside"):
+            si.AttentionEdit(two_variants(vlm), **wrong)

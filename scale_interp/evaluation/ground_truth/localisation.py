@@ -100,7 +100,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "knockout of the image": Method(
         lambda vlm, qs, seed: knockout(vlm, qs, by="head").scores,
-        "hides the picture from one head: a head that reads the picture from another token scores exactly 0.",
+        "hides the image from one head of the last token: a head that reads the image from another token scores exactly 0.",
     ),
     "learned scalars": Method(
         _scalars,

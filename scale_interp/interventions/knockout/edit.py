@@ -19,7 +19,7 @@ from ...errors import EditError, ModelError
 from ...vlm.patch_grid import place_images
 from ...vlm.token_groups import At, positions_at
 from ...vlm.vlm import VLM
-from ..edit import LayerEdit, Scope
+from ..edit import Edit, LayerEdit, Scope
 
 Mode = Annotated[Literal["block", "only", "move"], Raises(EditError)]
 
@@ -35,9 +35,10 @@ class AttentionEdit:
         mode: "block" hides the target from the source (attention knockout, Geva et al. 2023, arXiv 2304.14767). "only" hides everything
             else. "move" puts the attention that falls on the image on the target, a part of it, and leaves the rest as it is (gaze, arXiv
             2606.14703). In every mode a token keeps seeing itself.
+        beside: An edit of heads and MLPs in the same runs, with N variants or one; both act on the last token.
 
     Raises:
-        EditError: `heads` is not [N, L, H] of booleans, or the mode is unknown.
+        EditError: `heads` is not [N, L, H] of booleans, the mode is unknown, or `beside` does not fit.
 
     >>> AttentionEdit(torch.ones(1, 6, 8, dtype=torch.bool))
     <AttentionEdit of 1 variant: last sees no image>
@@ -47,6 +48,7 @@ class AttentionEdit:
     source: At = "last"
     target: At = "image"
     mode: Mode = "block"
+    beside: Edit | None = None
 
     def __post_init__(self) -> None:
         heads = self.heads
@@ -59,6 +61,12 @@ class AttentionEdit:
             where = getattr(self, name)
             if not isinstance(where, str):
                 object.__setattr__(self, name, _plain(name, where))
+        if self.beside is None:
+            return
+        if self.beside.n_variants not in (1, self.n_variants):
+            raise EditError(f"beside has {self.beside.n_variants} variants: give 1 or {self.n_variants}")
+        if not self.of_last:
+            raise EditError(f"source={self.source!r} with an edit beside it: only that of the last token acts together with one")
 
     def __repr__(self) -> str:
         source, target = words(self.source), words(self.target)
@@ -68,8 +76,8 @@ class AttentionEdit:
 
     @property
     def scope(self) -> Scope:
-        """Only tokens of the prompt are edited."""
-        return "last"
+        """Which tokens the edit beside acts on; of attention, only that of the prompt's tokens is edited."""
+        return "last" if self.beside is None else self.beside.scope
 
     @property
     def n_variants(self) -> int:
@@ -85,21 +93,27 @@ class AttentionEdit:
         """Raise EditError if the edit does not fit this model."""
         if tuple(self.heads.shape[1:]) != (n_layers, n_heads):
             raise EditError(f"heads has shape {tuple(self.heads.shape)}, but the model needs [N, {n_layers}, {n_heads}]: give that shape")
+        if self.beside is not None:
+            self.beside.check(n_questions, n_layers, n_heads, head_dim)
 
     def starts(self, n_layers: int) -> Int[Tensor, " variants"]:
         """The first layer that each variant edits, [N]; n_layers if there is none."""
         layers = self.heads.any(-1).cpu()
-        return torch.where(layers.any(1), layers.int().argmax(1), n_layers)
+        first = torch.where(layers.any(1), layers.int().argmax(1), n_layers)
+        return first if self.beside is None else torch.minimum(first, self.beside.starts(n_layers))
 
     def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
-        """None: neither heads' outputs nor MLPs are edited."""
-        return None
+        """What the edit beside does in one layer."""
+        if self.beside is None:
+            return None
+        return self.beside.at(layer, alive if self.beside.n_variants > 1 else alive * 0, starts, rows)
 
     def __getitem__(self, variant: int) -> AttentionEdit:
         """One variant as an edit. Raises IndexError if there is no such variant."""
         if not -self.n_variants <= variant < self.n_variants:
             raise IndexError(f"variant {variant} of {self.n_variants}")
-        return replace(self, heads=self.heads[variant % self.n_variants][None])
+        beside = self.beside if self.beside is None or self.beside.n_variants == 1 else self.beside[variant]
+        return replace(self, heads=self.heads[variant % self.n_variants][None], beside=beside)
 
     def tokens(self, vlm: VLM, question: Question, ids: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor, Tensor]:
         """The source, the target and the image in one prompt.
