@@ -17,6 +17,7 @@ from .flow import knockout as knockout
 from .functional import FunctionalHeads as FunctionalHeads
 from .functional import functional_heads as functional_heads
 from .gradient import attribute as attribute
+from .head_maps import head_maps as head_maps
 from .head_probe import ProbeMap as ProbeMap
 from .head_probe import probe as probe
 from .headmap import HeadMap as HeadMap

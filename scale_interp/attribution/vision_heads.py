@@ -18,11 +18,12 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
+from ..execution.memory import MOST_QUESTIONS
 from ..interventions.edit import Head
 from ..interventions.engine import Path, choose_path, run_edits
 from ..interventions.packed import run_packed
 from ..interventions.paths import check_finite, join
-from ..interventions.prefix import MOST_QUESTIONS, read_prefix
+from ..interventions.prefix import read_prefix
 from ..interventions.reference import run_reference
 from ..interventions.vision import image_features, in_pixels_place, join_features, same_features, takes_features
 from ..vlm.vision_tower import VisionTower, vision_tower
