@@ -21,7 +21,7 @@ from .tables import span, table
 
 HERE = Path(__file__).parent
 DOCS = HERE.parent
-MODEL, REPEATS = "realistic/8x8x512", 3
+MODEL, REPEATS = "realistic/8x8x512", 2
 CIRCUITS, ON_CIRCUITS = ("one-head", "three-heads", "relay"), 60
 TEST, WHOLE, WINDOW = 400, 100, 3
 PARTS = ("speed", "circuits", "demo")
