@@ -31,7 +31,7 @@ from .prompt_end import require_none_attached
 from .shared_prompt import PROMPT, Prompt
 from .states import StateLayer, concatenate_states, rows_in_batch
 from .storage import PlaceName, cheapest, now, on_host, rooms
-from .vision import Vision
+from .vision import FeatureSource, Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -215,7 +215,7 @@ def read_prefix(
     vlm: VLM,
     questions: Sequence[Question],
     rows: slice = slice(None),
-    vision: Vision | None = None,
+    vision: FeatureSource | None = None,
     scoring: Scoring = "auto",
     inputs: BatchFeature | None = None,
 ) -> Prefix:
