@@ -49,6 +49,7 @@ def ablate(
     seed: Seed = 0,
     at: Annotated[At, OwnCheck()] = "last",
     path: Path = "auto",
+    prompts: PrefixStore | None = None,
 ) -> HeadMap:
     """How much the metric falls when one head's output is removed at the last token, or at a token group.
 
@@ -65,6 +66,7 @@ def ablate(
         seed: for mode "resample".
         at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers.
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
 
     Returns:
         A HeadMap, per_question [Q, L, H] in units of the metric.
@@ -85,7 +87,8 @@ def ablate(
         source = source if source is None else source.mean(0, keepdim=True) if mode == "mean" else source[_other_questions(questions, seed)]
         sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source, at)
         return _sweep(vlm, questions, sweep, metric, path, None, f"ablate {mode} at {at}", -1.0, seed=seed, at=at)
-    prompts = PrefixStore(vlm, questions, keep=mode != "zero")
+    if prompts is None:
+        prompts = PrefixStore(vlm, questions, keep=mode != "zero")
     source = None
     if mode == "mean":
         source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
@@ -105,6 +108,7 @@ def amplify(
     metric: Metric = "logit_diff",
     at: Annotated[At, OwnCheck()] = "last",
     path: Path = "auto",
+    prompts: PrefixStore | None = None,
 ) -> HeadMap:
     """How much the metric rises when one head's output is multiplied by `factor`, at the last token or at a token group.
 
@@ -117,6 +121,7 @@ def amplify(
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
         at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers.
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
 
     Returns:
         A HeadMap, per_question [Q, L, H] in units of the metric.
@@ -128,8 +133,12 @@ def amplify(
     """
     questions = require(questions)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor), at=at)
-    name, where = f"amplify x{factor:g}", {} if at == "last" else {"at": at}
-    return _sweep(vlm, questions, sweep, metric, path, None, name + (f" at {at}" if where else ""), 1.0, factor=factor, **where)
+    name, where = f"amplify x{factor:g}", {}
+    if at != "last":
+        name, where, prompts = f"{name} at {at}", {"at": at}, None
+    elif prompts is None:
+        prompts = PrefixStore(vlm, questions, keep=False)
+    return _sweep(vlm, questions, sweep, metric, path, prompts, name, 1.0, factor=factor, **where)
 
 
 def _sweep(
@@ -152,11 +161,18 @@ def _sweep(
 
 
 def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
-    """Read the clean last tokens' z and choice scores: from prefixes, or in whole forward passes.
+    """Read the clean last tokens' z and choice scores, once for each store: from prefixes, or in whole forward passes.
 
     Returns:
         z [Q, L, H, D] and scores [Q, C].
     """
+    prompts.require(questions)
+    if prompts.clean is None:
+        prompts.clean = _clean_runs(vlm, questions, path, prompts)
+    return prompts.clean
+
+
+def _clean_runs(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]

@@ -18,6 +18,7 @@ from ..data.question import Question
 from ..data.wording import short
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, SingleQuestions, map_batches
+from ..vlm.decoder import mlp_rows
 from ..vlm.token_groups import At, positions_at
 from ..vlm.vlm import VLM
 from .choices import read_choices
@@ -112,13 +113,16 @@ def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):
-        for layer in vlm.layers:
-            heads.append(layer.self_attn.o_proj.input[:, -1].clone().cpu())
-            mlps.append(layer.mlp.output[:, -1].clone().cpu())
+        for block in vlm.head_layers:
+            layer = vlm.layers[block.number]
+            heads.append(block.split(block.output(layer).input[:, -1].clone().cpu(), vlm.head_dim))
+            if block.mlp_name is not None:
+                mlps.append(mlp_rows(block.mlp(layer).output, len(questions))[:, -1].clone().cpu())
         logits = vlm.nn.output.logits[:, -1].clone().save()
-    z = torch.stack(heads, 1).unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    z = torch.stack(heads, 1)
     scores = _choice_logits(vlm, questions, inputs["input_ids"][:, -1], logits)
-    return {"z": z, "mlp": torch.stack(mlps, 1), "logits": scores}
+    mlp = torch.stack(mlps, 1) if mlps else z.new_full((*z.shape[:2], vlm.d_model), float("nan"))
+    return {"z": z, "mlp": mlp, "logits": scores}
 
 
 @torch.no_grad()
@@ -155,16 +159,17 @@ def token_values(vlm: VLM, questions: Sequence[Question], components: Sequence[C
     def keep(name: str, value: Any) -> None:
         found[name].append((value[0] if isinstance(value, tuple) else value).clone())
 
-    for layer in vlm.decoder.layers:
+    for block in vlm.head_layers:
         if "resid" in found:
             first = lambda _, args, kwargs: keep("resid", args or kwargs["hidden_states"])  # noqa: E731
-            hooks.append(layer.register_forward_pre_hook(first, with_kwargs=True))
+            hooks.append(block.module.register_forward_pre_hook(first, with_kwargs=True))
         if "head" in found:
-            hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: keep("head", args)))
+            heads = lambda _, args, block=block: keep("head", block.split(args[0], vlm.head_dim).flatten(-2))  # noqa: E731
+            hooks.append(block.output().register_forward_pre_hook(heads))
         if "attn" in found:
-            hooks.append(layer.self_attn.o_proj.register_forward_hook(lambda _, __, out: keep("attn", out)))
+            hooks.append(block.output().register_forward_hook(lambda _, __, out: keep("attn", out)))
         if "mlp" in found:
-            hooks.append(layer.mlp.register_forward_hook(lambda _, __, out: keep("mlp", out)))
+            hooks.append(block.mlp().register_forward_hook(lambda _, __, out: keep("mlp", mlp_rows(out, len(questions)))))
     try:
         with vlm.alone():
             logits = vlm.hf_model(**inputs, use_cache=False).logits[:, -1]

@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from .edit import Change
 
 
@@ -41,28 +42,30 @@ class Places:
 
 
 @contextmanager
-def edited(layer: nn.Module, changes: Sequence[Change], places: Places, lead: int = 0) -> Iterator[None]:
+def edited(block: HeadLayer, changes: Sequence[Change], places: Places, lead: int = 0) -> Iterator[None]:
     """Change a layer's components at these places in the passes inside the block.
 
     Args:
-        layer: A layer of the decoder.
+        block: The layer.
         changes: What is changed.
         places: Where, in passes over [B * (lead + n), S, ...], each question's rows of `lead` unedited and n edited variants together.
         lead: How many variants of each question stay unedited.
     """
     with ExitStack() as stack:
         for change in changes:
-            act = partial(_changed, change=change, places=places, lead=lead)
-            stack.callback(_hook(layer, change.component, act).remove)
+            act = partial(_changed, block=block, change=change, places=places, lead=lead)
+            stack.callback(_hook(block, change.component, act).remove)
         yield
 
 
-def _hook(layer: Any, component: str, act: Any) -> Any:
+def _hook(block: HeadLayer, component: str, act: Any) -> Any:
     if component == "resid":
-        return layer.register_forward_pre_hook(partial(_on_first_argument, act=act), with_kwargs=True)
+        return block.module.register_forward_pre_hook(partial(_on_first_argument, act=act), with_kwargs=True)
     if component == "head":
-        return layer.self_attn.o_proj.register_forward_pre_hook(partial(_on_first_argument, act=act), with_kwargs=True)
-    return (layer.self_attn.o_proj if component == "attn" else layer.mlp).register_forward_hook(partial(_on_output, act=act))
+        return block.output().register_forward_pre_hook(partial(_on_first_argument, act=act), with_kwargs=True)
+    if component == "attn":
+        return block.output().register_forward_hook(lambda _, __, out: act(out))
+    return block.mlp().register_forward_hook(partial(_on_mlp, act=act))
 
 
 def _on_first_argument(module: nn.Module, args: tuple, kwargs: dict[str, Any], act: Any) -> tuple[tuple, dict[str, Any]]:
@@ -72,25 +75,26 @@ def _on_first_argument(module: nn.Module, args: tuple, kwargs: dict[str, Any], a
     return args, kwargs | {name: act(kwargs[name])}
 
 
-def _on_output(module: nn.Module, args: tuple, out: Any, act: Any) -> Any:
-    return (act(out[0]), *out[1:]) if isinstance(out, tuple) else act(out)
+def _on_mlp(module: nn.Module, args: tuple, out: Any, act: Any) -> Any:
+    batch = args[0].shape[0] if args and args[0].ndim == 3 else 1
+    return with_mlp_rows(out, act(mlp_rows(out, batch)))
 
 
-def _changed(x: Tensor, change: Change, places: Places, lead: int) -> Tensor:
+def _changed(x: Tensor, block: HeadLayer, change: Change, places: Places, lead: int) -> Tensor:
     """x [B * (lead + n), S, F] with the places of its variants changed; all other rows stay as they are, bit for bit."""
     B, P = places.index.shape
     variants = x.unflatten(0, (B, -1))
     kept, own = variants[:, : lead + change.first], variants[:, lead + change.first :]
     index = places.index.to(x.device)[:, None, :, None].expand(B, own.shape[1], P, x.shape[-1])
     rows = own.gather(2, index)
-    values = rows
-    for factor in (change.scale, change.shift):
-        if factor is not None and change.component == "head" and values.ndim == 4:
-            values = values.unflatten(-1, (factor.shape[-2], -1))
+    values, shift = rows, change.shift
+    if change.component == "head":
+        values = block.split(values)
+        shift = None if shift is None else shift[..., : block.head_dim]
     if change.scale is not None:
         values = values * change.scale.to(x.device)
-    if change.shift is not None:
-        values = values + change.shift.to(x.device)
+    if shift is not None:
+        values = values + shift.to(x.device)
     values = values.to(x.dtype).flatten(3)
     if not places.used.all():
         values = torch.where(places.used.to(x.device)[:, None, None, None], values, rows)

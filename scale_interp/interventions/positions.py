@@ -101,10 +101,10 @@ def reference_at(
         with ExitStack() as stack:
             if edit is not None and starts is not None:
                 places = Places.of([positions], vlm.device)
-                for i, layer in enumerate(vlm.decoder.layers):
+                for i, block in enumerate(vlm.head_layers):
                     # a sweep's variant changes the layer at which it starts, and no other
                     changes = edit.changes(i, number[None], starts[number][None], slice(row, row + 1))
-                    stack.enter_context(edited(layer, changes, places))
+                    stack.enter_context(edited(block, changes, places))
             out.append(scores_of(vlm, question, scoring, partial(_logits, vlm)))
     return torch.stack(out)
 
@@ -162,6 +162,11 @@ def choose_path_at(vlm: VLM, question: Question, path: str) -> Literal["packed",
 @torch.no_grad()
 def _why_reference(vlm: VLM, question: Question) -> str:
     """Why the packed path is not taken: what it raises, or how far it is from whole passes on two questions; "" where they agree."""
+    if vlm.parts.others:
+        number, kind = next(iter(vlm.parts.others.items()))
+        return f"its layer {number} has no heads ({kind}), so what it keeps of the tokens before an edit is not read"
+    if not vlm.staircase:
+        return "its layers hand on more than the residual stream"
     asked = [question, of_several_tokens(question)]
     own = {q.choices for q in asked} - vlm.measured.choices
     vlm.measured.choices.update(own)  # how the check's own choices are scored is not said

@@ -58,7 +58,7 @@ def run_suffix(
     total = prompts.layers[0].hidden.shape[1]
     hidden: Tensor | None = None
     with vlm.alone(), attention(vlm.decoder, NAME):
-        for number, (layer, read) in enumerate(zip(vlm.decoder.layers, prompts.layers, strict=True)):
+        for number, (block, read) in enumerate(zip(vlm.head_layers, prompts.layers, strict=True)):
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if n == 0:
                 continue
@@ -70,14 +70,14 @@ def run_suffix(
             own = read.seen[:, :, first:, first:]
             seen = Seen(own, read.keys[:, :, :first], read.values[:, :, :first], read.seen[:, :, first:, :first]) if first else Seen(own)
             given = layer_arguments(read.given, total, first, lead + n) | {"attention_mask": seen, "past_key_values": None}
-            with edited(layer, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
-                out = layer(hidden.flatten(0, 1), **given)
+            with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
+                out = block.module(hidden.flatten(0, 1), **given)
             hidden = (out[0] if isinstance(out, tuple) else out).unflatten(0, (B, -1))
             if read.between is not None:
                 hidden = hidden + read.between[:, None, first:].to(hidden.device)
         if hidden is None:
             return prompts.clean, prompts.clean[:, None].expand(-1, len(variants), -1)
-        scores = prompts.choices.read(vlm, vlm.decoder.norm(hidden[:, :, -prompts.rows :]))
+        scores = prompts.choices.read(vlm, vlm.norm(hidden[:, :, -prompts.rows :]))
     clean = scores[:, 0] if lead else prompts.clean
     clean = clean.to(scores.device)
     # a prompt without an edited token is the clean run, bit for bit

@@ -133,20 +133,21 @@ def read_whole(
             given[key] = torch.cat([inputs[key], torch.full_like(behind, value)], 1)
     windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=vlm.hf_model.config.get_text_config()).layers]
     correct = partial(_with_tree, T=T, choices=choices, real=inputs["attention_mask"].bool()) if R > 1 else None
-    records = [_Record() for _ in vlm.decoder.layers]
+    records = [_Record() for _ in vlm.head_layers]
     masks: dict[Any, Seen] = {}
     hooks = []
-    for number, (layer, record) in enumerate(zip(vlm.decoder.layers, records, strict=True)):
+    for number, (block, record) in enumerate(zip(vlm.head_layers, records, strict=True)):
+        layer = block.module
         window = windows[number] if number < len(windows) else None
         before = partial(_before, record=record, masks=masks, correct=correct, window=window)
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(partial(_after, record=record))]
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(partial(_put, record=record, name="z")))
+        hooks.append(block.output().register_forward_pre_hook(partial(_put, record=record, name="z")))
         if "attn" in components:
-            hooks.append(layer.self_attn.o_proj.register_forward_hook(partial(_put, record=record, name="attn")))
+            hooks.append(block.output().register_forward_hook(partial(_put, record=record, name="attn")))
         if "mlp" in components:
-            hooks.append(layer.mlp.register_forward_hook(partial(_put, record=record, name="mlp")))
+            hooks.append(block.mlp().register_forward_hook(partial(_put, record=record, name="mlp")))
     final: list[Tensor] = []
-    hooks.append(vlm.decoder.norm.register_forward_hook(lambda _, __, out: final.append(out[:, T - 1 :])))
+    hooks.append(vlm.norm.register_forward_hook(lambda _, __, out: final.append(out[:, T - 1 :])))
     try:
         with vlm.alone(), attention(vlm.decoder, NAME), torch.set_grad_enabled(grad):
             vlm.hf_model(**given, use_cache=False, logits_to_keep=1)

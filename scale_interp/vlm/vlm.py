@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,9 +23,10 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, DataWarning, ModelError
 from . import families
+from .decoder import Decoder
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
-from .lock import alone
+from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
 from .plain import replaced
 from .report import Report
@@ -32,12 +34,25 @@ from .token_groups import Groups, Span, token_groups
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
-PrefixCache = Literal["auto", "memory", "disk", "recompute"]
-"""Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
-ChoiceSpace = Literal["auto", "with", "without"]
-"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+PrefixCache = Literal["auto", "memory", "disk", "recompute", "host"]
+"""Where the keys and values of prompts are kept.
+
+"memory" of the device; "host", the machine's memory beside a GPU; "disk"; nowhere ("recompute"); or, with "auto", in memory and then where
+getting them back was measured to take the least time.
+"""
+ChoiceSpace = Literal["auto", "with", "without", "apart"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
+
+"apart" is the rule of ScAle's release: the last token of " A" as the tokenizer reads it alone, whatever the prompt ends with.
+"""
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
+PROMPT_END = 16
+"""Characters at a prompt's end that decide, together with the word they begin in, how a choice behind it is cut into tokens."""
+CHOICE_SETS = 4096
+"""Sets of choices, each behind one prompt's end, whose tokens are kept."""
+ChoiceTokens = tuple[str, list[list[int]], list[list[int]]]
+"""What stands before each choice (a space or nothing), the choices' tokens, and those that they have the other way."""
 
 
 def check_cache(name: str) -> PrefixCache:
@@ -61,21 +76,26 @@ class Measured:
     Attributes:
         reports: How the paths agree, by the model's state (`VLM.state`).
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
+        graph_bytes: The same for what a pass with gradients keeps.
         choices: The sets of choices of which it was said how they are scored.
         positions: Why edits at tokens of the prompt take whole passes, by the model's state; "" where they do not.
+        choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+    graph_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
     positions: dict[str, str] = field(default_factory=dict)
+    choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
 
 
 class VLM(NotebookView):
     """A transformers model and its processor, with addressable heads and an nnsight view.
 
     Use `load` to create one. Heads are query heads, given as zero-based (layer, head) pairs. `z` of a layer is the input of its
-    `self_attn.o_proj`: the concatenated outputs of the heads, before W_O mixes them.
+    `self_attn.o_proj`: the concatenated outputs of the heads, before W_O mixes them. In a hybrid, layers without heads are not counted:
+    layer 0 is the first one that has heads (`head_layers[0]`).
 
     >>> import scale_interp as si
     >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
@@ -87,16 +107,21 @@ class VLM(NotebookView):
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
-        self.decoder: Any = _decoder(hf_model, name)
+        self.parts = _decoder(hf_model, name)
+        self.decoder: Any = self.parts.module
+        self.head_layers = self.parts.heads
+        """The layers that have heads: row r of every map [L, H] is head_layers[r], layer head_layers[r].number of the decoder."""
         config = hf_model.config.get_text_config()
         self.family: str = hf_model.config.model_type
         self.quirks = families.KNOWN.get(self.family, families.PLAIN)
-        self.n_layers = len(self.decoder.layers)
-        self.n_heads: int = config.num_attention_heads
-        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
-        self.head_dim: int = self.decoder.layers[0].self_attn.o_proj.in_features // self.n_heads
+        self.n_layers = len(self.head_layers)
+        self.staircase = self.quirks.staircase and self.parts.plain_layers
+        """Whether a packed variant joins at its first edited layer; else all run from the first layer on."""
+        self.n_heads: int = self.head_layers[0].n_heads
+        self.n_kv_heads: int = _kv_heads(config, self.n_heads)
+        self.head_dim: int = max(layer.head_dim for layer in self.head_layers)
         self.d_model: int = config.hidden_size
-        self.image_token_id: int = hf_model.config.image_token_id
+        self.image_token_id: int = image_token_id(hf_model, processor, name)
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -123,14 +148,17 @@ class VLM(NotebookView):
         memo[id(self)] = made
         with self.alone():
             for name, value in vars(self).items():
-                if name not in ("nn", "text", "layers", "execution", "reopen"):
+                if name not in ("nn", "text", "layers", "parts", "head_layers", "execution", "reopen"):
                     setattr(made, name, copy.deepcopy(value, memo))
+        forget_guard(made.decoder)
         vars(made).pop("layers", None)
+        made.parts = families.describe(made.hf_model, made.name)
+        made.head_layers = made.parts.heads
         made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
         return made
 
     def alone(self) -> AbstractContextManager[None]:
-        """A block in which no other thread runs this model; every run of the toolkit is in one, so give it to your own traces."""
+        """A block in which no other thread runs this model; every run of the toolkit is in one, and passes of your own belong in one."""
         return alone(self.decoder)
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
@@ -158,7 +186,7 @@ class VLM(NotebookView):
     @cached_property
     def n_bytes(self) -> int:
         """The size of the weights in bytes."""
-        return sum(weight.nbytes for weight in self.hf_model.parameters())
+        return sum(_stored_bytes(weight) for weight in self.hf_model.parameters())
 
     @property
     def fingerprint(self) -> str:
@@ -198,7 +226,8 @@ class VLM(NotebookView):
             hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
             if replaced(module):
                 yield name, module.forward
-        yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
+        own = (*OWN_HOOKS, own_passes)
+        yield from ((n, hook) for n, hook in hooks if hook not in own and getattr(hook, "__module__", "").partition(".")[0] not in own)
         yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
 
     @property
@@ -242,8 +271,28 @@ class VLM(NotebookView):
 
     @cached_property
     def layers(self) -> Any:
-        """nnsight's view of the decoder's layers, for use inside `trace`."""
-        return self._envoy(self.decoder.layers)
+        """nnsight's view of all layers of the decoder, for use inside `trace`."""
+        return self._envoy(self.all_layers)
+
+    @property
+    def text_layers(self) -> Any:
+        """The same within a trace of the text decoder alone (`text`)."""
+        return getattr(self.text, self.parts.layers_name)
+
+    @property
+    def text_norm(self) -> Any:
+        """The norm after the last layer, within a trace of the text decoder alone."""
+        return getattr(self.text, self.parts.norm_name)
+
+    @property
+    def all_layers(self) -> nn.ModuleList:
+        """All layers of the decoder, with heads or without."""
+        return getattr(self.decoder, self.parts.layers_name)
+
+    @property
+    def norm(self) -> Any:
+        """The norm after the decoder's last layer."""
+        return getattr(self.decoder, self.parts.norm_name)
 
     def _envoy(self, module: nn.Module) -> Any:
         path = next(name for name, m in self.hf_model.named_modules() if m is module)
@@ -265,6 +314,21 @@ class VLM(NotebookView):
     def placeholder(self) -> str:
         """The placeholder of one image in a prompt's text."""
         return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+
+    @cached_property
+    def image_mark(self) -> str:
+        """What stands for one image in a custom prompt: the placeholder between the marks that the chat template puts around it."""
+        if self.processor.chat_template is None:
+            return self.placeholder
+        before, after = "\x02before\x03", "\x02after\x03"
+        content: Any = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        try:
+            said = self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:  # a template's own code; what it refuses here is asked in another way
+            return self.placeholder
+        between = said.partition(before)[2].partition(after)[0].strip()
+        # A template that puts all images first, or none, shows nothing here.
+        return between if between.count(self.placeholder) == 1 else self.placeholder
 
     def prompt_text(self, question: Question) -> str:
         """The prompt of a question as text, from the chat template or a custom prompt.
@@ -290,7 +354,7 @@ class VLM(NotebookView):
                 )
         n = len(question.pictures)
         if prompt is not None:
-            return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
+            return prompt.replace("{images}", self.image_mark * n).replace("{text}", question.text)
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
@@ -311,6 +375,20 @@ class VLM(NotebookView):
             DataWarning: The prompt has more tokens than the model has positions.
         """
         require_ready(self)
+        return self.on_device(self.process(questions))
+
+    def process(self, questions: Question | Sequence[Question]) -> BatchFeature:
+        """The processor's output on the CPU, checked. It does not touch the model, so that another thread may run this meanwhile.
+
+        Args:
+            questions: One question or several.
+
+        Returns:
+            What `encode` returns, before it is moved to the model's device.
+
+        Raises:
+            DataError: As `encode`.
+        """
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
@@ -330,13 +408,17 @@ class VLM(NotebookView):
                 f"the processor of {self.name} pads on the right, where the last token of a shorter prompt is padding: give questions one "
                 "by one, or a processor that follows padding_side='left'"
             )
-        for key, value in inputs.items():
-            if isinstance(value, Tensor):
-                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
         for q, ids in zip(questions, inputs["input_ids"], strict=True):
             if not q.pictures and (ids == self.image_token_id).any():
                 raise DataError(f"question {q.id}: its tokens hold an image placeholder, but it has no picture; give one")
         self._require_positions(questions, inputs)
+        return inputs
+
+    def on_device(self, inputs: BatchFeature) -> BatchFeature:
+        """Processed inputs on the model's device, pixels in its dtype."""
+        for key, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
         return inputs
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
@@ -423,9 +505,23 @@ class VLM(NotebookView):
         Warns:
             DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
+        if self.choice_space == "apart":
+            return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
+        # Tokens depend on the words just before them only, so questions that end alike share the tokens of their choices.
+        key = (_last_words(prompt), question.choices, check_choice_space(self.choice_space), len(self.tokenizer))
+        known = self.measured.choice_tokens
+        if key not in known:
+            if len(known) >= CHOICE_SETS:
+                known.clear()
+            known[key] = self._choice_ids(question, prompt)
+        gap, found, instead = known[key]
+        self._say_which(question, gap, found, instead)
+        return [list(ids) for ids in found]
+
+    def _choice_ids(self, question: Question, prompt: str) -> ChoiceTokens:
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
-        gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]
+        gap = {"auto": gap, "with": " ", "without": ""}[self.choice_space]
         start = self._ids(prompt)
         found = [self._following(prompt, gap + choice, start) for choice in question.choices]
         for choice, ids in zip(question.choices, found, strict=True):
@@ -434,23 +530,21 @@ class VLM(NotebookView):
                     f"question {question.id}: choice {choice!r} does not follow the prompt as tokens of its own; "
                     "end the prompt with a space, a colon or a new line"
                 )
-        if self.choice_space == "auto":
-            self._say_which(question, prompt, gap, found)
-        return found
+        other = "" if gap else " "
+        instead = [self._following(prompt, other + choice, start) for choice in question.choices] if self.choice_space == "auto" else found
+        return gap, found, instead
 
     def _following(self, prompt: str, text: str, start: list[int] | None = None) -> list[int]:
         """The tokens that the text adds to the prompt's, which are start; none where it does not leave these as they are."""
         start, whole = self._ids(prompt) if start is None else start, self._ids(prompt + text)
         return whole[len(start) :] if whole[: len(start)] == start else []
 
-    def _say_which(self, question: Question, prompt: str, gap: str, found: Sequence[list[int]]) -> None:
+    def _say_which(self, question: Question, gap: str, found: Sequence[list[int]], others: Sequence[list[int]]) -> None:
         """DataWarning where choices with and without a space are different tokens; further sets of choices are like the first ones."""
         told = self.measured.choices
         if question.choices in told or len(told) >= CHOICES_NAMED:
             return
-        other = "" if gap else " "
-        for choice, ids in zip(question.choices, found, strict=True):
-            instead = self._following(prompt, other + choice)
+        for choice, ids, instead in zip(question.choices, found, others, strict=True):
             if instead and instead != ids:
                 told.add(question.choices)
                 bare, spaced = (instead, ids) if gap else (ids, instead)
@@ -477,8 +571,15 @@ class VLM(NotebookView):
         Returns:
             nnsight's tracing context.
         """
-        inputs = self.encode(questions)
-        return self.nn.trace(**inputs, **kwargs)
+        tracer = self.nn.trace(**self.encode(questions), **kwargs)
+        run = tracer.backend
+
+        def run_alone(traced: Any) -> Any:
+            with self.alone():
+                return run(traced)
+
+        tracer.backend = run_alone
+        return tracer
 
     @torch.no_grad()
     def generate(
@@ -540,17 +641,62 @@ class VLM(NotebookView):
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
 
 
-def _decoder(model: PreTrainedModel, name: str) -> Any:
+def _last_words(prompt: str) -> str:
+    """The last characters of a prompt, from the beginning of a word."""
+    before, end = prompt[:-PROMPT_END], prompt[-PROMPT_END:]
+    return end if not before or before[-1].isspace() else before.rsplit(None, 1)[-1] + end
+
+
+def _stored_bytes(weight: Tensor) -> int:
+    """The bytes that hold a weight; a quantised one of torchao calls itself as large as what it stands for."""
+    if type(weight) in (Tensor, nn.Parameter) or not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(weight, name)) for name in names)
+
+
+def _decoder(model: PreTrainedModel, name: str) -> Decoder:
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder model; load a decoder-only model")
-    if getattr(model.config, "image_token_id", None) is None:
-        raise ModelError(f"{name} ({model.config.model_type}) has no image token: it is a text-only model; load a vision-language model")
-    decoder: Any = model.get_decoder()
-    try:
-        found = [layer.self_attn.o_proj for layer in decoder.layers]
-        _ = decoder.norm, [layer.mlp for layer in decoder.layers]
-    except AttributeError as error:
-        raise ModelError(f"{name} ({model.config.model_type}): its heads cannot be addressed ({error})") from error
-    if not all(isinstance(o, nn.Linear) for o in found):
-        warnings.warn(f"{name}: o_proj is a {type(found[0]).__name__}, not a plain linear layer (quantised?)", stacklevel=3)
-    return decoder
+    found = families.describe(model, name)
+    output = found.heads[0].output()
+    if not isinstance(output, nn.Linear):
+        kind = type(output).__name__
+        warnings.warn(f"{name}: {found.heads[0].output_name} is a {kind}, not a plain linear layer (quantised?)", stacklevel=3)
+    return found
+
+
+IMAGE_TOKEN = ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id")
+"""Names of the token that stands for an image, or for a part of one, in configurations and processors."""
+
+
+def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
+    """The token that stands for images in a prompt, by the configuration or else by the processor.
+
+    Raises:
+        ModelError: The model takes no images, or none of the two names such a token.
+    """
+    for source in (model.config, model.config.get_text_config(), processor):
+        for key in IMAGE_TOKEN:
+            if isinstance(found := getattr(source, key, None), int):
+                return found
+    token, tokenizer = getattr(processor, "image_token", None), getattr(processor, "tokenizer", None)
+    if isinstance(token, str) and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
+        return found
+    if takes_images(model):
+        raise ModelError(
+            f"{name} ({model.config.model_type}) takes images, but neither its configuration nor its processor says which token stands for "
+            f"one in a prompt ({', '.join(IMAGE_TOKEN)}): set config.image_token_id"
+        )
+    raise ModelError(f"{name} ({model.config.model_type}) takes no images: it is a text-only model; load a vision-language model")
+
+
+def takes_images(model: PreTrainedModel) -> bool:
+    """Whether a model has an input for pixels or a configuration of vision."""
+    names = inspect.signature(model.forward).parameters
+    return any("pixel" in key or "image" in key for key in names) or getattr(model.config, "vision_config", None) is not None
+
+
+def _kv_heads(config: Any, n_heads: int) -> int:
+    found = getattr(config, "num_key_value_heads", None)
+    return found if isinstance(found, int) and found > 0 and not n_heads % found else n_heads

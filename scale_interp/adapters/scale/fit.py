@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -19,29 +20,53 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
-from ...core.arguments import Count, Seed, checked, checked_settings
+from ...core.arguments import Count, Raises, Seed, checked, checked_settings
 from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError, PathWarning
 from ...execution.batches import checkpoints_of
 from ...execution.journal import Checkpoints
+from ...execution.memory import micro_batch
+from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
-from ...interventions.paths import check_finite
+from ...interventions.parts import in_parts
+from ...interventions.paths import check_finite, join
 from ...interventions.prefix import Prefix, PrefixStore
-from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
+from .trajectory import Trajectory
 
+T = TypeVar("T")
 Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
+Recipe = Annotated[Literal["default", "release"], Raises(EditError)]
+"""Settings by name: "default" is ours, "release" that of the paper's code (docs/methods.md has them side by side)."""
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "release": {
+        "bound": "tanh",
+        "radius": 10.0,
+        "epochs": 10,
+        "lr": 1e-3,
+        "batch_size": 1,
+        "validation": 0.0,
+        "loss": "vocabulary",
+        "l2": 1e-4,
+        "eps": 1e-6,
+        "clip": 5.0,
+        "accumulate": 4,
+        "order": "file",
+        "keep": "last",
+    },
+}
 
 
 @checked_settings
 @dataclass(frozen=True)
 class FitSettings:
-    """How scalars are fitted; every default is ours, as the paper states none (docs/methods).
+    """How scalars are fitted; every default is ours, and `FitSettings.of("release")` has those of the paper's code (docs/methods).
 
     Args:
         bound: the scalar of a free parameter theta. "tanh": 1 + radius * tanh(theta); "sigmoid": 2 * sigmoid(theta); "clamp": 1 + theta,
@@ -52,10 +77,20 @@ class FitSettings:
         epochs: most passes over the training questions.
         lr: AdamW's learning rate.
         batch_size: questions per step.
+        micro_batch: questions of a step that are in memory at once; None for as many as memory holds. It does not change the fit.
         l1: weight of the penalty on the mean |s - 1|.
         retain_weight: weight of the penalty on the KL divergence from the base model, on the questions to retain.
-        validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed.
-        patience: epochs without a better validation loss before a fit stops.
+        validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed. 0 holds
+            none out, which takes keep="last".
+        patience: epochs without a better validation loss before a fit stops; keep="last" never stops.
+        loss: cross-entropy of the right answer over the "choices", or over the whole "vocabulary".
+        l2: weight of the penalty on the sum of theta^2, added to the loss of every batch.
+        eps: AdamW's epsilon.
+        clip: largest norm of a step's gradient, of the heads' and of the MLPs' parameters each; None for no limit.
+        accumulate: batches whose gradients are summed for one step.
+        order: the batches' order in every epoch, "shuffled" or that of the "file".
+        keep: the epoch whose scalars count: the "best" on held-out images, or the "last".
+        every_epoch: whether the result has the scalars of every epoch (`ScAle.trajectory`), and its history their accuracies.
 
     Raises:
         EditError: for a setting out of its range.
@@ -71,21 +106,54 @@ class FitSettings:
     epochs: int = 40
     lr: float = 0.05
     batch_size: Count = 64
+    micro_batch: Count | None = None
     l1: float = 0.0
     retain_weight: float = 3.0
     validation: float = 0.2
     patience: int = 4
+    loss: Annotated[Literal["choices", "vocabulary"], Raises(EditError)] = "choices"
+    l2: float = 0.0
+    eps: float = 1e-8
+    clip: float | None = None
+    accumulate: Count = 1
+    order: Annotated[Literal["shuffled", "file"], Raises(EditError)] = "shuffled"
+    keep: Annotated[Literal["best", "last"], Raises(EditError)] = "best"
+    every_epoch: bool = False
 
     def __post_init__(self) -> None:
         if self.bound not in ("tanh", "sigmoid", "clamp", "exp", "none"):
             raise EditError(f"bound {self.bound!r}: choose 'tanh', 'sigmoid', 'clamp', 'exp' or 'none'")
         if self.granularity not in ("head", "layer"):
             raise EditError(f"granularity {self.granularity!r}: choose 'head' or 'layer'")
-        if not 0 < self.validation < 1:
-            raise EditError(f"validation={self.validation}: give the share of images to hold out, between 0 and 1")
-        for name in ("radius", "lr", "epochs", "batch_size", "patience"):
-            if getattr(self, name) <= 0:
+        if not 0 <= self.validation < 1 or (self.validation == 0 and self.keep == "best"):
+            raise EditError(
+                f"validation={self.validation}: give the share of images to hold out, between 0 and 1; "
+                "0 is possible with keep='last', which needs none"
+            )
+        for name in ("radius", "lr", "epochs", "batch_size", "patience", "eps", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
+        if self.l2 < 0:
+            raise EditError(f"l2={self.l2}: give a number of at least 0")
+
+    @classmethod
+    def of(cls, recipe: str = "default", **settings: Any) -> FitSettings:
+        """The settings of a recipe, "default" or "release", with these fields in place of its own.
+
+        Raises:
+            EditError: for an unknown recipe, and as FitSettings.
+
+        >>> FitSettings.of("release", epochs=3).scalars(torch.tensor([-100.0, 0.0, 100.0]))
+        tensor([-9.,  1., 11.])
+        """
+        if recipe not in RECIPES:
+            raise EditError(f"recipe {recipe!r}: choose {' or '.join(map(repr, RECIPES))}")
+        return cls(**{**RECIPES[recipe], **settings})
+
+    @property
+    def questions_per_step(self) -> int:
+        """How many questions one step of the optimiser learns from, so the batch size of their PrefixStore."""
+        return self.batch_size * self.accumulate
 
     def scalars(self, theta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The scalars of free parameters theta, of the same shape; 1 at theta = 0."""
@@ -137,11 +205,12 @@ def fit_scale(
     seed: Seed = 0,
     prompts: PrefixStore | None = None,
     path: Path = "auto",
+    recipe: Recipe = "default",
     **settings: Any,
 ) -> ScAle:
     """Fit scalars on the last token's heads and MLPs of the frozen model (arXiv 2606.29579).
 
-    Only the choices' scores are trained on, by cross-entropy.
+    By default only the choices' scores are trained on, by cross-entropy.
 
     Args:
         vlm: the model, from `si.load`.
@@ -153,10 +222,11 @@ def fit_scale(
         seed: for the held-out images.
         prompts: the training questions' prefixes, to reuse.
         path: "auto" or "packed"; there is no reference path. Give "packed" where the prompt would have to be frozen (see run_edits).
-        **settings: fields of FitSettings.
+        recipe: "default", or "release" for the settings of the paper's code.
+        **settings: fields of FitSettings, in place of the recipe's.
 
     Returns:
-        A ScAle, scalars [L, H] and mlp_scalars [L], of the epoch with the lowest validation loss.
+        A ScAle, scalars [L, H] and mlp_scalars [L], of the epoch with the lowest validation loss, or of the last one with keep="last".
 
     Raises:
         EditError: for heads, layers or settings that are not possible, and for a model or path that is not packed.
@@ -166,6 +236,8 @@ def fit_scale(
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
     >>> si.fit_scale(vlm, train, heads=[(2, 1), (3, 0)], mlp=False, epochs=2).n_parameters
     2
+    >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
+    'vocabulary'
     """
     every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
     chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
@@ -173,7 +245,7 @@ def fit_scale(
     if only is not None:
         chosen = [h for h in chosen if h[0] in only]
     fit = Fit("fit", tuple(chosen), mlp, seed=seed)
-    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
+    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
 
 @checked
@@ -186,6 +258,7 @@ def fit_scales(
     layers: Sequence[int] | None = None,
     prompts: PrefixStore | None = None,
     path: Path = "auto",
+    recipe: Recipe = "default",
     **settings: Any,
 ) -> list[ScAle]:
     """Run several fits side by side on one reading of the training prompts; the numbers are the same as one after another.
@@ -198,7 +271,8 @@ def fit_scales(
         layers: as in fit_scale.
         prompts: as in fit_scale.
         path: as in fit_scale.
-        **settings: fields of FitSettings.
+        recipe: as in fit_scale.
+        **settings: as in fit_scale.
 
     Returns:
         One ScAle per fit.
@@ -214,13 +288,13 @@ def fit_scales(
     [1, 48]
     """
     train = require(train)
-    options = FitSettings(**settings)
+    options = FitSettings.of(recipe, **settings)
     if not fits:
         raise EditError("no fits: give at least one")
     for fit in fits:
         _check_fit(fit, train)
     require_packed(vlm, train, path, "fitting")
-    if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
+    if any(fit.mlp for fit in fits) and vlm.head_layers[0].norms[1] is not None:
         warnings.warn(
             f"{vlm.name} norms the MLP's output, which undoes a factor, so MLP scalars have almost no effect; use mlp=False",
             PathWarning,
@@ -228,23 +302,51 @@ def fit_scales(
         )
     learner = _Learner(vlm, train, fits, options, layers)
     if prompts is None:
-        prompts = PrefixStore(vlm, train, options.batch_size)
+        prompts = prompts_to_fit(vlm, train, len(fits), options)
     prompts.require(train)
-    kept = _Retained(vlm, retain, options) if retain is not None else None
+    size = prompts.within or prompts.batch_size
+    if options.accumulate > 1 and size != options.questions_per_step:
+        raise EditError(
+            f"the prompts are in batches of {size}, but one step sums {options.accumulate} batches of "
+            f"{options.batch_size}: give PrefixStore(vlm, train, {options.questions_per_step}), or none"
+        )
+    kept = _Retained(vlm, retain, len(fits), options) if retain is not None else None
     checkpoints = checkpoints_of(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
     order = np.random.default_rng(0)
     what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
     done = learner.resume(checkpoints)
     for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
-        batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
+        steps: list[int] = order.permutation(len(prompts.steps)).tolist() if epoch else []
+        steps = sorted(steps) if options.order == "file" else steps
         if epoch <= done or not len(learner.running):
             continue
-        for step, i in enumerate(batches):
-            learner.step(prompts[i], kept, step)
+        for step, i in enumerate(steps):
+            learner.step(prompts, prompts.steps[i], kept, step)
         learner.validate(prompts, kept)
         learner.keep(checkpoints)
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
+
+
+def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: FitSettings) -> PrefixStore:
+    """The training prompts as fits read them: the questions of each step in the micro-batches that memory holds.
+
+    Args:
+        vlm: The model.
+        train: The training questions.
+        n_fits: How many fits run side by side.
+        options: The settings of the fits.
+
+    Returns:
+        The prompts, to be given to `fit_scales` as prompts=...
+    """
+    size = min(options.questions_per_step, len(train))
+    micro = options.micro_batch
+    if micro is None:
+        choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
+        tokens = vlm.encode(train[0])["input_ids"].shape[1]
+        micro = micro_batch(vlm, tokens, (1 + n_fits) * choices.tokens.shape[1], size)
+    return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
 class _Learner:
@@ -265,7 +367,7 @@ class _Learner:
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
         self.theta = torch.zeros(shape, requires_grad=True)
         self.phi = torch.zeros(F_, L, requires_grad=True)
-        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
         self.trains = torch.stack([self._split(train, f.seed) for f in fits])
@@ -273,6 +375,8 @@ class _Learner:
         self.best_scalars = [t.detach().clone() for t in self.scalars()]
         self.stopped = ~self.learning
         self.histories: list[list[dict[str, float]]] = [[] for _ in fits]
+        self.passed: list[tuple[Tensor, Tensor]] = []
+        """The scalars of every epoch so far, where these are wanted."""
         self.epoch = -1
 
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
@@ -281,6 +385,8 @@ class _Learner:
 
     def _split(self, train: Sequence[Question], seed: int) -> Tensor:
         """True on the questions that this fit learns from [Q]; whole images are held out."""
+        if not self.options.validation:
+            return torch.ones(len(train), dtype=torch.bool)
         group = groups(train)
         count = int(group.max()) + 1
         held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
@@ -304,46 +410,104 @@ class _Learner:
         scale, mlp = (t[self.running] for t in self.scalars())
         return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
 
-    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each question for each running fit [B, R], and which of them it learns from."""
+    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy of each question for each running fit [B, R], which of them it learns from, and whether it answers as taught."""
         edit = self._edit()
+        if self.options.loss == "vocabulary":
+            prefix = replace(prefix, choices=prefix.choices.likelihoods())
         _, scores = run_packed(self.vlm, prefix, edit)
         check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
         answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
-        losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
-        return losses, learns
+        if self.options.loss == "vocabulary":
+            losses = -scores.gather(-1, answers[..., None])[..., 0]
+        else:
+            losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
+        return losses, learns, scores.detach().argmax(-1) == answers
 
-    def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
-        """One step of the optimiser on a batch, for all running fits."""
-        losses, learns = self._losses(prefix)
-        loss = ((losses * learns).sum(0) / learns.sum(0).clamp(min=1)).sum()
+    def step(self, prompts: PrefixStore, batches: Sequence[int], kept: _Retained | None, step: int) -> None:
+        """One step of the optimiser on these batches of prompts together, for all running fits.
+
+        The loss is the sum over the settings' batches of the mean over a batch's questions.
+        """
+        first, last = prompts.slices[batches[0]].start, prompts.slices[batches[-1]].stop
+        learns = self.trains[self.running][:, first:last].T
+        by_batch = learns.split(self.options.batch_size if self.options.accumulate > 1 else len(learns))
+        weights = torch.cat([part / part.sum(0).clamp(min=1) for part in by_batch])
+        slopes = [torch.zeros_like(one) for one in (self.theta, self.phi)]
+
+        def learn(part: Prefix) -> tuple[Tensor, ...]:
+            losses, *_ = self._losses(part)
+            return self._slopes((losses * weights[part.rows.start - first : part.rows.stop - first].to(losses.device)).sum())
+
+        def retain(part: Prefix) -> tuple[Tensor, ...]:
+            assert kept is not None
+            return self._slopes(self.options.retain_weight * kept.divergence(part, self._edit()).sum())
+
+        for i in batches:
+            self._add(slopes, self._in_parts(prompts[i], learn))
+        if self.options.l2:
+            squares = self.theta.square().sum((1, 2)) + self.phi.square().sum(1)
+            times = torch.stack([part.any(0).long() for part in by_batch]).sum(0)
+            self._add(slopes, [self._slopes(self.options.l2 * (times * squares[self.running]).sum())])
         if kept is not None:
-            loss = loss + self.options.retain_weight * kept.divergence(self._edit(), step).sum()
+            for i in kept.batches(step):
+                self._add(slopes, self._in_parts(kept.prompts[i], retain))
         if self.options.l1:
             scale, mlp = self.scalars()
-            count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
-            loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
-        # Of these two alone, so that a live model's own weights get no gradients.
-        self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+            learned = self.on.sum((1, 2)) + self.mlp_on.sum(1)
+            penalty = (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / learned).sum()
+            self._add(slopes, [self._slopes(self.options.l1 * penalty)])
+        if self.options.clip is not None:
+            slopes = [_clipped(slope, self.options.clip) for slope in slopes]
+        self.theta.grad, self.phi.grad = slopes
         self.optimiser.step()
+
+    def _slopes(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the free parameters, and of these two alone, so that a live model's own weights get none."""
+        return torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+
+    @staticmethod
+    def _add(slopes: list[Tensor], more: Iterable[tuple[Tensor, ...]]) -> None:
+        for parts in more:
+            for slope, part in zip(slopes, parts, strict=True):
+                slope += part
+
+    def _in_parts(self, prefix: Prefix, work: Callable[[Prefix], T]) -> Iterator[T]:
+        return in_parts(self.vlm, prefix, len(self.running), work, self.options.micro_batch)
 
     @torch.no_grad()
     def validate(self, prompts: PrefixStore, kept: _Retained | None) -> None:
         """Keep each fit's scalars where its held-out loss is the lowest so far; stop it after `patience` worse epochs.
 
-        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1.
+        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1. With keep="last", the scalars of
+        every epoch take the place of the last one's.
         """
         self.epoch += 1
-        losses, learns = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
+        found = [part for prefix in prompts for part in self._in_parts(prefix, self._losses)]
+        losses, learns, right = (torch.cat(p) for p in zip(*found, strict=True))
         validation = (losses * ~learns).sum(0) / (~learns).sum(0)
         training = (losses * learns).sum(0) / learns.sum(0)
-        divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
+        divergence = torch.zeros_like(validation)
+        if kept is not None:
+            edit = self._edit()
+            steps = [
+                [part for i in step for part in self._in_parts(kept.prompts[i], partial(kept.divergence, edit=edit))]
+                for step in kept.prompts.steps
+            ]
+            divergence = torch.stack([torch.stack(parts).sum(0) for parts in steps]).mean(0)
+        held_out, last = bool(self.options.validation), self.options.keep == "last"
         now = self.scalars()
+        if self.options.every_epoch:
+            self.passed.append((now[0].clone(), now[1].clone()))
         for i, f in enumerate(self.running.tolist()):
-            row = {"epoch": self.epoch, "train_loss": float(training[i]), "validation_loss": float(validation[i])}
+            row = {"epoch": self.epoch, "train_loss": float(training[i])}
+            row |= {"validation_loss": float(validation[i])} if held_out else {}
+            if self.options.every_epoch:
+                row["train_accuracy"] = float(right[:, i][learns[:, i]].float().mean())
+                row |= {"validation_accuracy": float(right[:, i][~learns[:, i]].float().mean())} if held_out else {}
             self.histories[f].append(row | ({"retain_kl": float(divergence[i])} if kept is not None else {}))
             loss = float(validation[i] + self.options.retain_weight * divergence[i])
-            if loss < self.best[f][0]:
+            if last or loss < self.best[f][0]:
                 self.best[f] = (loss, self.epoch)
                 for best, current in zip(self.best_scalars, now, strict=True):
                     best[f] = current[f]
@@ -356,6 +520,7 @@ class _Learner:
             return
         adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
         best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
+        best |= dict(zip(("every scale", "every mlp_scale"), map(torch.stack, zip(*self.passed, strict=True)), strict=False))
         tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
         # As text, since a loss may still be infinite.
         checkpoints.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
@@ -373,6 +538,8 @@ class _Learner:
                 self.optimiser.state[one] = adam
         self.stopped, self.epoch = tensors["stopped"], meta["epoch"]
         self.best_scalars = [tensors["best scale"], tensors["best mlp_scale"]]
+        if "every scale" in tensors:
+            self.passed = list(zip(tensors["every scale"].clone(), tensors["every mlp_scale"].clone(), strict=True))
         self.best, self.histories = [tuple(best) for best in json.loads(meta["best"])], json.loads(meta["histories"])
         return self.epoch
 
@@ -388,29 +555,42 @@ class _Learner:
             count = 0 if fit.frozen else int(on.sum() + self.mlp_on[f].sum())
             scale, mlp = (t[f].clone() for t in self.best_scalars)
             info = settings | {"mlp": fit.mlp, "seed": fit.seed, "frozen": fit.frozen, "best_epoch": self.best[f][1]}
-            scope = self.options.scope
-            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, tuple(self.histories[f])))
+            scope, passed = self.options.scope, None
+            if self.options.every_epoch:
+                # A fit that has stopped no longer moves, so its own epochs are as many as its history has.
+                own = self.passed[: len(self.histories[f]) or 1]
+                passed = Trajectory(torch.stack([s[f] for s, _ in own]), torch.stack([m[f] for _, m in own]), scope)
+            rows = tuple(self.histories[f])
+            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, rows, passed))
         return out
 
 
 class _Retained:
     """Questions whose answers should not move: the base model's choice probabilities, and the divergence from these."""
 
-    def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
-        self.vlm, self.prompts = vlm, PrefixStore(vlm, require(questions), options.batch_size)
+    def __init__(self, vlm: VLM, questions: Sequence[Question], n_fits: int, options: FitSettings):
+        self.vlm, self.prompts = vlm, prompts_to_fit(vlm, require(questions), n_fits, options)
         with torch.no_grad():
-            self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
+            found = [run_packed(vlm, prefix, None)[0].log_softmax(-1)[:, None] for prefix in self.prompts]
+        self.base = join(found)[:, 0]
 
-    def divergence(self, edit: Edit, step: int) -> Tensor:
-        """Mean KL(base || edited) over one batch, for each variant [N]."""
-        i = step % len(self.prompts)
-        edited = run_packed(self.vlm, self.prompts[i], edit)[1].log_softmax(-1)
-        base = self.base[i][:, None]
-        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum(-1).mean(0)
+    def batches(self, step: int) -> list[int]:
+        """The batches of prompts that a step goes by."""
+        return self.prompts.steps[step % len(self.prompts.steps)]
 
-    def total(self, edit: Edit) -> Tensor:
-        """Mean KL(base || edited) over all batches, for each variant [N]."""
-        return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
+    def divergence(self, part: Prefix, edit: Edit) -> Tensor:
+        """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
+        edited = run_packed(self.vlm, part, edit)[1].log_softmax(-1)
+        base = self.base[part.rows, None, : edited.shape[-1]]
+        size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
+        whole = min(size, stop - start // size * size)
+        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
+
+
+def _clipped(slope: Tensor, most: float) -> Tensor:
+    """Gradients [F, ...] of which no fit's norm is above `most`, as torch's clip_grad_norm_ does it for each fit alone."""
+    norms = slope.flatten(1).norm(dim=1).view(-1, *[1] * (slope.ndim - 1))
+    return slope * (most / (norms + 1e-6)).clamp(max=1.0)
 
 
 def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
