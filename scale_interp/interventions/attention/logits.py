@@ -85,7 +85,7 @@ class Pass:
     """The layers whose attention was found to be what is written out here."""
 
     def begin(self, edit: LogitEdit | None, columns: Tensor, new: int, length: int | None = None) -> None:
-        """A pass that reads the prompt of `length` tokens (default: all `new` ones), and maybe tokens after it."""
+        """Begin a pass over `new` tokens, of which the first `length` (by default all) are the prompt."""
         self.edit, self.columns, self.total, self.chosen = edit, columns, new, None
         length = new if length is None else length
         if edit is None:
