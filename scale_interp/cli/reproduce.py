@@ -55,3 +55,38 @@ def reproduce_scale(
     for line in findings(found, settings):
         console().print(line, highlight=False)
     console().print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'summary.json'}", sep="\n", soft_wrap=True)
+
+
+@reproduce.command("adaptvis")
+@on_machines
+def reproduce_adaptvis(
+    model: Asked,
+    data: Annotated[
+        str, typer.Option(help="whatsup/controlled_a, whatsup/controlled_b, coco_qa/one, ..., vg_qa/two")
+    ] = "whatsup/controlled_a",
+    seed: Annotated[int, typer.Option(help="draws the fifth that settings are tuned on")] = 1,
+    n: Annotated[int | None, typer.Option(help="only the first n questions")] = None,
+    prompts: Annotated[
+        Path | None, typer.Option(help="the authors' file of prompts, or its folder [default: our own words in the same form]")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="the longest answer")] = 100,
+    root: Root = None,
+    device: Device = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    out: Annotated[
+        Path | None, typer.Option(help="the run's folder; a stopped run continues there [default: runs/adaptvis-MODEL-DATA]")
+    ] = None,
+) -> None:
+    """ScalingVis and AdaptVis as released: layers below 32, greedy text, substring scoring, settings tuned on a fifth."""
+    from ..jobs.job import folder_name
+    from ..jobs.reproduce.adaptvis import AdaptVisSettings, findings, repeat_adaptvis, rows_beside_paper
+
+    file, place = (None if path is None else str(path) for path in (prompts, root))
+    settings = AdaptVisSettings(model, data, seed, n, file, max_new_tokens, place, device, dtype, device_map)
+    folder = out or Path("runs") / f"adaptvis-{folder_name(model, data)}"
+    found = repeat_adaptvis(settings, folder, say())
+    frame_table(rows_beside_paper(found, settings), f"{model} on {data}, {int(found.tested.sum()):,} test questions")
+    for line in findings(found, settings):
+        console().print(line, highlight=False)
+    console().print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'summary.json'}", sep="\n", soft_wrap=True)

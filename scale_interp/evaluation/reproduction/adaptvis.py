@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -97,20 +97,7 @@ def adaptvis_questions(data: str, root: str | Path | None = None, prompts: str |
         text = f"USER: {words.text.format(**fields, options=one_of(entry.choices))}\nASSISTANT:" if lines is None else lines[i][0]
         answer = q.answer_text if lines is None else lines[i][1]
         choices = entry.choices if answer in entry.choices else (*entry.choices, answer)
-        made.append(
-            Question(
-                text,
-                choices,
-                choices.index(answer),
-                image=q.image_source,
-                id=q.id,
-                group=q.group,
-                task=q.task,
-                relation=q.relation,
-                about=q.about,
-                meta=q.meta,
-            )
-        )
+        made.append(replace(q, text=text, choices=choices, answer=choices.index(answer)))
     return Questions(made[:n], data, "all", None)
 
 
@@ -230,9 +217,10 @@ class AdaptVisRun(Result):
         else:
             out.append(f"The paper: {', '.join(f'{name} {value:.1%}' for name, value in paper.items())}.")
         differs = int((self.right != self.strict).any(0).sum())
+        strict = ", ".join(f"{name} {row['strict']:.1%}" for name, row in rows.iterrows())
         out.append(
-            f"Strictly scored: {', '.join(f'{name} {row["strict"]:.1%}' for name, row in rows.iterrows())}. The release looks for the right "
-            f"option anywhere in the text; that decides {differs:,} of {len(self.tuning):,} questions otherwise under at least one weight."
+            f"Strictly scored: {strict}. The release looks for the right option anywhere in the text; that decides {differs:,} of "
+            f"{len(self.tuning):,} questions otherwise under at least one weight."
         )
         best = self.grid().groupby("method")["test"].max()
         out.append(f"Tuned on the test questions themselves: ScalingVis {best['ScalingVis']:.1%}, AdaptVis {best['AdaptVis']:.1%}.")
