@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, RunWarning
 from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
@@ -25,6 +26,8 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 
+QUANTISED = 1e-2
+"""Largest relative error up to which a layer that rounds its activations, to 8 bits or bfloat16, counts as linear."""
 NORM_TOLERANCE = 1e-4
 """Largest relative error, in float32, up to which a norm counts as a gain times one number."""
 
@@ -191,9 +194,17 @@ def _difference(vlm: VLM, unembed: Any, written: Tensor, right: Tensor, other: T
 
 
 def _require_linear(vlm: VLM, what: str, module: nn.Module, parts: Tensor, whole: Tensor) -> None:
-    """ModelError where a module's outputs for the heads do not add up to its output for them all."""
+    """ModelError where a module's outputs for the heads do not add up to its output for them all, RunWarning where they nearly do."""
     away = float((parts.float() - whole.float()).norm() / whole.float().norm().clamp(min=1e-6))
-    if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
+    allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16])
+    if allowed < away <= QUANTISED:
+        warnings.warn(
+            f"{vlm.name}: a quantised {type(module).__name__} computes in few bits, so what heads write by themselves adds up to what they "
+            f"write together only within {QUANTISED:.0%}",
+            RunWarning,
+            stacklevel=4,
+        )
+    elif away > allowed:
         raise ModelError(
             f"{vlm.name}: {what} is a {type(module).__name__} that is not linear (off by {away:.1g}), so a head's own share is not known: "
             "load the model without quantisation, or use patch or ablate"

@@ -22,6 +22,7 @@ from ..interventions.paths import packed_batch, variants_at_once
 from ..interventions.prefix import PER_TOKEN, Prefix, read_prefix
 from ..interventions.rows import attention
 from ..interventions.sweep import HeadSweep
+from ..vlm.cache import CACHE
 from ..vlm.vlm import VLM
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
 
@@ -122,7 +123,7 @@ def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
     positions = vlm.position_ids(inputs)
     before = {k: v[:, :-1] if k in PER_TOKEN else v for k, v in inputs.items()}
-    cache = vlm.hf_model(**before, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1).past_key_values
+    cache = vlm.hf_model(**before, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1)[CACHE]
     nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     at_once = max(1, min(COPIES, free_memory(vlm.device) * 2 // 3 // nbytes))
     out = []
@@ -136,7 +137,7 @@ def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor
                 input_ids=inputs["input_ids"][:, -1:].repeat_interleave(n, 0),
                 attention_mask=inputs["attention_mask"].repeat_interleave(n, 0),
                 position_ids=positions[..., -1:].repeat_interleave(n, -2),
-                past_key_values=copies,
+                **{CACHE: copies},
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
@@ -200,7 +201,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
         hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr]
     try:
         with attention(vlm.decoder):
-            hidden = vlm.decoder(**prefix.inputs()).last_hidden_state
+            hidden = vlm.decoder(**prefix.inputs(apart=True)).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()

@@ -5,6 +5,9 @@ It is deliberately simple and slow: everything fast is compared with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -13,6 +16,8 @@ from ..data.question import Question
 from ..vlm.vlm import VLM
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_whole
+from .knockout.edit import AttentionEdit
 from .prompt_end import whole_prompt
 
 
@@ -37,6 +42,10 @@ def run_reference(
     starts = edit.starts(vlm.n_layers)
     out = []
     for variant in variants:
+        if isinstance(edit, AttentionEdit):
+            with cut_whole(vlm, question, edit, int(variant)):
+                out.append(_scores(vlm, question, None, "last", scoring))
+            continue
         parts = {}
         for layer in range(vlm.n_layers):
             at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
@@ -55,17 +64,21 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
         return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
     scores = []
     for ids in sequences:
-        inputs = prompt.copy()
-        tokens = torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device)
-        inputs["input_ids"] = torch.cat([prompt["input_ids"], tokens], 1)
-        following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}
-        for key, value in following.items():
-            if key in prompt:
-                inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+        inputs = with_answer(vlm, prompt, torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device))
         logits = forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
         likelihood = logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum()
         scores.append(likelihood / len(ids) if scoring == "mean" else likelihood)
     return torch.stack(scores)
+
+
+def with_answer(vlm: VLM, prompt: Mapping[str, Any], tokens: Int[Tensor, "1 answer"]) -> dict[str, Any]:
+    """An encoded prompt with the tokens of an answer behind it."""
+    inputs = dict(prompt) | {"input_ids": torch.cat([prompt["input_ids"], tokens], 1)}
+    following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}
+    for key, value in following.items():
+        if key in prompt:
+            inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+    return inputs
 
 
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,6 +19,7 @@ from ..vlm.families import KNOWN
 from ..vlm.named_prompts import prompt_template
 from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
+from .attached_check import check_attached, tested_transformers
 from .checkpoint import open_checkpoint
 from .missing_package import packages_named
 from .testbeds import circuits
@@ -53,10 +55,11 @@ def load(
         prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "scale-llava" and "scale-qwen" as
             in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
-            families are checked; they are refused if the check fails.
+            families are checked, and every model beside a transformers that was not tested; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
-            free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
+            free), "host" (the machine's memory beside a GPU), "disk" (TMPDIR, with checksums), "recompute" (nowhere), or "auto": memory,
+            then where getting them back was measured to take the least time.
         choice_space: Whether choices are scored "with" a space before them or "without"; "auto" depends on how the prompt ends, and
             warns where it matters. "apart" scores the last token of " A", read apart from the prompt, as ScAle's release does.
 
@@ -144,7 +147,7 @@ def _within_peft(model: Any) -> tuple[Any, str]:
 
 def _checked(vlm: VLM, check: bool | None) -> VLM:
     known = vlm.family in KNOWN
-    if check or (check is None and not known):
+    if check or (check is None and not (known and tested_transformers())):
         try:
             report = vlm.report = compare(vlm)
         except Exception as error:
@@ -161,6 +164,13 @@ def _checked(vlm: VLM, check: bool | None) -> VLM:
             )
         if report.path != "packed" and not vlm.quirks.bidirectional:
             warnings.warn(f"{vlm.name}: {report.why}", PathWarning, stacklevel=6)
+        if (wrong := check_attached(vlm)) is not None:
+            warnings.warn(
+                f"{vlm.name}: edits attached to the model are not right in `generate` with transformers {version('transformers')}: "
+                f"{wrong}; score choices with edit=... instead",
+                PathWarning,
+                stacklevel=6,
+            )
     return vlm
 
 

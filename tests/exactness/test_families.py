@@ -21,6 +21,7 @@ from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.interventions.rows import attention
 from scale_interp.models import zoo
 from scale_interp.vlm import families
+from scale_interp.vlm.cache import CACHE
 from scale_interp.vlm.vlm import VLM
 from tests.support.oracle import hooked_logits, hooked_scores, plain_inputs
 from tests.support.zoo_models import BIDIRECTIONAL, CAUSAL, noise, three_questions
@@ -211,9 +212,9 @@ def test_frozen_prompt_is_the_edit_with_the_clean_prompts_keys(models, questions
     T = inputs["input_ids"].shape[1]
     for n in range(2):
         with torch.no_grad():
-            cache = vlm.hf_model(**inputs, use_cache=True).past_key_values
+            cache = vlm.hf_model(**inputs, use_cache=True)[CACHE]
             cache.crop(-1)
-            last = {"input_ids": inputs["input_ids"][:, -1:], "past_key_values": cache, "position_ids": torch.tensor([[T]])}
+            last = {"input_ids": inputs["input_ids"][:, -1:], CACHE: cache, "position_ids": torch.tensor([[T]])}
             last["attention_mask"] = torch.ones(1, T, dtype=torch.long)
             logits = hooked_logits(vlm.hf_model, last, edit.scale[n], edit.shift[n], edit.mlp_scale[n], use_cache=True)[-1]
         expected = logits[[ids[0] for ids in vlm.choice_ids(question)]]

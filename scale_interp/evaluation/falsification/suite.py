@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.scale.scale import ScAle
 from ...attribution.ablation import provenance
 from ...attribution.gradient import attribute
@@ -31,6 +31,9 @@ from .text_only import TextCorrection, fit_text_correction
 from .verdict import ALPHA, FULL, MUST_BEAT, TEXT_ONLY, Falsification
 
 __all__ = ["FULL", "Falsification", "falsify"]
+
+MOST_FITS = 6
+"""Fits per seed at most, of those that `_plan` names."""
 
 
 @checked
@@ -92,7 +95,7 @@ def falsify(
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
+    prompts = prompts_to_fit(vlm, train, MOST_FITS * seeds, FitSettings.of(**settings))
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
     image_controls, left_out = picture_controls(vlm, test)
     registered = _register(vlm, fits, settings, image_controls, {"train": train, "test": test, "retain": retain, "others": others})
