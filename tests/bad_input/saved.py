@@ -16,7 +16,7 @@ from scale_interp.core.result import Adapter, Result
 from scale_interp.evaluation.comparison.comparison import _Answers
 from scale_interp.evaluation.comparison.tuning import Chosen
 from scale_interp.evaluation.falsification.calibration import NULL, Calibration
-from scale_interp.evaluation.reproduction.adaptvis import AdaptVisRun
+from scale_interp.evaluation.reproduction.adaptvis import WEIGHTS, AdaptVisRun
 from scale_interp.evaluation.reproduction.scale import ScaleRun
 from scale_interp.evaluation.table import Table
 
@@ -139,7 +139,7 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.ScAle: scale,
     ScaleRun: scale_run,
     AdaptVisRun: lambda: AdaptVisRun(
-        (1.0, 0.5), drawn(2, 5).round(), drawn(2, 5).round(), drawn(5), FIVE % 2, FIVE, (("left",) * 5,) * 2, ABOUT
+        (1.0, *WEIGHTS), drawn(6, 5).round(), drawn(6, 5).round(), drawn(5), FIVE % 2, FIVE, (("left",) * 5,) * 6, ABOUT
     ),
     si.Trajectory: lambda: si.Trajectory(torch.ones(3, 6, 8), torch.ones(3, 6)),
     si.Steering: steering,

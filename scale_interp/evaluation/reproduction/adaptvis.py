@@ -6,7 +6,7 @@ Every weight is generated with once per question. The gate only chooses between 
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import product
@@ -153,6 +153,13 @@ class AdaptVisRun(Result):
     groups: Int[Tensor, " questions"]
     texts: Annotated[tuple[tuple[str, ...], ...], "weights"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        rows = ", ".join(f"{row['method']} {row['accuracy']:.3f}" for _, row in self.to_frame().iterrows())
+        return f"<AdaptVisRun on {int(self.tested.sum())} test questions: {rows}>"
+
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
+        return self.to_frame().to_dict("records")  # type: ignore[return-value]
 
     @property
     def tested(self) -> Bool[Tensor, " questions"]:

@@ -6,7 +6,7 @@ validation split. Three questions share an image, so test questions show images 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
@@ -15,13 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ...adapters.scale.fit import Fit, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.scale.scale import ScAle
 from ...core import statistics
 from ...core.result import Result
 from ...data.items import groups, shared_images
 from ...data.question import Question
-from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
 from ..accuracy import answering, evaluate_many
 
@@ -29,7 +28,6 @@ PARTS = {"heads": Fit("heads", mlp=False), "MLPs": Fit("MLPs", (), mlp=True), "b
 """The release's modes."""
 HELD_OUT = 0.2
 """The share of the training images on which our second fit chooses its epoch."""
-STEP = 4
 PAPER: Mapping[str, Mapping[str, tuple[float, float | None, float | None, float]]] = {
     "llava-v1.6-vicuna-7b": {"maze": (31.7, 68.9, 44.0, 69.7), "grid": (29.3, 68.6, 30.7, 75.3), "map": (22.7, 45.0, 38.0, 45.3)},
     "llava-v1.6-vicuna-13b": {"maze": (26.7, None, None, 69.8), "grid": (36.7, None, None, 62.0), "map": (28.0, None, None, 51.5)},
@@ -64,7 +62,7 @@ def fit_parts(vlm: VLM, train: Sequence[Question], epochs: int = 10, seed: int =
         epochs: passes over them.
         seed: draws the images that the second fits hold out.
     """
-    prompts = PrefixStore(vlm, train, STEP)
+    prompts = prompts_to_fit(vlm, train, len(PARTS), FitSettings.of("release"))
     fits = [replace(fit, seed=seed) for fit in PARTS.values()]
     both = [
         fit_scales(vlm, train, fits, prompts=prompts, recipe="release", epochs=epochs, every_epoch=True, validation=share)
@@ -105,6 +103,13 @@ class ScaleRun(Result):
     chosen_epochs: Annotated[tuple[int, ...], "parts"]
     history: Annotated[tuple[tuple[Mapping[str, Any], ...], ...], "parts"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        last = ", ".join(f"{part} {float(self.right[p, -1].mean()):.3f}" for p, part in enumerate(PARTS))
+        return f"<ScaleRun on {len(self.trained)} test questions: {self.base:.3f} before, {last} after {self.right.shape[1] - 1} epochs>"
+
+    def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
+        return self.to_frame().to_dict("records")  # type: ignore[return-value]
 
     @property
     def clean(self) -> Bool[Tensor, " questions"]:
