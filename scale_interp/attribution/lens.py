@@ -264,7 +264,7 @@ def residual_streams(vlm: VLM, inputs: Mapping[str, Any], places: Int[Tensor, " 
         streams.append(hidden[0, places.to(hidden.device)])
         ends[:] = [hidden[0, -1:]]
 
-    hooks = [layer.register_forward_hook(keep) for layer in vlm.decoder.layers]
+    hooks = [layer.register_forward_hook(keep) for layer in vlm.all_layers]
     try:
         own = vlm.hf_model(**inputs, use_cache=False).logits[0, -1].float().cpu()
     finally:
@@ -283,4 +283,4 @@ def residual_streams(vlm: VLM, inputs: Mapping[str, Any], places: Int[Tensor, " 
 def read_out(vlm: VLM, stream: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
     """Logits of every word from a residual stream: the model's final norm, head and soft cap."""
     head: nn.Module = vlm.hf_model.get_output_embeddings()  # type: ignore[assignment]
-    return vlm.cap(head(vlm.decoder.norm(stream[None])))[0].float()
+    return vlm.cap(head(vlm.norm(stream[None])))[0].float()

@@ -64,7 +64,8 @@ def _trace_per_head(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -
     D, out = vlm.head_dim, []
     for number, head in sweep.heads:
         with vlm.nn.trace(**inputs, logits_to_keep=1):
-            o_proj = vlm.layers[number].self_attn.o_proj
+            block = vlm.head_layers[number]
+            o_proj = block.output(vlm.layers[block.number])
             z = o_proj.input.clone()
             z[:, -1, head * D : (head + 1) * D] = 0
             o_proj.input = z
@@ -162,7 +163,7 @@ def _zeroed(vlm: VLM, heads: Sequence[Head]) -> Iterator[None]:
         return hook
 
     for number in {layer for layer, _ in heads}:
-        hooks.append(vlm.decoder.layers[number].self_attn.o_proj.register_forward_pre_hook(zero(number)))
+        hooks.append(vlm.head_layers[number].output().register_forward_pre_hook(zero(number)))
     try:
         yield
     finally:
@@ -193,12 +194,12 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
     def edits(number: int) -> Callable:
         n = int((starts <= number).sum())
         part = sweep.at(number, alive[:n], starts[:n], prefix.rows) if n else None
-        return lambda module, args: None if part is None else (edit_heads(args[0], part, vlm.n_heads, R, sweep.scope),)
+        block = vlm.head_layers[number]
+        return lambda module, args: None if part is None else (edit_heads(args[0], part, block, R, sweep.scope),)
 
-    layers: Sequence[nn.Module] = vlm.decoder.layers
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(copies(number), with_kwargs=True))
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr]
+    for number, block in enumerate(vlm.head_layers):
+        hooks.append(block.module.register_forward_pre_hook(copies(number), with_kwargs=True))
+        hooks.append(block.output().register_forward_pre_hook(edits(number)))
     try:
         with attention(vlm.decoder):
             hidden = vlm.decoder(**prefix.inputs(apart=True)).last_hidden_state

@@ -13,6 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.question import Question
+from ..vlm.decoder import mlp_rows, with_mlp_rows
 from ..vlm.vlm import VLM
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
@@ -85,17 +86,19 @@ def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T:
     """Logits [1, T + k, V] of a full forward pass, with the edit at the prompt's last token and, by scope, after it."""
     end = T if scope == "last" else None
     with vlm.alone(), whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
-        for number, layer in enumerate(vlm.layers):
-            part = parts.get(number)
+        for number, block in enumerate(vlm.head_layers):
+            part, layer = parts.get(number), vlm.layers[block.number]
             if part is not None and (part.scale is not None or part.shift is not None):
-                z = layer.self_attn.o_proj.input
-                heads = z[:, T - 1 : end].unflatten(-1, (vlm.n_heads, -1))
-                edited = affine(heads, part.scale, part.shift).flatten(2)
-                layer.self_attn.o_proj.input = _splice(z, edited, T)
+                output = block.output(layer)
+                z = output.input
+                shift = None if part.shift is None else part.shift[..., : block.head_dim]
+                edited = affine(block.split(z[:, T - 1 : end]), part.scale, shift).flatten(2)
+                output.input = _splice(z, edited, T)
             if part is not None and part.mlp_scale is not None:
-                out = layer.mlp.output
+                mlp = block.mlp(layer)
+                out = mlp_rows(mlp.output, 1)
                 edited = out[:, T - 1 : end] * part.mlp_scale.to(out.device)
-                layer.mlp.output = _splice(out, edited.to(out.dtype), T)
+                mlp.output = with_mlp_rows(mlp.output, _splice(out, edited.to(out.dtype), T))
         logits = vlm.nn.output.logits.save()
     return logits
 

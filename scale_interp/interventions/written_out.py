@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..errors import EditError
+from ..vlm.decoder import describe_layers
 from .rows import NAME as PACKED
 from .rows import packed_attention, sink_logits
 
@@ -23,7 +24,7 @@ def base_of(decoder: PreTrainedModel) -> str:
         return own
     if "flash" not in own and "flex" not in own:
         raise EditError(f"attention function {own!r} may do more than a softmax of q.k: load the model with attn_implementation='eager'")
-    sinks = any(sink_logits(layer.self_attn, {}) is not None for layer in decoder.layers)  # type: ignore[union-attr]
+    sinks = any(sink_logits(block.attention(), {}) is not None for block in describe_layers(decoder).heads)
     return "sdpa" if decoder._supports_sdpa and not sinks else "eager"
 
 

@@ -22,10 +22,9 @@ from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.attention_scaling.answers import Tuned, evaluate_scaled, transfer_table, tune_adaptvis, tune_scaling
 from scale_interp.evaluation.attention_scaling.weight_curve import ScalingCurve, scaling_curve
 from scale_interp.interventions.prefix import PrefixStore
-from scale_interp.models import zoo
 from scale_interp.vlm.cache import CACHE
 from tests.support.oracle import plain_inputs
-from tests.support.zoo_models import CAUSAL, noise, three_questions
+from tests.support.zoo_models import CAUSAL, FIRST, noise, three_questions
 
 
 @functools.cache
@@ -137,7 +136,7 @@ def test_scaling_equals_plain_attention_on_every_family(questions, name):
         assert (evaluation.scores - base.scores).nan_to_num(0, 0, 0).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", FIRST)
 @pytest.mark.parametrize("rows", ["last", "all"])
 def test_whole_passes_equal_plain_attention(questions, name, rows):
     vlm = model(name)
@@ -229,7 +228,7 @@ def test_soft_caps_come_before_the_weight(questions):
 # --- attached to a plain model
 
 
-@pytest.mark.parametrize("name", zoo.NAMES)
+@pytest.mark.parametrize("name", FIRST)
 def test_attached_model_scores_as_the_engine_does(questions, name):
     vlm = model(name)
     kernel = vlm.decoder.config._attn_implementation

@@ -271,13 +271,13 @@ def _peft_name(name: str) -> str:
 
 def _linear_names(vlm: VLM) -> list[str]:
     """Full names of the linear modules in the text decoder's layers, never of the vision tower."""
-    inside = {id(m) for layer in vlm.decoder.layers for m in layer.modules() if isinstance(m, nn.Linear)}
+    inside = {id(m) for layer in vlm.all_layers for m in layer.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in vlm.hf_model.named_modules() if id(module) in inside]
 
 
 def _name_pattern(vlm: VLM, names: Sequence[str]) -> str:
     """A regular expression that matches these full names: a bare suffix would adapt the vision tower too."""
-    layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.decoder.layers)
+    layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.all_layers)
     inner = sorted({name[len(layers) :].split(".", 2)[2] for name in names})
     return rf"{re.escape(layers)}\.\d+\.({'|'.join(map(re.escape, inner))})"
 

@@ -23,6 +23,8 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
 from ...vlm.cache import cache_of, with_cache
+from ...vlm.decoder import describe_layers
+from ...vlm.families import describe
 from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
 from ..rows import NAME as PACKED
@@ -116,7 +118,7 @@ _RUNNING: WeakKeyDictionary[nn.Module, tuple[Pass, int]] = WeakKeyDictionary()
 @contextmanager
 def rewriting(decoder: PreTrainedModel, running: Pass, base: str | None = None) -> Iterator[None]:
     """The text decoder with its logits rewritten as `running` says; base: the attention function that does all other rows."""
-    modules: list[nn.Module] = [layer.self_attn for layer in decoder.layers]  # type: ignore[union-attr]
+    modules: list[nn.Module] = [block.attention() for block in describe_layers(decoder).heads]
     if modules[0] in _RUNNING:
         raise EditError("this model's attention is rewritten already: leave that `attached` before entering another")
     _RUNNING.update({module: (running, number) for number, module in enumerate(modules)})
@@ -206,12 +208,13 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
     each row of a batch, see `PromptEnd`. Raises EditError where it, or the prompt's image tokens, cannot be known.
     """
     model = getattr(model, "_orig_mod", model)
-    decoder = model.get_decoder()  # type: ignore[operator]
+    parts = describe(model, type(model).__name__)  # type: ignore[arg-type]
+    decoder = parts.module
     image_token_id: int = model.config.image_token_id  # type: ignore[assignment, union-attr]
     if edit is not None:
-        edit.check(len(decoder.layers), model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
+        edit.check(len(parts.heads), parts.heads[0].n_heads)
     require_ready(model)
-    running, n_layers = Pass(), len(decoder.layers)
+    running, n_layers = Pass(), len(parts.heads)
     decided: WeakKeyDictionary[Prompt, LogitEdit] = WeakKeyDictionary()
 
     def before(module: nn.Module, given: dict[str, Any]) -> None:
