@@ -44,6 +44,7 @@ def run(root, tmp_path_factory):
     return folder, words, invoke(*words)
 
 
+@pytest.mark.full
 def test_scale_as_released_is_the_released_loop(root, run):
     """Baseline and every epoch's accuracy on training and test questions, for MLPs and heads together."""
     folder, _, _ = run
@@ -111,6 +112,7 @@ def whatsup(tmp_path_factory):
     return place
 
 
+@pytest.mark.full
 def test_adaptvis_as_released(whatsup, tmp_path):
     """Texts under attached scaling, the draw of random.sample, and every gate from the same texts."""
     words = ("reproduce", "adaptvis", "tiny-random/llava", "--root", whatsup, "--n", 10, "--max-new-tokens", 3, "--out", tmp_path / "run")

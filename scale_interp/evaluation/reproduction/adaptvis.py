@@ -70,7 +70,11 @@ PAPER: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
 def paper_row(model: str, data: str) -> dict[str, float] | None:
     """What the paper reports, as shares; None for a model or set that it does not have."""
     found = next((rows for name, rows in PAPER.items() if name in model.lower()), {}).get(data)
-    return None if found is None else {name: value / 100 for name, value in zip(("base", "ScalingVis", "AdaptVis"), found, strict=True)}
+    return (
+        None
+        if found is None
+        else {name: round(value / 100, 4) for name, value in zip(("base", "ScalingVis", "AdaptVis"), found, strict=True)}
+    )
 
 
 def adaptvis_questions(data: str, root: str | Path | None = None, prompts: str | Path | None = None, n: int | None = None) -> Questions:
@@ -159,7 +163,7 @@ class AdaptVisRun(Result):
         return f"<AdaptVisRun on {int(self.tested.sum())} test questions: {rows}>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        return self.to_frame().to_dict("records")  # type: ignore[return-value]
+        return self.to_frame().to_dict("records")
 
     @property
     def tested(self) -> Bool[Tensor, " questions"]:
@@ -262,7 +266,7 @@ def run_adaptvis(
         texts.append(tuple(bytes(text.tolist()).decode() for part in found for text in part.values()))
     (confidence,), _ = answer_all(vlm, questions, first_confidence)
     right, strict = (
-        torch.tensor([[float(score_text(t, q, scorer) == q.answer) for t, q in zip(own, questions, strict=True)] for own in texts])  # type: ignore[arg-type]
+        torch.tensor([[float(score_text(t, q, scorer) == q.answer) for t, q in zip(own, questions, strict=True)] for own in texts])
         for scorer in ("legacy", "strict")
     )
     tuning = torch.zeros(len(questions), dtype=torch.long)

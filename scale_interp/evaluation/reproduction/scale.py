@@ -42,7 +42,7 @@ def paper_row(model: str, task: str) -> dict[str, float | None] | None:
     found = next((rows for name, rows in PAPER.items() if name in model.lower()), {}).get(task)
     if found is None:
         return None
-    return {name: None if value is None else value / 100 for name, value in zip(("base", *PARTS), found, strict=True)}
+    return {name: None if value is None else round(value / 100, 4) for name, value in zip(("base", *PARTS), found, strict=True)}
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ class ScaleRun(Result):
         return f"<ScaleRun on {len(self.trained)} test questions: {self.base:.3f} before, {last} after {self.right.shape[1] - 1} epochs>"
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
-        return self.to_frame().to_dict("records")  # type: ignore[return-value]
+        return self.to_frame().to_dict("records")
 
     @property
     def clean(self) -> Bool[Tensor, " questions"]:
