@@ -6,6 +6,7 @@ It is deliberately simple and slow: everything fast is compared with it.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -43,16 +44,13 @@ def run_reference(
     starts = edit.starts(vlm.n_layers)
     out = []
     for variant in variants:
-        if isinstance(edit, AttentionEdit):
-            with cut_whole(vlm, question, edit, int(variant)):
-                out.append(_scores(vlm, question, None, "last", scoring))
-            continue
         parts = {}
         for layer in range(vlm.n_layers):
             at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
             if at is not None:
                 parts[layer] = at
-        out.append(_scores(vlm, question, parts, edit.scope, scoring))
+        with cut_whole(vlm, question, edit, int(variant)) if isinstance(edit, AttentionEdit) else nullcontext():
+            out.append(_scores(vlm, question, parts, edit.scope, scoring))
     return torch.stack(out)
 
 
