@@ -26,7 +26,7 @@ def quantization_config(wanted: Any) -> Any:
 
     >>> quantization_config("int4")
     Traceback (most recent call last):
-    scale_interp.errors.ModelError: quantization_config='int4': choose 'nf4' or 'int8', or give a configuration of transformers; did you mean 'int8'?
+    scale_interp.errors.ModelError: quantization_config='int4': choose 'nf4' or 'int8', ...; did you mean 'int8'?
     """
     if not isinstance(wanted, str):
         if wanted is not None and not isinstance(wanted, dict) and not hasattr(wanted, "quant_method"):
