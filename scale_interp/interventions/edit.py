@@ -168,7 +168,7 @@ class Edit:
         if not edits:
             raise EditError("no edits to stack: give at least one")
         if len({e.scope for e in edits}) > 1:
-            raise EditError("cannot stack edits of different scope: run them apart")
+            raise EditError("cannot stack edits of different scope: run them in separate calls")
         parts = {}
         for name, axis, fill in (("scale", -3, 1.0), ("shift", -4, 0.0), ("mlp_scale", -2, 1.0)):
             given = [getattr(e, name) for e in edits]
