@@ -8,7 +8,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -290,6 +290,27 @@ class VLM(NotebookView):
             return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+
+    def with_prompt(self, prompt: str | None) -> VLM:
+        """This model asked with another prompt: a second view of the same weights, which takes no memory.
+
+        Args:
+            prompt: A template with {images} and {text}, or None for the chat template.
+
+        Returns:
+            The other view; what is attached to one of the two acts in both.
+
+        >>> import scale_interp as si
+        >>> q = si.load_questions("scenes/relation", n=1)[0]
+        >>> si.load("demo").with_prompt("{images}\\n{text} ").prompt_text(q).endswith("? ")
+        True
+        """
+        other = copy.copy(self)
+        other.prompt = prompt
+        other.measured = Measured()
+        if self.reopen is not None:
+            other.reopen = partial(self.reopen, prompt=prompt)
+        return other
 
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
         """The processor's complete output for one or more questions.

@@ -74,7 +74,7 @@ def test_training_pictures_are_what_the_processor_makes():
 def test_packed_questions_equal_separate_prompts():
     model = untrained(0)
     batches = recipe._Batches(0, recipe.STAGES["demo-healthy"])
-    pixels, prefix, questions = batches.questions(0)
+    ((pixels, prefix, questions),) = batches.questions(0)
     losses = []
     with torch.no_grad():
         for b in range(2):
