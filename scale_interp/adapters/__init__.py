@@ -13,6 +13,7 @@ from .scale.fit import FitSettings as FitSettings
 from .scale.fit import fit_scale as fit_scale
 from .scale.fit import fit_scales as fit_scales
 from .scale.scale import ScAle as ScAle
+from .scale.trajectory import Trajectory as Trajectory
 from .steering.direction import AnswerDirection as AnswerDirection
 from .steering.direction import answer_direction as answer_direction
 from .steering.direction import answer_directions as answer_directions

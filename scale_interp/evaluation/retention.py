@@ -173,7 +173,7 @@ def retention_curve(
     if not weights or min(weights) < 0 or len(set(weights)) < len(weights):
         raise EditError(f"weights={list(weights)}: give different numbers of at least 0")
     chosen = None if heads is None else list(heads)
-    prompts = PrefixStore(vlm, train, FitSettings(**settings).batch_size)
+    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
     scales = [
         fit_scale(
             vlm,
@@ -252,7 +252,7 @@ def sparsity_path(
     wrong = [k for k in kept if not 1 <= k <= every]
     if wrong or min(penalties, default=0) < 0:
         raise EditError(f"kept={list(kept)}, penalties={list(penalties)}: give k from 1 to {every}, and penalties of at least 0")
-    prompts = PrefixStore(vlm, train, FitSettings(**settings).batch_size)
+    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
     common: dict[str, Any] = {"prompts": prompts, "path": path}
     values = sorted({0.0, *penalties})
     penalised = [fit_scale(vlm, train, mlp=False, seed=seed, **common, **settings | {"l1": value}) for value in values]

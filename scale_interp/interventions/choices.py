@@ -7,7 +7,7 @@ depends on the tokens before its last one. These form a tree below the prompt's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -56,6 +56,10 @@ class Choices:
     used: Bool[Tensor, "questions choices tokens"]
     long: Bool[Tensor, " questions"]
     per_token: bool = False
+
+    def likelihoods(self) -> Choices:
+        """The same choices, all scored by log-likelihoods over the whole vocabulary."""
+        return replace(self, long=torch.ones_like(self.long))
 
     def read(self, vlm: VLM, hidden: Float[Tensor, "questions variants rows width"]) -> Float[Tensor, "questions variants choices"]:
         """Score the choices.

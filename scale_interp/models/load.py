@@ -15,6 +15,7 @@ from ..core.arguments import OwnCheck, checked
 from ..errors import ModelError, PathWarning
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
+from ..vlm.named_prompts import prompt_template
 from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
 from .checkpoint import open_checkpoint
@@ -49,14 +50,15 @@ def load(
         device: Where the model goes, such as "cuda"; by default the CPU.
         device_map: How accelerate distributes the model, instead of `device`.
         revision: A branch, tag or commit of the hub.
-        prompt: A template with {images} and {text} that replaces the chat template.
+        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "scale-llava" and "scale-qwen" as
+            in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
             free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
         choice_space: Whether choices are scored "with" a space before them or "without"; "auto" depends on how the prompt ends, and
-            warns where it matters.
+            warns where it matters. "apart" scores the last token of " A", read apart from the prompt, as ScAle's release does.
 
     Returns:
         The model.
@@ -79,7 +81,7 @@ def load(
             dtype=dtype,
             device=device,
             device_map=device_map,
-            prompt=prompt,
+            prompt=prompt_template(prompt),
             revision=revision,
             trust_remote_code=trust_remote_code,
         )

@@ -42,9 +42,8 @@ def training_curve(scale: ScAle, *, dark: bool = False) -> go.Figure:
         raise DataError("this ScAle has no history of a fit: give one that fit_scale returned")
     colours = look(dark)
     epochs = [row["epoch"] for row in scale.history]
-    curves = [("train_loss", "training", 1), ("validation_loss", "validation", 1)]
-    if "retain_kl" in scale.history[0]:
-        curves.append(("retain_kl", "retained questions", 2))
+    known = [("train_loss", "training", 1), ("validation_loss", "validation", 1), ("retain_kl", "retained questions", 2)]
+    curves = [curve for curve in known if curve[0] in scale.history[0]]
     panels = curves[-1][2]
     fig = make_subplots(panels, 1, shared_xaxes=True, vertical_spacing=0.1, row_heights=[0.68, 0.32][:panels])
     for i, (key, name, row) in enumerate(curves):

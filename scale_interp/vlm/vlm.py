@@ -33,8 +33,11 @@ OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
 PrefixCache = Literal["auto", "memory", "disk", "recompute"]
 """Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
-ChoiceSpace = Literal["auto", "with", "without"]
-"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never."""
+ChoiceSpace = Literal["auto", "with", "without", "apart"]
+"""Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
+
+"apart" is the rule of ScAle's release: the last token of " A" as the tokenizer reads it alone, whatever the prompt ends with.
+"""
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
 
@@ -412,6 +415,8 @@ class VLM(NotebookView):
         Warns:
             DataWarning: A space makes different tokens and nobody has chosen; once per set of choices.
         """
+        if self.choice_space == "apart":
+            return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
         gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]

@@ -244,6 +244,7 @@ NAMES = (
     named("an unknown device_map", ModelError, "cannot be loaded", "demo", device_map="moon"),
     named("a device_map that is a number", ArgumentError, "device_map=5", "demo", device_map=5),
     named("a revision that is a number", ArgumentError, "give a text", "demo", revision=3),
+    named("a prompt without a question", ModelError, "would never show the question", "demo", prompt="scale-lava"),
     named("a prompt that is a number", ArgumentError, "give a text", "demo", prompt=3),
     named("check that is a text", ArgumentError, "give True or False", "demo", check="yes"),
     named("trust_remote_code that is a text", ArgumentError, "give True or False", "demo", trust_remote_code="no"),

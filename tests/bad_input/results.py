@@ -90,6 +90,7 @@ TENSORS = (
     Saved(
         "Chosen", Chosen.load, {"scale": 3}, {"name": 1, "setting": [], "parameters": "x", "grid": 1, "heads": 1, "about": 1, "method": 1}
     ),
+    Saved("Trajectory", si.Trajectory.load, {"scalars": 3, "mlp_scalars": 2}, {"scope": 3}),
     Saved("ScAle's scalars", si.ScAle.from_pretrained, {"scalars": 2, "mlp_scalars": 1}, {}, "scale.safetensors"),
     Saved("Steering's directions", si.Steering.from_pretrained, {"directions": 3, "sigma": 2}, {}, "steering.safetensors"),
 )

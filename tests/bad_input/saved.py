@@ -130,6 +130,7 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.Baselines: baselines,
     si.SparsityPath: sparsity_path,
     si.ScAle: scale,
+    si.Trajectory: lambda: si.Trajectory(torch.ones(3, 6, 8), torch.ones(3, 6)),
     si.Steering: steering,
     SavedSettings: SavedSettings,
     si.AttentionScale: lambda: si.AttentionScale(2.0, layers=(1, 2)),

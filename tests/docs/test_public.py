@@ -100,6 +100,7 @@ def one_of_each(vlm):
         ev,
         si.score_answers(["by the door"] * len(qs), qs),
         si.ScAle(torch.rand(6, 8), torch.ones(6), 48, tuple(HEADS)),
+        si.Trajectory(torch.ones(3, 6, 8), torch.ones(3, 6)),
         si.LastTokenBias(torch.zeros(6, 8, 16)),
         si.PeftAdapter("LoRA r=1", {}, {"a": torch.zeros(3, 4)}, {"lr": 0.001}),
         si.Steering(torch.zeros(6, 8, 16), torch.ones(6, 8), 2.0, ((3, 1),)),

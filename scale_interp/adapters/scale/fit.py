@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
-from ...core.arguments import Count, Seed, checked, checked_settings
+from ...core.arguments import Count, Raises, Seed, checked, checked_settings
 from ...core.progress import track
 from ...data.items import groups, require
 from ...data.question import Question
@@ -34,14 +34,35 @@ from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
+from .trajectory import Trajectory
 
 Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
+Recipe = Annotated[Literal["default", "release"], Raises(EditError)]
+"""Settings by name: "default" is ours, "release" that of the paper's code (docs/methods.md has them side by side)."""
+RECIPES: Mapping[str, Mapping[str, Any]] = {
+    "default": {},
+    "release": {
+        "bound": "tanh",
+        "radius": 10.0,
+        "epochs": 10,
+        "lr": 1e-3,
+        "batch_size": 1,
+        "validation": 0.0,
+        "loss": "vocabulary",
+        "l2": 1e-4,
+        "eps": 1e-6,
+        "clip": 5.0,
+        "accumulate": 4,
+        "order": "file",
+        "keep": "last",
+    },
+}
 
 
 @checked_settings
 @dataclass(frozen=True)
 class FitSettings:
-    """How scalars are fitted; every default is ours, as the paper states none (docs/methods).
+    """How scalars are fitted; every default is ours, and `FitSettings.of("release")` has those of the paper's code (docs/methods).
 
     Args:
         bound: the scalar of a free parameter theta. "tanh": 1 + radius * tanh(theta); "sigmoid": 2 * sigmoid(theta); "clamp": 1 + theta,
@@ -54,8 +75,17 @@ class FitSettings:
         batch_size: questions per step.
         l1: weight of the penalty on the mean |s - 1|.
         retain_weight: weight of the penalty on the KL divergence from the base model, on the questions to retain.
-        validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed.
-        patience: epochs without a better validation loss before a fit stops.
+        validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed. 0 holds
+            none out, which takes keep="last".
+        patience: epochs without a better validation loss before a fit stops; keep="last" never stops.
+        loss: cross-entropy of the right answer over the "choices", or over the whole "vocabulary".
+        l2: weight of the penalty on the sum of theta^2, added to the loss of every batch.
+        eps: AdamW's epsilon.
+        clip: largest norm of a step's gradient, of the heads' and of the MLPs' parameters each; None for no limit.
+        accumulate: batches whose gradients are summed for one step.
+        order: the batches' order in every epoch, "shuffled" or that of the "file".
+        keep: the epoch whose scalars count: the "best" on held-out images, or the "last".
+        every_epoch: whether the result has the scalars of every epoch (`ScAle.trajectory`), and its history their accuracies.
 
     Raises:
         EditError: for a setting out of its range.
@@ -75,17 +105,49 @@ class FitSettings:
     retain_weight: float = 3.0
     validation: float = 0.2
     patience: int = 4
+    loss: Annotated[Literal["choices", "vocabulary"], Raises(EditError)] = "choices"
+    l2: float = 0.0
+    eps: float = 1e-8
+    clip: float | None = None
+    accumulate: Count = 1
+    order: Annotated[Literal["shuffled", "file"], Raises(EditError)] = "shuffled"
+    keep: Annotated[Literal["best", "last"], Raises(EditError)] = "best"
+    every_epoch: bool = False
 
     def __post_init__(self) -> None:
         if self.bound not in ("tanh", "sigmoid", "clamp", "exp", "none"):
             raise EditError(f"bound {self.bound!r}: choose 'tanh', 'sigmoid', 'clamp', 'exp' or 'none'")
         if self.granularity not in ("head", "layer"):
             raise EditError(f"granularity {self.granularity!r}: choose 'head' or 'layer'")
-        if not 0 < self.validation < 1:
-            raise EditError(f"validation={self.validation}: give the share of images to hold out, between 0 and 1")
-        for name in ("radius", "lr", "epochs", "batch_size", "patience"):
-            if getattr(self, name) <= 0:
+        if not 0 <= self.validation < 1 or (self.validation == 0 and self.keep == "best"):
+            raise EditError(
+                f"validation={self.validation}: give the share of images to hold out, between 0 and 1; "
+                "0 is possible with keep='last', which needs none"
+            )
+        for name in ("radius", "lr", "epochs", "batch_size", "patience", "eps", "clip"):
+            if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
+        if self.l2 < 0:
+            raise EditError(f"l2={self.l2}: give a number of at least 0")
+
+    @classmethod
+    def of(cls, recipe: str = "default", **settings: Any) -> FitSettings:
+        """The settings of a recipe, "default" or "release", with these fields in place of its own.
+
+        Raises:
+            EditError: for an unknown recipe, and as FitSettings.
+
+        >>> FitSettings.of("release", epochs=3).scalars(torch.tensor([-100.0, 0.0, 100.0]))
+        tensor([-9.,  1., 11.])
+        """
+        if recipe not in RECIPES:
+            raise EditError(f"recipe {recipe!r}: choose {' or '.join(map(repr, RECIPES))}")
+        return cls(**{**RECIPES[recipe], **settings})
+
+    @property
+    def questions_per_step(self) -> int:
+        """How many questions one step of the optimiser learns from, so the batch size of their PrefixStore."""
+        return self.batch_size * self.accumulate
 
     def scalars(self, theta: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
         """The scalars of free parameters theta, of the same shape; 1 at theta = 0."""
@@ -137,11 +199,12 @@ def fit_scale(
     seed: Seed = 0,
     prompts: PrefixStore | None = None,
     path: Path = "auto",
+    recipe: Recipe = "default",
     **settings: Any,
 ) -> ScAle:
     """Fit scalars on the last token's heads and MLPs of the frozen model (arXiv 2606.29579).
 
-    Only the choices' scores are trained on, by cross-entropy.
+    By default only the choices' scores are trained on, by cross-entropy.
 
     Args:
         vlm: the model, from `si.load`.
@@ -153,10 +216,11 @@ def fit_scale(
         seed: for the held-out images.
         prompts: the training questions' prefixes, to reuse.
         path: "auto" or "packed"; there is no reference path. Give "packed" where the prompt would have to be frozen (see run_edits).
-        **settings: fields of FitSettings.
+        recipe: "default", or "release" for the settings of the paper's code.
+        **settings: fields of FitSettings, in place of the recipe's.
 
     Returns:
-        A ScAle, scalars [L, H] and mlp_scalars [L], of the epoch with the lowest validation loss.
+        A ScAle, scalars [L, H] and mlp_scalars [L], of the epoch with the lowest validation loss, or of the last one with keep="last".
 
     Raises:
         EditError: for heads, layers or settings that are not possible, and for a model or path that is not packed.
@@ -166,6 +230,8 @@ def fit_scale(
     >>> vlm, train = si.load("demo"), si.load_questions("scenes/relation", split="train", n=64)
     >>> si.fit_scale(vlm, train, heads=[(2, 1), (3, 0)], mlp=False, epochs=2).n_parameters
     2
+    >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
+    'vocabulary'
     """
     every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
     chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
@@ -173,7 +239,7 @@ def fit_scale(
     if only is not None:
         chosen = [h for h in chosen if h[0] in only]
     fit = Fit("fit", tuple(chosen), mlp, seed=seed)
-    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, **settings)[0]
+    return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
 
 @checked
@@ -186,6 +252,7 @@ def fit_scales(
     layers: Sequence[int] | None = None,
     prompts: PrefixStore | None = None,
     path: Path = "auto",
+    recipe: Recipe = "default",
     **settings: Any,
 ) -> list[ScAle]:
     """Run several fits side by side on one reading of the training prompts; the numbers are the same as one after another.
@@ -198,7 +265,8 @@ def fit_scales(
         layers: as in fit_scale.
         prompts: as in fit_scale.
         path: as in fit_scale.
-        **settings: fields of FitSettings.
+        recipe: as in fit_scale.
+        **settings: as in fit_scale.
 
     Returns:
         One ScAle per fit.
@@ -214,7 +282,7 @@ def fit_scales(
     [1, 48]
     """
     train = require(train)
-    options = FitSettings(**settings)
+    options = FitSettings.of(recipe, **settings)
     if not fits:
         raise EditError("no fits: give at least one")
     for fit in fits:
@@ -228,8 +296,13 @@ def fit_scales(
         )
     learner = _Learner(vlm, train, fits, options, layers)
     if prompts is None:
-        prompts = PrefixStore(vlm, train, options.batch_size)
+        prompts = PrefixStore(vlm, train, options.questions_per_step)
     prompts.require(train)
+    if options.accumulate > 1 and prompts.batch_size != options.questions_per_step:
+        raise EditError(
+            f"the prompts are in batches of {prompts.batch_size}, but one step sums {options.accumulate} batches of "
+            f"{options.batch_size}: give PrefixStore(vlm, train, {options.questions_per_step}), or none"
+        )
     kept = _Retained(vlm, retain, options) if retain is not None else None
     checkpoints = checkpoints_of(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
     order = np.random.default_rng(0)
@@ -237,6 +310,7 @@ def fit_scales(
     done = learner.resume(checkpoints)
     for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
         batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
+        batches = sorted(batches) if options.order == "file" else batches
         if epoch <= done or not len(learner.running):
             continue
         for step, i in enumerate(batches):
@@ -265,7 +339,7 @@ class _Learner:
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
         self.theta = torch.zeros(shape, requires_grad=True)
         self.phi = torch.zeros(F_, L, requires_grad=True)
-        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, weight_decay=0.0)
+        self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
         self.trains = torch.stack([self._split(train, f.seed) for f in fits])
@@ -273,6 +347,8 @@ class _Learner:
         self.best_scalars = [t.detach().clone() for t in self.scalars()]
         self.stopped = ~self.learning
         self.histories: list[list[dict[str, float]]] = [[] for _ in fits]
+        self.passed: list[tuple[Tensor, Tensor]] = []
+        """The scalars of every epoch so far, where these are wanted."""
         self.epoch = -1
 
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
@@ -281,6 +357,8 @@ class _Learner:
 
     def _split(self, train: Sequence[Question], seed: int) -> Tensor:
         """True on the questions that this fit learns from [Q]; whole images are held out."""
+        if not self.options.validation:
+            return torch.ones(len(train), dtype=torch.bool)
         group = groups(train)
         count = int(group.max()) + 1
         held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
@@ -304,19 +382,30 @@ class _Learner:
         scale, mlp = (t[self.running] for t in self.scalars())
         return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
 
-    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor]:
-        """Cross-entropy of each question for each running fit [B, R], and which of them it learns from."""
+    def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
+        """Cross-entropy of each question for each running fit [B, R], which of them it learns from, and whether it answers as taught."""
         edit = self._edit()
+        if self.options.loss == "vocabulary":
+            prefix = replace(prefix, choices=prefix.choices.likelihoods())
         _, scores = run_packed(self.vlm, prefix, edit)
         check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
         answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
-        losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
-        return losses, learns
+        if self.options.loss == "vocabulary":
+            losses = -scores.gather(-1, answers[..., None])[..., 0]
+        else:
+            losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
+        return losses, learns, scores.detach().argmax(-1) == answers
 
     def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
-        """One step of the optimiser on a batch, for all running fits."""
-        losses, learns = self._losses(prefix)
-        loss = ((losses * learns).sum(0) / learns.sum(0).clamp(min=1)).sum()
+        """One step of the optimiser on its batches, for all running fits: the sum over the batches of the mean over a batch's questions."""
+        losses, learns, _ = self._losses(prefix)
+        size = self.options.batch_size if self.options.accumulate > 1 else len(losses)
+        counts = torch.stack([part.sum(0) for part in learns.split(size)])
+        sums = torch.stack([part.sum(0) for part in (losses * learns).split(size)])
+        loss = (sums / counts.clamp(min=1)).sum()
+        if self.options.l2:
+            squares = self.theta.square().sum((1, 2)) + self.phi.square().sum(1)
+            loss = loss + self.options.l2 * ((counts > 0).sum(0).to(squares.device) * squares[self.running]).sum().to(loss.device)
         if kept is not None:
             loss = loss + self.options.retain_weight * kept.divergence(self._edit(), step).sum()
         if self.options.l1:
@@ -324,26 +413,37 @@ class _Learner:
             count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
             loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
         # Of these two alone, so that a live model's own weights get no gradients.
-        self.theta.grad, self.phi.grad = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+        slopes = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+        if self.options.clip is not None:
+            slopes = tuple(_clipped(slope, self.options.clip) for slope in slopes)
+        self.theta.grad, self.phi.grad = slopes
         self.optimiser.step()
 
     @torch.no_grad()
     def validate(self, prompts: PrefixStore, kept: _Retained | None) -> None:
         """Keep each fit's scalars where its held-out loss is the lowest so far; stop it after `patience` worse epochs.
 
-        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1.
+        Called before the first epoch too, so a fit that never helps on held-out questions stays at 1. With keep="last", the scalars of
+        every epoch take the place of the last one's.
         """
         self.epoch += 1
-        losses, learns = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
+        losses, learns, right = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
         validation = (losses * ~learns).sum(0) / (~learns).sum(0)
         training = (losses * learns).sum(0) / learns.sum(0)
         divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
+        held_out, last = bool(self.options.validation), self.options.keep == "last"
         now = self.scalars()
+        if self.options.every_epoch:
+            self.passed.append((now[0].clone(), now[1].clone()))
         for i, f in enumerate(self.running.tolist()):
-            row = {"epoch": self.epoch, "train_loss": float(training[i]), "validation_loss": float(validation[i])}
+            row = {"epoch": self.epoch, "train_loss": float(training[i])}
+            row |= {"validation_loss": float(validation[i])} if held_out else {}
+            if self.options.every_epoch:
+                row["train_accuracy"] = float(right[:, i][learns[:, i]].float().mean())
+                row |= {"validation_accuracy": float(right[:, i][~learns[:, i]].float().mean())} if held_out else {}
             self.histories[f].append(row | ({"retain_kl": float(divergence[i])} if kept is not None else {}))
             loss = float(validation[i] + self.options.retain_weight * divergence[i])
-            if loss < self.best[f][0]:
+            if last or loss < self.best[f][0]:
                 self.best[f] = (loss, self.epoch)
                 for best, current in zip(self.best_scalars, now, strict=True):
                     best[f] = current[f]
@@ -356,6 +456,7 @@ class _Learner:
             return
         adam = {f"{name} {key}": t for name, one in self._optimised() for key, t in self.optimiser.state[one].items()}
         best = dict(zip(("best scale", "best mlp_scale"), self.best_scalars, strict=True))
+        best |= dict(zip(("every scale", "every mlp_scale"), map(torch.stack, zip(*self.passed, strict=True)), strict=False))
         tensors = {"theta": self.theta, "phi": self.phi, "stopped": self.stopped} | best | adam
         # As text, since a loss may still be infinite.
         checkpoints.put("epoch", tensors, {"epoch": self.epoch, "best": json.dumps(self.best), "histories": json.dumps(self.histories)})
@@ -373,6 +474,8 @@ class _Learner:
                 self.optimiser.state[one] = adam
         self.stopped, self.epoch = tensors["stopped"], meta["epoch"]
         self.best_scalars = [tensors["best scale"], tensors["best mlp_scale"]]
+        if "every scale" in tensors:
+            self.passed = list(zip(tensors["every scale"].clone(), tensors["every mlp_scale"].clone(), strict=True))
         self.best, self.histories = [tuple(best) for best in json.loads(meta["best"])], json.loads(meta["histories"])
         return self.epoch
 
@@ -388,8 +491,13 @@ class _Learner:
             count = 0 if fit.frozen else int(on.sum() + self.mlp_on[f].sum())
             scale, mlp = (t[f].clone() for t in self.best_scalars)
             info = settings | {"mlp": fit.mlp, "seed": fit.seed, "frozen": fit.frozen, "best_epoch": self.best[f][1]}
-            scope = self.options.scope
-            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, tuple(self.histories[f])))
+            scope, passed = self.options.scope, None
+            if self.options.every_epoch:
+                # A fit that has stopped no longer moves, so its own epochs are as many as its history has.
+                own = self.passed[: len(self.histories[f]) or 1]
+                passed = Trajectory(torch.stack([s[f] for s, _ in own]), torch.stack([m[f] for _, m in own]), scope)
+            rows = tuple(self.histories[f])
+            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, rows, passed))
         return out
 
 
@@ -397,7 +505,7 @@ class _Retained:
     """Questions whose answers should not move: the base model's choice probabilities, and the divergence from these."""
 
     def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
-        self.vlm, self.prompts = vlm, PrefixStore(vlm, require(questions), options.batch_size)
+        self.vlm, self.prompts = vlm, PrefixStore(vlm, require(questions), options.questions_per_step)
         with torch.no_grad():
             self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
 
@@ -411,6 +519,12 @@ class _Retained:
     def total(self, edit: Edit) -> Tensor:
         """Mean KL(base || edited) over all batches, for each variant [N]."""
         return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
+
+
+def _clipped(slope: Tensor, most: float) -> Tensor:
+    """Gradients [F, ...] of which no fit's norm is above `most`, as torch's clip_grad_norm_ does it for each fit alone."""
+    norms = slope.flatten(1).norm(dim=1).view(-1, *[1] * (slope.ndim - 1))
+    return slope * (most / (norms + 1e-6)).clamp(max=1.0)
 
 
 def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:

@@ -19,6 +19,7 @@ from ...errors import EditError
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...vlm.vlm import VLM
 from ..attach import attach
+from .trajectory import Trajectory
 
 ROUNDING = 1e-5
 """How far a scalar may exceed the bounds of its fit."""
@@ -38,6 +39,8 @@ class ScAle(Adapter):
         settings: how it was fitted.
         provenance: model, data and versions.
         history: one row per epoch of the fit.
+        trajectory: the scalars of every epoch, where the fit was asked for them (every_epoch=True). They are not saved with the others;
+            `trajectory.save` writes them.
 
     Raises:
         EditError: for scalars that are not finite or not of these shapes, and for heads outside them.
@@ -55,6 +58,8 @@ class ScAle(Adapter):
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
+    trajectory: Trajectory | None = None
+    not_saved = ("trajectory",)
     config_file = "scale_config.json"
     weights_file = "scale.safetensors"
 

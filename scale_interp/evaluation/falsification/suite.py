@@ -80,7 +80,7 @@ def falsify(
         allow_leak: whether train and test may share images, as a released split does. The result then says which share of the test
             questions shows an image that was trained on, and has a row on the others.
         path: "auto" or "packed"; scalars are not fitted on the reference path.
-        settings: fields of FitSettings.
+        settings: fields of FitSettings, or a recipe for all of them (see `fit_scale`).
 
     Returns:
         A Falsification, one row per control.
@@ -103,7 +103,7 @@ def falsify(
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    prompts = PrefixStore(vlm, train, FitSettings(**settings).batch_size)
+    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
     image_controls, left_out = picture_controls(vlm, test)
     prompted, without = prompt_controls(vlm, test) if format_controls else ({}, {})
@@ -201,7 +201,7 @@ def _register(
     return {
         "model": vlm.describe(),
         "fits": plan,
-        "settings": asdict(FitSettings(**settings)),
+        "settings": asdict(FitSettings.of(**settings)),
         "alpha": ALPHA,
         "must_beat": list(MUST_BEAT),
         "picture_controls": list(image_controls),
