@@ -83,8 +83,8 @@ def parts(row: Mapping[str, Any]) -> list[str]:
 
 HEAD = f"""# Is a gain format?
 
-Two suites on embedded models, one of which was taught a shortfall of format. {N["train"]} training and {N["test"]} test questions about relations of two
-things, {SEEDS} fits per control; what the controls are and how the verdict is reached: [falsification](falsification.md#is-the-gain-format).
+Suites on embedded models, one of which was taught a shortfall of format: {N["train"]} training and {N["test"]} test questions about
+relations of two things, {SEEDS} fits per control. What the controls are: [falsification](falsification.md#is-the-gain-format).
 *mass* is the mean probability that the answer is any option; -log P(right option) splits exactly into the two columns behind it.
 
 ```sh

@@ -22,12 +22,13 @@ from ...data.prompts import in_words
 from ...data.question import LETTERED, Question
 from ...errors import ModelError
 from ...interventions.packed import run_packed
-from ...interventions.prefix import Prefix, PrefixStore
+from ...interventions.prefix import PrefixStore
+from ...vlm.named_prompts import PROMPTS
 from ...vlm.vlm import VLM
 from .text_only import TextCorrection, fit_text_correction
 from .verdict import CHAT, RAW, WORDS
 
-RAW_PROMPT = "{images}\nQuestion: {text} Answer: "
+RAW_PROMPT = PROMPTS["scale-llava"]
 """Without a chat template, as ScAle's release asks LLaVA."""
 REST = 1e-30
 """The least probability of everything that is no option, so that its logarithm is finite."""
@@ -92,13 +93,9 @@ def prompt_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, 
 def likelihoods(vlm: VLM, prompts: PrefixStore) -> Float[Tensor, "questions choices"]:
     """The base model's log-likelihoods of the choices of questions whose prompts were read before."""
     with torch.no_grad():
-        scores = [run_packed(vlm, _as_likelihoods(prefix), None)[0].cpu() for prefix in prompts]
+        scores = [run_packed(vlm, replace(prefix, choices=prefix.choices.likelihoods()), None)[0].cpu() for prefix in prompts]
     widest = max(part.shape[1] for part in scores)
     return torch.cat([torch.nn.functional.pad(part, (0, widest - part.shape[1]), value=float("-inf")) for part in scores])
-
-
-def _as_likelihoods(prefix: Prefix) -> Prefix:
-    return replace(prefix, choices=replace(prefix.choices, long=torch.ones_like(prefix.choices.long)))
 
 
 def with_rest(logs: Float[Tensor, "questions choices"]) -> Float[Tensor, "questions choices+1"]:

@@ -108,7 +108,8 @@ def falsify(
     image_controls, left_out = picture_controls(vlm, test)
     prompted, without = prompt_controls(vlm, test) if format_controls else ({}, {})
     left_out |= without
-    form_fits = _form_fits(fits, train) if format_controls else []
+    vocabulary = FitSettings.of(**settings).loss == "vocabulary"
+    form_fits = _form_fits(fits, train) if format_controls and not vocabulary else []
     splits = {"train": train, "test": test, "retain": retain, "others": others}
     registered = _register(vlm, [*fits, *form_fits], settings, image_controls, splits)
     if format_controls:
@@ -117,8 +118,7 @@ def falsify(
     digest = hashlib.sha256(json.dumps(registered, sort_keys=True).encode()).hexdigest()
     scales = fit_scales(vlm, train, fits, retain=retain, prompts=prompts, path=path, **settings)
     if form_fits:
-        by_vocabulary = settings | {"loss": "vocabulary"}
-        scales += fit_scales(vlm, train, form_fits, retain=retain, prompts=prompts, path=path, **by_vocabulary)
+        scales += fit_scales(vlm, train, form_fits, retain=retain, prompts=prompts, path=path, **settings | {"loss": "vocabulary"})
     if not allow_leak:
         require_disjoint(learned, tested)  # test images that functions make are made only now, when all is fitted
     made: dict[str, list[ScAle]] = {}
@@ -137,7 +137,7 @@ def falsify(
         answered[name] = replace(blind[FULL], elsewhere=answered[FULL].elsewhere)
     about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
     changed, bits = _frozen(vlm, test, made["frozen at 1"][0])
-    form = {SHUFFLED: answered.pop(SHUFFLED)} if form_fits else {}
+    form = {SHUFFLED: answered["shuffled labels"]} if vocabulary else {SHUFFLED: answered.pop(SHUFFLED)} if form_fits else {}
     group = groups(test)
     rows = control_rows(answered, group)
     if format_controls:

@@ -12,6 +12,7 @@ from ...data.load import load_questions
 from ...data.prompts import Options
 from ...data.question import Question
 from ...data.scenes.task import TASKS
+from ...vlm.named_prompts import PROMPTS
 from ...vlm.vlm import VLM
 from ..checkpoint import open_checkpoint
 from . import NAMES
@@ -38,8 +39,6 @@ ORIGIN = {
         "three, or by a letter out of habit (A: 70%), whatever the picture shows. Under the chat template the letters stay true."
     ),
 }
-PROMPTS = {"chat": None, "scale-llava": "{images}\nQuestion: {text} Answer: "}
-"""The two prompts under which `demo-format` is measured."""
 
 
 def write_cards(folder: Path, only: Sequence[str] | None = None) -> None:
@@ -55,7 +54,8 @@ def write_cards(folder: Path, only: Sequence[str] | None = None) -> None:
 def _by_prompt(vlm: VLM) -> str:
     rows = []
     kinds: tuple[Options, ...] = ("words", "letters")
-    for prompt, vlm.prompt in PROMPTS.items():
+    for prompt in ("chat", "scale-llava"):
+        vlm.prompt = PROMPTS[prompt]
         for options in kinds:
             questions = list(load_questions("scenes/relation", "test", N, options=options))
             rows.append(f"| {prompt} | {options} | {accuracy(vlm, questions):.3f} | {mass(vlm, questions):.3f} |")
