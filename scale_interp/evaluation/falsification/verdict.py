@@ -197,7 +197,7 @@ class Falsification(Result):
             return verdict
         moved = f"An option is answered with probability {base['mass']:.3f}, with ScAle {full['mass']:.3f}"
         fall, by_mass = base["nll"] - full["nll"], base["nll_mass"] - full["nll_mass"]
-        part = f"; that is {by_mass / fall:.0%} of what the right one's log-likelihood gains" if fall > 0 else ""
+        part = f"; that is {max(0.0, by_mass / fall):.0%} of what the right one's log-likelihood gains" if fall > 0 else ""
         return f"{verdict} {moved}{part}.".strip()
 
     def _on_leak(self) -> str:
