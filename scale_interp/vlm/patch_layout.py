@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import lru_cache
 from math import ceil, isqrt, sqrt
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -19,7 +19,16 @@ from transformers.image_processing_utils import get_patch_output_size, select_be
 from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.llava_next.modeling_llava_next import unpad_image
 
-from .vlm import VLM
+
+class ImageModel(Protocol):
+    """What a layout needs of a VLM."""
+
+    name: str
+    family: str
+    hf_model: Any
+    processor: Any
+    image_token_id: int
+
 
 Size = tuple[int, int]
 """Width and height in pixels."""
@@ -29,7 +38,7 @@ Layout = tuple[list[Raster], int]
 """The rasters of one image, the whole image first, and its number of image tokens."""
 
 
-def _processed(vlm: VLM, size: Size, **options: Any) -> Mapping[str, Any]:
+def _processed(vlm: ImageModel, size: Size, **options: Any) -> Mapping[str, Any]:
     """The image processor's output for an image of this size, called as the whole processor calls it."""
     processor: Any = vlm.processor
     asked = {k: v for k, v in (getattr(processor, "images_kwargs", None) or {}).items() if k != "return_tensors"} | options
@@ -61,7 +70,7 @@ def _tiles(down: int, across: int, side: int) -> Tensor:
     return rearrange(torch.arange(down * across * side**2), "(i j r c) -> (i r) (j c)", i=down, j=across, r=side)
 
 
-def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _llava(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Resized by the shorter edge and cropped at the centre, or padded to a square first, or squeezed."""
     images, config = vlm.processor.image_processor, vlm.hf_model.config
     height, width = _processed(vlm, size)["pixel_values"][-2:]
@@ -78,7 +87,7 @@ def _llava(vlm: VLM, size: Size, alone: bool) -> Layout:
     return [(tokens, across, _cells(y + top * h / high, rows * patch * h / high, rows))], first + rows * cols
 
 
-def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _anyres(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """The whole image squeezed, then tiles without their padding, with a newline token after each row of patches.
 
     LLaVA-OneVision shows each of several images once, padded to a square, with one newline token after it.
@@ -110,14 +119,14 @@ def _anyres(vlm: VLM, size: Size, alone: bool) -> Layout:
     return [_whole(size, side, side, seen=seen), (tokens, x, y)], side**2 + rows * (cols + 1)
 
 
-def _qwen(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _qwen(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Resized to a whole number of patches in its own aspect ratio; merged patches, row by row."""
     images: Any = vlm.processor.image_processor
     _, rows, cols = (n // images.merge_size for n in _processed(vlm, size)["image_grid_thw"])
     return [_whole(size, rows, cols)], rows * cols
 
 
-def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _internvl(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into a grid of tiles, tile by tile, then the whole image; a single tile is the whole image."""
     images: Any = vlm.processor.image_processor
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
@@ -129,7 +138,7 @@ def _internvl(vlm: VLM, size: Size, alone: bool) -> Layout:
     return _tiled(size, down, across, side), n * side**2
 
 
-def _idefics(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _idefics(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into rows and columns of tiles, each after its marker, then the whole image."""
     side = isqrt(vlm.processor.image_seq_len)  # type: ignore[attr-defined]
     tiling = _processed(vlm, size, return_row_col_info=True)
@@ -145,7 +154,7 @@ def _tiled(size: Size, down: int, across: int, side: int) -> list[Raster]:
     return [_whole(size, side, side, first=down * across * side**2), tiles]
 
 
-def _gemma(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _gemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into one square; with pan and scan, followed by crops along the longer side."""
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     (n,) = _processed(vlm, size)["num_crops"]
@@ -161,13 +170,13 @@ def _gemma(vlm: VLM, size: Size, alone: bool) -> Layout:
     return parts, (n + 1) * side**2
 
 
-def _paligemma(vlm: VLM, size: Size, alone: bool) -> Layout:
+def _paligemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into one square."""
     side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     return [_whole(size, side, side)], side**2
 
 
-LAYOUTS: Mapping[str, Callable[[VLM, Size, bool], Layout]] = {
+LAYOUTS: Mapping[str, Callable[[ImageModel, Size, bool], Layout]] = {
     "llava": _llava,
     "llava_next": _anyres,
     "llava_onevision": _anyres,

@@ -28,6 +28,7 @@ from .lock import alone
 from .mode import require_ready
 from .plain import replaced
 from .report import Report
+from .token_groups import Groups, Span, token_groups
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
@@ -399,6 +400,35 @@ class VLM(NotebookView):
                     DataWarning,
                     stacklevel=4,
                 )
+
+    def token_groups(self, question: Question, spans: Mapping[str, Span] | None = None) -> Groups:
+        """Which tokens of a question's prompt are what, as numbers from 0.
+
+        `image`, `image_1`, ...: tokens that show a part of an image, of all images and of each. `separators`: tokens between or around
+        them that show nothing (new lines of patches, markers of tiles, start and end of an image). `box:NAME`, `box:subject`,
+        `box:object`: tokens that show any part of a box. `text`: all others, in two parts, `question` and `template`. `subject`, `object`:
+        the words of `Question.about`. `options`: the choices, where the text names them all. `last`: the last token. A group without
+        tokens is left out. `image`, `separators` and `text` contain every token once.
+
+        Args:
+            question: One question.
+            spans: Further groups by name: words of the prompt, or token numbers (negative ones count from the end). Those in
+                `question.meta["spans"]` count too, so that analyses know them.
+
+        Returns:
+            Name -> token numbers of the prompt without padding.
+
+        Raises:
+            DataError: A span is not in the prompt, or has the name of a group.
+            ModelError: The tokenizer does not say which characters a token is.
+
+        >>> import scale_interp as si
+        >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
+        >>> groups = vlm.token_groups(q, spans={"how": "relative to"})
+        >>> len(groups["image"]), vlm.tokenizer.decode(vlm.encode(q)["input_ids"][0, groups["how"]])
+        (49, 'relative to')
+        """
+        return token_groups(self, require(question)[0], spans)
 
     def choice_ids(self, question: Question) -> list[list[int]]:
         """The token ids of each choice as a continuation of the prompt, with a space before it or without (`choice_space`).

@@ -11,12 +11,11 @@ from ...core.arguments import checked
 from ...data.items import require
 from ...data.question import Question
 from ...errors import DataError
+from ...vlm.token_groups import LEAST_SHARE
 from ...vlm.vlm import VLM
 from .grid import PatchGrid, patch_grid
 
 BOX_UNSEEN = "its boxes are outside the part of the image that the model sees"
-LEAST_SHARE = 1e-9
-"""A smaller share of a token inside a box is rounding."""
 
 
 @checked
