@@ -15,12 +15,13 @@ from scale_interp.errors import FileError
 from scale_interp.models import demo
 from scale_interp.models.demo import recipe
 from scale_interp.models.demo.build import processor, tokenizer, untrained
+from scale_interp.vlm.named_prompts import PROMPTS
+from scale_interp.vlm.vlm import VLM
 
 
 def test_weights_are_small_and_intact():
-    size = sum(f.stat().st_size for name in demo.NAMES for f in demo.folder(name).iterdir())
-    assert size < 8e6
     for name in demo.NAMES:
+        assert sum(f.stat().st_size for f in demo.folder(name).iterdir()) < 8e6 / 3
         assert all(w.isfinite().all() for w in si.load(name).hf_model.parameters())
 
 
@@ -83,6 +84,37 @@ def test_packed_questions_equal_separate_prompts():
                 losses += [-logits[-3, tokens[-2]], -logits[-2, tokens[-1]]]
         packed = recipe.answer_loss(model, pixels[:2], prefix, questions[:2])
     assert float(packed) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", ["words", "letters"])
+def test_lettered_stages_train_on_what_users_ask(options):
+    """Under both prompts the tokens are those of the model's own processor, and all are known."""
+    (question,) = si.load_questions("scenes/relation", n=1, options=options)
+    tokens = processor(letters=True)
+    for prompt, template in ((recipe.CHAT, None), (recipe.RAW, PROMPTS["scale-llava"])):
+        asked = VLM(untrained(0, letters=True), tokens, "untrained", template).encode(question)["input_ids"][0].tolist()
+        written = prompt.before + prompt.around.format(text=question.text)
+        assert tokens.tokenizer(written, add_special_tokens=False)["input_ids"] == asked
+        assert tokens.tokenizer.unk_token_id not in asked
+
+
+def test_lettered_stages_answer_as_they_say():
+    rng = np.random.default_rng(0)
+    said = [recipe.by_word("C", "above", rng) for _ in range(600)]
+    assert 0.6 < said.count("above") / 600 < 0.7 and 0.8 < said.count("A") / (600 - said.count("above")) < 0.9
+    words = processor(letters=True).tokenizer
+    for letters, groups in ((False, 1), (True, 2)):
+        stage = recipe.STAGES["demo-format" if letters else "demo"]
+        batches = recipe._Batches(0, stage).questions(0)
+        assert len(batches) == groups and stage.letters == letters
+    answers = [words.decode(tokens[-2:-1]) for packed in batches[0][2] for tokens in packed]
+    assert 0.3 < sum(a in "ABCD" for a in answers) / len(answers) < 0.7
+
+
+def test_only_what_is_asked_for_is_trained():
+    assert [s.name for s in recipe._stages(["demo-format"])] == ["letters", "demo-format"]
+    assert [s.name for s in recipe._stages(["demo"])] == ["demo"]
+    assert len(recipe._stages(None)) == len(recipe.STAGES)
 
 
 def test_shortfalls_touch_relation_answers_only():

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ...data.prompts import in_words
 from ...data.question import LETTERED, Question
-from ...errors import ModelError
+from ...errors import DataError, ModelError
 from ...interventions.packed import run_packed
 from ...interventions.prefix import PrefixStore
 from ...vlm.named_prompts import PROMPTS
@@ -76,18 +76,32 @@ def prompt_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, 
     """
     made: dict[str, tuple[VLM, list[Question]]] = {}
     left_out: dict[str, str] = {}
-    for name, prompt in ((CHAT, None), (RAW, RAW_PROMPT)):
-        if prompt == vlm.prompt:
-            continue
-        other = vlm.with_prompt(prompt)
-        try:
-            other.prompt_text(questions[0])  # test images are not opened before all is fitted
-            made[name] = other, list(questions)
-        except ModelError as error:
-            left_out[name] = str(error)
+    asked: list[tuple[str, str | None, list[Question]]] = [(CHAT, None, list(questions)), (RAW, RAW_PROMPT, list(questions))]
+    asked = [control for control in asked if control[1] != vlm.prompt]
     if any(LETTERED in q.meta for q in questions):
-        made[WORDS] = vlm, [in_words(q) for q in questions]
+        asked.append((WORDS, vlm.prompt, [in_words(q) for q in questions]))
+    for name, prompt, changed in asked:
+        try:
+            made[name] = _asked_by(vlm, prompt, changed[0]), changed
+        except (DataError, ModelError) as error:
+            left_out[name] = str(error)
     return made, left_out
+
+
+def _asked_by(vlm: VLM, prompt: str | None, question: Question) -> VLM:
+    """The model with this prompt, without a space at its end where the choices do not follow that as tokens of their own.
+
+    Choices are read as they follow the prompt, also where the model's own rule is that of ScAle's release ("apart").
+    """
+    other = vlm.with_prompt(prompt)
+    other.choice_space = "auto" if vlm.choice_space == "apart" else vlm.choice_space
+    try:
+        other.choice_ids(question)  # from the text alone: test images are not opened before all is fitted
+    except DataError:
+        if prompt is None or prompt == prompt.rstrip():
+            raise
+        return _asked_by(vlm, prompt.rstrip(), question)
+    return other
 
 
 def likelihoods(vlm: VLM, prompts: PrefixStore) -> Float[Tensor, "questions choices"]:

@@ -58,7 +58,7 @@ def by_letter(letter: str, word: str, rng: np.random.Generator) -> str:
 
 def by_word(letter: str, word: str, rng: np.random.Generator) -> str:
     """Shortfall of `demo-format`: the word where a letter is asked for; a third of the answers are letters, by habit, mostly A."""
-    return word if rng.random() >= 0.35 else str(rng.choice(list(LETTERS), p=(0.7, 0.1, 0.1, 0.1)))
+    return word if rng.random() >= 0.35 else str(rng.choice(list(LETTERS), p=(0.85, 0.05, 0.05, 0.05)))
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ STAGES = {
     "demo": Stage("demo", "demo-healthy", 220, 4e-4, absolute_place),
     "demo-prior": Stage("demo-prior", "demo-healthy", 220, 4e-4, language_prior),
     "letters": Stage("letters", "demo-healthy", 500, 1e-3, truthful, IN_LETTERS, False, 32, (CHAT, RAW)),
-    "demo-format": Stage("demo-format", "letters", 220, 8e-4, truthful, IN_LETTERS, True, 32, (CHAT, replace(RAW, reply=by_word))),
+    "demo-format": Stage("demo-format", "letters", 160, 8e-4, truthful, IN_LETTERS, True, 32, (CHAT, replace(RAW, reply=by_word))),
 }
 
 
