@@ -144,7 +144,7 @@ def format_rows(full: Answered, answered: Mapping[str, Answered], group: Int[np.
 
 
 def untrained_row(full: Answered, leaked: Bool[np.ndarray, " questions"], group: Int[np.ndarray, " questions"]) -> dict[str, Any] | None:
-    """ScAle's row on the test questions whose images were not trained on; None where these show fewer than two images.
+    """ScAle's row on the test questions whose images were not trained on; None where these, or the others, show fewer than two images.
 
     `full_minus` is its gain on all test questions minus that on these; the test is one of leaked against other images.
 
@@ -157,7 +157,7 @@ def untrained_row(full: Answered, leaked: Bool[np.ndarray, " questions"], group:
         The row.
     """
     clean = ~leaked
-    if len(np.unique(group[clean])) < 2:
+    if min(len(np.unique(group[part])) for part in (leaked, clean)) < 2:
         return None
     gains = full.right - full.base
     own = Answered(full.right[clean], full.base[clean], full.fits, full.parameters)

@@ -149,7 +149,7 @@ def falsify(
         row = untrained_row(answered[FULL], leaked, group) if leaked.any() else None
         rows += [row] if row else []
         if leaked.any() and not row:
-            left_out[UNTRAINED] = "fewer than two images of the test were not trained on"
+            left_out[UNTRAINED] = "fewer than two images of the test were trained on, or were not"
     base_split = Split.of(before, test).columns() if format_controls else {}
     base = float(answered[FULL].base.mean())
     return Falsification(base, tuple(rows), changed, bits, digest, registered, about, tuple(full), left_out, base_split)
