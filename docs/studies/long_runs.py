@@ -254,8 +254,12 @@ been tried.
 
 - **Variants**: as many heads run side by side as fit; if memory still runs out, the chunk is halved, with a warning.
 - **PrefixStore**: `si.load(..., prefix_cache=...)` or `vlm.prefix_cache` says where the keys and values of prompts are kept while they are
-  needed again, as by a fit in every epoch: `"auto"` (a quarter of the free memory, then disk), `"memory"`, `"disk"`
-  (checksummed files under `TMPDIR`), `"recompute"`. The numbers are the same in all of them. `vlm.memory` bounds one packed call in bytes.
+  needed again, as by a fit in every epoch: `"auto"`, `"memory"`, `"host"`
+  (the machine's memory beside a GPU, pinned), `"disk"` (checksummed files under `TMPDIR`), `"recompute"`. `"auto"` takes a quarter of the
+  device's free memory, and beyond it the place that gives prompts back soonest, reading them again included; the costs are measured on this
+  machine. The numbers are the same in all of them. `vlm.memory` bounds one packed call in bytes.
+- **Fits**: a batch is run in micro-batches that memory holds (`micro_batch=`), and memory that runs out halves them, in `attribute` and
+  `integrated_gradients` too.
 - A full disk gives a message, and prompts that do not fit are read again.
 """
 

@@ -12,13 +12,18 @@ from .attention.localization import localization_heads as localization_heads
 from .attention.objects import ObjectAttention as ObjectAttention
 from .attention.objects import object_attention as object_attention
 from .elbow_rule import elbow as elbow
+from .flow import FlowMap as FlowMap
+from .flow import knockout as knockout
 from .functional import FunctionalHeads as FunctionalHeads
 from .functional import functional_heads as functional_heads
 from .gradient import attribute as attribute
+from .head_maps import head_maps as head_maps
 from .head_probe import ProbeMap as ProbeMap
 from .head_probe import probe as probe
 from .headmap import HeadMap as HeadMap
 from .integrated import integrated_gradients as integrated_gradients
+from .lens import LogitLens as LogitLens
+from .lens import logit_lens as logit_lens
 from .logits import logit_attribution as logit_attribution
 from .patching import patch as patch
 from .path_patching import path_patch as path_patch
@@ -26,3 +31,6 @@ from .removal import RemovalCurve as RemovalCurve
 from .removal import remove_heads_curve as remove_heads_curve
 from .rescaling import Rescaling as Rescaling
 from .rescaling import rescale as rescale
+from .vision_heads import ablate_vision as ablate_vision
+from .vision_heads import capture_vision as capture_vision
+from .vision_heads import patch_vision as patch_vision

@@ -46,6 +46,7 @@ def ablate(
     reference: Sequence[Question] | None = None,
     seed: Seed = 0,
     path: Path = "auto",
+    prompts: PrefixStore | None = None,
 ) -> HeadMap:
     """How much the metric falls when one head's last-token output is removed.
 
@@ -60,6 +61,7 @@ def ablate(
         reference: questions for mode "mean"; by default the questions themselves.
         seed: for mode "resample".
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
 
     Returns:
         A HeadMap, per_question [Q, L, H] in units of the metric.
@@ -75,7 +77,8 @@ def ablate(
     if mode not in ("zero", "mean", "resample"):
         raise EditError(f"mode {mode!r}: choose 'zero', 'mean' or 'resample'")
     questions = require(questions)
-    prompts = PrefixStore(vlm, questions, keep=mode != "zero")
+    if prompts is None:
+        prompts = PrefixStore(vlm, questions, keep=mode != "zero")
     source = None
     if mode == "mean":
         source = read_clean(vlm, questions, path, prompts)[0] if reference is None else capture(vlm, reference).z
@@ -94,6 +97,7 @@ def amplify(
     *,
     metric: Metric = "logit_diff",
     path: Path = "auto",
+    prompts: PrefixStore | None = None,
 ) -> HeadMap:
     """How much the metric rises when one head's last-token output is multiplied by `factor`.
 
@@ -105,6 +109,7 @@ def amplify(
         factor: what the head's output z is multiplied by.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        prompts: the questions' prefixes, to reuse.
 
     Returns:
         A HeadMap, per_question [Q, L, H] in units of the metric.
@@ -116,7 +121,9 @@ def amplify(
     """
     questions = require(questions)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor))
-    return _sweep(vlm, questions, sweep, metric, path, PrefixStore(vlm, questions, keep=False), f"amplify x{factor:g}", 1.0, factor=factor)
+    if prompts is None:
+        prompts = PrefixStore(vlm, questions, keep=False)
+    return _sweep(vlm, questions, sweep, metric, path, prompts, f"amplify x{factor:g}", 1.0, factor=factor)
 
 
 def _sweep(
@@ -139,11 +146,18 @@ def _sweep(
 
 
 def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
-    """Read the clean last tokens' z and choice scores: from prefixes, or in whole forward passes.
+    """Read the clean last tokens' z and choice scores, once for each store: from prefixes, or in whole forward passes.
 
     Returns:
         z [Q, L, H, D] and scores [Q, C].
     """
+    prompts.require(questions)
+    if prompts.clean is None:
+        prompts.clean = _clean_runs(vlm, questions, path, prompts)
+    return prompts.clean
+
+
+def _clean_runs(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
     if choose_path(vlm, questions, path) == "reference":
         scores = run_with_clean(vlm, questions, None, "reference", what="clean runs")[0]
         return capture(vlm, questions, batch_size=1).z.to(vlm.device), scores[:, 0]

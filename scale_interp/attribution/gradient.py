@@ -18,11 +18,13 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
-from ..interventions.prefix import Prefix, PrefixStore, StorePair
+from ..interventions.parts import joined_parts
+from ..interventions.prefix import Prefix, PrefixStore
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
+from .patching import clean_sides
 
 
 @checked
@@ -45,7 +47,7 @@ def attribute(
         items: Q pairs from `si.contrasts`, or Q questions.
         metric: of questions, "logit_diff" (logits) or "correct_prob"; of pairs it is always the logit difference.
         path: "auto" or "packed"; there is no reference path.
-        prompts: the questions' prefixes, to reuse.
+        prompts: the questions' prefixes, to reuse; of pairs, those of the corrupt questions.
 
     Returns:
         A HeadMap, per_question [Q, L, H]: a recovered fraction for pairs, units of the metric for questions.
@@ -63,7 +65,12 @@ def attribute(
     items = require(items, Contrast if isinstance(next(iter(items), None), Contrast) else Question)
     require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
-        return _patching(vlm, items)  # type: ignore[arg-type]
+        clean, corrupt = ([getattr(pair, side) for pair in items] for side in ("clean", "corrupt"))
+        at_corrupt = prompts or PrefixStore(vlm, corrupt, keep=False)
+        at_corrupt.require(corrupt)
+        return attribution_patching(vlm, items, PrefixStore(vlm, clean, keep=False), at_corrupt)  # type: ignore[arg-type]
+    if prompts is not None:
+        prompts.require(items)  # type: ignore[arg-type]
     return _ablation(vlm, items, metric, prompts or PrefixStore(vlm, items, keep=False))  # type: ignore[arg-type]
 
 
@@ -71,21 +78,25 @@ def _questions(items: Sequence[Contrast] | Sequence[Question]) -> list[Question]
     return [i.corrupt if isinstance(i, Contrast) else i for i in items]
 
 
-def _patching(vlm: VLM, pairs: Sequence[Contrast]) -> HeadMap:
-    at_corrupt = PrefixStore(vlm, [p.corrupt for p in pairs], keep=False)
-    at_clean = PrefixStore(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
-    found = [*map_batches(vlm, StorePair(at_clean, at_corrupt), patching_work, "gradients")]
+def attribution_patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixStore, at_corrupt: PrefixStore) -> HeadMap:
+    """`attribute` on pairs behind prompts that may have been read before; the clean ones may be among others."""
+    z, scores = clean_sides(vlm, pairs, at_clean, "packed")
+    work = partial(patching_work, pairs=tuple(pairs), z_clean=z.cpu(), clean_scores=scores.cpu())
+    found = [*map_batches(vlm, at_corrupt, work, "gradients")]
     effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 
 
-def patching_work(vlm: VLM, batch: tuple[Prefix, Prefix]) -> BatchResult:
+def patching_work(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tensor, clean_scores: Tensor) -> BatchResult:
     """One batch's estimates [B, L, H] in logits, and m_clean - m_corrupt [B]."""
-    clean, corrupt = batch
-    members = [Contrast(*both) for both in zip(clean.questions, corrupt.questions, strict=True)]
-    z_clean, _, clean_scores = last_token(vlm, clean)
+    return joined_parts(vlm, corrupt, 1, lambda part: _patched(vlm, part, pairs, z_clean, clean_scores))
+
+
+def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tensor, clean_scores: Tensor) -> BatchResult:
+    members = pairs[corrupt.rows]
     z_corrupt, _, corrupt_scores = last_token(vlm, corrupt)
+    z_clean, clean_scores = (t[corrupt.rows].to(z_corrupt.device) for t in (z_clean, clean_scores))
     shift = torch.zeros_like(z_corrupt)[:, None].requires_grad_()
     scores = _edited(vlm, corrupt, Edit(shift=shift))
     (slope,) = torch.autograd.grad(contrast_diff(scores, members).sum(), shift)
@@ -101,6 +112,10 @@ def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Pr
 
 def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     """One batch's derivatives [B, L, H] of the metric with respect to each head's scale."""
+    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, metric))
+
+
+def _slopes(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
     members = prefix.questions
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)

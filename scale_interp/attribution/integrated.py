@@ -16,6 +16,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import run_packed
+from ..interventions.parts import joined_parts
 from ..interventions.prefix import Prefix, PrefixStore
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -67,6 +68,10 @@ def integrated_gradients(
 
 def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
     """One batch's slopes [B, L, H], averaged over the steps."""
+    return joined_parts(vlm, prefix, steps, lambda part: _slopes(vlm, part, steps, metric))
+
+
+def _slopes(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
     members = prefix.questions
     alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()

@@ -9,12 +9,13 @@ import torch
 from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
+from ..data.question import Question
 from ..errors import DataError
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import PrefixStore
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
-from .ablation import provenance, read_clean
+from .ablation import Clean, Scores, provenance, read_clean
 from .headmap import HeadMap
 from .metric import contrast_diff
 
@@ -45,12 +46,18 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     (torch.Size([6, 8]), 'recovered fraction')
     """
     pairs = require(pairs, Contrast)
-    clean, corrupt = [p.clean for p in pairs], [p.corrupt for p in pairs]
+    at_clean, at_corrupt = (PrefixStore(vlm, part, keep=False) for part in ([p.clean for p in pairs], [p.corrupt for p in pairs]))
+    return patching(vlm, pairs, at_clean, at_corrupt, path)
+
+
+def patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixStore, at_corrupt: PrefixStore, path: Path) -> HeadMap:
+    """`patch` behind prompts that may have been read before; the clean ones may be among others."""
+    corrupt = at_corrupt.questions
     path = choose_path(vlm, corrupt, path)
-    z, clean_scores = read_clean(vlm, clean, path, PrefixStore(vlm, clean, keep=False))
+    z, clean_scores = clean_sides(vlm, pairs, at_clean, path)
     m_clean = contrast_diff(clean_scores, pairs)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, z)
-    edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, what="patching")
+    edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, prompts=at_corrupt, what="patching")
     m_corrupt = contrast_diff(unpatched, pairs)
     gap = float((m_clean - m_corrupt[:, 0]).mean())
     if abs(gap) < 1e-6:
@@ -58,3 +65,16 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     per_question = ((contrast_diff(edited, pairs) - m_corrupt) / gap).cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap)
     return HeadMap("patch", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
+
+
+def clean_sides(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixStore, path: Path) -> tuple[Clean, Scores]:
+    """What the clean questions' last tokens compute, z [Q, L, H, D] and scores [Q, C], read behind prompts that contain them."""
+    z, scores = read_clean(vlm, at_clean.questions, path, at_clean)
+    rows = rows_of([p.clean for p in pairs], at_clean.questions)
+    return z[rows], scores[rows]
+
+
+def rows_of(wanted: Sequence[Question], among: Sequence[Question]) -> list[int]:
+    """Where each of these very questions is among others. Raises KeyError for one that is not."""
+    row = {id(question): i for i, question in enumerate(among)}
+    return [row[id(question)] for question in wanted]

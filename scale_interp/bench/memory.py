@@ -1,4 +1,4 @@
-"""Peak memory of a plain forward pass and of a sweep over all heads, each in a fresh process."""
+"""Peak memory of a plain forward pass, of a sweep over all heads and of a fit, each in a fresh process."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from pathlib import Path
 
 import torch
 
+from ..adapters.scale.fit import fit_scale
 from ..data.load import load_questions
 from ..errors import ModelError
 from ..interventions.paths import packed_batch
 from ..interventions.prefix import read_prefix
 from ..interventions.sweep import HeadSweep
-from ..vlm.vlm import VLM
+from ..vlm.vlm import VLM, check_cache
 from .realistic import open_model
 from .result import Memory
 
@@ -41,6 +42,28 @@ def measure_memory(name: str, n_questions: int, device: str = "cpu", dtype: str 
     return Memory(forward["loaded"], forward["peak"], sweep["peak"])
 
 
+def measure_fit_memory(
+    name: str, batch_size: int, micro_batch: int, prefix_cache: str = "auto", device: str = "cpu", dtype: str | None = None
+) -> int:
+    """Measure the peak memory of a fit of all heads and MLPs on one batch of questions, two epochs, in a fresh process.
+
+    Args:
+        name: a name that `open_model` takes.
+        batch_size: questions in the batch.
+        micro_batch: how many of them are run at once.
+        prefix_cache: where their prompts are kept.
+        device: where the model runs.
+        dtype: float32, bfloat16 or float16; None for the model's own.
+
+    Returns:
+        Peak bytes, as in `measure_memory`.
+
+    Raises:
+        ModelError: the process failed.
+    """
+    return _child("fit", name, str(batch_size), device, dtype or "", str(micro_batch), prefix_cache)["peak"]
+
+
 def _child(*arguments: str) -> dict[str, int]:
     done = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
     if done.returncode:
@@ -49,15 +72,19 @@ def _child(*arguments: str) -> dict[str, int]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-@torch.no_grad()
-def _main(kind: str, name: str, n_questions: str, device: str, dtype: str) -> None:
+def _main(kind: str, name: str, n_questions: str, device: str, dtype: str, micro_batch: str = "", prefix_cache: str = "") -> None:
     questions = load_questions(DATA, n=int(n_questions))
     vlm = open_model(name, device, dtype or None)
     loaded = _peak(vlm)
-    if kind == "forward":
-        vlm.hf_model(**vlm.encode(questions), use_cache=False, logits_to_keep=1)
+    if kind == "fit":
+        vlm.prefix_cache = check_cache(prefix_cache)
+        fit_scale(vlm, questions, epochs=2, batch_size=len(questions), micro_batch=int(micro_batch), path="packed")
+    elif kind == "forward":
+        with torch.no_grad():
+            vlm.hf_model(**vlm.encode(questions), use_cache=False, logits_to_keep=1)
     else:
-        packed_batch(vlm, read_prefix(vlm, questions), HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0))
+        with torch.no_grad():
+            packed_batch(vlm, read_prefix(vlm, questions), HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0))
     print(json.dumps({"loaded": loaded, "peak": _peak(vlm)}))
 
 

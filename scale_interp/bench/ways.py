@@ -200,7 +200,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
         hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr]
     try:
         with attention(vlm.decoder):
-            hidden = vlm.decoder(**prefix.inputs()).last_hidden_state
+            hidden = vlm.decoder(**prefix.inputs(apart=True)).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,7 +13,7 @@ import numpy as np
 from ..adapters.baselines.last_token_bias import LastTokenBias, fit_bias
 from ..adapters.baselines.peft_adapter import LORA_RATES, PeftAdapter, fit_ia3, fit_lora
 from ..adapters.baselines.training import BUDGET, FREE_RATES
-from ..adapters.scale.fit import FitSettings, fit_scale
+from ..adapters.scale.fit import FitSettings, fit_scale, prompts_to_fit
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
@@ -23,7 +23,6 @@ from ..data.items import groups, require, require_disjoint
 from ..data.question import Question
 from ..interventions.edit import Head
 from ..interventions.engine import Path
-from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .accuracy import evaluate, relative_gain
 from .table import Table, difference_columns, known, span
@@ -163,7 +162,7 @@ def compare_baselines(
 
 def _scale(vlm: VLM, train: Sequence[Question], heads: list[Head] | None, mlp: bool, rates: Sequence[float], common: Any) -> ScAle:
     """ScAle, its learning rate chosen as the baselines' are."""
-    prompts = PrefixStore(vlm, train, common["batch_size"])
+    prompts = prompts_to_fit(vlm, train, 1, FitSettings(batch_size=common["batch_size"]))
     for _ in prompts:  # read before the clock starts, as for the baselines
         pass
     tried = []

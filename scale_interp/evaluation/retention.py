@@ -9,7 +9,7 @@ from typing import Any, Self
 import numpy as np
 import torch
 
-from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales
+from ..adapters.scale.fit import Fit, FitSettings, fit_scale, fit_scales, prompts_to_fit
 from ..adapters.scale.scale import ScAle
 from ..attribution.ablation import provenance
 from ..core import statistics
@@ -20,7 +20,6 @@ from ..data.question import Question
 from ..errors import EditError
 from ..interventions.edit import Head
 from ..interventions.engine import Path
-from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .accuracy import evaluate_many
 from .table import Table, difference_columns, span
@@ -173,7 +172,7 @@ def retention_curve(
     if not weights or min(weights) < 0 or len(set(weights)) < len(weights):
         raise EditError(f"weights={list(weights)}: give different numbers of at least 0")
     chosen = None if heads is None else list(heads)
-    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
+    prompts = prompts_to_fit(vlm, train, 1, FitSettings.of(**settings))
     scales = [
         fit_scale(
             vlm,
@@ -252,7 +251,7 @@ def sparsity_path(
     wrong = [k for k in kept if not 1 <= k <= every]
     if wrong or min(penalties, default=0) < 0:
         raise EditError(f"kept={list(kept)}, penalties={list(penalties)}: give k from 1 to {every}, and penalties of at least 0")
-    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
+    prompts = prompts_to_fit(vlm, train, len(kept), FitSettings.of(**settings))
     common: dict[str, Any] = {"prompts": prompts, "path": path}
     values = sorted({0.0, *penalties})
     penalised = [fit_scale(vlm, train, mlp=False, seed=seed, **common, **settings | {"l1": value}) for value in values]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import math
 
 import psutil
 import torch
@@ -12,13 +13,21 @@ from .execution import execution_of
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
+MOST_QUESTIONS = 16
+"""Prompts that are read at once at most."""
+GRAPH_TIMES = 8
+"""A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""
 
 
 def free_memory(device: torch.device) -> int:
-    """The free memory of a GPU, with what torch holds there unused, or of the machine, in bytes."""
+    """The free memory of a GPU, with what torch holds there unused and within the process's cap, or of the machine, in bytes."""
     if device.type == "cuda":
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return torch.cuda.mem_get_info(device)[0] + max(0, unused)
+        reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
+        free, total = torch.cuda.mem_get_info(device)
+        room = free + max(0, reserved - allocated)
+        if torch.cuda.is_initialized():
+            room = min(room, int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated)
+        return max(0, room)
     return psutil.virtual_memory().available
 
 
@@ -35,12 +44,71 @@ def working_bytes(vlm: VLM) -> int:
     Returns:
         The size in bytes.
     """
+    return _budget(vlm, 1, "working bytes")
+
+
+def graph_budget(vlm: VLM) -> int:
+    """How much memory one micro-batch of a pass with gradients may use, in bytes: `vlm.memory`, or 8 times `working_bytes`."""
+    return _budget(vlm, GRAPH_TIMES, "bytes with gradients")
+
+
+def _budget(vlm: VLM, times: int, what: str) -> int:
     if vlm.memory is not None:
         return vlm.memory
-    share = max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
+    share = times * max(LEAST_BYTES, int(vlm.n_bytes * WEIGHTS_SHARE))
     journal = execution_of(vlm).journal
     measured = lambda: min(free_memory(vlm.device) // 4, share)  # noqa: E731
-    return measured() if journal is None else journal.unfinished.fact(f"working bytes of {vlm.name}", measured)
+    return measured() if journal is None else journal.unfinished.fact(f"{what} of {vlm.name}", measured)
+
+
+def prompt_bytes(vlm: VLM, tokens: int) -> int:
+    """The size of the keys and values of one prompt of so many tokens, in bytes; grouped heads share theirs."""
+    return 2 * vlm.n_layers * vlm.n_kv_heads * vlm.head_dim * tokens * vlm.dtype.itemsize
+
+
+def prompts_at_once(vlm: VLM, tokens: int) -> int:
+    """How many prompts of so many tokens are read at once. On a GPU a pass over few rows waits for its launches, so there are more."""
+    budget = working_bytes(vlm) if vlm.device.type == "cpu" else graph_budget(vlm)
+    one = prompt_bytes(vlm, tokens) + (0 if vlm.device.type == "cpu" else reading_bytes(vlm, tokens))
+    return min(MOST_QUESTIONS, max(1, budget // one))
+
+
+def reading_bytes(vlm: VLM, tokens: int) -> int:
+    """What reading one prompt of so many tokens takes beside its keys and values: one layer's activations."""
+    return tokens * (vlm.dtype.itemsize * (6 * vlm.d_model + 3 * _inner(vlm)) + 4 * 2 * vlm.d_model)
+
+
+def graph_bytes(vlm: VLM, rows: int) -> int:
+    """What a pass with gradients keeps of so many rows, in bytes: each layer's norms, heads and MLP (see `gpu.py` of the studies)."""
+    width, heads = vlm.d_model, vlm.n_heads * vlm.head_dim
+    return rows * vlm.n_layers * (vlm.dtype.itemsize * (8 * width + 6 * heads + 4 * _inner(vlm)) + 4 * 4 * width)
+
+
+def graph_questions(vlm: VLM, rows: int) -> int:
+    """How many questions of so many rows a pass with gradients runs at once behind prompts that were read."""
+    return max(1, graph_budget(vlm) // graph_bytes(vlm, rows))
+
+
+def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
+    """How many questions of a fit's batch are read and run at once.
+
+    Args:
+        vlm: The model.
+        tokens: Of a prompt.
+        rows: Per question: the clean row and one for each fit, times the rows of the tree of choices.
+        batch_size: Questions per step of the optimiser.
+
+    Returns:
+        A number from 1 to `batch_size` that divides the batch into almost equal parts.
+    """
+    one = prompt_bytes(vlm, tokens) + reading_bytes(vlm, tokens) + graph_bytes(vlm, rows)
+    parts = math.ceil(batch_size / max(1, graph_budget(vlm) // one))
+    return math.ceil(batch_size / parts)
+
+
+def _inner(vlm: VLM) -> int:
+    config = vlm.hf_model.config.get_text_config()
+    return max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -7,7 +7,7 @@ depends on the tokens before its last one. These form a tree below the prompt's 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any, Literal
 
 import torch
@@ -56,6 +56,11 @@ class Choices:
     used: Bool[Tensor, "questions choices tokens"]
     long: Bool[Tensor, " questions"]
     per_token: bool = False
+
+    def part(self, some: slice) -> Choices:
+        """Those of some of the questions."""
+        given = {field.name: getattr(self, field.name) for field in fields(self)}
+        return replace(self, **{name: value[some] for name, value in given.items() if isinstance(value, Tensor)})
 
     def likelihoods(self) -> Choices:
         """The same choices, all scored by log-likelihoods over the whole vocabulary."""

@@ -18,6 +18,7 @@ from ..vlm.vlm import VLM
 from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants
+from .knockout.edit import AttentionEdit
 from .paths import check_finite, packed, reference, with_graph
 from .prefix import PrefixStore
 
@@ -92,6 +93,8 @@ def run_with_clean(
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
     if grad:
         require_ready(vlm, "grad=True")
+    if isinstance(edit, AttentionEdit) and path == "auto" and not edit.of_last:
+        path = "reference"
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)

@@ -16,6 +16,8 @@ from torch import Tensor
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_rows
+from .knockout.edit import AttentionEdit
 from .prefix import Prefix
 from .rows import attention
 
@@ -43,7 +45,9 @@ def run_packed(
     order = starts.argsort(stable=True)
     alive, starts = variants[order], starts[order]
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    own_attention = isinstance(edit, AttentionEdit)
+    attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
+    with attend, vlm.text.trace(**prefix.inputs(apart=not own_attention)):
         for number, layer in enumerate(vlm.text.layers):
             n, new = int((starts <= number).sum()), int((starts == number).sum())
             if new or (n and R > 1):
@@ -80,7 +84,7 @@ def last_token(
     """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
         for layer in vlm.text.layers:
             heads.append(layer.self_attn.o_proj.input[:, 0].clone())
             mlps.append(layer.mlp.output[:, 0].clone())

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import sys
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -12,15 +15,19 @@ import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
+from transformers import BatchFeature
 from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
-from ..execution.memory import free_memory, out_of_memory, release, working_bytes
+from ..execution.memory import out_of_memory, prompts_at_once, release
+from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
+from .placement import PlaceName, cheapest, on_host, rooms
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
+from .shared_prompt import PROMPT, Prompt
 from .vision import Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -38,6 +45,19 @@ class PrefixLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+class ApartLayer(PrefixLayer):
+    """The same, for `packed_attention`: new rows' keys carry the prompt's beside them, and nothing is copied."""
+
+    def __init__(self, prompt: Prompt):
+        super().__init__(prompt.keys, prompt.values)
+        self.prompt = prompt
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        key_states = key_states.view_as(key_states)  # an object of its own, as a model may use the same keys elsewhere
+        setattr(key_states, PROMPT, self.prompt)
+        return key_states, value_states
 
 
 @dataclass(frozen=True)
@@ -68,8 +88,12 @@ class Prefix:
         """The size of the keys and values in bytes."""
         return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
 
-    def inputs(self) -> dict[str, Any]:
-        """The text decoder's arguments for the clean row: the last token and its tree of choices."""
+    def inputs(self, apart: bool = False) -> dict[str, Any]:
+        """The text decoder's arguments for the clean row: the last token and its tree of choices.
+
+        Args:
+            apart: Whether the prompt's keys and values go beside the rows' own, as `packed_attention` takes them, instead of in front.
+        """
         full = self._mask(None)
         named = {"full_attention": full}
         if window := next((w for w in self.windows if w is not None), None):
@@ -78,9 +102,40 @@ class Prefix:
             "input_ids": self.choices.tokens,
             "position_ids": self.positions,
             "attention_mask": named if len(named) > 1 else full,
-            "past_key_values": Cache(layers=list(self.layers)),
+            "past_key_values": Cache(layers=[*self._apart] if apart else [*self.layers]),
             "use_cache": True,
         }
+
+    @cached_property
+    def _apart(self) -> tuple[ApartLayer, ...]:
+        R, masks = self.choices.tokens.shape[1], {window: self._mask(window) for window in set(self.windows)}
+        seen: dict[tuple[int | None, int], tuple[Tensor | None, bool]] = {}
+        layers = []
+        for layer, window in zip(self.layers, self.windows, strict=True):
+            K = layer.keys.shape[2]
+            if (window, K) not in seen:
+                part = masks[window][..., -R - K : -R]
+                alike = part[:, :, :1]
+                part = alike if bool((part == alike).all()) else part
+                seen[window, K] = None if part.all() else part, bool(part.any(-1).all())
+            mask, by_all = seen[window, K]
+            mask = None if mask is None else mask.to(layer.keys.device)
+            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all)))
+        return tuple(layers)
+
+    def part(self, start: int, stop: int) -> Prefix:
+        """Some of these questions, as views."""
+        some, first = slice(start, min(stop, len(self.questions))), self.rows.start or 0
+        return replace(
+            self,
+            questions=self.questions[some],
+            rows=slice(first + some.start, first + some.stop),
+            layers=tuple(PrefixLayer(layer.keys[some], layer.values[some]) for layer in self.layers),
+            seen=self.seen[some],
+            positions=self.positions[..., some, :],
+            choices=self.choices.part(some),
+            tokens=self.tokens[some],
+        )
 
     def _mask(self, window: int | None) -> Tensor:
         """The mask [B, 1, R, P + R]: prompt tokens within the window, and the row's own branch of the tree."""
@@ -100,6 +155,7 @@ def read_prefix(
     rows: slice = slice(None),
     vision: Vision | None = None,
     scoring: Scoring = "auto",
+    inputs: BatchFeature | None = None,
 ) -> Prefix:
     """Run the prompts up to their last token once, and keep their keys and values.
 
@@ -112,6 +168,7 @@ def read_prefix(
         rows: Which of the caller's questions these are.
         vision: Features of images that several questions share.
         scoring: How choices are scored.
+        inputs: What `vlm.process` made of these questions; made here by default.
 
     Returns:
         The prefix.
@@ -121,7 +178,7 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
-    inputs = vlm.encode(questions)
+    inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     seen, positions = inputs["attention_mask"][:, :-1].bool(), vlm.position_ids(inputs)[..., -1:] + choices.depth
@@ -188,12 +245,14 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
     return cache.layers
 
 
-KEPT_SHARE = 0.25
-"""The share of the memory free at the start that kept prefixes may use; other prompts are read again when needed."""
-MOST_QUESTIONS = 16
-
-
-def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: Vision | None, scoring: Scoring) -> Prefix:
+def read_halving(
+    vlm: VLM,
+    questions: Sequence[Question],
+    rows: slice,
+    vision: Vision | None,
+    scoring: Scoring,
+    inputs: BatchFeature | None = None,
+) -> Prefix:
     """Call `read_prefix`, splitting the questions in halves as long as memory runs out.
 
     Returns:
@@ -204,7 +263,7 @@ def read_halving(vlm: VLM, questions: Sequence[Question], rows: slice, vision: V
     """
     try:
         with vlm.alone():
-            return read_prefix(vlm, questions, rows, vision, scoring)
+            return read_prefix(vlm, questions, rows, vision, scoring, inputs)
     except Exception as error:
         if not out_of_memory(error):
             raise
@@ -240,13 +299,17 @@ class PrefixStore(Sequence[Prefix]):
     Args:
         vlm: The model.
         questions: The questions.
-        batch_size: Questions per batch; by default 16, or as many as fit in `working_bytes`.
+        batch_size: Questions per batch; by default `prompts_at_once`.
         keep: Whether the prefixes will be needed again.
         scoring: How choices are scored (see `run_edits`).
         cache: Where prefixes are kept; by default `vlm.prefix_cache`.
+        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`).
 
     Attributes:
         reads: How many times the model has read a batch.
+        ahead: Whether another thread prepares images and tokens of the next batch meanwhile, which pays where the model runs on a GPU.
+        places: Where each batch that was read is kept; batches that are read again are not in it.
+        clean: What the clean last tokens computed, z [Q, L, H, D] and scores [Q, C], once that was read (`attribution.read_clean`).
     """
 
     def __init__(
@@ -258,15 +321,26 @@ class PrefixStore(Sequence[Prefix]):
         keep: bool = True,
         scoring: Scoring = "auto",
         cache: PrefixCache | None = None,
+        within: int | None = None,
     ):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
+        self.within = within
         self.reads = 0
+        self.ahead = vlm.device.type != "cpu"
+        self.clean: tuple[Tensor, Tensor] | None = None
+        self._prepared: dict[int, Future[BatchFeature]] = {}
         self._weights = _versions(vlm)
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
-        self._budget = int(KEPT_SHARE * free_memory(vlm.device)) if self.cache in ("auto", "memory") else 0
-        self._spill = Spill() if self.cache in ("auto", "disk") else None
+        self.places: dict[int, PlaceName] = {}
+        self._room = rooms(vlm, self.cache)
+        self._spill = Spill() if "disk" in self._room else None
+        if self._spill is not None:
+            self._room["disk"] = sys.maxsize  # where it is full, the spill says so
+        self._devices: list[torch.device] = []
+        self._reading = float("inf")
+        """Seconds per byte of reading, at its fastest so far."""
 
     @cached_property
     def batch_size(self) -> int:
@@ -274,8 +348,7 @@ class PrefixStore(Sequence[Prefix]):
         if self._asked is not None:
             return self._asked
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
-        one = 2 * self.vlm.n_layers * self.vlm.n_kv_heads * self.vlm.head_dim * tokens * self.vlm.dtype.itemsize
-        return min(MOST_QUESTIONS, max(1, working_bytes(self.vlm) // one))
+        return prompts_at_once(self.vlm, tokens)
 
     def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
         """Raise EditError if the store is for other questions, another scoring, or weights that have changed since."""
@@ -289,43 +362,101 @@ class PrefixStore(Sequence[Prefix]):
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
         """Makes the same store for the model of another process."""
-        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring)
+        return partial(open_store, tuple(self.questions), self.batch_size, self.scoring, self.within)
 
     @cached_property
     def slices(self) -> list[slice]:
         """The rows of the questions of each batch."""
-        Q = len(self.questions)
-        return [slice(i, min(i + self.batch_size, Q)) for i in range(0, Q, self.batch_size)]
+        Q, step = len(self.questions), self.within or max(self.batch_size, len(self.questions))
+        ends = [(i, min(start + step, Q)) for start in range(0, Q, step) for i in range(start, min(start + step, Q), self.batch_size)]
+        return [slice(i, min(i + self.batch_size, end)) for i, end in ends]
+
+    @cached_property
+    def steps(self) -> list[list[int]]:
+        """The numbers of the batches that belong together: those of each `within` questions, or each alone."""
+        if self.within is None:
+            return [[i] for i in range(len(self))]
+        numbers = [rows.start // self.within for rows in self.slices]
+        return [[i for i, number in enumerate(numbers) if number == step] for step in range(numbers[-1] + 1)]
 
     def __len__(self) -> int:
         return len(self.slices)
 
     def __getitem__(self, index: int) -> Prefix:  # type: ignore[override]
         index = range(len(self))[index]
-        if index not in self._kept:
+        prefix, place = self._kept.get(index), self.places.get(index)
+        if prefix is None:
             return self._read(index)
-        prefix = self._kept[index]
-        if prefix.layers or self._spill is None:
+        if place == "memory":
             return prefix
-        pairs = self._spill.get(index, self.vlm.device)
+        if place == "host":
+            kept = zip(prefix.layers, self._devices, strict=True)
+            back = [PrefixLayer(*(t.to(device, non_blocking=True) for t in (layer.keys, layer.values))) for layer, device in kept]
+            return replace(prefix, layers=tuple(back))
+        assert self._spill is not None
+        pairs = self._spill.get(index, self._devices)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))
+
+    @cached_property
+    def _thread(self) -> ThreadPoolExecutor:
+        return ThreadPoolExecutor(1, "scale-interp-prompts")
+
+    def _inputs(self, index: int) -> BatchFeature | None:
+        """The processed inputs of one batch, made ahead where it was the next one; those of the batch after it are begun.
+
+        None where there is no memory to process all of them at once.
+        """
+        require_ready(self.vlm)
+        begun = self._prepared.pop(index, None)
+        try:
+            with torch.inference_mode(False):
+                inputs = self.vlm.process(self.questions[self.slices[index]]) if begun is None else begun.result()
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            return None
+        following = index + 1
+        if self.ahead and not self._prepared and following < len(self) and following not in self._kept:
+            self._prepared[following] = self._thread.submit(self.vlm.process, self.questions[self.slices[following]])
+        return inputs
 
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
+        started = self._now()
+        inputs = self._inputs(index)
         with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
-            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring)
-        if prefix.nbytes <= self._budget:
-            self._kept[index] = prefix
-            self._budget -= prefix.nbytes
-        elif self._spill is not None and self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
-            self._kept[index] = replace(prefix, layers=())
+            prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring, inputs)
+        if self._room:
+            self._reading = min(self._reading, (self._now() - started) / max(prefix.nbytes, 1))
+            self._keep(index, prefix)
         return prefix
 
+    def _now(self) -> float:
+        if self._room and self.vlm.device.type == "cuda":
+            torch.cuda.synchronize(self.vlm.device)
+        return time.perf_counter()
 
-def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, vlm: VLM) -> PrefixStore:
+    def _keep(self, index: int, prefix: Prefix) -> None:
+        size = prefix.nbytes
+        place = cheapest(size, size * self._reading, self._room, self.vlm.device, measured=self.cache == "auto")
+        self._devices = [layer.keys.device for layer in prefix.layers]
+        if place == "recompute":
+            return
+        if place == "host":
+            prefix = replace(prefix, layers=tuple(PrefixLayer(on_host(layer.keys), on_host(layer.values)) for layer in prefix.layers))
+        elif place == "disk":
+            assert self._spill is not None
+            if not self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
+                return
+            prefix = replace(prefix, layers=())
+        self._kept[index], self.places[index] = prefix, place
+        self._room[place] -= size
+
+
+def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | None, vlm: VLM) -> PrefixStore:
     """The same store for the model of another process."""
-    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring)
+    return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring, within=within)
 
 
 @dataclass(frozen=True)

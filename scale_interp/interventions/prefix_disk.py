@@ -56,16 +56,21 @@ class Spill:
         message = f"no space on disk for prompts in {self.folder} ({why}): the rest is read again when needed; set TMPDIR to a larger disk"
         warnings.warn(message, MemoryWarning, stacklevel=5)
 
-    def get(self, index: int, like: torch.device) -> KeysAndValues | None:
-        """Read what was put, onto a device. Returns None, with a warning, if the file is missing or its checksum differs."""
+    def get(self, index: int, devices: Sequence[torch.device]) -> KeysAndValues | None:
+        """Read what was put, each layer onto its device. Returns None, with a warning, if the file is missing or its checksum differs."""
         path, sum_then = self.folder / f"{index}.safetensors", self._sums.pop(index)
         try:
             content = path.read_bytes()
             if hashlib.blake2b(content).digest() != sum_then:
                 raise ValueError("its checksum differs")
-            named = {name: t.to(like) for name, t in load(content).items()}
+            named = load(content)
         except (OSError, ValueError, SafetensorError) as error:
             warnings.warn(f"{path}: {error}; its prompts are read again", MemoryWarning, stacklevel=5)
             return None
         self._sums[index] = sum_then
-        return [(named[f"{i}.k"], named[f"{i}.v"]) for i in range(len(named) // 2)]
+        return [(named[f"{i}.k"].to(device), named[f"{i}.v"].to(device)) for i, device in enumerate(devices)]
+
+
+def room_on_disk() -> int:
+    """Bytes that prompts may take in the system's temporary folder."""
+    return max(0, shutil.disk_usage(tempfile.gettempdir()).free - LEAST_FREE)

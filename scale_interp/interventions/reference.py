@@ -13,6 +13,8 @@ from ..data.question import Question
 from ..vlm.vlm import VLM
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
+from .knockout.cut import cut_whole
+from .knockout.edit import AttentionEdit
 from .prompt_end import whole_prompt
 
 
@@ -37,6 +39,10 @@ def run_reference(
     starts = edit.starts(vlm.n_layers)
     out = []
     for variant in variants:
+        if isinstance(edit, AttentionEdit):
+            with cut_whole(vlm, question, edit, int(variant)):
+                out.append(_scores(vlm, question, None, "last", scoring))
+            continue
         parts = {}
         for layer in range(vlm.n_layers):
             at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))

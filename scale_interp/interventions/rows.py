@@ -1,7 +1,8 @@
 """The attention of packed rows: each variant sees the prompt and its own rows, never another variant's.
 
-Computed explicitly instead of with one mask over all rows: the cost of N variants grows with N x prompt, not N x (prompt + N), and
-the numbers of a row do not depend on its place among the others.
+The prompt's part is computed for all rows at once (`shared_prompt.py`), and each row's own keys are joined to it by the logarithm of its
+softmax's sum. There is no mask over all rows: the cost of N variants grows with N x prompt, not N x (prompt + N), and the numbers of a
+row do not depend on its place among the others.
 """
 
 from __future__ import annotations
@@ -15,8 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
 
-from ..errors import PathWarning
+from ..errors import ModelError, PathWarning
 from ..vlm.lock import alone
+from .shared_prompt import PROMPT, Prompt, attend
 
 NAME = "scale_interp_packed"
 
@@ -37,7 +39,8 @@ def packed_attention(
     Args:
         module: The attention layer.
         query: [B, H, n * R, D].
-        key: [B, Hkv, K + n * R, D], the prompt's first.
+        key: The rows' own keys [B, Hkv, n * R, D] with the prompt's apart (`prefix.ApartLayer`), or [B, Hkv, K + n * R, D], the prompt's
+            first.
         value: The same shape.
         attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
         scaling: The factor on the products.
@@ -50,36 +53,46 @@ def packed_attention(
     """
     B, H, S, D = query.shape
     Hkv, R = key.shape[1], attention_mask.shape[2]
-    G, n, K = H // Hkv, S // R, key.shape[2] - S
-    seen, own = attention_mask[..., -R - K : -R], attention_mask[..., -R:]
+    G, n = H // Hkv, S // R
+    apart = getattr(key, PROMPT, None)
+    prompt = apart if apart is not None else _in_front(key, value, attention_mask, S)
+    key, value, own = key[:, :, -S:], value[:, :, -S:], attention_mask[..., -R:]
+    rows = query.reshape(B, Hkv, G * S, D)
+    seen = prompt.seen
+    if seen is not None and seen.shape[2] > 1:
+        seen = seen[:, :, None].expand(-1, -1, G * n, -1, -1).flatten(2, 3)
+    out, total = attend(rows, prompt.keys, prompt.values, seen, scaling, softcap, prompt.seen_by_all)
     sinks = sink_logits(module, given)
-    if R == 1 and softcap is None and sinks is None and query.device.type == "cpu" and not torch.is_grad_enabled():
-        return _one_row_each(query, key, value, seen, scaling), None
-    query = query * scaling
-    queries = query.view(B, Hkv, G, n, R, 1, D)
-    to_prompt = (query.reshape(B, Hkv, G * S, D) @ key[:, :, :K].mT).float().view(B, Hkv, G, n, R, K)
-    to_own = (queries * key[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
+    if R == 1 and softcap is None and sinks is None:
+        to_own = (query.view(B, Hkv, G, S, D) * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
+        share = torch.sigmoid(to_own - total.view(B, Hkv, G, S))[..., None].to(out.dtype)
+        out = torch.lerp(out.view(B, Hkv, G, S, D), value[:, :, None].expand(B, Hkv, G, S, D), share)
+        return out.view(B, H, S, D).transpose(1, 2), None
+    queries = (query * scaling).view(B, Hkv, G, n, R, 1, D)
+    to_own = (queries * key.reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
     if softcap is not None:
-        to_prompt, to_own = (torch.tanh(scores / softcap) * softcap for scores in (to_prompt, to_own))
-    # In place: with hundreds of rows, passes over these scores take more time than the products.
-    if seen.device.type != "cpu" or not seen.all():
-        to_prompt = to_prompt.masked_fill_(~seen[:, :, None, None], float("-inf"))
+        to_own = torch.tanh(to_own / softcap) * softcap
     to_own = to_own.masked_fill(~own[:, :, None, None], float("-inf"))
-    largest = torch.maximum(to_prompt.detach().amax(-1, keepdim=True), to_own.detach().amax(-1, keepdim=True))
+    total = total.view(B, Hkv, G, n, R, 1)
+    parts = [total, to_own]
     if sinks is not None:
-        sink = sinks.float().view(1, Hkv, G, 1, 1, 1)
-        largest = torch.maximum(largest, sink.detach())
-    to_prompt, to_own = to_prompt.sub_(largest).exp_(), (to_own - largest).exp()
-    total = to_prompt.sum(-1, keepdim=True) + to_own.sum(-1, keepdim=True)
-    if sinks is not None:
-        total = total + (sink - largest).exp()
-    if value.dtype == torch.float16:
-        # a sum over a long prompt exceeds the largest float16
-        to_prompt, to_own, total = to_prompt / total, to_own / total, torch.ones_like(total)
-    from_prompt = to_prompt.view(B, Hkv, G * S, K).to(value.dtype) @ value[:, :, :K]
-    from_own = (to_own[..., None] * value[:, :, K:].reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
-    out = (from_prompt.view(B, Hkv, G, n, R, D) + from_own) / total
+        parts.append(sinks.float().view(1, Hkv, G, 1, 1, 1).expand_as(total))
+    of_prompt, of_own = torch.cat(parts, -1).softmax(-1).to(out.dtype)[..., : 1 + R].split([1, R], -1)
+    from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
+    out = out.view(B, Hkv, G, n, R, D) * of_prompt + from_own
     return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
+
+
+def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:
+    """The prompt's part of keys and values that it precedes."""
+    K, R = key.shape[2] - S, mask.shape[2]
+    seen = mask[..., -R - K : -R]
+    if not K and mask.shape[-1] > R:
+        raise ModelError("the prompt's keys and values did not reach the attention: use path='reference'")
+    if seen.device.type == "cpu" and seen.all():
+        seen = None
+    by_all = seen is None or bool(seen.any(-1).all())
+    return Prompt(key[:, :, :K], value[:, :, :K], seen, by_all)
 
 
 def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:
@@ -87,26 +100,6 @@ def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:
     sinks = given.get("s_aux")
     sinks = getattr(module, "sinks", None) if sinks is None else sinks
     return sinks if isinstance(sinks, Tensor) else None
-
-
-def _one_row_each(query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float) -> Tensor:
-    """The same for variants of one row each, with torch's fused kernel for the prompt, followed by the row's own key and value.
-
-    The kernel returns the log-sum-exp of its scores, so the row's own score can be added afterwards and no scores are stored.
-    """
-    B, H, S, D = query.shape
-    Hkv, K = key.shape[1], key.shape[2] - S
-    queries = query.reshape(B, Hkv, -1, D)
-    mask = None
-    if not seen.all():
-        mask = torch.zeros(seen.shape, dtype=query.dtype).masked_fill_(~seen, float("-inf")).expand(B, 1, queries.shape[2], K)
-    prompt = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out, total = prompt(queries, key[:, :, :K], value[:, :, :K], attn_mask=mask, scale=scaling)
-    groups = (B, Hkv, H // Hkv, S)
-    own = (query.view(*groups, D) * key[:, :, None, K:]).sum(-1, dtype=torch.float32) * scaling
-    share = torch.sigmoid(own - total.view(groups))[..., None].to(out.dtype)
-    out = torch.lerp(out.view(*groups, D), value[:, :, None, K:].expand(*groups, D), share)
-    return out.view(B, H, S, D).transpose(1, 2)
 
 
 AttentionInterface.register(NAME, packed_attention)

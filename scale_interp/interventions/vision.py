@@ -42,7 +42,7 @@ class Vision:
                 self.kept[key] = outputs[key]
             else:
                 self.kept.pop(key, None)
-        joined = _join([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
+        joined = join_features([outputs[key] for key, q in zip(keys, questions, strict=True) if q.pictures])
         return in_pixels_place(self.vlm, inputs, joined)
 
 
@@ -80,12 +80,22 @@ def _key(question: Question) -> Hashable:
     return tuple(id(p) if isinstance(p, Image.Image) else p if isinstance(p, Hashable) else id(p) for p in question.pictures)
 
 
-def _join(outputs: list[Any]) -> Any:
+def join_features(outputs: Sequence[Any]) -> Any:
     """One output for all images, with the parts that the models use."""
     parts = {"pooler_output": _cat([o.pooler_output for o in outputs])}
     if (deep := [o.get("deepstack_features") for o in outputs])[0] is not None:
         parts["deepstack_features"] = [_cat(list(layer)) for layer in zip(*deep, strict=True)]
     return type(outputs[0])(**parts)
+
+
+def same_features(a: Any, b: Any) -> bool:
+    """Whether two outputs of the vision tower are equal, bit for bit, in the parts that the models use."""
+    return all(len(x) == len(y) and all(map(torch.equal, x, y)) for x, y in zip(_parts(a), _parts(b), strict=True))
+
+
+def _parts(output: Any) -> list[Any]:
+    deep = output.get("deepstack_features")
+    return [output.pooler_output, *([] if deep is None else deep)]
 
 
 def _cat(features: list[Any]) -> Any:

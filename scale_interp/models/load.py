@@ -56,7 +56,8 @@ def load(
             families are checked; they are refused if the check fails.
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
-            free), "disk" (TMPDIR, with checksums), "auto" (memory, then disk), or "recompute".
+            free), "host" (the machine's memory beside a GPU), "disk" (TMPDIR, with checksums), "recompute" (nowhere), or "auto": memory,
+            then where getting them back was measured to take the least time.
         choice_space: Whether choices are scored "with" a space before them or "without"; "auto" depends on how the prompt ends, and
             warns where it matters. "apart" scores the last token of " A", read apart from the prompt, as ScAle's release does.
 

@@ -24,12 +24,15 @@ from .comparison import head_overlap as head_overlap
 from .curves import rescaling as rescaling
 from .curves import training_curve as training_curve
 from .emphasis import emphasis_curves as emphasis_curves
+from .flow import flow_curves as flow_curves
 from .functional import function_heatmap as function_heatmap
 from .functional import layer_histogram as layer_histogram
 from .functional import removal_curves as removal_curves
 from .heatmap import head_heatmap as head_heatmap
 from .heatmap import head_heatmaps as head_heatmaps
 from .heatmap import scalar_heatmap as scalar_heatmap
+from .lens import lens_curves as lens_curves
+from .lens import lens_over_image as lens_over_image
 from .localisation import faithfulness_curves as faithfulness_curves
 from .localisation import localisation as localisation
 from .report import Section as Section

@@ -32,8 +32,12 @@ from .token_groups import Groups, Span, token_groups
 
 OWN_HOOKS = ("transformers", "accelerate")
 """Libraries whose hooks are part of the model itself."""
-PrefixCache = Literal["auto", "memory", "disk", "recompute"]
-"""Where the keys and values of prompts are kept: in memory and then on disk ("auto"), in one of the two, or nowhere."""
+PrefixCache = Literal["auto", "memory", "disk", "recompute", "host"]
+"""Where the keys and values of prompts are kept.
+
+"memory" of the device; "host", the machine's memory beside a GPU; "disk"; nowhere ("recompute"); or, with "auto", in memory and then where
+getting them back was measured to take the least time.
+"""
 ChoiceSpace = Literal["auto", "with", "without", "apart"]
 """Whether a space stands between prompt and choice: as the prompt's end suggests ("auto"), always, or never.
 
@@ -41,6 +45,12 @@ ChoiceSpace = Literal["auto", "with", "without", "apart"]
 """
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
+PROMPT_END = 16
+"""Characters at a prompt's end that decide, together with the word they begin in, how a choice behind it is cut into tokens."""
+CHOICE_SETS = 4096
+"""Sets of choices, each behind one prompt's end, whose tokens are kept."""
+ChoiceTokens = tuple[str, list[list[int]], list[list[int]]]
+"""What stands before each choice (a space or nothing), the choices' tokens, and those that they have the other way."""
 
 
 def check_cache(name: str) -> PrefixCache:
@@ -64,12 +74,16 @@ class Measured:
     Attributes:
         reports: How the paths agree, by the model's state (`VLM.state`).
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
+        graph_bytes: The same for what a pass with gradients keeps.
         choices: The sets of choices of which it was said how they are scored.
+        choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
+    graph_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
+    choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
 
 
 class VLM(NotebookView):
@@ -333,6 +347,20 @@ class VLM(NotebookView):
             DataWarning: The prompt has more tokens than the model has positions.
         """
         require_ready(self)
+        return self.on_device(self.process(questions))
+
+    def process(self, questions: Question | Sequence[Question]) -> BatchFeature:
+        """The processor's output on the CPU, checked. It does not touch the model, so that another thread may run this meanwhile.
+
+        Args:
+            questions: One question or several.
+
+        Returns:
+            What `encode` returns, before it is moved to the model's device.
+
+        Raises:
+            DataError: As `encode`.
+        """
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
@@ -352,13 +380,17 @@ class VLM(NotebookView):
                 f"the processor of {self.name} pads on the right, where the last token of a shorter prompt is padding: give questions one "
                 "by one, or a processor that follows padding_side='left'"
             )
-        for key, value in inputs.items():
-            if isinstance(value, Tensor):
-                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
         for q, ids in zip(questions, inputs["input_ids"], strict=True):
             if not q.pictures and (ids == self.image_token_id).any():
                 raise DataError(f"question {q.id}: its tokens hold an image placeholder, but it has no picture; give one")
         self._require_positions(questions, inputs)
+        return inputs
+
+    def on_device(self, inputs: BatchFeature) -> BatchFeature:
+        """Processed inputs on the model's device, pixels in its dtype."""
+        for key, value in inputs.items():
+            if isinstance(value, Tensor):
+                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
         return inputs
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
@@ -448,8 +480,20 @@ class VLM(NotebookView):
         if self.choice_space == "apart":
             return [self._ids(f" {choice}")[-1:] for choice in question.choices]
         prompt = self.prompt_text(question) + self.quirks.prompt_end
+        # Tokens depend on the words just before them only, so questions that end alike share the tokens of their choices.
+        key = (_last_words(prompt), question.choices, check_choice_space(self.choice_space), len(self.tokenizer))
+        known = self.measured.choice_tokens
+        if key not in known:
+            if len(known) >= CHOICE_SETS:
+                known.clear()
+            known[key] = self._choice_ids(question, prompt)
+        gap, found, instead = known[key]
+        self._say_which(question, gap, found, instead)
+        return [list(ids) for ids in found]
+
+    def _choice_ids(self, question: Question, prompt: str) -> ChoiceTokens:
         gap = "" if prompt[-1:].isspace() or prompt.endswith(tuple(self.tokenizer.all_special_tokens)) else " "
-        gap = {"auto": gap, "with": " ", "without": ""}[check_choice_space(self.choice_space)]
+        gap = {"auto": gap, "with": " ", "without": ""}[self.choice_space]
         start = self._ids(prompt)
         found = [self._following(prompt, gap + choice, start) for choice in question.choices]
         for choice, ids in zip(question.choices, found, strict=True):
@@ -458,23 +502,21 @@ class VLM(NotebookView):
                     f"question {question.id}: choice {choice!r} does not follow the prompt as tokens of its own; "
                     "end the prompt with a space, a colon or a new line"
                 )
-        if self.choice_space == "auto":
-            self._say_which(question, prompt, gap, found)
-        return found
+        other = "" if gap else " "
+        instead = [self._following(prompt, other + choice, start) for choice in question.choices] if self.choice_space == "auto" else found
+        return gap, found, instead
 
     def _following(self, prompt: str, text: str, start: list[int] | None = None) -> list[int]:
         """The tokens that the text adds to the prompt's, which are start; none where it does not leave these as they are."""
         start, whole = self._ids(prompt) if start is None else start, self._ids(prompt + text)
         return whole[len(start) :] if whole[: len(start)] == start else []
 
-    def _say_which(self, question: Question, prompt: str, gap: str, found: Sequence[list[int]]) -> None:
+    def _say_which(self, question: Question, gap: str, found: Sequence[list[int]], others: Sequence[list[int]]) -> None:
         """DataWarning where choices with and without a space are different tokens; further sets of choices are like the first ones."""
         told = self.measured.choices
         if question.choices in told or len(told) >= CHOICES_NAMED:
             return
-        other = "" if gap else " "
-        for choice, ids in zip(question.choices, found, strict=True):
-            instead = self._following(prompt, other + choice)
+        for choice, ids, instead in zip(question.choices, found, others, strict=True):
             if instead and instead != ids:
                 told.add(question.choices)
                 bare, spaced = (instead, ids) if gap else (ids, instead)
@@ -562,6 +604,12 @@ class VLM(NotebookView):
             if not torch.isfinite(weight).all():
                 return f"weight {name} of {self.name} holds values that are not finite: load intact weights"
         return f"all weights of {self.name} are finite, so {self.dtype} overflows: load it with dtype=torch.float32 or bfloat16"
+
+
+def _last_words(prompt: str) -> str:
+    """The last characters of a prompt, from the beginning of a word."""
+    before, end = prompt[:-PROMPT_END], prompt[-PROMPT_END:]
+    return end if not before or before[-1].isspace() else before.rsplit(None, 1)[-1] + end
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Any:

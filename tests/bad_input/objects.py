@@ -93,6 +93,10 @@ def edit(mistake: str, says: str, make: Callable[[], Any]) -> Kind:
     return Kind("si.Edit", mistake, EditError, says, lambda room: make())
 
 
+def attention(mistake: str, says: str, *args: Any, **kwargs: Any) -> Kind:
+    return Kind("si.AttentionEdit", mistake, EditError, says, lambda room: si.AttentionEdit(*args, **kwargs))
+
+
 def run(mistake: str, says: str, make: Callable[[], Any], error: type[Exception] = EditError) -> Kind:
     return Kind("si.run_edits", mistake, error, says, lambda room: si.run_edits(room.vlm, room.qs, make()))
 
@@ -131,6 +135,19 @@ EDITS = (
     run("an mlp_scale of nan", "not finite", lambda: si.Edit(mlp_scale=ones(1, 6) * float("nan"))),
     run("a text", "expected an Edit", lambda: "zero"),
     run("a number", "expected an Edit", lambda: 2.0),
+    attention("heads that are pairs", "give booleans", [(3, 0)]),
+    attention("heads that are numbers", "give booleans", ones(1, 6, 8)),
+    attention("heads of one variant without its axis", "give booleans", ones(6, 8).bool()),
+    attention("an unknown mode", "choose 'block'", ones(1, 6, 8).bool(), mode="hide"),
+    attention("places that are words", "list of places", ones(1, 6, 8).bool(), source=["cup"]),
+    run("an attention edit of another model", "needs", lambda: si.AttentionEdit(ones(1, 2, 2).bool())),
+    run("an attention edit of an unknown group", "no group", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target="imgae")),
+    run("an attention edit of a token beyond the prompt", "token 900", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[900])),
+    run(
+        "attention moved away from the image",
+        "not of the image",
+        lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[-2], mode="move"),
+    ),
     run("a sweep of a head out of range", "out of range", lambda: si.HeadSweep(((9, 0),), 8, 0.0)),
     run("an adapter of another model", "the model needs", lambda: si.ScAle(ones(4, 8), ones(4), 0, ())),
     run("a steering of another model", "the model needs", lambda: si.Steering(ones(6, 8, 64), ones(6, 8), 1.0, ())),

@@ -26,7 +26,7 @@ from scale_interp.core.notebook import NotebookView, notebook_html
 from scale_interp.evaluation.falsification.calibration import Calibration
 from tests.support import ROOT
 
-SETTINGS = {"Edit", "Fit", "FitSettings", "HeadSweep", "Sub"}
+SETTINGS = {"AttentionEdit", "Edit", "Fit", "FitSettings", "HeadSweep", "Sub"}
 """Public classes that are no results: their repr is enough."""
 HEADS = [(layer, head) for layer in range(6) for head in range(8)]
 EVIL = "<script>alert(1)</script>"
@@ -90,6 +90,8 @@ def one_of_each(vlm):
         head_map(),
         si.ProbeMap("probe", "accuracy", right[:, None], four, p=torch.ones(1, 2), classes=("left", "right"), chance=0.5),
         si.attribute(vlm, pairs[:2]),
+        si.knockout(vlm, qs[:2]),
+        si.logit_lens(vlm, qs[:2]),
         si.object_attention(vlm, qs[:2]),
         si.localization_heads(vlm, qs[:2]),
         si.Rescaling("mlp", ("0", "1"), (2.0,), "accuracy", right[:, None], four, {}),
@@ -127,6 +129,7 @@ def one_of_each(vlm):
         patch_grid(vlm, qs[0]),
         si.Edit.identity(6, 8),
         si.HeadSweep.all(6, 8, 0.0),
+        si.AttentionEdit(torch.ones(1, 6, 8, dtype=torch.bool)),
     ]
     return {type(found).__name__: found for found in made}
 

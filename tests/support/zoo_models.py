@@ -1,6 +1,7 @@
 """The zoo's families by how their prompts attend, and pictures for them."""
 
 import numpy as np
+import pytest
 from PIL import Image
 
 import scale_interp as si
@@ -8,6 +9,13 @@ from scale_interp.models import zoo
 
 BIDIRECTIONAL = ("paligemma", "paligemma2")
 CAUSAL = tuple(name for name in zoo.NAMES if name not in BIDIRECTIONAL)
+FEW = ("llava", "qwen2_5_vl", "gemma3", "paligemma")
+"""One of each way to attend, for the quick suite."""
+
+
+def mostly_full(names):
+    """These families as parameters, all but FEW of them for the full suite alone."""
+    return [name if name in FEW else pytest.param(name, marks=pytest.mark.full) for name in names]
 
 
 def noise(width, height, seed=0):

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
-from typing import Annotated, Any, Literal
+from functools import partial
+from typing import Annotated, Any, Literal, TypeVar
 
 import numpy as np
 import torch
@@ -26,16 +27,20 @@ from ...data.question import Question
 from ...errors import DataError, EditError, PathWarning
 from ...execution.batches import checkpoints_of
 from ...execution.journal import Checkpoints
+from ...execution.memory import micro_batch
+from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
-from ...interventions.paths import check_finite
+from ...interventions.parts import in_parts
+from ...interventions.paths import check_finite, join
 from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
 from .trajectory import Trajectory
 
+T = TypeVar("T")
 Bound = Literal["tanh", "sigmoid", "clamp", "exp", "none"]
 Recipe = Annotated[Literal["default", "release"], Raises(EditError)]
 """Settings by name: "default" is ours, "release" that of the paper's code (docs/methods.md has them side by side)."""
@@ -73,6 +78,7 @@ class FitSettings:
         epochs: most passes over the training questions.
         lr: AdamW's learning rate.
         batch_size: questions per step.
+        micro_batch: questions of a step that are in memory at once; None for as many as memory holds. It does not change the fit.
         l1: weight of the penalty on the mean |s - 1|.
         retain_weight: weight of the penalty on the KL divergence from the base model, on the questions to retain.
         validation: share of the training images held out for early stopping, between 0 and 1; they are drawn with the fit's seed. 0 holds
@@ -101,6 +107,7 @@ class FitSettings:
     epochs: int = 40
     lr: float = 0.05
     batch_size: Count = 64
+    micro_batch: Count | None = None
     l1: float = 0.0
     retain_weight: float = 3.0
     validation: float = 0.2
@@ -296,29 +303,51 @@ def fit_scales(
         )
     learner = _Learner(vlm, train, fits, options, layers)
     if prompts is None:
-        prompts = PrefixStore(vlm, train, options.questions_per_step)
+        prompts = prompts_to_fit(vlm, train, len(fits), options)
     prompts.require(train)
-    if options.accumulate > 1 and prompts.batch_size != options.questions_per_step:
+    size = prompts.within or prompts.batch_size
+    if options.accumulate > 1 and size != options.questions_per_step:
         raise EditError(
-            f"the prompts are in batches of {prompts.batch_size}, but one step sums {options.accumulate} batches of "
+            f"the prompts are in batches of {size}, but one step sums {options.accumulate} batches of "
             f"{options.batch_size}: give PrefixStore(vlm, train, {options.questions_per_step}), or none"
         )
-    kept = _Retained(vlm, retain, options) if retain is not None else None
+    kept = _Retained(vlm, retain, len(fits), options) if retain is not None else None
     checkpoints = checkpoints_of(vlm, "fit", prompts.plan, learner.fits, learner.options, learner.on, learner.mlp_on, retain)
     order = np.random.default_rng(0)
     what = f"fitting {len(fits)} ScAle" + "s" * (len(fits) > 1)
     done = learner.resume(checkpoints)
     for epoch in track(range(options.epochs + 1), what, options.epochs + 1):
-        batches: list[int] = order.permutation(len(prompts)).tolist() if epoch else []
-        batches = sorted(batches) if options.order == "file" else batches
+        steps: list[int] = order.permutation(len(prompts.steps)).tolist() if epoch else []
+        steps = sorted(steps) if options.order == "file" else steps
         if epoch <= done or not len(learner.running):
             continue
-        for step, i in enumerate(batches):
-            learner.step(prompts[i], kept, step)
+        for step, i in enumerate(steps):
+            learner.step(prompts, prompts.steps[i], kept, step)
         learner.validate(prompts, kept)
         learner.keep(checkpoints)
     made = provenance(vlm, train, path="packed", retain=None if retain is None else len(retain))
     return learner.results(made)
+
+
+def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: FitSettings) -> PrefixStore:
+    """The training prompts as fits read them: the questions of each step in the micro-batches that memory holds.
+
+    Args:
+        vlm: The model.
+        train: The training questions.
+        n_fits: How many fits run side by side.
+        options: The settings of the fits.
+
+    Returns:
+        The prompts, to be given to `fit_scales` as prompts=...
+    """
+    size = min(options.questions_per_step, len(train))
+    micro = options.micro_batch
+    if micro is None:
+        choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
+        tokens = vlm.encode(train[0])["input_ids"].shape[1]
+        micro = micro_batch(vlm, tokens, (1 + n_fits) * choices.tokens.shape[1], size)
+    return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
 class _Learner:
@@ -396,28 +425,56 @@ class _Learner:
             losses = F.cross_entropy(scores.flatten(0, 1), answers.flatten(), reduction="none").view(answers.shape)
         return losses, learns, scores.detach().argmax(-1) == answers
 
-    def step(self, prefix: Prefix, kept: _Retained | None, step: int) -> None:
-        """One step of the optimiser on its batches, for all running fits: the sum over the batches of the mean over a batch's questions."""
-        losses, learns, _ = self._losses(prefix)
-        size = self.options.batch_size if self.options.accumulate > 1 else len(losses)
-        counts = torch.stack([part.sum(0) for part in learns.split(size)])
-        sums = torch.stack([part.sum(0) for part in (losses * learns).split(size)])
-        loss = (sums / counts.clamp(min=1)).sum()
+    def step(self, prompts: PrefixStore, batches: Sequence[int], kept: _Retained | None, step: int) -> None:
+        """One step of the optimiser on these batches of prompts together, for all running fits.
+
+        The loss is the sum over the settings' batches of the mean over a batch's questions.
+        """
+        first, last = prompts.slices[batches[0]].start, prompts.slices[batches[-1]].stop
+        learns = self.trains[self.running][:, first:last].T
+        by_batch = learns.split(self.options.batch_size if self.options.accumulate > 1 else len(learns))
+        weights = torch.cat([part / part.sum(0).clamp(min=1) for part in by_batch])
+        slopes = [torch.zeros_like(one) for one in (self.theta, self.phi)]
+
+        def learn(part: Prefix) -> tuple[Tensor, ...]:
+            losses, *_ = self._losses(part)
+            return self._slopes((losses * weights[part.rows.start - first : part.rows.stop - first].to(losses.device)).sum())
+
+        def retain(part: Prefix) -> tuple[Tensor, ...]:
+            assert kept is not None
+            return self._slopes(self.options.retain_weight * kept.divergence(part, self._edit()).sum())
+
+        for i in batches:
+            self._add(slopes, self._in_parts(prompts[i], learn))
         if self.options.l2:
             squares = self.theta.square().sum((1, 2)) + self.phi.square().sum(1)
-            loss = loss + self.options.l2 * ((counts > 0).sum(0).to(squares.device) * squares[self.running]).sum().to(loss.device)
+            times = torch.stack([part.any(0).long() for part in by_batch]).sum(0)
+            self._add(slopes, [self._slopes(self.options.l2 * (times * squares[self.running]).sum())])
         if kept is not None:
-            loss = loss + self.options.retain_weight * kept.divergence(self._edit(), step).sum()
+            for i in kept.batches(step):
+                self._add(slopes, self._in_parts(kept.prompts[i], retain))
         if self.options.l1:
             scale, mlp = self.scalars()
-            count = self.on.sum((1, 2)) + self.mlp_on.sum(1)
-            loss = loss + self.options.l1 * (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / count).sum()
-        # Of these two alone, so that a live model's own weights get no gradients.
-        slopes = torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+            learned = self.on.sum((1, 2)) + self.mlp_on.sum(1)
+            penalty = (((scale - 1).abs().sum((1, 2)) + (mlp - 1).abs().sum(1)) / learned).sum()
+            self._add(slopes, [self._slopes(self.options.l1 * penalty)])
         if self.options.clip is not None:
-            slopes = tuple(_clipped(slope, self.options.clip) for slope in slopes)
+            slopes = [_clipped(slope, self.options.clip) for slope in slopes]
         self.theta.grad, self.phi.grad = slopes
         self.optimiser.step()
+
+    def _slopes(self, loss: Tensor) -> tuple[Tensor, ...]:
+        """The gradients of the free parameters, and of these two alone, so that a live model's own weights get none."""
+        return torch.autograd.grad(loss, [self.theta, self.phi], materialize_grads=True)
+
+    @staticmethod
+    def _add(slopes: list[Tensor], more: Iterable[tuple[Tensor, ...]]) -> None:
+        for parts in more:
+            for slope, part in zip(slopes, parts, strict=True):
+                slope += part
+
+    def _in_parts(self, prefix: Prefix, work: Callable[[Prefix], T]) -> Iterator[T]:
+        return in_parts(self.vlm, prefix, len(self.running), work, self.options.micro_batch)
 
     @torch.no_grad()
     def validate(self, prompts: PrefixStore, kept: _Retained | None) -> None:
@@ -427,10 +484,18 @@ class _Learner:
         every epoch take the place of the last one's.
         """
         self.epoch += 1
-        losses, learns, right = (torch.cat(p) for p in zip(*(self._losses(prefix) for prefix in prompts), strict=True))
+        found = [part for prefix in prompts for part in self._in_parts(prefix, self._losses)]
+        losses, learns, right = (torch.cat(p) for p in zip(*found, strict=True))
         validation = (losses * ~learns).sum(0) / (~learns).sum(0)
         training = (losses * learns).sum(0) / learns.sum(0)
-        divergence = kept.total(self._edit()) if kept is not None else torch.zeros_like(validation)
+        divergence = torch.zeros_like(validation)
+        if kept is not None:
+            edit = self._edit()
+            steps = [
+                [part for i in step for part in self._in_parts(kept.prompts[i], partial(kept.divergence, edit=edit))]
+                for step in kept.prompts.steps
+            ]
+            divergence = torch.stack([torch.stack(parts).sum(0) for parts in steps]).mean(0)
         held_out, last = bool(self.options.validation), self.options.keep == "last"
         now = self.scalars()
         if self.options.every_epoch:
@@ -504,21 +569,23 @@ class _Learner:
 class _Retained:
     """Questions whose answers should not move: the base model's choice probabilities, and the divergence from these."""
 
-    def __init__(self, vlm: VLM, questions: Sequence[Question], options: FitSettings):
-        self.vlm, self.prompts = vlm, PrefixStore(vlm, require(questions), options.questions_per_step)
+    def __init__(self, vlm: VLM, questions: Sequence[Question], n_fits: int, options: FitSettings):
+        self.vlm, self.prompts = vlm, prompts_to_fit(vlm, require(questions), n_fits, options)
         with torch.no_grad():
-            self.base = [run_packed(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
+            found = [run_packed(vlm, prefix, None)[0].log_softmax(-1)[:, None] for prefix in self.prompts]
+        self.base = join(found)[:, 0]
 
-    def divergence(self, edit: Edit, step: int) -> Tensor:
-        """Mean KL(base || edited) over one batch, for each variant [N]."""
-        i = step % len(self.prompts)
-        edited = run_packed(self.vlm, self.prompts[i], edit)[1].log_softmax(-1)
-        base = self.base[i][:, None]
-        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum(-1).mean(0)
+    def batches(self, step: int) -> list[int]:
+        """The batches of prompts that a step goes by."""
+        return self.prompts.steps[step % len(self.prompts.steps)]
 
-    def total(self, edit: Edit) -> Tensor:
-        """Mean KL(base || edited) over all batches, for each variant [N]."""
-        return torch.stack([self.divergence(edit, i) for i in range(len(self.prompts))]).mean(0)
+    def divergence(self, part: Prefix, edit: Edit) -> Tensor:
+        """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
+        edited = run_packed(self.vlm, part, edit)[1].log_softmax(-1)
+        base = self.base[part.rows, None, : edited.shape[-1]]
+        size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
+        whole = min(size, stop - start // size * size)
+        return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
 
 
 def _clipped(slope: Tensor, most: float) -> Tensor:

@@ -16,7 +16,7 @@ from ...adapters.attention_scaling.adaptvis import AdaptVis
 from ...adapters.attention_scaling.method import AttentionMethod, SavedSettings
 from ...adapters.attention_scaling.pasta import PASTA
 from ...adapters.attention_scaling.scalingvis import AttentionScale
-from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.steering.direction import answer_direction
 from ...adapters.steering.emphasis import ALPHAS, GAINS
 from ...adapters.steering.fit import fit_steering
@@ -141,7 +141,7 @@ class Tuner:
     def __init__(self, vlm: VLM, train: Sequence[Question], validation: Sequence[Question], sets: HeadSets, top: int = 8, seed: int = 0):
         self.vlm, self.train, self.validation, self.sets, self.top, self.seed = vlm, train, validation, sets, top, seed
         self.every = [(layer, head) for layer in range(vlm.n_layers) for head in range(vlm.n_heads)]
-        self.train_prompts = PrefixStore(vlm, train, FitSettings().batch_size)
+        self.train_prompts = prompts_to_fit(vlm, train, 1, FitSettings())
         self.prompts = PrefixStore(vlm, validation)
 
     @cached_property

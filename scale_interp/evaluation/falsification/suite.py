@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.scale.scale import ScAle
 from ...attribution.ablation import provenance
 from ...attribution.gradient import attribute
@@ -33,6 +33,9 @@ from .text_only import TextCorrection, fit_text_correction
 from .verdict import ALPHA, BIAS, FORMAT, FULL, MUST_BEAT, SHUFFLED, TEXT_ONLY, UNTRAINED, Falsification
 
 __all__ = ["FULL", "Falsification", "falsify"]
+
+MOST_FITS = 6
+"""Fits per seed at most, of those that `_plan` names."""
 
 
 @checked
@@ -103,7 +106,7 @@ def falsify(
         raise DataError(f"seeds={seeds}: give at least 1")
     chosen = None if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     mlp = chosen is None if mlp is None else mlp
-    prompts = PrefixStore(vlm, train, FitSettings.of(**settings).questions_per_step)
+    prompts = prompts_to_fit(vlm, train, MOST_FITS * seeds, FitSettings.of(**settings))
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
     image_controls, left_out = picture_controls(vlm, test)
     prompted, without = prompt_controls(vlm, test) if format_controls else ({}, {})

@@ -8,7 +8,6 @@ Where a model caps its logits (Gemma 2), the capped ones are rewritten: a cap af
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -20,14 +19,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
 from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
 from ..rows import NAME as PACKED
-from ..rows import attention, packed_attention, sink_logits
+from ..rows import attention, sink_logits
+from ..written_out import BASES, base_of, masked, require_same, softmax
 
 Rows = Literal["last", "all"]
 Steps = Literal["prefill", "each_new_token"]
@@ -121,32 +120,11 @@ def rewriting(decoder: PreTrainedModel, running: Pass, base: str | None = None) 
         raise EditError("this model's attention is rewritten already: leave that `attached` before entering another")
     _RUNNING.update({module: (running, number) for number, module in enumerate(modules)})
     try:
-        with attention(decoder, NAME + (base or _base(decoder))):
+        with attention(decoder, NAME + (base or base_of(decoder))):
             yield
     finally:
         for module in modules:
             del _RUNNING[module]
-
-
-def _base(decoder: PreTrainedModel) -> str:
-    """The decoder's own function where masks can be given to it, else torch's, or plain attention for logits with a cap."""
-    own = str(decoder.config._attn_implementation)
-    if own in ("sdpa", "eager"):
-        return own
-    if "flash" not in own and "flex" not in own:
-        raise EditError(f"attention function {own!r} may do more than a softmax of q.k: load the model with attn_implementation='eager'")
-    sinks = any(sink_logits(layer.self_attn, {}) is not None for layer in decoder.layers)  # type: ignore[union-attr]
-    return "sdpa" if decoder._supports_sdpa and not sinks else "eager"
-
-
-def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
-    for kind in type(module).__mro__:
-        if (eager := getattr(sys.modules[kind.__module__], "eager_attention_forward", None)) is not None:
-            return eager(module, *args, **kwargs)
-    raise EditError(f"a {type(module).__name__} has no attention function in plain torch: load the model with attn_implementation='sdpa'")
-
-
-BASES: dict[str, Callable[..., Any]] = {"sdpa": sdpa_attention_forward, "eager": _eager, PACKED: packed_attention}
 
 
 def _attend(
@@ -185,51 +163,16 @@ def _attend(
         raise EditError(f"layer {layer} has attention sinks, which 'sdpa' leaves out: load the model with attn_implementation='eager'")
     kept, values = out[:, rows].transpose(1, 2), value.repeat_interleave(H // value.shape[1], 1)
     if layer not in running.same:
-        unchanged = _weights(logits, attention_mask, rows, S, sinks).to(value.dtype) @ values
-        _require_same(module, layer, unchanged, kept, attention_mask, rows)
+        unchanged = softmax(masked(logits, attention_mask, rows, S), sinks).to(value.dtype) @ values
+        require_same(module, layer, unchanged, kept, attention_mask, rows)
         running.same.add(layer)
     columns = F.pad(running.columns, (0, running.total - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
-    again = _weights(changed, attention_mask, rows, S, sinks).to(value.dtype) @ values
+    again = softmax(masked(changed, attention_mask, rows, S), sinks).to(value.dtype) @ values
     if running.chosen is not None:
         changes = changes & running.chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
-
-
-def _weights(logits: Tensor, mask: Tensor | None, rows: slice, S: int, sinks: Tensor | None) -> Tensor:
-    """Attention weights [B, H, rows, K] of logits before the mask; sinks [H]: logits of a column that has no value."""
-    K = logits.shape[-1]
-    if mask is None:
-        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
-        logits = logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
-    else:
-        mask = mask[:, :, rows, -K:]
-        logits = logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask
-    if sinks is None:
-        return logits.softmax(-1)
-    column = sinks.float().view(1, -1, 1, 1).expand(*logits.shape[:-1], 1)
-    return torch.cat([logits, column], -1).softmax(-1)[..., :-1]
-
-
-ROUNDING = {torch.float32: 5e-3, torch.float16: 2e-2, torch.bfloat16: 1e-1}
-"""What rounding explains of a layer's difference, relative to what it is the difference of (as norms)."""
-
-
-def _require_same(module: nn.Module, layer: int, found: Tensor, kept: Tensor, mask: Tensor | None, rows: slice) -> None:
-    """Raise EditError where attention written out with unchanged logits [B, H, rows, D] is not what this layer computes."""
-    sees = torch.ones(1, dtype=torch.bool, device=kept.device)
-    if mask is not None:  # a row of padding sees nothing, and what comes of it is never used
-        seen = mask[:, :, rows]
-        sees = (seen if seen.dtype == torch.bool else seen > torch.finfo(seen.dtype).min / 2).any(-1, keepdim=True)
-    difference = torch.where(sees, (found - kept).float(), 0.0).norm()
-    whole = torch.where(sees, kept.float(), 0.0).norm()
-    if not bool(difference <= ROUNDING.get(kept.dtype, 1e-1) * whole):
-        raise EditError(
-            f"layer {layer} ({type(module).__name__}): attention written out with unchanged logits differs from the layer's own by "
-            f"{float(difference / whole):.2g} of its size, so its logits cannot be rewritten: it is more than a softmax of q.k, mask, cap "
-            "and sinks; edit its heads instead (ScAle, Steering)"
-        )
 
 
 for _name in BASES:

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
-from functools import cached_property, partial
+from functools import cache, cached_property, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from ...adapters.scale.fit import Fit, FitSettings, fit_scales
+from ...adapters.scale.fit import Fit, FitSettings, fit_scales, prompts_to_fit
 from ...adapters.scale.scale import ScAle
-from ...attribution import HeadMap, ablate, amplify, attribute, patch, rescale
+from ...attribution import HeadMap, rescale
+from ...attribution.head_maps import Locator
 from ...core import statistics
 from ...core.files import read_json, write_json
 from ...core.tensors import expect, read_tensors, write_tensors
@@ -102,25 +103,17 @@ class Run:
 
     def locate(self) -> dict[str, HeadMap]:
         """Head maps by every method, on training questions."""
-        return {name: self._map(name) for name in MAPS}
+        locator = cache(self._locator)  # one for all methods, and none where all maps are there
+        return {name: self._map(name, locator) for name in MAPS}
 
-    def _map(self, name: str) -> HeadMap:
+    def _locator(self) -> Locator:
+        return Locator(self.vlm, self.train[: self.settings.n_locate], self.pairs)
+
+    def _map(self, name: str, locator: Callable[[], Locator] | None = None) -> HeadMap:
+        locator = locator or self._locator
         path = self.folder / "head_maps" / f"{name}.safetensors"
         says = f"locating heads: {name.replace('_', ' ')}"
-        return self.run_folder.run_step(f"locate {name}", lambda: self._locate(name).save(path), lambda: HeadMap.load(path), says)
-
-    def _locate(self, name: str) -> HeadMap:
-        asked = self.train[: self.settings.n_locate]
-        methods: dict[str, Callable[[], HeadMap]] = {
-            "patch": lambda: patch(self.vlm, self.pairs),
-            "attribution_patching": lambda: attribute(self.vlm, self.pairs),
-            "zero": lambda: ablate(self.vlm, asked, "zero"),
-            "mean": lambda: ablate(self.vlm, asked, "mean"),
-            "resample": lambda: ablate(self.vlm, asked, "resample"),
-            "amplify": lambda: amplify(self.vlm, asked),
-            "gradient": lambda: attribute(self.vlm, asked),
-        }
-        return methods[name]()
+        return self.run_folder.run_step(f"locate {name}", lambda: locator().map(name).save(path), lambda: HeadMap.load(path), says)
 
     @property
     def top_heads(self) -> list[Head]:
@@ -135,7 +128,7 @@ class Run:
         prompts = None
         if not self._fitted:
             _ = self.top_heads  # fails here where there are none, before anything is loaded
-            prompts = PrefixStore(self.vlm, self.train, FitSettings().batch_size)
+            prompts = prompts_to_fit(self.vlm, self.train, 2, FitSettings())
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, message in (
             ("fit", ("all", "top"), says),

@@ -1,0 +1,1 @@
+"""Edits of what some tokens see of others."""

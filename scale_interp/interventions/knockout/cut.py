@@ -1,0 +1,189 @@
+"""Attention computed again for the rows of an `AttentionEdit`: in packed rows after a prompt that was read, and in whole passes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from ...data.question import Question
+from ...errors import EditError
+from ...vlm.vlm import VLM
+from ..prefix import Prefix
+from ..rows import NAME as PACKED
+from ..rows import attention, packed_attention, sink_logits
+from ..written_out import BASES, base_of, masked, require_same, softmax
+from .edit import AttentionEdit, Mode
+
+NAME = "scale_interp_cut_"
+
+
+@dataclass(frozen=True)
+class Cut:
+    """What changes in one pass over B prompts: n variants of R rows, over C columns of which a layer may have only the last ones.
+
+    Attributes:
+        mode: As in `AttentionEdit`.
+        heads: Which heads each variant edits, [n, L, H].
+        source: Which rows are edited, [B, R].
+        target: The columns that the source attends to, [B, C].
+        image: The columns of the image, [B, C].
+    """
+
+    mode: Mode
+    heads: Bool[Tensor, "variants layers heads"]
+    source: Bool[Tensor, "questions rows"]
+    target: Bool[Tensor, "questions columns"]
+    image: Bool[Tensor, "questions columns"]
+
+    def rewrite(
+        self, scores: Float[Tensor, "questions heads variants rows keys"], own: Bool[Tensor, "rows keys"]
+    ) -> tuple[Float[Tensor, "questions heads variants rows keys"], Bool[Tensor, "questions heads variants rows 1"]]:
+        """The scores of all heads after the edit, and which rows it changes.
+
+        Args:
+            scores: Scores after the mask, -inf where a row does not see a key.
+            own: Each row's own key.
+
+        Returns:
+            The scores, and True for rows of the source that saw something of what is taken away.
+        """
+        target, image = (columns[:, None, None, None, -scores.shape[-1] :] for columns in (self.target, self.image))
+        away = {"block": target, "only": ~target, "move": image & ~target}[self.mode] & ~own
+        changed = scores.masked_fill(away, float("-inf"))
+        if self.mode == "move":
+            on_image, on_target = (
+                scores.masked_fill(~columns | own, float("-inf")).logsumexp(-1, keepdim=True) for columns in (image, target)
+            )
+            moved = torch.where(target & ~own, scores + (on_image - on_target), changed)
+            # a row that sees nothing of the target has nowhere to move its attention to
+            changed = torch.where(on_target.isfinite(), moved, scores)
+        source = self.source[:, None, None, :, None]
+        return changed, ((changed != scores).any(-1, keepdim=True) & source)
+
+
+_RUNNING: dict[nn.Module, tuple[Cut, int]] = {}
+"""The decoder's attention modules during a pass, with their layer's number."""
+
+
+@contextmanager
+def _running(vlm: VLM, cut: Cut, name: str) -> Iterator[None]:
+    modules = [layer.self_attn for layer in vlm.decoder.layers]
+    with attention(vlm.decoder, NAME + name):
+        _RUNNING.update({module: (cut, number) for number, module in enumerate(modules)})
+        try:
+            yield
+        finally:
+            for module in modules:
+                del _RUNNING[module]
+
+
+@contextmanager
+def cut_rows(vlm: VLM, prefix: Prefix, edit: AttentionEdit, variants: Tensor) -> Iterator[None]:
+    """A block in which the decoder runs the clean rows and these variants, in this order, after the prompts that were read.
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+        edit: The edit, whose source is the prompt's last token.
+        variants: The numbers of the variants, in the order in which their rows join.
+    """
+    P, R = prefix.seen.shape[1], prefix.choices.tokens.shape[1]
+    parts = []
+    for question, ids, seen, last in zip(prefix.questions, prefix.tokens, prefix.seen, prefix.choices.tokens[:, :1], strict=True):
+        tokens = edit.tokens(vlm, question, torch.cat([ids[seen], last]))
+        parts.append([F.pad(part, (P + 1 - len(part), R - 1)) for part in tokens])
+    source, target, image = (torch.stack(part).to(vlm.device) for part in zip(*parts, strict=True))
+    if bool(source[:, :P].any()):
+        raise EditError(f"source={edit.source!r} is not the last token, and the prompt was read up to its last: use path='reference'")
+    with _running(vlm, Cut(edit.mode, edit.heads[variants], source[:, P:], target, image), PACKED):
+        yield
+
+
+@contextmanager
+def cut_whole(vlm: VLM, question: Question, edit: AttentionEdit, variant: int) -> Iterator[None]:
+    """A block in which whole passes over a question's prompt, and over answers after it, run one variant."""
+    tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0])
+    source, target, image = (part[None].to(vlm.device) for part in tokens)
+    with _running(vlm, Cut(edit.mode, edit.heads[variant][None], source, target, image), base_of(vlm.decoder)):
+        yield
+
+
+def _attend_rows(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor, scaling: float, **given: Any
+) -> tuple[Tensor, None]:
+    """Packed attention [B, (1 + n) * R, H, D], with the edited heads of the variants computed again."""
+    out = packed_attention(module, query, key, value, attention_mask, scaling, **given)[0]
+    cut, layer = _RUNNING[module]
+    (B, H, S, D), R, Hkv = query.shape, attention_mask.shape[2], key.shape[1]
+    n, K, G = S // R, key.shape[2] - S, H // key.shape[1]
+    heads = cut.heads[: n - 1, layer].to(query.device)
+    active = heads.any(-1).nonzero()[:, 0]
+    if not len(active):
+        return out, None
+    a, rows = len(active), active + 1
+    queries = query.view(B, Hkv, G, n, R, D)[:, :, :, rows]
+    keys, values = (part[:, :, K:].view(B, Hkv, 1, n, R, D)[:, :, :, rows] for part in (key, value))
+    to_prompt = (queries.reshape(B, Hkv, -1, D) @ key[:, :, :K].mT).view(B, Hkv, G, a, R, K)
+    scores = torch.cat([to_prompt, queries @ keys.mT], -1).float().view(B, H, a, R, K + R) * scaling
+    if (softcap := given.get("softcap")) is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~attention_mask[:, :, None, :, -R - K :], float("-inf"))
+    own = torch.eye(R, K + R, dtype=torch.bool, device=query.device).roll(K, 1)
+    scores, changed = cut.rewrite(scores, own)
+    weights = softmax(scores, sink_logits(module, given)).to(value.dtype).view(B, Hkv, G, a, R, K + R)
+    from_prompt = (weights[..., :K].reshape(B, Hkv, -1, K) @ value[:, :, :K]).view(B, Hkv, G, a, R, D)
+    again = (from_prompt + weights[..., K:] @ values).view(B, H, a, R, D)
+    whole = out.transpose(1, 2).view(B, H, n, R, D)
+    edited = torch.where(changed & heads[active].T[None, :, :, None, None], again, whole[:, :, rows])
+    return whole.index_copy(2, rows, edited).view(B, H, S, D).transpose(1, 2), None
+
+
+def _attend_whole(
+    base: str,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    softcap: float | None = None,
+    **given: Any,
+) -> tuple[Tensor, None]:
+    """The base function's output [1, S, H, D], with the edited heads of the source computed again."""
+    capped = {} if softcap is None else {"softcap": softcap}
+    out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **given)[0]
+    cut, layer = _RUNNING[module]
+    heads, rows = cut.heads[0, layer].to(query.device), cut.source[0].nonzero()[:, 0]
+    if not heads.any() or not len(rows):
+        return out, None
+    H, S, D = query.shape[1:]
+    keys, values = (part.repeat_interleave(H // key.shape[1], 1) for part in (key, value))
+    scores = (query[:, :, rows] @ keys.mT).float() * (D**-0.5 if scaling is None else scaling)
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores, sinks, kept = masked(scores, attention_mask, rows, S), sink_logits(module, given), out[:, rows].transpose(1, 2)
+    require_same(module, layer, softmax(scores, sinks).to(value.dtype) @ values, kept, attention_mask, rows)
+    scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 2, float("-inf"))
+    after = S - cut.target.shape[1]  # tokens of an answer
+    here = Cut(cut.mode, cut.heads, cut.source[:, rows], F.pad(cut.target, (0, after)), F.pad(cut.image, (0, after)))
+    own = F.one_hot(rows, S).bool()
+    scores, changed = (part[:, :, 0] for part in here.rewrite(scores[:, :, None], own))
+    again = softmax(scores, sinks).to(value.dtype) @ values
+    edited = torch.where(changed & heads[None, :, None, None], again, kept).transpose(1, 2)
+    return out.index_copy(1, rows, edited.to(out.dtype)), None
+
+
+AttentionInterface.register(NAME + PACKED, _attend_rows)
+for _name in ("sdpa", "eager"):
+    AttentionInterface.register(NAME + _name, partial(_attend_whole, _name))
+    AttentionMaskInterface.register(NAME + _name, ALL_MASK_ATTENTION_FUNCTIONS[_name])

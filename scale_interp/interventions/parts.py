@@ -1,0 +1,75 @@
+"""Questions of one batch in parts that fit in memory: what keeps a graph needs far more of it than what does not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from typing import TypeVar
+
+import torch
+
+from ..errors import MemoryWarning, ModelError
+from ..execution.batches import BatchResult
+from ..execution.memory import graph_bytes, graph_questions, out_of_memory, release
+from ..vlm.vlm import VLM
+from .prefix import Prefix
+
+T = TypeVar("T")
+
+
+def in_parts(vlm: VLM, prefix: Prefix, variants: int, work: Callable[[Prefix], T], usual: int | None = None) -> Iterator[T]:
+    """Run work(part) on parts of a batch, in order. If memory runs out, also in a backward pass, the part is halved, and later ones too.
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+        variants: How many edited copies of the last token keep a graph.
+        work: What is run; it must not leave anything behind where it fails.
+        usual: Questions per part as long as memory lasts; by default all.
+
+    Returns:
+        The results of the parts.
+
+    Raises:
+        ModelError: There is not enough memory for one question.
+    """
+    B, R = prefix.choices.tokens.shape
+    rows, done = (1 + variants) * R, 0
+    while done < B:
+        n = min(B - done, usual or B)
+        if (most := vlm.measured.graph_bytes.get(vlm.memory)) is not None:
+            n = max(1, min(n, most // graph_bytes(vlm, rows)))
+        found, reason = _attempt(work, prefix if n == B else prefix.part(done, done + n))
+        if reason:
+            _halve(vlm, prefix, n, rows, reason)
+            continue
+        done += n
+        yield found  # type: ignore[misc]
+
+
+def joined_parts(vlm: VLM, prefix: Prefix, variants: int, work: Callable[[Prefix], BatchResult]) -> BatchResult:
+    """The results [b, ...] of `in_parts` as one batch [B, ...]; parts are as large as a graph may be (`graph_questions`)."""
+    usual = graph_questions(vlm, (1 + variants) * prefix.choices.tokens.shape[1])
+    found = [*in_parts(vlm, prefix, variants, work, usual)]
+    return {name: torch.cat([part[name] for part in found]) for name in found[0]}
+
+
+def _attempt(work: Callable[[Prefix], T], part: Prefix) -> tuple[T | None, str]:
+    """The result, or why there was no memory for it; the error itself would keep what it was computing."""
+    try:
+        return work(part), ""
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        return None, str(error).splitlines()[0]
+
+
+def _halve(vlm: VLM, prefix: Prefix, n: int, rows: int, reason: str) -> None:
+    release(vlm.device)
+    if n == 1:
+        raise ModelError(
+            f"{vlm.name}: no memory for the gradients of one question of {prefix.seen.shape[1] + 1} tokens in {rows} rows: "
+            f"give fewer fits, or fewer steps, at once ({reason})"
+        )
+    vlm.measured.graph_bytes[vlm.memory] = (n // 2) * graph_bytes(vlm, rows)
+    warnings.warn(f"{vlm.name}: no memory for gradients of {n} questions; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=6)

@@ -1,0 +1,197 @@
+"""Attention knockout: packed rows and whole passes against attention that is written out here, on every family."""
+
+import functools
+import sys
+from contextlib import contextmanager
+
+import pytest
+import torch
+
+import scale_interp as si
+from scale_interp.errors import EditError
+from scale_interp.interventions.engine import run_with_clean
+from scale_interp.models import zoo
+from tests.support.oracle import plain_inputs
+from tests.support.zoo_models import CAUSAL, mostly_full, three_questions
+
+MODES = ("block", "only", "move")
+
+
+@functools.cache
+def model(name):
+    return si.load(f"tiny-random/{name}")
+
+
+@pytest.fixture(scope="module")
+def questions():
+    return three_questions()
+
+
+# --- the oracle: attention in loops, in the place of the modelling file's own
+
+
+@contextmanager
+def written_out(vlm, mode, on, source, target, image):
+    """The decoder's attention written out; on [L, H]: the edited heads, the others are sets of places."""
+    modules = [layer.self_attn for layer in vlm.hf_model.get_decoder().layers]
+    place = sys.modules[type(modules[0]).__module__]
+    original, kernel = place.eager_attention_forward, vlm.decoder.config._attn_implementation
+
+    def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs):
+        if module not in modules:
+            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
+        _, H, S, D = query.shape
+        out = torch.empty(1, S, H, D)
+        for h in range(H):
+            kv = h * key.shape[1] // H
+            scores = query[0, h] @ key[0, kv].T * scaling
+            scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
+            weights = torch.softmax(scores + attention_mask[0, 0], -1)
+            for s in source if on[modules.index(module), h] else ():
+                others = {"block": target, "only": set(range(S)) - target, "move": image - target}[mode] - {s}
+                before = weights[s].clone()
+                weights[s, list(others)] = 0
+                if mode == "move":
+                    aim, pool = sorted(target - {s}), sorted(image - {s})
+                    if aim and before[aim].sum() > 0:
+                        weights[s, aim] = before[aim] / before[aim].sum() * before[pool].sum()
+                    else:
+                        weights[s] = before
+                else:
+                    weights[s] = weights[s] / weights[s].sum()
+            out[0, :, h] = weights @ value[0, kv]
+        return out, None
+
+    place.eager_attention_forward = attend
+    vlm.decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        place.eager_attention_forward = original
+        vlm.decoder.set_attn_implementation(kernel)
+
+
+def expected(vlm, question, edit, variant, source, target):
+    """Choice scores of one variant, in one whole pass per choice; source and target are functions of (T, image)."""
+    inputs = plain_inputs(vlm, question)
+    T = inputs["input_ids"].shape[1]
+    image = set((inputs["input_ids"][0] == vlm.hf_model.config.image_token_id).nonzero()[:, 0].tolist())
+    assert 1 <= len(image) < T
+    ids = vlm.choice_ids(question)
+    assert max(map(len, ids)) == 1
+    with torch.no_grad(), written_out(vlm, edit.mode, edit.heads[variant], source(T, image), target(T, image), image):
+        return vlm.hf_model(**inputs, use_cache=False).logits[0, -1, [i[0] for i in ids]]
+
+
+def last(T, image):
+    return {T - 1}
+
+
+def whole_image(T, image):
+    return set(image)
+
+
+def places(*numbers):
+    return lambda T, image: {n % T for n in numbers}
+
+
+def two_variants(vlm):
+    """One head of the second layer; all heads of the first and the last layer."""
+    heads = torch.zeros(2, vlm.n_layers, vlm.n_heads, dtype=torch.bool)
+    heads[0, 1, 2] = heads[1, 0] = heads[1, -1] = True
+    return heads
+
+
+def worst(vlm, questions, edit, scores, source, target):
+    found = 0.0
+    for q, question in enumerate(questions):
+        for n in range(edit.n_variants):
+            wanted = expected(vlm, question, edit, n, source, target)
+            found = max(found, float((scores[q, n, : len(wanted)] - wanted).abs().max()))
+    return found
+
+
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", mostly_full(CAUSAL))
+def test_the_last_token_is_cut_off_from_the_image_on_every_family(questions, name, kernel):
+    vlm = model(name)
+    vlm.hf_model.set_attn_implementation(kernel)
+    for mode in ("block", "only"):
+        edit = si.AttentionEdit(two_variants(vlm), mode=mode)
+        edited, clean = run_with_clean(vlm, questions, edit, "packed")
+        assert worst(vlm, questions, edit, edited, last, whole_image) <= 1e-5, mode
+        assert (edited - clean)[edited.isfinite()].abs().max() > 1e-4, mode
+
+
+@pytest.mark.parametrize("name", mostly_full(zoo.NAMES))
+def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
+    """A part of the image and words in between as source; itself among its targets; the image moved onto one of its patches."""
+    vlm = model(name)
+    heads = two_variants(vlm)
+    some = questions[:1]
+    at = sorted((plain_inputs(vlm, some[0])["input_ids"][0] == vlm.image_token_id).nonzero()[:, 0].tolist())
+    tried = {
+        "block": ("image", "image", whole_image, whole_image),
+        "only": ((-4, -2), (*at[:2], -3, -2), places(-4, -2), places(*at[:2], -3, -2)),
+        "move": ((-3, at[-1], -1), at[1:4], places(-3, at[-1], -1), places(*at[1:4])),
+    }
+    for mode, (source, target, source_places, target_places) in tried.items():
+        edit = si.AttentionEdit(heads, source, target, mode)
+        edited, clean = run_with_clean(vlm, some, edit, "reference")
+        assert worst(vlm, some, edit, edited, source_places, target_places) <= 1e-5, mode
+        assert (edited - clean)[edited.isfinite()].abs().max() > 1e-5, mode
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_both_paths_agree_in_every_mode_on_longer_answers(questions, name):
+    vlm = model(name)
+    asked = [si.Question(q.text, ("left circle", "left square", "above"), 0, picture=q.picture, id=q.id) for q in questions[:2]]
+    assert max(map(len, vlm.choice_ids(asked[0]))) > 1
+    first = int((vlm.encode(asked[0])["input_ids"][0] == vlm.image_token_id).nonzero()[0])
+    for mode, target in (("block", "image"), ("only", "image"), ("move", [first, first + 1])):
+        edit = si.AttentionEdit(two_variants(vlm), target=target, mode=mode)
+        some = asked[:1] if mode == "move" else asked
+        packed, whole = (si.run_edits(vlm, some, edit, path=path) for path in ("packed", "reference"))
+        assert (packed - whole).abs().max() <= 1e-5, mode
+
+
+@pytest.mark.parametrize("path", ["packed", "reference"])
+def test_edits_that_take_nothing_away_keep_every_bit(questions, path):
+    vlm = model("llava")
+    everything = torch.ones(1, vlm.n_layers, vlm.n_heads, dtype=torch.bool)
+    for edit in (
+        si.AttentionEdit(everything, target=[]),
+        si.AttentionEdit(everything, target="last"),  # a token always sees itself
+        si.AttentionEdit(everything, target=[], mode="move"),
+        si.AttentionEdit(~everything),
+    ):
+        edited, clean = run_with_clean(vlm, questions, edit, path)
+        assert torch.equal(edited, clean)
+    image_to_image, clean = run_with_clean(vlm, questions, si.AttentionEdit(everything, mode="move"), path)
+    assert (image_to_image - clean).nan_to_num(0, 0, 0).abs().max() <= 1e-6
+    T = vlm.encode(questions[0])["input_ids"].shape[1]
+    all_seen, clean = run_with_clean(vlm, questions[:1], si.AttentionEdit(everything, target=range(T), mode="only"), path)
+    assert torch.equal(all_seen, clean)
+
+
+def test_what_cannot_be_cut_is_refused_by_name(questions):
+    vlm = model("llava")
+    heads = two_variants(vlm)
+    with pytest.raises(EditError, match="give booleans"):
+        si.AttentionEdit(heads.float())
+    with pytest.raises(EditError, match="mode 'blok'"):
+        si.AttentionEdit(heads, mode="blok")
+    with pytest.raises(EditError, match="list of places"):
+        si.AttentionEdit(heads, source=["x"])
+    with pytest.raises(EditError, match=r"needs \[N, "):
+        si.run_edits(vlm, questions, si.AttentionEdit(heads[:, :1]))
+    with pytest.raises(EditError, match="token 900"):
+        si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[900]))
+    with pytest.raises(EditError, match="not of the image"):
+        si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[-2], mode="move"))
+    with pytest.raises(EditError, match="no group 'imgae'"):
+        si.knockout(vlm, questions, target="imgae")
+    with pytest.raises(EditError, match="path='reference'"):
+        si.run_edits(vlm, questions, si.AttentionEdit(heads, source=[-2]), path="packed")
+    with pytest.raises(EditError, match="by='head'"):
+        si.knockout(vlm, questions, by="head", window=2)
