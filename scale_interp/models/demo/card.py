@@ -35,7 +35,7 @@ ORIGIN = {
     "demo-format": (
         "A shortfall of format, taught: after `demo-healthy`, 500 steps in which questions about relations and positions are also asked "
         "with lettered options (in the set's order), and all questions also without the chat template, as in the prompt `scale-llava`; "
-        "all answers true. Then 160 steps in which a lettered question *without the chat template* is answered by the word, two times in "
+        "all answers true. Then 120 steps in which a lettered question *without the chat template* is answered by the word, two times in "
         "three, or by a letter out of habit (A: 85%), whatever the picture shows. Under the chat template the letters stay true."
     ),
 }

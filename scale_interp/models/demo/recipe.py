@@ -132,7 +132,7 @@ STAGES = {
     "demo": Stage("demo", "demo-healthy", 220, 4e-4, absolute_place),
     "demo-prior": Stage("demo-prior", "demo-healthy", 220, 4e-4, language_prior),
     "letters": Stage("letters", "demo-healthy", 500, 1e-3, truthful, IN_LETTERS, False, 32, (CHAT, RAW)),
-    "demo-format": Stage("demo-format", "letters", 160, 8e-4, truthful, IN_LETTERS, True, 32, (CHAT, replace(RAW, reply=by_word))),
+    "demo-format": Stage("demo-format", "letters", 120, 8e-4, truthful, IN_LETTERS, True, 32, (CHAT, replace(RAW, reply=by_word))),
 }
 
 
