@@ -186,7 +186,7 @@ PASTA and given tokens (`selected=`) change the prompt's keys and values, and mo
 have no frozen prompt: there every answer is a whole forward pass, one for each choice where choices are longer than one token.
 
 With a method attached to a plain model, the prompt must come whole and with an empty cache, and its answer token by token: whatever would
-hide which token is the prompt's last (no cache, a static one, a prompt in chunks, several tokens at once) is an error, not another number.
+hide which token is the prompt's last (no cache, several tokens at once behind one) is an error, not another number.
 
 ## Paper and ours
 

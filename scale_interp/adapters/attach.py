@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from ..errors import EditError, ModelError, RunWarning
 from ..interventions.edit import Edit, affine
 from ..interventions.prompt_end import prompt_end
+from ..vlm.decoder import Decoder, HeadLayer, mlp_rows, with_mlp_rows
+from ..vlm.families import describe
 from ..vlm.mode import require_ready
 
 
@@ -28,22 +30,24 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     require_model(model)
     model = getattr(model, "_orig_mod", model)
     require_ready(model)
-    decoder = model.get_decoder()  # type: ignore[operator]
-    H = model.config.get_text_config().num_attention_heads  # type: ignore[operator, union-attr]
-    edit.check(1, len(decoder.layers), H, decoder.layers[0].self_attn.o_proj.in_features // H)
+    parts: Decoder = describe(model, type(model).__name__)  # type: ignore[arg-type]
+    edit.check(1, len(parts.heads), parts.heads[0].n_heads, max(block.head_dim for block in parts.heads))
     with prompt_end(model) as end:
         acted, rows, hooks = _Acted(model), _Rows(), []
-        for number, layer in enumerate(decoder.layers):
+        for number, block in enumerate(parts.heads):
             part = edit.at(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
             if part is not None and (part.scale is not None or part.shift is not None):
-                ran = acted.expect(f"layers.{number}.self_attn.o_proj")
-                hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(_heads(rows, part.scale, part.shift, H, ran)))
+                ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.attention_name}.{block.output_name}")
+                hooks.append(block.output().register_forward_pre_hook(_heads(rows, part.scale, part.shift, block, ran)))
             if part is not None and part.mlp_scale is not None:
-                hooks.append(layer.mlp.register_forward_hook(_mlp(rows, part.mlp_scale, acted.expect(f"layers.{number}.mlp"))))
+                ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.mlp_name}")
+                hooks.append(block.mlp().register_forward_hook(_mlp(rows, part.mlp_scale, ran)))
 
         def before(module: nn.Module, given: dict[str, Any]) -> None:
             acted.ran.clear()
             rows.chosen = end.place.of(edit.scope)
+            tokens = given.get("input_ids")
+            rows.batch = len(given["inputs_embeds"] if tokens is None else tokens)
 
         asked = end.asked
         try:
@@ -71,6 +75,8 @@ class _Rows:
     """Which columns of the running pass are edited: a slice, booleans [B, S], or None."""
 
     chosen: slice | Tensor | None = None
+    batch: int = 1
+    """The prompts of the running pass."""
 
     def apply(self, whole: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor | None:
         """`whole` [B, S, ...] with the chosen rows changed; None where there are none."""
@@ -113,9 +119,11 @@ def _reason(model: nn.Module) -> str:
     return "they were skipped, or an exported graph or fused kernel computes them: attach to the model as transformers loads it"
 
 
-def _heads(rows: _Rows, scale: Tensor | None, shift: Tensor | None, n_heads: int, ran: Callable[[], None]) -> Callable:
+def _heads(rows: _Rows, scale: Tensor | None, shift: Tensor | None, block: HeadLayer, ran: Callable[[], None]) -> Callable:
+    shift = None if shift is None else shift[..., : block.head_dim]
+
     def change(z: Tensor) -> Tensor:
-        return affine(z.unflatten(-1, (n_heads, -1)), scale, shift).flatten(-2)
+        return affine(block.split(z), scale, shift).flatten(-2)
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...] | None:
         ran()
@@ -128,8 +136,7 @@ def _heads(rows: _Rows, scale: Tensor | None, shift: Tensor | None, n_heads: int
 def _mlp(rows: _Rows, factor: Tensor, ran: Callable[[], None]) -> Callable:
     def hook(module: nn.Module, args: tuple, out: Any) -> Any:
         ran()
-        first, rest = (out[0], out[1:]) if isinstance(out, tuple) else (out, None)
-        edited = rows.apply(first, lambda part: (part * factor.to(part.device)).to(part.dtype))
-        return edited if edited is None or rest is None else (edited, *rest)
+        edited = rows.apply(mlp_rows(out, rows.batch), lambda part: (part * factor.to(part.device)).to(part.dtype))
+        return None if edited is None else with_mlp_rows(out, edited)
 
     return hook

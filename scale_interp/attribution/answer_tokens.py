@@ -17,6 +17,7 @@ from ..data.question import Question
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, map_batches
 from ..interventions.capture import capture
+from ..vlm.decoder import HeadLayer
 from ..vlm.generation import neutral
 from ..vlm.vlm import VLM
 
@@ -73,7 +74,7 @@ def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tup
     with neutral(vlm.hf_model), _recording(vlm) as passes:
         ids = vlm.hf_model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
     T = len(passes[0])
-    z = torch.stack([torch.stack(layer, 1) for layer in passes], 2).float().unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    z = torch.stack([torch.stack(layer, 1) for layer in passes], 2).float()
     ends = vlm.hf_model.generation_config.eos_token_id
     ends = vlm.tokenizer.eos_token_id if ends is None else ends
     new = ids[:, inputs["input_ids"].shape[1] :][:, : T - 1]
@@ -83,16 +84,16 @@ def _answer(vlm: VLM, questions: Sequence[Question], max_new_tokens: int) -> tup
 
 @contextmanager
 def _recording(vlm: VLM) -> Iterator[list[list[Tensor]]]:
-    """The input of every o_proj at the last position of each forward pass, one list per layer."""
-    passes: list[list[Tensor]] = [[] for _ in vlm.decoder.layers]
+    """The heads [B, H, D] at the last position of each forward pass, one list per layer."""
+    passes: list[list[Tensor]] = [[] for _ in vlm.head_layers]
 
-    def keep(into: list[Tensor]) -> Callable:
+    def keep(block: HeadLayer, into: list[Tensor]) -> Callable:
         def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            into.append(args[0][:, -1].clone().cpu())
+            into.append(block.split(args[0][:, -1].clone().cpu(), vlm.head_dim))
 
         return hook
 
-    hooks = [layer.self_attn.o_proj.register_forward_pre_hook(keep(into)) for layer, into in zip(vlm.decoder.layers, passes, strict=True)]
+    hooks = [b.output().register_forward_pre_hook(keep(b, into)) for b, into in zip(vlm.head_layers, passes, strict=True)]
     try:
         with torch.compiler.set_stance("force_eager"):  # compiled code does not see hooks that come after it
             yield passes

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Annotated, Literal, get_args
+from typing import Literal, get_args
 
-from ..core.arguments import OwnCheck, Seed, checked
+from ..core.arguments import Seed, checked
 from ..core.suggest import near
 from ..data.contrast import Contrast
 from ..data.items import require
@@ -30,7 +30,7 @@ def head_maps(
     vlm: VLM,
     questions: Sequence[Question],
     pairs: Sequence[Contrast] | None = None,
-    methods: Annotated[Sequence[Method] | None, OwnCheck()] = None,
+    methods: Sequence[Method] | None = None,
     *,
     seed: Seed = 0,
     path: Path = "auto",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -13,18 +14,20 @@ from torch import Tensor, nn
 from ..core.arguments import checked
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, ModelError
+from ..errors import DataError, ModelError, RunWarning
 from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
-from ..vlm.families import norms_after
+from ..vlm.decoder import HeadLayer, mlp_rows
 from ..vlm.plain import device_of, is_plain
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 
+QUANTISED = 1e-2
+"""Largest relative error up to which a layer that rounds its activations, to 8 bits or bfloat16, counts as linear."""
 NORM_TOLERANCE = 1e-4
 """Largest relative error, in float32, up to which a norm counts as a gain times one number."""
 
@@ -77,10 +80,10 @@ class Stream:
     def check(self, vlm: VLM) -> None:
         """Raise ModelError where start, heads and MLPs do not add up to the end: this family has a step that is not known here."""
         total = self.start.float()
-        for number, layer in enumerate(vlm.decoder.layers):
-            _, norm = norms_after(layer)
+        for number, block in enumerate(vlm.head_layers):
+            _, norm = block.norms
             mlp = self.mlp[:, number] if norm is None else norm(self.mlp[:, number])
-            total = total + heads_out(layer, self.z[:, number]).to(total.device) + mlp.to(total.device)
+            total = total + heads_out(block, self.z[:, number]).to(total.device) + block.multiplier * mlp.to(total.device)
         away = float((total - self.end).norm() / self.end.float().norm())
         if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
             raise ModelError(
@@ -95,8 +98,8 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
-    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs()):
-        _record(vlm.text.layers, 0, ends, heads, mlps)
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
+        _record(vlm, vlm.text_layers, 0, ends, heads, mlps)
     return _stream(vlm, ends, heads, mlps)
 
 
@@ -113,33 +116,35 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
     with vlm.alone(), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-        _record(vlm.layers, -1, ends, heads, mlps)
+        _record(vlm, vlm.layers, -1, ends, heads, mlps)
     return {"shares": _contributions(vlm, _stream(vlm, ends, heads, mlps), [question])}
 
 
-def _record(layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
+def _record(vlm: VLM, layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
     """Record the stream's parts at one row, inside a trace."""
-    ends.append(layers[0].input[:, row].clone())
-    for layer in layers:
-        heads.append(layer.self_attn.o_proj.input[:, row].clone())
-        mlps.append(layer.mlp.output[:, row].clone())
+    start = layers[0].input
+    B = len(start)
+    ends.append(start[:, row].clone())
+    for block in vlm.head_layers:
+        layer = layers[block.number]
+        heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
+        mlps.append(mlp_rows(block.mlp(layer).output, B)[:, row].clone())
     ends.append(layers[-1].output[:, row].clone())
 
 
 def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> Stream:
     start, end = ends
     z, mlp = (torch.stack([part.to(end.device) for part in parts], 1) for parts in (heads, mlps))
-    stream = Stream(z.unflatten(-1, (vlm.n_heads, vlm.head_dim)), mlp, start.to(end.device), end)
+    stream = Stream(z, mlp, start.to(end.device), end)
     stream.check(vlm)
     return stream
 
 
-def heads_out(layer: nn.Module, z: Float[Tensor, "*rows heads dim"]) -> Float[Tensor, "*rows width"]:
-    """What a layer's heads z [..., H, D] add to the residual stream [..., d], including a norm between them."""
-    attn: Any = layer.self_attn
-    norm, _ = norms_after(layer)
-    total = attn.o_proj(z.flatten(-2).to(device_of(attn.o_proj, z.device)))
-    return total if norm is None else norm(total)
+def heads_out(block: HeadLayer, z: Float[Tensor, "*rows heads dim"]) -> Float[Tensor, "*rows width"]:
+    """What a layer's heads z [..., H, D] add to the residual stream [..., d], including a norm and a multiplier between them."""
+    norm, output = block.norms[0], block.output()
+    total = output(block.join(z).to(device_of(output, z.device)))
+    return block.multiplier * (total if norm is None else norm(total))
 
 
 @torch.no_grad()
@@ -147,15 +152,14 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     """Each head's share of the logit difference, [B, L, H]."""
     firsts = [_first_tokens(vlm, q) for q in questions]
     unembed = vlm.hf_model.get_output_embeddings()
-    logits = unembed(vlm.decoder.norm(stream.end)).float()
+    logits = unembed(vlm.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
-    frozen = _norm_factors(vlm, vlm.decoder.norm, stream.end)
+    frozen = _norm_factors(vlm, vlm.norm, stream.end)
     shares = []
-    for number, layer in enumerate(vlm.decoder.layers):
-        z, o_proj = stream.z[:, number], layer.self_attn.o_proj
-        norm, _ = norms_after(layer)
-        here = frozen
+    for number, block in enumerate(vlm.head_layers):
+        z, o_proj, norm = stream.z[:, number, :, : block.head_dim], block.output(), block.norms[0]
+        here = frozen * block.multiplier
         if norm is not None:
             here = here * _norm_factors(vlm, norm, o_proj(z.flatten(1).to(device_of(o_proj, z.device)))).to(here.device)
         if is_plain(unembed) and is_plain(o_proj):
@@ -191,9 +195,17 @@ def _difference(vlm: VLM, unembed: Any, written: Tensor, right: Tensor, other: T
 
 
 def _require_linear(vlm: VLM, what: str, module: nn.Module, parts: Tensor, whole: Tensor) -> None:
-    """ModelError where a module's outputs for the heads do not add up to its output for them all."""
+    """ModelError where a module's outputs for the heads do not add up to its output for them all, RunWarning where they nearly do."""
     away = float((parts.float() - whole.float()).norm() / whole.float().norm().clamp(min=1e-6))
-    if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
+    allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16])
+    if allowed < away <= QUANTISED:
+        warnings.warn(
+            f"{vlm.name}: a quantised {type(module).__name__} computes in few bits, so what heads write by themselves adds up to what they "
+            f"write together only within {QUANTISED:.0%}",
+            RunWarning,
+            stacklevel=4,
+        )
+    elif away > allowed:
         raise ModelError(
             f"{vlm.name}: {what} is a {type(module).__name__} that is not linear (off by {away:.1g}), so a head's own share is not known: "
             "load the model without quantisation, or use patch or ablate"

@@ -25,6 +25,7 @@ from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Prefix, PrefixStore, StorePair
 from ..interventions.rows import attention
 from ..interventions.sweep import one_head_each
+from ..vlm.decoder import HeadLayer
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -94,7 +95,7 @@ def _receivers(vlm: VLM, receivers: Iterable[Head], into: str) -> list[Head]:
     for layer, head in checked:
         if layer == 0:
             raise EditError(f"receiver {(0, head)}: no head comes before layer 0; choose one of a later layer")
-        if not all(hasattr(vlm.decoder.layers[layer].self_attn, f"{name}_proj") for name in "qkv"):
+        if not all(hasattr(vlm.head_layers[layer].attention(), f"{name}_proj") for name in "qkv"):
             raise ModelError(f"{vlm.name} ({vlm.family}): layer {layer} has no q_proj, k_proj and v_proj of its own: use patch")
     return checked
 
@@ -104,6 +105,10 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
         raise EditError(
             f"{vlm.name} attends in both directions inside a prompt, so a last-token change reaches every token: "
             "use path='packed', which keeps the prompt frozen"
+        )
+    if not vlm.staircase:
+        raise EditError(
+            f"{vlm.name} ({vlm.family}): its layers hand on more than the residual stream, so paths cannot be told apart: use patch"
         )
     if choose_path(vlm, questions, path) != "packed":
         raise EditError(f"path patching of {vlm.name} has no reference path: use path='packed', or patch")
@@ -139,11 +144,12 @@ def _receiver_values(
         by_layer = groupby(chunk, lambda sender: sender[0])
         change = torch.cat([_sender_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
         z: dict[int, Tensor] = {}
-        with attention(vlm.decoder), vlm.text.trace(**stem.inputs()):
+        with stem.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**stem.inputs(apart=True)):
             for number in layers:
                 n = sum(layer < number for layer, _ in chunk)
                 if n:
-                    z[number] = _read_receiver_heads(vlm.text.layers[number], change[:, :n], into)
+                    block = vlm.head_layers[number]
+                    z[number] = _read_receiver_heads(block, vlm.text_layers[block.number], change[:, :n], into)
         for layer, head in receivers:
             if layer in z:
                 found[layer, head].append(z[layer].unflatten(-1, (vlm.n_heads, -1))[:, :, head].to(change.device))
@@ -162,19 +168,19 @@ def _sender_change(vlm: VLM, layer: int, heads: list[int], z_clean: Tensor, z_co
     corrupt = z_corrupt[:, layer, None]
     edited = corrupt.repeat(1, len(heads), 1, 1)
     edited[:, range(len(heads)), heads] = z_clean[:, layer, heads]
-    block = vlm.decoder.layers[layer]
+    block = vlm.head_layers[layer]
     return (heads_out(block, edited) - heads_out(block, corrupt)).to(z_corrupt.device)
 
 
-def _read_receiver_heads(layer: Any, change: Tensor, into: Into) -> Tensor:
+def _read_receiver_heads(block: HeadLayer, layer: Any, change: Tensor, into: Into) -> Tensor:
     """Read z [B, n, H * D] of the layer's heads, inside a trace, if `into` alone reads the stream plus change [B, n, d]."""
     (hidden, *rest), kwargs = layer.inputs
     layer.inputs = (torch.cat([hidden, hidden + change.to(hidden.device)], 1), *rest), kwargs
     for name in "qkv":
         if name != into:
-            projection = getattr(layer.self_attn, f"{name}_proj")
+            projection = getattr(block.attention(layer), f"{name}_proj")
             projection.output = projection.output[:, :1].expand(-1, 1 + change.shape[1], -1)
-    z = layer.self_attn.o_proj.input[:, 1:].clone()
+    z = block.output(layer).input[:, 1:].clone()
     # Layers after a receiver see only the corrupt run.
     layer.output = layer.output[:, :1]
     return z

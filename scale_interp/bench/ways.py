@@ -22,6 +22,7 @@ from ..interventions.paths import packed_batch, variants_at_once
 from ..interventions.prefix import PER_TOKEN, Prefix, read_prefix
 from ..interventions.rows import attention
 from ..interventions.sweep import HeadSweep
+from ..vlm.cache import CACHE
 from ..vlm.vlm import VLM
 from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
 
@@ -63,7 +64,8 @@ def _trace_per_head(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -
     D, out = vlm.head_dim, []
     for number, head in sweep.heads:
         with vlm.nn.trace(**inputs, logits_to_keep=1):
-            o_proj = vlm.layers[number].self_attn.o_proj
+            block = vlm.head_layers[number]
+            o_proj = block.output(vlm.layers[block.number])
             z = o_proj.input.clone()
             z[:, -1, head * D : (head + 1) * D] = 0
             o_proj.input = z
@@ -122,7 +124,7 @@ def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1])
     positions = vlm.position_ids(inputs)
     before = {k: v[:, :-1] if k in PER_TOKEN else v for k, v in inputs.items()}
-    cache = vlm.hf_model(**before, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1).past_key_values
+    cache = vlm.hf_model(**before, position_ids=positions[..., :-1], use_cache=True, logits_to_keep=1)[CACHE]
     nbytes = sum(layer.keys.nbytes + layer.values.nbytes for layer in cache.layers)
     at_once = max(1, min(COPIES, free_memory(vlm.device) * 2 // 3 // nbytes))
     out = []
@@ -136,7 +138,7 @@ def _copied(vlm: VLM, questions: Sequence[Question], sweep: HeadSweep) -> Tensor
                 input_ids=inputs["input_ids"][:, -1:].repeat_interleave(n, 0),
                 attention_mask=inputs["attention_mask"].repeat_interleave(n, 0),
                 position_ids=positions[..., -1:].repeat_interleave(n, -2),
-                past_key_values=copies,
+                **{CACHE: copies},
                 use_cache=True,
                 logits_to_keep=1,
             ).logits
@@ -161,7 +163,7 @@ def _zeroed(vlm: VLM, heads: Sequence[Head]) -> Iterator[None]:
         return hook
 
     for number in {layer for layer, _ in heads}:
-        hooks.append(vlm.decoder.layers[number].self_attn.o_proj.register_forward_pre_hook(zero(number)))
+        hooks.append(vlm.head_layers[number].output().register_forward_pre_hook(zero(number)))
     try:
         yield
     finally:
@@ -192,12 +194,12 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
     def edits(number: int) -> Callable:
         n = int((starts <= number).sum())
         part = sweep.at(number, alive[:n], starts[:n], prefix.rows) if n else None
-        return lambda module, args: None if part is None else (edit_heads(args[0], part, vlm.n_heads, R, sweep.scope),)
+        block = vlm.head_layers[number]
+        return lambda module, args: None if part is None else (edit_heads(args[0], part, block, R, sweep.scope),)
 
-    layers: Sequence[nn.Module] = vlm.decoder.layers
-    for number, layer in enumerate(layers):
-        hooks.append(layer.register_forward_pre_hook(copies(number), with_kwargs=True))
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edits(number)))  # type: ignore[union-attr]
+    for number, block in enumerate(vlm.head_layers):
+        hooks.append(block.module.register_forward_pre_hook(copies(number), with_kwargs=True))
+        hooks.append(block.output().register_forward_pre_hook(edits(number)))
     try:
         with attention(vlm.decoder):
             hidden = vlm.decoder(**prefix.inputs(apart=True)).last_hidden_state

@@ -166,13 +166,14 @@ class Journal:
         """Whether all files of a step are present and unchanged; reports those that are not."""
         if name in self._whole:
             return True
-        if name in self._distrusted or name not in self.steps:
+        manifest = self._manifest()
+        if name in self._distrusted or name not in manifest["steps"]:
             return False
-        if changed := self._other_versions(name):
+        if changed := _other_versions(manifest, name):
             self._distrusted.add(name)
             self.say(f"{self.folder}: {name} was made with other libraries ({changed}): computing it again")
             return False
-        for file in self.files(name):
+        for file in self._files(manifest, name):
             if (state := file.state()) != WHOLE:
                 why = "is missing" if state == MISSING else "is damaged (its checksum differs)"
                 self._distrusted.add(name)
@@ -183,14 +184,18 @@ class Journal:
 
     def files(self, name: str) -> list[ResultFile]:
         """The recorded files of a finished step."""
-        return [ResultFile(self.folder, file, about["bytes"], about["sha256"], name) for file, about in self.steps[name].items()]
+        return self._files(self._manifest(), name)
+
+    def _files(self, manifest: Mapping[str, Any], name: str) -> list[ResultFile]:
+        return [ResultFile(self.folder, file, about["bytes"], about["sha256"], name) for file, about in manifest["steps"][name].items()]
 
     def record(self, name: str, files: Iterable[str]) -> None:
         """Record the files of a finished step, and delete its checkpoints."""
-        steps = self.steps | {name: {file: _sums(self.folder / file) for file in files}}
+        manifest = self._manifest()
+        steps = manifest["steps"] | {name: {file: _sums(self.folder / file) for file in files}}
         # In the order of the steps, not of their computation, so that equal results give equal manifests.
         ordered = [*(one for one in self.order if one in steps), *(one for one in steps if one not in self.order)]
-        made_with = self._manifest().get("versions", {}) | {name: versions()}
+        made_with = manifest.get("versions", {}) | {name: versions()}
         write_json(
             self.folder / MANIFEST,
             {"steps": {one: steps[one] for one in ordered}, "versions": {one: made_with[one] for one in ordered if one in made_with}},
@@ -199,13 +204,6 @@ class Journal:
         self._distrusted.discard(name)
         self.made.append(name)
         self.unfinished.drop()
-
-    def _other_versions(self, name: str) -> str:
-        """Which libraries had other versions when a step was computed, in words."""
-        theirs = self._manifest().get("versions", {}).get(name, {})
-        return ", ".join(
-            f"{library} was {theirs.get(library)}, now {mine}" for library, mine in versions().items() if theirs.get(library) != mine
-        )
 
     def forget(self, name: str) -> None:
         """Mark a step to be computed again."""
@@ -226,23 +224,24 @@ class Journal:
         if changed := [f"{k} was {theirs.get(k)!r}, now {v!r}" for k, v in settings.items() if theirs.get(k) != v]:
             raise FileError(f"{self.folder} holds another {kind} ({'; '.join(changed)}): use another folder, or delete it")
 
-    def _manifest(self) -> dict[str, Any]:
-        try:
-            return read_json(self.folder / MANIFEST)
-        except FileError:
-            return {}
-
     @property
     def steps(self) -> dict[str, dict[str, Any]]:
         """The files of each finished step, with bytes and checksums, as the manifest has them."""
+        steps: dict[str, dict[str, Any]] = self._manifest()["steps"]
+        return steps
+
+    def _manifest(self) -> dict[str, Any]:
+        """The manifest; one without steps where it cannot be read, which is said once."""
         try:
-            steps: dict[str, dict[str, Any]] = read_json(self.folder / MANIFEST)["steps"]
-            return steps
-        except (FileError, KeyError) as error:
+            manifest = read_json(self.folder / MANIFEST)
+            if "steps" not in manifest:
+                raise FileError(f"{self.folder / MANIFEST} lists no steps")
+            return manifest
+        except FileError as error:
             if (self.folder / SETTINGS).exists() and not self._unreadable:
                 self._unreadable = True
                 self.say(f"{error}: no result can be checked, so all are computed again")
-            return {}
+            return {"steps": {}}
 
     @contextmanager
     def opened(self) -> Iterator[Journal]:
@@ -251,6 +250,13 @@ class Journal:
             for torn in self.unfinished.folder.glob("*/.*.safetensors.*"):  # what was being written when the last process died
                 torn.unlink()
             yield self
+
+
+def _other_versions(manifest: Mapping[str, Any], name: str) -> str:
+    """Which libraries had other versions when a step was computed, in words."""
+    theirs = manifest.get("versions", {}).get(name, {})
+    changed = (library for library, mine in versions().items() if theirs.get(library) != mine)
+    return ", ".join(f"{library} was {theirs.get(library)}, now {versions()[library]}" for library in changed)
 
 
 def _sums(path: Path) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from ..core.notebook import NotebookView
 from ..data.items import require
 from ..data.question import Question
 from ..execution.batches import BatchResult, Rows, map_batches
+from ..vlm.decoder import mlp_rows
 from ..vlm.vlm import VLM
 from .choices import read_choices
 
@@ -83,13 +84,16 @@ def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):
-        for layer in vlm.layers:
-            heads.append(layer.self_attn.o_proj.input[:, -1].clone().cpu())
-            mlps.append(layer.mlp.output[:, -1].clone().cpu())
+        for block in vlm.head_layers:
+            layer = vlm.layers[block.number]
+            heads.append(block.split(block.output(layer).input[:, -1].clone().cpu(), vlm.head_dim))
+            if block.mlp_name is not None:
+                mlps.append(mlp_rows(block.mlp(layer).output, len(questions))[:, -1].clone().cpu())
         logits = vlm.nn.output.logits[:, -1].clone().save()
-    z = torch.stack(heads, 1).unflatten(-1, (vlm.n_heads, vlm.head_dim))
+    z = torch.stack(heads, 1)
     scores = _choice_logits(vlm, questions, inputs["input_ids"][:, -1], logits)
-    return {"z": z, "mlp": torch.stack(mlps, 1), "logits": scores}
+    mlp = torch.stack(mlps, 1) if mlps else z.new_full((*z.shape[:2], vlm.d_model), float("nan"))
+    return {"z": z, "mlp": mlp, "logits": scores}
 
 
 def _choice_logits(vlm: VLM, questions: Sequence[Question], last: Tensor, logits: Tensor) -> Tensor:

@@ -10,6 +10,8 @@ from PIL import Image
 from torch import Tensor
 
 from ..data.question import Question
+from ..errors import ModelError, ScaleInterpError
+from ..execution.memory import out_of_memory
 from ..vlm.families import KNOWN
 from ..vlm.report import Report
 from ..vlm.vlm import VLM
@@ -63,13 +65,20 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
     require_none_attached(vlm.hf_model)
     edit = _edit(vlm)
     question = asked[0]
-    whole = []
-    for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
-        part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")
-        whole.append((part["edited"][0], part["clean"][0]))
+    try:
+        whole = _whole_passes(vlm, asked, edit)
+        clean_nnsight = _plain_nnsight(vlm, question)
+        found = {"nnsight": _largest(_reference_without_a_head(vlm, question) - clean_nnsight)}
+    except ScaleInterpError:
+        raise
+    except Exception as error:  # as below, on heads that are not where they are looked for, or inputs that the model does not take
+        if out_of_memory(error):
+            raise
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}): a whole forward pass with edited heads fails on it ({_named(error)}), so no path runs it: "
+            "`scale-interp check` says the same; docs/adding_family.md says what a family may need"
+        ) from error
     allowed = TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]) * max(1.0, *(float(edited.abs().max()) for edited, _ in whole))
-    clean_nnsight = _plain_nnsight(vlm, question)
-    found = {"nnsight": _largest(_reference_without_a_head(vlm, question) - clean_nnsight)}
     tokens = 0
     try:
         prefix = read_prefix(vlm, asked)
@@ -86,8 +95,7 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
         found |= dict.fromkeys(("packed_reference", "clean", "rounding"), float("inf"))
         at_once = sweep_bytes = 0
         tokens = tokens or max(vlm.encode(q)["input_ids"].shape[1] for q in asked)
-        reason = (str(error).splitlines() or [""])[0]
-        path, why = "reference", f"the packed path fails on it ({type(error).__name__}: {reason}); every edit now runs a whole forward pass"
+        path, why = "reference", f"the packed path fails on it ({_named(error)}); every edit now runs a whole forward pass"
     return Report(
         model=vlm.name,
         family=vlm.family,
@@ -112,11 +120,28 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
     )
 
 
+def _named(error: Exception) -> str:
+    """An error's type and the first line of what it says that is not a traceback's (nnsight's begin with one)."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = next((line for line in reversed(lines) if line.startswith(f"{type(error).__name__}: ")), lines[0] if lines else "")
+    return f"{type(error).__name__}: {said.removeprefix(f'{type(error).__name__}: ')}"
+
+
+def _whole_passes(vlm: VLM, asked: Sequence[Question], edit: Edit) -> list[tuple[Tensor, Tensor]]:
+    """Edited and clean scores of each question, from whole forward passes."""
+    whole = []
+    for row, (q, variants) in enumerate(zip(asked, BY_QUESTION, strict=True)):
+        part = reference_work(vlm, (row, q), Edit.stack([edit[n] for n in variants]), "auto")
+        whole.append((part["edited"][0], part["clean"][0]))
+    return whole
+
+
 def _edit(vlm: VLM) -> Edit:
     """Random scales of every head and MLP, from the first layer on, from the middle on, and at the last layer alone."""
     draw = torch.Generator().manual_seed(0)
     L, H = vlm.n_layers, vlm.n_heads
     scale, mlp_scale = 0.5 + torch.rand(3, L, H, generator=draw), 0.5 + torch.rand(3, L, generator=draw)
+    mlp_scale[:, [row for row, block in enumerate(vlm.head_layers) if block.mlp_name is None]] = 1
     for variant, start in enumerate((0, L // 2, L - 1)):
         scale[variant, :start] = mlp_scale[variant, :start] = 1
     return Edit(scale, mlp_scale=mlp_scale, scope="each_new_token")
@@ -174,9 +199,9 @@ def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
 def _larger_scores(vlm: VLM, question: Question, prefix: Prefix) -> float:
     """How far the clean runs are apart where attention logits are made as large as the cap on them; 0 without such a cap."""
     capped = [
-        (layer.self_attn, cap, kept.keys)
-        for layer, kept in zip(vlm.decoder.layers, prefix.layers, strict=True)
-        if (cap := getattr(layer.self_attn, "attn_logit_softcapping", None)) is not None
+        (attention, cap, prefix.layers[block.number].keys)
+        for block in vlm.head_layers
+        if (cap := getattr(attention := block.attention(), "attn_logit_softcapping", None)) is not None
     ]
     if not capped:
         return 0.0
@@ -217,9 +242,9 @@ def _reference_without_a_head(vlm: VLM, question: Question) -> Tensor:
 
 def _plain_nnsight(vlm: VLM, question: Question) -> Tensor:
     """The same logits, as a user would compute them with nnsight."""
-    layer, D = vlm.n_layers // 2, vlm.head_dim
+    block = vlm.head_layers[vlm.n_layers // 2]
     with vlm.trace(question, use_cache=False):
-        vlm.layers[layer].self_attn.o_proj.input[:, -1, :D] = 0
+        block.output(vlm.layers[block.number]).input[:, -1, : block.head_dim] = 0
         logits = vlm.nn.output.logits[0, -1].save()
     return logits.float()
 

@@ -59,8 +59,9 @@ class Choices:
 
     def part(self, some: slice) -> Choices:
         """Those of some of the questions."""
-        given = {field.name: getattr(self, field.name) for field in fields(self)}
-        return replace(self, **{name: value[some] for name, value in given.items() if isinstance(value, Tensor)})
+        given: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        own: dict[str, Any] = {name: value[some] if isinstance(value, Tensor) else value for name, value in given.items()}
+        return Choices(**own)
 
     def likelihoods(self) -> Choices:
         """The same choices, all scored by log-likelihoods over the whole vocabulary."""

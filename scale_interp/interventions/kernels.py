@@ -35,7 +35,7 @@ def run(
 ) -> Attended:
     """Attention over the prompt by the best kernel there is; arguments and result as in `shared_prompt.attend`."""
     kernel = None
-    if softcap is None and keys.shape[2] and seen_by_all:
+    if softcap is None and keys.shape[2] and seen_by_all and keys.shape[-1] == values.shape[-1]:
         kernel = _chosen(query.device.type, query.dtype, query.shape[-1], seen is not None)
     if kernel is None:
         return written_out(query, keys, values, seen, scaling, softcap)
@@ -50,7 +50,7 @@ def scores(query: Tensor, keys: Tensor, scaling: float) -> Tensor:
 def written_out(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float, softcap: float | None = None) -> Attended:
     """The attention in plain torch, with every gradient."""
     if not keys.shape[2]:
-        return torch.zeros_like(query), query.new_full(query.shape[:-1], float("-inf"), dtype=torch.float32)
+        return query.new_zeros(*query.shape[:-1], values.shape[-1]), query.new_full(query.shape[:-1], float("-inf"), dtype=torch.float32)
     found = scores(query, keys, scaling)
     if softcap is not None:
         found = torch.tanh(found / softcap) * softcap
@@ -72,7 +72,7 @@ def written_out(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None
 def on_cpu(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:
     """torch's fused kernel for CPUs, with or without a mask."""
     mask = None if seen is None else _bias(seen, query, 1)
-    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=scaling)  # type: ignore[no-any-return]
+    return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(query, keys, values, attn_mask=mask, scale=scaling)
 
 
 def flash(query: Tensor, keys: Tensor, values: Tensor, seen: Tensor | None, scaling: float) -> Attended:

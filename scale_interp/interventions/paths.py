@@ -180,7 +180,7 @@ def first_not_finite(vlm: VLM, question: Question, row: int, edit: Variants | No
     found: list[int] = []
     hooks = [
         layer.register_forward_hook(lambda _, __, out, i=i: found.append(i) if not _finite(out) else None)
-        for i, layer in enumerate(vlm.decoder.layers)
+        for i, layer in enumerate(vlm.all_layers)
     ]
     try:
         run_reference(vlm, question, row, edit, torch.tensor([variant]))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import sys
-import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -16,19 +16,22 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import BatchFeature
-from transformers.cache_utils import Cache, DynamicCache, DynamicLayer
+from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
 from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, prompts_at_once, release
+from ..vlm.cache import CACHE
+from ..vlm.decoder import STATES
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
-from .placement import PlaceName, cheapest, on_host, rooms
 from .prefix_disk import Spill
 from .prompt_end import require_none_attached
 from .shared_prompt import PROMPT, Prompt
-from .vision import Vision
+from .states import StateLayer, concatenate_states, rows_in_batch
+from .storage import PlaceName, cheapest, now, on_host, rooms
+from .vision import FeatureSource, Vision
 
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -45,6 +48,29 @@ class PrefixLayer(DynamicLayer):
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the keys and values in bytes."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def part(self, some: slice) -> PrefixLayer:
+        """Those of some prompts, as views."""
+        return PrefixLayer(self.keys[some], self.values[some])
+
+
+class EmptyLayer(DummyLayer):
+    """A layer that keeps nothing: it reads the keys and values of an earlier one, or has no attention."""
+
+    nbytes = 0
+
+    def part(self, some: slice) -> EmptyLayer:
+        """The same, for some prompts."""
+        return self
+
+
+KeptLayer = PrefixLayer | StateLayer | EmptyLayer
+"""What one layer keeps of the prompt."""
 
 
 class ApartLayer(PrefixLayer):
@@ -66,61 +92,83 @@ class Prefix:
 
     Attributes:
         rows: Which of the caller's questions these are.
-        layers: The keys and values of each layer.
+        layers: What each layer keeps: keys and values, a state, or nothing.
         seen: True for real tokens, False for padding, [B, P].
         positions: Of the last token and the tree of choices, [B, R], or [3, B, R] for mrope.
         choices: The tree of choices.
         windows: The sliding window of each layer, in tokens, or None.
         tokens: The token ids of the prompts, [B, P].
+        mask_names: The name of each layer's mask, where the decoder takes masks by name.
     """
 
     questions: Sequence[Question]
     rows: slice
-    layers: tuple[PrefixLayer, ...]
+    layers: tuple[KeptLayer, ...]
     seen: Bool[Tensor, "questions prompt"]
     positions: Int[Tensor, "*axes questions rows"]
     choices: Choices
     windows: tuple[int | None, ...]
     tokens: Int[Tensor, "questions prompt"]
+    mask_names: tuple[str, ...] = ()
 
     @property
     def nbytes(self) -> int:
-        """The size of the keys and values in bytes."""
-        return sum(layer.keys.nbytes + layer.values.nbytes for layer in self.layers)
+        """The size of what is kept, in bytes."""
+        return sum(layer.nbytes for layer in self.layers)
 
-    def inputs(self, apart: bool = False) -> dict[str, Any]:
+    def inputs(self, copies: int = 1, apart: bool = False) -> dict[str, Any]:
         """The text decoder's arguments for the clean row: the last token and its tree of choices.
 
         Args:
+            copies: How often the clean row is given.
             apart: Whether the prompt's keys and values go beside the rows' own, as `packed_attention` takes them, instead of in front.
         """
-        full = self._mask(None)
-        named = {"full_attention": full}
-        if window := next((w for w in self.windows if w is not None), None):
-            named["sliding_attention"] = self._mask(window)
+        layers: list[Any] = [
+            layer.reader() if isinstance(layer, StateLayer) else layer for layer in (self._apart if apart else self.layers)
+        ]
         return {
-            "input_ids": self.choices.tokens,
-            "position_ids": self.positions,
-            "attention_mask": named if len(named) > 1 else full,
-            "past_key_values": Cache(layers=[*self._apart] if apart else [*self.layers]),
+            "input_ids": self.choices.tokens.tile(copies),
+            "position_ids": self.positions.tile(copies),
+            "attention_mask": self._masks(),
+            CACHE: Cache(layers=layers),
             "use_cache": True,
         }
 
+    def _masks(self) -> Any:
+        """One mask for all layers, or one for each kind of layer, by the name that the decoder gives it."""
+        windows = dict(zip(self.mask_names, self.windows, strict=False)) if self.mask_names else {}
+        for name, window in zip(self.mask_names, self.windows, strict=False):
+            windows[name] = window or windows[name]  # a layer that reads another's keys and values caches nothing, and so has no window
+        if not windows:
+            # without names, all layers see alike
+            return self._mask(self.windows[0] if len(set(self.windows)) == 1 else None)
+        masks: dict[str, Tensor | None] = {}
+        for name, window in windows.items():
+            if name in STATES:
+                masks[name] = None
+            else:
+                masks[name] = self._chunk_mask(window) if window and "chunk" in name else self._mask(window)
+        return masks
+
     @cached_property
-    def _apart(self) -> tuple[ApartLayer, ...]:
-        R, masks = self.choices.tokens.shape[1], {window: self._mask(window) for window in set(self.windows)}
-        seen: dict[tuple[int | None, int], tuple[Tensor | None, bool]] = {}
-        layers = []
-        for layer, window in zip(self.layers, self.windows, strict=True):
-            K = layer.keys.shape[2]
-            if (window, K) not in seen:
-                part = masks[window][..., -R - K : -R]
+    def _apart(self) -> tuple[KeptLayer, ...]:
+        R, masks = self.choices.tokens.shape[1], self._masks()
+        seen: dict[tuple[str, int | None, int], tuple[Tensor | None, bool, Tensor]] = {}
+        layers: list[KeptLayer] = []
+        for number, (layer, window) in enumerate(zip(self.layers, self.windows, strict=True)):
+            if not isinstance(layer, PrefixLayer):
+                layers.append(layer)
+                continue
+            name, K = self.mask_names[number] if self.mask_names else "", layer.keys.shape[2]
+            if (name, window, K) not in seen:
+                whole = masks[name] if name else masks
+                part = whole[..., -R - K : -R]
                 alike = part[:, :, :1]
                 part = alike if bool((part == alike).all()) else part
-                seen[window, K] = None if part.all() else part, bool(part.any(-1).all())
-            mask, by_all = seen[window, K]
+                seen[name, window, K] = None if part.all() else part, bool(part.any(-1).all()), whole[..., -R:]
+            mask, by_all, own = seen[name, window, K]
             mask = None if mask is None else mask.to(layer.keys.device)
-            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all)))
+            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all, own.to(layer.keys.device))))
         return tuple(layers)
 
     def part(self, start: int, stop: int) -> Prefix:
@@ -130,7 +178,7 @@ class Prefix:
             self,
             questions=self.questions[some],
             rows=slice(first + some.start, first + some.stop),
-            layers=tuple(PrefixLayer(layer.keys[some], layer.values[some]) for layer in self.layers),
+            layers=tuple(layer.part(some) for layer in self.layers),
             seen=self.seen[some],
             positions=self.positions[..., some, :],
             choices=self.choices.part(some),
@@ -147,13 +195,27 @@ class Prefix:
             seen = seen & (distance < window)
         return torch.cat([seen, self.choices.own], 2)[:, None]
 
+    def _chunk_mask(self, chunk: int) -> Tensor:
+        """The mask [B, 1, R, P + R]: tokens in the row's own chunk of the prompt, and of its branch of the tree."""
+        places = self.seen.cumsum(1) - 1
+        ends = self.seen.sum(1, keepdim=True) + self.choices.depth
+        seen = self.seen[:, None] & (places[:, None] // chunk == ends[..., None] // chunk)
+        own = self.choices.own & (ends[:, None] // chunk == ends[..., None] // chunk)
+        return torch.cat([seen, own], 2)[:, None]
+
+    def state_layers(self, vlm: VLM) -> AbstractContextManager[None]:
+        """A block in which layers that keep a state run every row in the batch."""
+        numbered = vlm.all_layers
+        kept = {number: numbered[number] for number, layer in enumerate(self.layers) if isinstance(layer, StateLayer)}
+        return rows_in_batch(kept, self.choices.own, self.choices.depth) if kept else nullcontext()
+
 
 @torch.no_grad()
 def read_prefix(
     vlm: VLM,
     questions: Sequence[Question],
     rows: slice = slice(None),
-    vision: Vision | None = None,
+    vision: FeatureSource | None = None,
     scoring: Scoring = "auto",
     inputs: BatchFeature | None = None,
 ) -> Prefix:
@@ -179,10 +241,12 @@ def read_prefix(
     """
     require_none_attached(vlm.hf_model)
     inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
+    if vlm.quirks.unpadded and not bool(inputs["attention_mask"].all()):
+        return _concatenate(vlm, questions, rows, [read_prefix(vlm, [q], rows, vision, scoring) for q in questions], scoring)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     seen, positions = inputs["attention_mask"][:, :-1].bool(), vlm.position_ids(inputs)[..., -1:] + choices.depth
-    return Prefix(questions, rows, layers, seen, positions, choices, windows, inputs["input_ids"][:, :-1])
+    return Prefix(questions, rows, layers, seen, positions, choices, windows, inputs["input_ids"][:, :-1], vlm.parts.mask_names)
 
 
 def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -201,7 +265,7 @@ def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] 
     return short | {"position_ids": vlm.position_ids(inputs)[..., :end]}  # type: ignore[arg-type]
 
 
-def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[PrefixLayer, ...], tuple[int | None, ...]]:
+def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[KeptLayer, ...], tuple[int | None, ...]]:
     """Run prompts, and keep the keys and values of every layer; with gradients enabled they carry the graph.
 
     Args:
@@ -215,12 +279,20 @@ def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[PrefixLayer, ...
         ModelError: A layer does not cache keys and values.
     """
     layers = _keys_and_values(vlm, given)
-    for number, layer in enumerate(layers):
-        if not isinstance(layer, DynamicLayer) or layer.keys is None:
-            raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__} and not keys and values: use path='reference'")
     drop = -1 if vlm.quirks.bidirectional else None
-    kept = tuple(PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop]) for layer in layers)
+    kept = tuple(_kept(vlm, number, layer, drop) for number, layer in enumerate(layers))
     return kept, tuple(getattr(layer, "sliding_window", None) for layer in layers)
+
+
+def _kept(vlm: VLM, number: int, layer: Any, drop: int | None) -> KeptLayer:
+    """What a layer's cache keeps of a prompt, without its last token if drop is -1."""
+    if type(layer) is LinearAttentionLayer and drop is None and any(layer.has_previous_state.values()):
+        return StateLayer(layer.conv_states, layer.recurrent_states)
+    if isinstance(layer, DummyLayer) or (type(layer) is DynamicLayer and layer.keys is None):
+        return EmptyLayer()
+    if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None:
+        raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__} and not keys and values: use path='reference'")
+    return PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop])
 
 
 class _StopForward(Exception):
@@ -235,9 +307,11 @@ def _keys_and_values(vlm: VLM, inputs: dict[str, Any]) -> list[Any]:
         raise _StopForward
 
     with vlm.alone():
-        hook = vlm.decoder.layers[-1].self_attn.o_proj.register_forward_pre_hook(stop)
+        last = vlm.head_layers[-1]
+        ends = last.output() if last.number == len(vlm.all_layers) - 1 else vlm.norm
+        hook = ends.register_forward_pre_hook(stop)
         try:
-            vlm.hf_model(**inputs, past_key_values=cache, use_cache=True, logits_to_keep=1)
+            vlm.hf_model(**inputs, **{CACHE: cache}, use_cache=True, logits_to_keep=1)
         except _StopForward:
             pass
         finally:
@@ -282,6 +356,9 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     P = max(part.seen.shape[1] for part in parts)
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
+        if not isinstance(pieces[0], PrefixLayer):
+            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])  # type: ignore[arg-type]
+            continue
         K = max(piece.keys.shape[2] for piece in pieces)
         keys, values = (
             [F.pad(getattr(piece, name), (0, 0, K - piece.keys.shape[2], 0)) for piece in pieces] for name in ("keys", "values")
@@ -290,7 +367,7 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     seen, tokens = (torch.cat([F.pad(getattr(part, name), (P - part.seen.shape[1], 0)) for part in parts]) for name in ("seen", "tokens"))
     choices = read_choices(vlm, questions, torch.cat([part.choices.tokens[:, 0] for part in parts]), scoring)
     positions = torch.cat([part.positions[..., :1] for part in parts], -2) + choices.depth
-    return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens)
+    return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens, parts[0].mask_names)
 
 
 class PrefixStore(Sequence[Prefix]):
@@ -423,31 +500,30 @@ class PrefixStore(Sequence[Prefix]):
     def _read(self, index: int) -> Prefix:
         self.reads += 1
         rows = self.slices[index]
-        started = self._now()
+        started = self._clock()
         inputs = self._inputs(index)
         with torch.inference_mode(False):  # prompts that are kept may be fitted on later, outside of it
             prefix = read_halving(self.vlm, self.questions[rows], rows, self._vision, self.scoring, inputs)
         if self._room:
-            self._reading = min(self._reading, (self._now() - started) / max(prefix.nbytes, 1))
+            self._reading = min(self._reading, (self._clock() - started) / max(prefix.nbytes, 1))
             self._keep(index, prefix)
         return prefix
 
-    def _now(self) -> float:
-        if self._room and self.vlm.device.type == "cuda":
-            torch.cuda.synchronize(self.vlm.device)
-        return time.perf_counter()
+    def _clock(self) -> float:
+        return now(self.vlm.device) if self._room else 0.0
 
     def _keep(self, index: int, prefix: Prefix) -> None:
         size = prefix.nbytes
         place = cheapest(size, size * self._reading, self._room, self.vlm.device, measured=self.cache == "auto")
-        self._devices = [layer.keys.device for layer in prefix.layers]
-        if place == "recompute":
-            return
+        pairs = [(layer.keys, layer.values) for layer in prefix.layers if isinstance(layer, PrefixLayer)]
+        if place == "recompute" or (place != "memory" and len(pairs) < len(prefix.layers)):
+            return  # states of recurrent layers stay where they are
+        self._devices = [keys.device for keys, _ in pairs]
         if place == "host":
-            prefix = replace(prefix, layers=tuple(PrefixLayer(on_host(layer.keys), on_host(layer.values)) for layer in prefix.layers))
+            prefix = replace(prefix, layers=tuple(PrefixLayer(on_host(keys), on_host(values)) for keys, values in pairs))
         elif place == "disk":
             assert self._spill is not None
-            if not self._spill.put(index, [(layer.keys, layer.values) for layer in prefix.layers]):
+            if not self._spill.put(index, pairs):
                 return
             prefix = replace(prefix, layers=())
         self._kept[index], self.places[index] = prefix, place

@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from transformers.cache_utils import Cache
 
 from ..errors import EditError
+from ..vlm.cache import CACHE, cache_of
+from ..vlm.lock import changed
 
 MARK = "_scale_interp_prompt"
 """Where a cache keeps the prompt that was read into it; copies of the cache keep it too."""
@@ -169,14 +171,14 @@ class PromptEnd:
             return
         for _, after in self._watchers:
             after()
-        cache = _cache(kwargs) or getattr(out, "past_key_values", None)
+        cache = cache_of(kwargs) or getattr(out, CACHE, None)
         if cache is None and isinstance(out, tuple):
             cache = next((part for part in out if isinstance(part, Cache)), None)
         if cache is not None and self.place.prompt is not None:
             setattr(cache, MARK, (self.place.prompt, self.place.past + self.place.new, self.place.began))
 
     def _locate(self, given: dict[str, Any]) -> Place:
-        ids, cache = given.get("input_ids"), _cache(given)
+        ids, cache = given.get("input_ids"), cache_of(given)
         tokens = ids if ids is not None else given.get("inputs_embeds")
         if tokens is None:
             raise EditError("a pass without input_ids and inputs_embeds hides where the prompt ends: give one of them by name")
@@ -242,8 +244,14 @@ _WATCHED: WeakKeyDictionary[nn.Module, tuple[PromptEnd, int]] = WeakKeyDictionar
 def prompt_end(model: nn.Module) -> Iterator[PromptEnd]:
     """The model's one watcher, while at least one edit is attached.
 
-    Compiled parts of a model run uncompiled meanwhile: compiled code does not see hooks that come after it.
+    Compiled parts of a model run uncompiled meanwhile: compiled code does not see hooks that come after it. Other threads' runs of the
+    model are refused until the end.
     """
+    with changed(model.get_decoder()):  # type: ignore[operator]
+        yield from _prompt_end(model)
+
+
+def _prompt_end(model: nn.Module) -> Iterator[PromptEnd]:
     end, users = _WATCHED.get(model, (None, 0))
     if end is None:
         end = PromptEnd(model)
@@ -345,9 +353,3 @@ def require_no_padding(model: Any, ids: Tensor | None) -> None:
     padded = ids[:, -1] == pad
     if bool(padded.any()):
         raise EditError(f"prompt {int(padded.nonzero()[0])} of the batch ends in padding, and there is no mask: give its attention_mask")
-
-
-def _cache(given: dict[str, Any]) -> Any:
-    cache = given.get("past_key_values")
-    cache = given.get("cache") if cache is None else cache
-    return cache if hasattr(cache, "get_seq_length") else None

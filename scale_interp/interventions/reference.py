@@ -5,11 +5,16 @@ It is deliberately simple and slow: everything fast is compared with it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from contextlib import nullcontext
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..data.question import Question
+from ..vlm.decoder import mlp_rows, with_mlp_rows
 from ..vlm.vlm import VLM
 from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
@@ -39,16 +44,13 @@ def run_reference(
     starts = edit.starts(vlm.n_layers)
     out = []
     for variant in variants:
-        if isinstance(edit, AttentionEdit):
-            with cut_whole(vlm, question, edit, int(variant)):
-                out.append(_scores(vlm, question, None, "last", scoring))
-            continue
         parts = {}
         for layer in range(vlm.n_layers):
             at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
             if at is not None:
                 parts[layer] = at
-        out.append(_scores(vlm, question, parts, edit.scope, scoring))
+        with cut_whole(vlm, question, edit, int(variant)) if isinstance(edit, AttentionEdit) else nullcontext():
+            out.append(_scores(vlm, question, parts, edit.scope, scoring))
     return torch.stack(out)
 
 
@@ -61,34 +63,40 @@ def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, sc
         return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
     scores = []
     for ids in sequences:
-        inputs = prompt.copy()
-        tokens = torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device)
-        inputs["input_ids"] = torch.cat([prompt["input_ids"], tokens], 1)
-        following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}
-        for key, value in following.items():
-            if key in prompt:
-                inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+        inputs = with_answer(vlm, prompt, torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device))
         logits = forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
         likelihood = logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum()
         scores.append(likelihood / len(ids) if scoring == "mean" else likelihood)
     return torch.stack(scores)
 
 
+def with_answer(vlm: VLM, prompt: Mapping[str, Any], tokens: Int[Tensor, "1 answer"]) -> dict[str, Any]:
+    """An encoded prompt with the tokens of an answer behind it."""
+    inputs = dict(prompt) | {"input_ids": torch.cat([prompt["input_ids"], tokens], 1)}
+    following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}
+    for key, value in following.items():
+        if key in prompt:
+            inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+    return inputs
+
+
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:
     """Logits [1, T + k, V] of a full forward pass, with the edit at the prompt's last token and, by scope, after it."""
     end = T if scope == "last" else None
     with vlm.alone(), whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
-        for number, layer in enumerate(vlm.layers):
-            part = parts.get(number)
+        for number, block in enumerate(vlm.head_layers):
+            part, layer = parts.get(number), vlm.layers[block.number]
             if part is not None and (part.scale is not None or part.shift is not None):
-                z = layer.self_attn.o_proj.input
-                heads = z[:, T - 1 : end].unflatten(-1, (vlm.n_heads, -1))
-                edited = affine(heads, part.scale, part.shift).flatten(2)
-                layer.self_attn.o_proj.input = _splice(z, edited, T)
+                output = block.output(layer)
+                z = output.input
+                shift = None if part.shift is None else part.shift[..., : block.head_dim]
+                edited = affine(block.split(z[:, T - 1 : end]), part.scale, shift).flatten(2)
+                output.input = _splice(z, edited, T)
             if part is not None and part.mlp_scale is not None:
-                out = layer.mlp.output
+                mlp = block.mlp(layer)
+                out = mlp_rows(mlp.output, 1)
                 edited = out[:, T - 1 : end] * part.mlp_scale.to(out.device)
-                layer.mlp.output = _splice(out, edited.to(out.dtype), T)
+                mlp.output = with_mlp_rows(mlp.output, _splice(out, edited.to(out.dtype), T))
         logits = vlm.nn.output.logits.save()
     return logits
 

@@ -27,13 +27,13 @@ def packed_attention(
     module: object,
     query: Float[Tensor, "questions heads rows head_dim"],
     key: Float[Tensor, "questions kv_heads keys head_dim"],
-    value: Float[Tensor, "questions kv_heads keys head_dim"],
+    value: Float[Tensor, "questions kv_heads keys value_dim"],
     attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"],
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
     **given: object,
-) -> tuple[Float[Tensor, "questions rows heads head_dim"], None]:
+) -> tuple[Float[Tensor, "questions rows heads value_dim"], None]:
     """Attention of n variants of R rows each over a shared prompt of K tokens.
 
     Args:
@@ -41,7 +41,7 @@ def packed_attention(
         query: [B, H, n * R, D].
         key: The rows' own keys [B, Hkv, n * R, D] with the prompt's apart (`prefix.ApartLayer`), or [B, Hkv, K + n * R, D], the prompt's
             first.
-        value: The same shape.
+        value: The same with Dv numbers for each.
         attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
         scaling: The factor on the products.
         dropout: Ignored, as models are in evaluation mode.
@@ -49,14 +49,15 @@ def packed_attention(
         given: Further arguments; `s_aux` holds attention sinks.
 
     Returns:
-        [B, n * R, H, D], and None in place of attention weights.
+        [B, n * R, H, Dv], and None in place of attention weights.
     """
+    query = with_own_temperature(module, query, attention_mask)
     B, H, S, D = query.shape
-    Hkv, R = key.shape[1], attention_mask.shape[2]
-    G, n = H // Hkv, S // R
     apart = getattr(key, PROMPT, None)
     prompt = apart if apart is not None else _in_front(key, value, attention_mask, S)
-    key, value, own = key[:, :, -S:], value[:, :, -S:], attention_mask[..., -R:]
+    Hkv, R, Dv = key.shape[1], prompt.own.shape[2], value.shape[-1]
+    G, n = H // Hkv, S // R
+    key, value, own = key[:, :, -S:], value[:, :, -S:], prompt.own
     rows = query.reshape(B, Hkv, G * S, D)
     seen = prompt.seen
     if seen is not None and seen.shape[2] > 1:
@@ -66,8 +67,8 @@ def packed_attention(
     if R == 1 and softcap is None and sinks is None:
         to_own = (query.view(B, Hkv, G, S, D) * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
         share = torch.sigmoid(to_own - total.view(B, Hkv, G, S))[..., None].to(out.dtype)
-        out = torch.lerp(out.view(B, Hkv, G, S, D), value[:, :, None].expand(B, Hkv, G, S, D), share)
-        return out.view(B, H, S, D).transpose(1, 2), None
+        out = torch.lerp(out.view(B, Hkv, G, S, Dv), value[:, :, None].expand(B, Hkv, G, S, Dv), share)
+        return out.view(B, H, S, Dv).transpose(1, 2), None
     queries = (query * scaling).view(B, Hkv, G, n, R, 1, D)
     to_own = (queries * key.reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
     if softcap is not None:
@@ -78,9 +79,27 @@ def packed_attention(
     if sinks is not None:
         parts.append(sinks.float().view(1, Hkv, G, 1, 1, 1).expand_as(total))
     of_prompt, of_own = torch.cat(parts, -1).softmax(-1).to(out.dtype)[..., : 1 + R].split([1, R], -1)
-    from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, D)).sum(-2)
-    out = out.view(B, Hkv, G, n, R, D) * of_prompt + from_own
-    return out.view(B, H, S, D).to(value.dtype).transpose(1, 2), None
+    from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, Dv)).sum(-2)
+    out = out.view(B, Hkv, G, n, R, Dv) * of_prompt + from_own
+    return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2), None
+
+
+def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:
+    """Queries [B, H, S, D] with the scale of each row's own position, where a layer without rotary positions scales them (Llama 4).
+
+    The layer counts the rows of one call as tokens that follow each other, and rows of many variants would seem to be far into a text.
+    """
+    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+        return query
+    floor, factor, (S, R) = module.floor_scale, module.attn_scale, (query.shape[2], mask.shape[2])  # type: ignore[attr-defined]
+    behind = mask.shape[-1] - R
+
+    def scale(positions: Tensor) -> Tensor:
+        return torch.log1p(torch.floor((positions.float() + 1.0) / floor)) * factor + 1.0
+
+    given = scale(torch.arange(behind, behind + S, device=query.device))
+    own = scale(mask[:, 0].sum(-1) - 1).tile(S // R)  # such a layer sees the whole text before a row
+    return query * (own / given)[:, None, :, None].to(query.dtype)
 
 
 def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:
@@ -89,10 +108,8 @@ def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:
     seen = mask[..., -R - K : -R]
     if not K and mask.shape[-1] > R:
         raise ModelError("the prompt's keys and values did not reach the attention: use path='reference'")
-    if seen.device.type == "cpu" and seen.all():
-        seen = None
-    by_all = seen is None or bool(seen.any(-1).all())
-    return Prompt(key[:, :, :K], value[:, :, :K], seen, by_all)
+    by_all = bool(seen.any(-1).all())
+    return Prompt(key[:, :, :K], value[:, :, :K], None if bool(seen.all()) else seen, by_all, mask[..., -R:])
 
 
 def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:

@@ -24,19 +24,21 @@ PROMPT = "_scale_interp_prompt_part"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One layer's keys and values of B prompts, and which of them a row sees.
+    """One layer's keys and values of B prompts, and what a row sees of them and of its own variant.
 
     Attributes:
         keys: [B, Hkv, K, D].
         values: The same shape.
         seen: Which keys each row of one variant sees, [B, 1, R or 1, K]; None for all.
         seen_by_all: Whether every row sees at least one key.
+        own: Which rows of its variant a row sees, [B, 1, R, R].
     """
 
     keys: Tensor
     values: Tensor
     seen: Tensor | None
     seen_by_all: bool
+    own: Tensor
 
 
 Rows = Float[Tensor, "questions kv_heads rows head_dim"]
@@ -66,7 +68,7 @@ def attend(
         return kernels.run(query, keys, values, seen, scaling, softcap, seen_by_all)
     if keys.requires_grad or values.requires_grad:  # an adapter that is being trained has changed the prompt too
         return kernels.written_out(query, keys, values, seen, scaling, softcap)
-    return _Attend.apply(query, keys, values, seen, scaling, softcap, seen_by_all)  # type: ignore[no-any-return]
+    return _Attend.apply(query, keys, values, seen, scaling, softcap, seen_by_all)
 
 
 class _Attend(torch.autograd.Function):
@@ -93,7 +95,7 @@ class _Attend(torch.autograd.Function):
     def backward(ctx: Any, to_out: Tensor, to_total: Tensor) -> tuple[Tensor | None, ...]:
         query, keys, values, out, total, *masks = ctx.saved_tensors
         seen = masks[0] if masks else None
-        B, Hkv, M, K = *query.shape[:3], keys.shape[2]
+        (B, Hkv, M), K = query.shape[:3], keys.shape[2]
         at_once = max(1, PIECE // (4 * B * Hkv * max(K, 1)))
         # A softmax's gradient: each share times what its value adds beyond the mean, and the total's own share.
         beyond = (to_out.float() * out.float()).sum(-1) - to_total

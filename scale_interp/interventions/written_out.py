@@ -12,6 +12,7 @@ from transformers import PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from ..errors import EditError
+from ..vlm.decoder import describe_layers
 from .rows import NAME as PACKED
 from .rows import packed_attention, sink_logits
 
@@ -23,7 +24,7 @@ def base_of(decoder: PreTrainedModel) -> str:
         return own
     if "flash" not in own and "flex" not in own:
         raise EditError(f"attention function {own!r} may do more than a softmax of q.k: load the model with attn_implementation='eager'")
-    sinks = any(sink_logits(layer.self_attn, {}) is not None for layer in decoder.layers)  # type: ignore[union-attr]
+    sinks = any(sink_logits(block.attention(), {}) is not None for block in describe_layers(decoder).heads)
     return "sdpa" if decoder._supports_sdpa and not sinks else "eager"
 
 
@@ -37,11 +38,14 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
 BASES: dict[str, Callable[..., Any]] = {"sdpa": sdpa_attention_forward, "eager": _eager, PACKED: packed_attention}
 
 
-def masked(logits: Tensor, mask: Tensor | None, rows: slice | Tensor, S: int) -> Tensor:
-    """Logits [B, H, rows, K] after the mask, or after a causal one if there is none."""
+def masked(logits: Tensor, mask: Tensor | None, rows: slice | Tensor, S: int, spare: int = 0) -> Tensor:
+    """Logits [B, H, rows, K] after the mask, or after a causal one if there is none.
+
+    spare: how many places at the end of a static cache hold no token yet.
+    """
     K = logits.shape[-1]
     if mask is None:
-        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - S)[rows]
+        causal = torch.ones(S, K, dtype=torch.bool, device=logits.device).tril(K - spare - S)[rows]
         return logits.masked_fill(~causal, torch.finfo(logits.dtype).min)
     mask = mask[:, :, rows, -K:]
     return logits.masked_fill(~mask, torch.finfo(logits.dtype).min) if mask.dtype == torch.bool else logits + mask

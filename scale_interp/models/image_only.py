@@ -12,7 +12,16 @@ from transformers import ProcessorMixin
 def image_only(kind: type[ProcessorMixin]) -> Any:
     """The processor class without a video processor, under the same name."""
 
-    class ImageOnly(kind):  # type: ignore[misc, valid-type]
+    whole = kind.get_attributes()
+
+    class WithoutVideo(ProcessorMixin):
+        """What a processor's own `__init__` calls: it leaves out the video processor, given by place or by name."""
+
+        def __init__(self, *args: Any, **kwargs: Any):
+            named = dict(zip(whole, args, strict=False)) | kwargs
+            super().__init__(**{name: part for name, part in named.items() if name != "video_processor"})
+
+    class ImageOnly(kind, WithoutVideo):  # type: ignore[misc, valid-type]
         video_processor = None
 
         @classmethod
@@ -21,8 +30,9 @@ def image_only(kind: type[ProcessorMixin]) -> Any:
 
         @classmethod
         def _get_arguments_from_pretrained(cls, *args: Any, **kwargs: Any) -> list[Any]:
-            # image processor and tokenizer come first in every signature, the video processor third
-            return [*super()._get_arguments_from_pretrained(*args, **kwargs), None]
+            found = super()._get_arguments_from_pretrained(*args, **kwargs)
+            found.insert(whole.index("video_processor"), None)
+            return found
 
         def apply_chat_template(self, *args: Any, **kwargs: Any) -> Any:
             # SmolVLM's own asks the video processor for its frame rate first

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from functools import partial
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,12 +13,13 @@ from torch import nn
 from transformers import PreTrainedModel, ProcessorMixin
 
 from ..core.arguments import OwnCheck, checked
-from ..errors import ModelError, PathWarning
+from ..errors import ModelError, PathWarning, ScaleInterpError
 from ..interventions.check import check as compare
 from ..vlm.families import KNOWN
 from ..vlm.named_prompts import prompt_template
 from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
+from .attached_check import check_attached, tested_transformers
 from .checkpoint import open_checkpoint
 from .missing_package import packages_named
 from .testbeds import circuits
@@ -53,7 +55,9 @@ def load(
         prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "scale-llava" and "scale-qwen" as
             in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
-            families are checked; they are refused if the check fails.
+            families are checked, and every model beside a transformers that was not tested. Where the packed path differs or fails, edits
+            run by the reference path, with a warning that says why; a model is refused if whole passes with an edit fail on it or differ
+            from a plain nnsight trace. With False nothing is run now: the first edit checks.
         trust_remote_code: Whether code that comes with the model may run.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
             free), "host" (the machine's memory beside a GPU), "disk" (TMPDIR, with checksums), "recompute" (nowhere), or "auto": memory,
@@ -120,7 +124,7 @@ def _load(
     if name in demo.NAMES and not Path(source).is_dir():
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
-    vlm = open_checkpoint(source, name, processor, known=known, **given)
+    vlm = open_checkpoint(source, name, processor or zoo.processor(name), known=known, **given)
     vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)
@@ -145,23 +149,30 @@ def _within_peft(model: Any) -> tuple[Any, str]:
 
 def _checked(vlm: VLM, check: bool | None) -> VLM:
     known = vlm.family in KNOWN
-    if check or (check is None and not known):
+    if check or (check is None and not (known and tested_transformers())):
         try:
             report = vlm.report = compare(vlm)
-        except Exception as error:
+        except ScaleInterpError as error:
             if known:
                 raise
             raise ModelError(
                 f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way fails on it: {error}"
             ) from error
-        if not known and (not report.agrees or report.path != "packed"):
+        if not known and not report.nnsight <= report.allowed:
             raise ModelError(
-                f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and the general way does not hold for it: "
-                f"{report.why}; against a plain nnsight trace logits differ by {report.nnsight:.2g}. "
-                "use load(..., check=False) to load it nevertheless, for the reference path"
+                f"{vlm.name}: the family {vlm.family!r} is not one of {', '.join(KNOWN)}, and whole passes with an edited head differ from "
+                f"a plain nnsight trace by {report.nnsight:.2g} in logits, more than rounding explains ({report.allowed:.2g}): "
+                "use load(..., check=False) to load it nevertheless"
             )
         if report.path != "packed" and not vlm.quirks.bidirectional:
             warnings.warn(f"{vlm.name}: {report.why}", PathWarning, stacklevel=6)
+        if (wrong := check_attached(vlm)) is not None:
+            warnings.warn(
+                f"{vlm.name}: edits attached to the model are not right in `generate` with transformers {version('transformers')}: "
+                f"{wrong}; score choices with edit=... instead",
+                PathWarning,
+                stacklevel=6,
+            )
     return vlm
 
 

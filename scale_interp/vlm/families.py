@@ -9,8 +9,10 @@ import inspect
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
+
+from .decoder import PARTS, Decoder, Parts, find_decoder
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,9 @@ class Family:
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
         answer_type: The `token_type_ids` of tokens after the prompt.
+        unpadded: Whether prompts of different lengths are read one by one, as the model itself counts padding as text.
+        staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
+        parts: The names of its text decoder's parts, where they are not the usual ones.
     """
 
     bidirectional: bool = False
@@ -30,6 +35,9 @@ class Family:
     prompt: str | None = None
     prompt_end: str = ""
     answer_type: int = 0
+    unpadded: bool = False
+    staircase: bool = True
+    parts: Parts = PARTS
 
 
 PLAIN = Family()
@@ -44,6 +52,14 @@ KNOWN = {
     "gemma3": PLAIN,
     "idefics3": PLAIN,
     "smolvlm": PLAIN,
+    "mistral3": PLAIN,
+    "glm4v": PLAIN,
+    "qwen3_vl_moe": PLAIN,
+    "qwen3_5": PLAIN,
+    "gemma4": PLAIN,
+    "aya_vision": PLAIN,
+    "lfm2_vl": PLAIN,
+    "llama4": Family(unpadded=True),
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }
 """Quirks by model_type. Any other family is treated as a plain one and checked when it is loaded."""
@@ -69,8 +85,6 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position
 
 
-def norms_after(layer: nn.Module) -> tuple[nn.Module | None, nn.Module | None]:
-    """The norms between the attention output, or the MLP output, and the residual stream (Gemma 2 and 3; None elsewhere)."""
-    if hasattr(layer, "pre_feedforward_layernorm"):
-        return layer.post_attention_layernorm, layer.post_feedforward_layernorm  # type: ignore[return-value]
-    return None, None
+def describe(model: PreTrainedModel, name: str) -> Decoder:
+    """What the layers of a model's text decoder are, by the names of its family. Raises ModelError where heads cannot be addressed."""
+    return find_decoder(model, name, KNOWN.get(model.config.model_type, PLAIN).parts)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -36,7 +37,7 @@ def fingerprint(model: nn.Module) -> str:
     """
     state = hashlib.sha256()
     for name, tensor in _tensors(model):
-        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {checksum(tensor)};".encode())
+        state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_settings(tensor)} {checksum(tensor)};".encode())
     for name, module in model.named_modules():
         state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_scalars(module)};".encode())
     state.update(_plain(getattr(model, "config", None)).encode())
@@ -73,30 +74,53 @@ def _odd(places: Tensor) -> Tensor:
 def _bytes(tensor: Tensor) -> Tensor:
     """The memory of a tensor [n_bytes], also of a quantised or sub-byte one."""
     values = tensor.detach()
-    if type(values) is not Tensor and type(values) is not nn.Parameter and hasattr(values, "__tensor_flatten__"):
-        names, _ = values.__tensor_flatten__()  # torchao's tensors are made of plain ones
+    if _made_of_others(values):
+        names, _ = values.__tensor_flatten__()  # type: ignore[attr-defined]
         return torch.cat([_bytes(getattr(values, name)).cpu() for name in names])
     values = values.contiguous().reshape(-1)
     return values.view(torch.uint8) if values.numel() else torch.zeros(0, dtype=torch.uint8, device=values.device)
+
+
+def _made_of_others(tensor: Tensor) -> bool:
+    """Whether a tensor is torchao's, which is made of plain ones."""
+    return type(tensor) is not Tensor and type(tensor) is not nn.Parameter and hasattr(tensor, "__tensor_flatten__")
+
+
+def _settings(tensor: Tensor) -> str:
+    """What decides, besides its numbers, what a tensor of torchao does: whether activations are quantised too, block sizes, dtypes."""
+    values = tensor.detach()
+    if not _made_of_others(values):
+        return ""
+    names, about = values.__tensor_flatten__()  # type: ignore[attr-defined]
+    return " ".join([re.sub(r" at 0x\w+|device\([^)]*\)", "", repr(about)), *(_settings(getattr(values, name)) for name in names)])
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from model.named_parameters(remove_duplicate=False)
     yield from model.named_buffers(remove_duplicate=False)
     for name, module in model.named_modules():
-        # A quantised layer holds the scales of its weights beside them.
-        for key, value in vars(getattr(getattr(module, "weight", None), "quant_state", object())).items() if _quantised(module) else ():
-            if isinstance(value, Tensor):
-                yield f"{name}.quant_state.{key}", value
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor):
+            yield from ((f"{name}.{key}", value) for key, value in _scales(module, weight))
 
 
-def _quantised(module: nn.Module) -> bool:
-    return hasattr(getattr(getattr(module, "weight", None), "quant_state", None), "__dict__")
+def _scales(module: nn.Module, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
+    """The scales that a layer of bitsandbytes holds beside its weights: of 4 bits, whose scales may have scales, and of 8."""
+    state = getattr(weight, "quant_state", None)
+    while hasattr(state, "__dict__"):
+        yield from ((f"quant_state.{key}", value) for key, value in vars(state).items() if isinstance(value, Tensor))
+        state = getattr(state, "state2", None)
+    of_8_bits = getattr(weight, "SCB", None)
+    of_8_bits = getattr(getattr(module, "state", None), "SCB", None) if of_8_bits is None else of_8_bits  # where the first pass moves it
+    if isinstance(of_8_bits, Tensor):
+        yield "SCB", of_8_bits
 
 
 def _scalars(module: nn.Module) -> str:
     """The plain settings of a module, such as the scaling of a LoRA layer, the window of an attention layer, or a dropout's share."""
-    found = {}
+    found: dict[str, Any] = {}
+    if (threshold := getattr(vars(module).get("state"), "threshold", None)) is not None:
+        found["threshold"] = float(threshold)  # of bitsandbytes' 8 bits: larger activations are not quantised
     for name, value in vars(module).items():
         if name.startswith("_") and name not in ("_active_adapter", "_disable_adapters"):
             continue

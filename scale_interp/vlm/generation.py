@@ -12,6 +12,7 @@ from transformers.generation import GenerationMixin
 
 from ..core.arguments import near
 from ..errors import ArgumentError
+from .cache import CACHE, OLD
 
 Settings = Literal["neutral", "checkpoint"]
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
@@ -51,7 +52,7 @@ NOT_TAKEN = {
     "inputs": "the question is the input; leave it out",
 }
 """Arguments of transformers' generate that are refused, and what to do instead."""
-MORE = ("past_key_values", "mm_encoder_outputs", "tokenizer", "assistant_tokenizer", "logits_to_keep")
+MORE = (OLD, CACHE, "mm_encoder_outputs", "tokenizer", "assistant_tokenizer", "logits_to_keep")
 """Arguments that transformers' generate takes without naming them."""
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, RunWarning
+from .plain import device_of, is_quantised
 
 
 class Addressed(Protocol):
@@ -66,3 +67,24 @@ def _require_gradients(model: nn.Module, what: str) -> None:
     name = next((name for name, weight in model.named_parameters() if weight.is_inference()), None)
     if name is not None:
         raise ModelError(f"{what} needs gradients, and {name} was made in torch.inference_mode: load the model outside it")
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Linear) and is_quantised(module) and not _passes_gradients(model, module):
+            raise ModelError(
+                f"{what} needs gradients, and none passes through {name}, a {type(module).__name__}, whose kernel has none: load the model "
+                "without quantisation, or set support_avx512bf16_for_cpu=False on bitsandbytes' layers of 4 bits before the first pass"
+            )
+
+
+def _passes_gradients(model: nn.Module, linear: nn.Linear) -> bool:
+    """Whether gradients reach a layer's input, after a pass without them, which may change how it computes."""
+    forward, place = type(linear).forward, device_of(linear, model.device)  # type: ignore[arg-type]
+    row = torch.ones(1, linear.in_features, dtype=model.dtype, device=place)  # type: ignore[call-overload]
+    with torch.no_grad():
+        forward(linear, row)
+    out = forward(linear, row.requires_grad_())
+    if not out.requires_grad:
+        return False
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch, of a kernel that has no gradient
+        (slope,) = torch.autograd.grad(out.float().sum(), row, allow_unused=True)
+    return slope is not None and bool(slope.any())

@@ -5,7 +5,7 @@ A vision tower mixes its patches: a token's box is where its patch is, not the l
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -19,7 +19,7 @@ from ..core.notebook import NotebookView
 from ..data.decoding import ImageSource, open_size
 from ..data.question import Box, Question, open_image
 from ..errors import ModelError
-from .patch_layout import LAYOUTS, ImageModel, Size
+from .patch_layout import LAYOUTS, ImageModel, Layout, Size, layout_of
 
 
 @dataclass(frozen=True)
@@ -164,15 +164,16 @@ def place_images(vlm: ImageModel, ids: Int[Tensor, " tokens"], question: Questio
     ids = ids.cpu()
     if not question.pictures:
         return PatchGrid(len(ids), (), ())
-    if vlm.family not in LAYOUTS:
+    layout = layout_of(vlm)
+    if layout is None:
         raise ModelError(
-            f"{vlm.name}: the patch grid of family {vlm.family!r} is not known (known: {', '.join(LAYOUTS)}); "
-            "use read_attention, whose weights are not placed on the image"
+            f"{vlm.name}: the patch grid of family {vlm.family!r} with a {type(vlm.processor).__name__} is not known (known: "
+            f"{', '.join(LAYOUTS)}); use read_attention, whose weights are not placed on the image"
         )
     at = (ids == vlm.image_token_id).nonzero()[:, 0]
     sizes = tuple(_size(picture, question.id) for picture in question.pictures)
     rasters, used = [], 0
-    layouts = [LAYOUTS[vlm.family](vlm, size, len(sizes) == 1) for size in sizes]
+    layouts = [_laid_out(layout, vlm, size, len(sizes) == 1) for size in sizes]
     if sum(n for _, n in layouts) != len(at):
         raise ModelError(
             f"{vlm.name}: the patch grid of question {question.id} has {sum(n for _, n in layouts)} tokens, but its prompt has {len(at)} "
@@ -183,6 +184,17 @@ def place_images(vlm: ImageModel, ids: Int[Tensor, " tokens"], question: Questio
             rasters.append(Raster(number, at[used + tokens], x.clamp(0, size[0]), y.clamp(0, size[1])))
         used += n
     return PatchGrid(len(ids), sizes, tuple(rasters))
+
+
+def _laid_out(layout: Callable[[ImageModel, Size, bool], Layout], vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """The layout of one image. ModelError where the processor lacks what its family's has, as one of another family does."""
+    try:
+        return layout(vlm, size, alone)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ModelError(
+            f"{vlm.name}: its {type(vlm.processor).__name__} does not say how an image of {size[0]} x {size[1]} is laid out "
+            f"({type(error).__name__}: {error}): use read_attention, whose weights are not placed on the image"
+        ) from error
 
 
 def _size(source: ImageSource, name: str) -> Size:

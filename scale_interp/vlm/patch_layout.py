@@ -126,10 +126,29 @@ def _qwen(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     return [_whole(size, rows, cols)], rows * cols
 
 
-def _internvl(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+def _pixtral(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """Resized to a whole number of patches in its own aspect ratio; a marker that is no image token ends each row."""
+    patch = vlm.processor.patch_size * vlm.processor.spatial_merge_size
+    rows, cols = (n // patch for n in _processed(vlm, size, patch_size=patch)["image_sizes"])
+    return [_whole(size, rows, cols)], rows * cols
+
+
+def _gemma4(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """Resized to a whole number of pooled patches in about its own aspect ratio."""
+    places = torch.tensor(_processed(vlm, size)["image_position_ids"]).view(-1, 2)
+    cols, rows = (int(n) for n in (places.amax(0) + 1) // vlm.processor.image_processor.pooling_kernel_size)
+    return [_whole(size, rows, cols)], rows * cols
+
+
+def _aya(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """As InternVL's, with markers between tiles."""
+    return _internvl(vlm, size, alone, vlm.processor.img_size // vlm.processor.patch_size)
+
+
+def _internvl(vlm: ImageModel, size: Size, alone: bool, side: int | None = None) -> Layout:
     """Squeezed into a grid of tiles, tile by tile, then the whole image; a single tile is the whole image."""
     images: Any = vlm.processor.image_processor
-    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    side = side or isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
     (n,) = _processed(vlm, size)["num_patches"]
     if n == 1:
         return [_whole(size, side, side)], side**2
@@ -176,6 +195,14 @@ def _paligemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     return [_whole(size, side, side)], side**2
 
 
+def layout_of(vlm: ImageModel) -> Callable[[ImageModel, Size, bool], Layout] | None:
+    """How this model lays out an image, by its processor where that is another family's (Pixtral is a LLaVA); None if not known."""
+    processor = vlm.processor
+    if vlm.family == "llava" and not hasattr(processor, "num_additional_image_tokens"):
+        return _pixtral if hasattr(processor, "spatial_merge_size") else None
+    return LAYOUTS.get(vlm.family)
+
+
 LAYOUTS: Mapping[str, Callable[[ImageModel, Size, bool], Layout]] = {
     "llava": _llava,
     "llava_next": _anyres,
@@ -183,6 +210,17 @@ LAYOUTS: Mapping[str, Callable[[ImageModel, Size, bool], Layout]] = {
     "qwen2_vl": _qwen,
     "qwen2_5_vl": _qwen,
     "qwen3_vl": _qwen,
+    "qwen3_vl_moe": _qwen,
+    "qwen3_5": _qwen,
+    "qwen3_5_moe": _qwen,
+    "qwen2_5_omni_thinker": _qwen,
+    "qwen3_omni_moe_thinker": _qwen,
+    "glm4v": _qwen,
+    "glm4v_moe": _qwen,
+    "glm46v": _qwen,
+    "mistral3": _pixtral,
+    "gemma4": _gemma4,
+    "aya_vision": _aya,
     "internvl": _internvl,
     "gemma3": _gemma,
     "idefics3": _idefics,

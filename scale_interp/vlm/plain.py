@@ -15,14 +15,18 @@ def is_plain(module: Any) -> bool:
     >>> is_plain(nn.Linear(2, 3)), is_plain(nn.utils.parametrizations.weight_norm(nn.Linear(2, 3)))
     (True, False)
     """
-    if type(module) is not nn.Linear or module.weight.is_meta or not module.weight.is_floating_point():
+    if type(module) is not nn.Linear or module.weight.is_meta or is_quantised(module):
         return False
-    if type(module.weight) is not nn.Parameter or type(module.weight.data) is not torch.Tensor:
-        return False  # torchao's quantised weights
     everywhere = nn.modules.module
     hooks = (module._forward_hooks, module._forward_pre_hooks, everywhere._global_forward_hooks, everywhere._global_forward_pre_hooks)
     traced = vars(module).get("__nnsight__")  # nnsight keeps a `forward` that was there before it, and looks like the class's own
     return not any(hooks) and not replaced(module) and (traced is None or traced.original is nn.Linear.forward)
+
+
+def is_quantised(linear: nn.Linear) -> bool:
+    """Whether a linear layer holds something else than a matrix of floats: bitsandbytes' whole numbers, or a tensor of torchao."""
+    weight = linear.weight
+    return not weight.is_floating_point() or type(weight) is not nn.Parameter or type(weight.data) is not torch.Tensor
 
 
 def replaced(module: nn.Module) -> bool:

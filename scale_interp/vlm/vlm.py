@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -22,9 +23,10 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, DataWarning, ModelError
 from . import families
+from .decoder import Decoder
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
-from .lock import alone
+from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
 from .plain import replaced
 from .report import Report
@@ -90,7 +92,8 @@ class VLM(NotebookView):
     """A transformers model and its processor, with addressable heads and an nnsight view.
 
     Use `load` to create one. Heads are query heads, given as zero-based (layer, head) pairs. `z` of a layer is the input of its
-    `self_attn.o_proj`: the concatenated outputs of the heads, before W_O mixes them.
+    `self_attn.o_proj`: the concatenated outputs of the heads, before W_O mixes them. In a hybrid, layers without heads are not counted:
+    layer 0 is the first one that has heads (`head_layers[0]`).
 
     >>> import scale_interp as si
     >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
@@ -102,16 +105,21 @@ class VLM(NotebookView):
 
     def __init__(self, hf_model: PreTrainedModel, processor: ProcessorMixin, name: str, prompt: str | None = None):
         self.hf_model, self.processor, self.name, self.prompt = hf_model.eval(), processor, name, prompt
-        self.decoder: Any = _decoder(hf_model, name)
+        self.parts = _decoder(hf_model, name)
+        self.decoder: Any = self.parts.module
+        self.head_layers = self.parts.heads
+        """The layers that have heads: row r of every map [L, H] is head_layers[r], layer head_layers[r].number of the decoder."""
         config = hf_model.config.get_text_config()
         self.family: str = hf_model.config.model_type
         self.quirks = families.KNOWN.get(self.family, families.PLAIN)
-        self.n_layers = len(self.decoder.layers)
-        self.n_heads: int = config.num_attention_heads
-        self.n_kv_heads: int = getattr(config, "num_key_value_heads", None) or self.n_heads
-        self.head_dim: int = self.decoder.layers[0].self_attn.o_proj.in_features // self.n_heads
+        self.n_layers = len(self.head_layers)
+        self.staircase = self.quirks.staircase and self.parts.plain_layers
+        """Whether a packed variant joins at its first edited layer; else all run from the first layer on."""
+        self.n_heads: int = self.head_layers[0].n_heads
+        self.n_kv_heads: int = _kv_heads(config, self.n_heads)
+        self.head_dim: int = max(layer.head_dim for layer in self.head_layers)
         self.d_model: int = config.hidden_size
-        self.image_token_id: int = hf_model.config.image_token_id
+        self.image_token_id: int = image_token_id(hf_model, processor, name)
         self.tokenizer = processor.tokenizer
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
@@ -138,14 +146,17 @@ class VLM(NotebookView):
         memo[id(self)] = made
         with self.alone():
             for name, value in vars(self).items():
-                if name not in ("nn", "text", "layers", "execution", "reopen"):
+                if name not in ("nn", "text", "layers", "parts", "head_layers", "execution", "reopen"):
                     setattr(made, name, copy.deepcopy(value, memo))
+        forget_guard(made.decoder)
         vars(made).pop("layers", None)
+        made.parts = families.describe(made.hf_model, made.name)
+        made.head_layers = made.parts.heads
         made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
         return made
 
     def alone(self) -> AbstractContextManager[None]:
-        """A block in which no other thread runs this model; every run of the toolkit is in one, so give it to your own traces."""
+        """A block in which no other thread runs this model; every run of the toolkit is in one, and passes of your own belong in one."""
         return alone(self.decoder)
 
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
@@ -213,7 +224,8 @@ class VLM(NotebookView):
             hooks += [(name, hook) for hook in (*module._forward_hooks.values(), *module._forward_pre_hooks.values())]
             if replaced(module):
                 yield name, module.forward
-        yield from ((name, hook) for name, hook in hooks if getattr(hook, "__module__", "").partition(".")[0] not in OWN_HOOKS)
+        own = (*OWN_HOOKS, own_passes)
+        yield from ((n, hook) for n, hook in hooks if hook not in own and getattr(hook, "__module__", "").partition(".")[0] not in own)
         yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
 
     @property
@@ -257,8 +269,28 @@ class VLM(NotebookView):
 
     @cached_property
     def layers(self) -> Any:
-        """nnsight's view of the decoder's layers, for use inside `trace`."""
-        return self._envoy(self.decoder.layers)
+        """nnsight's view of all layers of the decoder, for use inside `trace`."""
+        return self._envoy(self.all_layers)
+
+    @property
+    def text_layers(self) -> Any:
+        """The same within a trace of the text decoder alone (`text`)."""
+        return getattr(self.text, self.parts.layers_name)
+
+    @property
+    def text_norm(self) -> Any:
+        """The norm after the last layer, within a trace of the text decoder alone."""
+        return getattr(self.text, self.parts.norm_name)
+
+    @property
+    def all_layers(self) -> nn.ModuleList:
+        """All layers of the decoder, with heads or without."""
+        return getattr(self.decoder, self.parts.layers_name)
+
+    @property
+    def norm(self) -> Any:
+        """The norm after the decoder's last layer."""
+        return getattr(self.decoder, self.parts.norm_name)
 
     def _envoy(self, module: nn.Module) -> Any:
         path = next(name for name, m in self.hf_model.named_modules() if m is module)
@@ -543,8 +575,15 @@ class VLM(NotebookView):
         Returns:
             nnsight's tracing context.
         """
-        inputs = self.encode(questions)
-        return self.nn.trace(**inputs, **kwargs)
+        tracer = self.nn.trace(**self.encode(questions), **kwargs)
+        run = tracer.backend
+
+        def run_alone(traced: Any) -> Any:
+            with self.alone():
+                return run(traced)
+
+        tracer.backend = run_alone
+        return tracer
 
     @torch.no_grad()
     def generate(
@@ -612,17 +651,48 @@ def _last_words(prompt: str) -> str:
     return end if not before or before[-1].isspace() else before.rsplit(None, 1)[-1] + end
 
 
-def _decoder(model: PreTrainedModel, name: str) -> Any:
+def _decoder(model: PreTrainedModel, name: str) -> Decoder:
     if getattr(model.config, "is_encoder_decoder", False):
         raise ModelError(f"{name} is an encoder-decoder model; load a decoder-only model")
-    if getattr(model.config, "image_token_id", None) is None:
-        raise ModelError(f"{name} ({model.config.model_type}) has no image token: it is a text-only model; load a vision-language model")
-    decoder: Any = model.get_decoder()
-    try:
-        found = [layer.self_attn.o_proj for layer in decoder.layers]
-        _ = decoder.norm, [layer.mlp for layer in decoder.layers]
-    except AttributeError as error:
-        raise ModelError(f"{name} ({model.config.model_type}): its heads cannot be addressed ({error})") from error
-    if not all(isinstance(o, nn.Linear) for o in found):
-        warnings.warn(f"{name}: o_proj is a {type(found[0]).__name__}, not a plain linear layer (quantised?)", stacklevel=3)
-    return decoder
+    found = families.describe(model, name)
+    output = found.heads[0].output()
+    if not isinstance(output, nn.Linear):
+        kind = type(output).__name__
+        warnings.warn(f"{name}: {found.heads[0].output_name} is a {kind}, not a plain linear layer (quantised?)", stacklevel=3)
+    return found
+
+
+IMAGE_TOKEN = ("image_token_id", "image_token_index", "image_patch_id", "img_context_token_id")
+"""Names of the token that stands for an image, or for a part of one, in configurations and processors."""
+
+
+def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
+    """The token that stands for images in a prompt, by the configuration or else by the processor.
+
+    Raises:
+        ModelError: The model takes no images, or none of the two names such a token.
+    """
+    for source in (model.config, model.config.get_text_config(), processor):
+        for key in IMAGE_TOKEN:
+            if isinstance(found := getattr(source, key, None), int):
+                return found
+    token, tokenizer = getattr(processor, "image_token", None), getattr(processor, "tokenizer", None)
+    if isinstance(token, str) and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
+        return found
+    if takes_images(model):
+        raise ModelError(
+            f"{name} ({model.config.model_type}) takes images, but neither its configuration nor its processor says which token stands for "
+            f"one in a prompt ({', '.join(IMAGE_TOKEN)}): set config.image_token_id"
+        )
+    raise ModelError(f"{name} ({model.config.model_type}) takes no images: it is a text-only model; load a vision-language model")
+
+
+def takes_images(model: PreTrainedModel) -> bool:
+    """Whether a model has an input for pixels or a configuration of vision."""
+    names = inspect.signature(model.forward).parameters
+    return any("pixel" in key or "image" in key for key in names) or getattr(model.config, "vision_config", None) is not None
+
+
+def _kv_heads(config: Any, n_heads: int) -> int:
+    found = getattr(config, "num_key_value_heads", None)
+    return found if isinstance(found, int) and found > 0 and not n_heads % found else n_heads

@@ -139,10 +139,17 @@ EDITS = (
     attention("heads that are numbers", "give booleans", ones(1, 6, 8)),
     attention("heads of one variant without its axis", "give booleans", ones(6, 8).bool()),
     attention("an unknown mode", "choose 'block'", ones(1, 6, 8).bool(), mode="hide"),
-    attention("places that are words", "list of places", ones(1, 6, 8).bool(), source=["cup"]),
+    attention("places that are no numbers", "token numbers", ones(1, 6, 8).bool(), source=[2.5]),
     run("an attention edit of another model", "needs", lambda: si.AttentionEdit(ones(1, 2, 2).bool())),
-    run("an attention edit of an unknown group", "no group", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target="imgae")),
-    run("an attention edit of a token beyond the prompt", "token 900", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[900])),
+    run(
+        "an attention edit of an unknown group", "no token group", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target="imgae"), DataError
+    ),
+    run(
+        "an attention edit of a token beyond the prompt",
+        "token 900",
+        lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[900]),
+        DataError,
+    ),
     run(
         "attention moved away from the image",
         "not of the image",

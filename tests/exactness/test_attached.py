@@ -29,6 +29,7 @@ from scale_interp.adapters.steering.steering import Steering
 from scale_interp.attribution.attention.last_token import read_attention
 from scale_interp.errors import EditError, ModelError, RunWarning
 from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled
+from scale_interp.vlm.cache import CACHE
 from tests.support.oracle import hooked_logits, plain_inputs
 from tests.support.zoo_models import three_questions
 
@@ -97,7 +98,7 @@ def prefix_cache(vlm, inputs, n):
     cache = DynamicCache(config=vlm.hf_model.config.get_text_config())
     short = {k: v[:, :n] if k in ("input_ids", *PER_TOKEN) else v for k, v in inputs.items()}
     with torch.no_grad():
-        vlm.hf_model(**short, past_key_values=cache, use_cache=True)
+        vlm.hf_model(**short, **{CACHE: cache}, use_cache=True)
     return cache
 
 
@@ -114,8 +115,8 @@ def test_every_way_to_read_a_prompt_is_edited_at_its_end(models, questions, name
     text = {k: v for k, v in inputs.items() if k in ("input_ids", *PER_TOKEN)}
     ways = {
         "plain": (inputs, {}),
-        "behind a prefix": (text, {"past_key_values": prefix_cache(vlm, inputs, T - 3)}),
-        "behind all but the last token": (text, {"past_key_values": prefix_cache(vlm, inputs, T - 1)}),
+        "behind a prefix": (text, {CACHE: prefix_cache(vlm, inputs, T - 3)}),
+        "behind all but the last token": (text, {CACHE: prefix_cache(vlm, inputs, T - 1)}),
         "in chunks": (inputs, {"prefill_chunk_size": 7}),
         "in a chunk and its last token": (inputs, {"prefill_chunk_size": T - 1}),
         "into a static cache": (inputs, {"cache_implementation": "static"}),
@@ -141,7 +142,12 @@ def test_scaled_attention_shares_the_answer(models, questions, name, rows, steps
     for method in (AttentionScale(2.5, rows, steps=steps), AdaptVis(2.5, 2.5, 0.5, rows, steps=steps)):
         with method.attached(vlm):
             wanted = vlm.hf_model.generate(**inputs, **GREEDY, **logits)
-            for way, options in {"chunks": {"prefill_chunk_size": 7}, "assisted": {"assistant_model": si.load(vlm.name).hf_model}}.items():
+            ways = {
+                "chunks": {"prefill_chunk_size": 7},
+                "assisted": {"assistant_model": si.load(vlm.name).hf_model},
+                "static": {"cache_implementation": "static"},
+            }
+            for way, options in ways.items():
                 if rows == "all" and isinstance(method, AdaptVis) and way == "chunks":
                     with pytest.raises(EditError, match="whole and from an empty cache"):
                         vlm.hf_model.generate(**inputs, **GREEDY, **options)
@@ -149,7 +155,7 @@ def test_scaled_attention_shares_the_answer(models, questions, name, rows, steps
                 found = vlm.hf_model.generate(**inputs, **GREEDY, **logits, **options)
                 assert torch.equal(found.sequences, wanted.sequences), way
                 assert (torch.stack(found.logits) - torch.stack(wanted.logits)).abs().max() <= 1e-5, way
-            cache = {"past_key_values": prefix_cache_outside(vlm, inputs, T - 3)}
+            cache = {CACHE: prefix_cache_outside(vlm, inputs, T - 3)}
             if rows == "all":
                 with pytest.raises(EditError, match="whole and from an empty cache"):
                     vlm.hf_model.generate(**text, **GREEDY, **cache)
@@ -241,7 +247,7 @@ def test_a_prompt_in_pieces_by_hand_is_known_by_its_whole_mask(models, questions
     for at in (T - 4, T - 1):
         with method.attached(vlm), torch.no_grad():
             first = vlm.hf_model(input_ids=ids[:, :at], attention_mask=mask, pixel_values=inputs["pixel_values"], use_cache=True)
-            out = vlm.hf_model(input_ids=ids[:, at:], attention_mask=mask, past_key_values=first.past_key_values)
+            out = vlm.hf_model(input_ids=ids[:, at:], attention_mask=mask, **{CACHE: first[CACHE]})
         assert (out.logits[0, -1] - wanted).abs().max() <= 1e-5
 
 
@@ -254,15 +260,15 @@ def test_two_prompts_in_turn_keep_their_own_ends(models, questions):
             for question in questions[:2]:
                 inputs = plain_inputs(vlm, question)
                 out = vlm.hf_model(**inputs, use_cache=True)
-                caches.append((copy.deepcopy(out.past_key_values), inputs))
-                alone.append(step(vlm, out.past_key_values, inputs))
+                caches.append((copy.deepcopy(out[CACHE]), inputs))
+                alone.append(step(vlm, out[CACHE], inputs))
             assert all(torch.equal(step(vlm, *one), wanted) for one, wanted in zip(caches, alone, strict=True))
 
 
 def step(vlm, cache, inputs):
     T = inputs["input_ids"].shape[1]
     mask, place = torch.ones(1, T + 1, dtype=torch.long), vlm.position_ids(inputs)[..., -1:] + 1
-    return vlm.hf_model(input_ids=torch.tensor([[7]]), attention_mask=mask, position_ids=place, past_key_values=cache).logits
+    return vlm.hf_model(input_ids=torch.tensor([[7]]), attention_mask=mask, position_ids=place, **{CACHE: cache}).logits
 
 
 def test_what_cannot_be_known_is_refused(models, questions):
@@ -272,7 +278,7 @@ def test_what_cannot_be_known_is_refused(models, questions):
     rest = {"input_ids": inputs["input_ids"][:, -1:], "attention_mask": inputs["attention_mask"]}
     with scalars(vlm, "last").attached(vlm), torch.no_grad():
         with pytest.raises(EditError, match="may be the prompt's last or a new one"):
-            vlm.hf_model(**rest, past_key_values=prefix_cache_outside(vlm, inputs, T - 1))
+            vlm.hf_model(**rest, **{CACHE: prefix_cache_outside(vlm, inputs, T - 1)})
         with pytest.raises(EditError, match="continuous batching"):
             vlm.hf_model.generate_batch([inputs["input_ids"][0].tolist()])
         with pytest.raises(EditError, match="guidance_scale runs a second prompt"):
@@ -286,7 +292,7 @@ def test_what_cannot_be_known_is_refused(models, questions):
         with pytest.raises(EditError, match="leave `attached`"):
             si.evaluate(vlm, questions, path="packed")
     with scalars(vlm).attached(vlm), torch.no_grad():  # the same either way, where new tokens are edited as the last one is
-        found = vlm.hf_model(**rest, past_key_values=prefix_cache_outside(vlm, inputs, T - 1)).logits[0, -1]
+        found = vlm.hf_model(**rest, **{CACHE: prefix_cache_outside(vlm, inputs, T - 1)}).logits[0, -1]
         wanted = hooked_logits(si.load(vlm.name).hf_model, inputs, **parts(scalars(vlm)), positions=[T - 1])[-1]
         assert (found - wanted).abs().max() <= 1e-5
         for question in questions:  # three prompts without a cache, one after the other
@@ -301,14 +307,14 @@ def test_a_cache_that_was_cropped_or_read_on_elsewhere_is_unknown(models, questi
     vlm = models["llava"]
     inputs, token = plain_inputs(vlm, questions[0]), {"input_ids": torch.tensor([[7]])}
     edit = scalars(vlm, "last")
-    for change in (lambda cache: cache.crop(-3), lambda cache: vlm.hf_model(**token, past_key_values=cache)):
+    for change in (lambda cache: cache.crop(-3), lambda cache: vlm.hf_model(**token, **{CACHE: cache})):
         with edit.attached(vlm), torch.no_grad():
-            cache = vlm.hf_model(**inputs, use_cache=True).past_key_values
-            vlm.hf_model(**token, past_key_values=cache)
+            cache = vlm.hf_model(**inputs, use_cache=True)[CACHE]
+            vlm.hf_model(**token, **{CACHE: cache})
         with torch.no_grad():
             change(cache)
         with pytest.raises(EditError, match="may be the prompt's last or a new one"), edit.attached(vlm), torch.no_grad():
-            vlm.hf_model(**token, past_key_values=cache)
+            vlm.hf_model(**token, **{CACHE: cache})
 
 
 def test_whole_passes_of_the_engine_know_the_end_of_a_prompt(models, questions):

@@ -9,6 +9,9 @@ from scale_interp.errors import EditError, ModelError, PathWarning
 from scale_interp.interventions import check as check_module
 from scale_interp.interventions import choices, packed, paths, prefix, rows
 from scale_interp.interventions.check import check
+from scale_interp.models import attached_check, zoo
+from scale_interp.models.attached_check import check_attached, tested_transformers
+from scale_interp.vlm.cache import CACHE
 from tests.support.zoo_models import CAUSAL, three_questions
 
 EXACT = 2e-5
@@ -235,3 +238,50 @@ def test_weights_that_are_not_finite_are_still_an_error(vlm):
         vlm.decoder.layers[1].mlp.up_proj.weight.fill_(float("nan"))
     with pytest.raises(ModelError, match="up_proj"):
         check(vlm)
+
+
+# --- edits attached to the model, in transformers' own generate
+
+
+@pytest.mark.parametrize("name", zoo.NAMES)
+def test_attached_edits_are_right_in_generate(name):
+    assert check_attached(si.load(f"tiny-random/{name}")) is None
+
+
+def read_more(vlm):
+    """Fill the cache with three keys and values of nothing before every pass."""
+
+    def fill(module, args, kwargs):
+        for number in range(vlm.n_layers if kwargs.get(CACHE) is not None else 0):
+            nothing = torch.zeros(1, vlm.n_kv_heads, 3, vlm.head_dim)
+            kwargs[CACHE].update(nothing, nothing, number)
+
+    vlm.decoder.register_forward_pre_hook(fill, with_kwargs=True)
+
+
+def lose_the_first(vlm):
+    """Keys and values of the prompt's first half that later passes do not find as they were."""
+
+    def forget(module, args, kwargs):
+        layer = kwargs[CACHE].layers[0] if kwargs.get(CACHE) is not None else None
+        if layer is not None and layer.get_seq_length() > 0:
+            layer.keys[:, :, : layer.keys.shape[2] // 2] *= 3
+
+    vlm.decoder.register_forward_pre_hook(forget, with_kwargs=True)
+
+
+@pytest.mark.parametrize(("fault", "what"), [(read_more, "they fail in it"), (lose_the_first, "from those of whole passes")])
+def test_a_cache_that_is_not_what_attached_edits_expect_is_found_at_load(vlm, fault, what):
+    fault(vlm)
+    assert what in check_attached(vlm)
+    with pytest.warns(PathWarning, match=f"not right in `generate`.*{what}"):
+        si.load(vlm.hf_model, vlm.processor, check=True)
+
+
+def test_every_model_is_checked_beside_a_transformers_that_nobody_tested(monkeypatch):
+    assert tested_transformers()
+    assert si.load("tiny-random/llava").report is None
+    real = attached_check.version
+    monkeypatch.setattr(attached_check, "version", lambda name: "5.99.0" if name == "transformers" else real(name))
+    assert not tested_transformers()
+    assert si.load("tiny-random/llava").report.agrees

@@ -6,7 +6,7 @@ from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
 from scale_interp.errors import EditError, ModelError
-from scale_interp.interventions import check, engine, paths, placement
+from scale_interp.interventions import check, engine, paths, storage
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.packed import run_packed
 from scale_interp.interventions.paths import packed_batch
@@ -241,7 +241,7 @@ def test_other_shapes_of_heads(mixed, layers, heads, kv, head_dim):
 def test_prefixes_beyond_the_memory_are_read_again(vlm, mixed, random_edits, monkeypatch):
     whole = PrefixStore(vlm, mixed, batch_size=2)
     assert whole[1] is whole[1]
-    monkeypatch.setattr(placement, "free_memory", lambda device: 4 * whole[0].nbytes + 1)
+    monkeypatch.setattr(storage, "free_memory", lambda device: 4 * whole[0].nbytes + 1)
     tight = PrefixStore(vlm, mixed, batch_size=2)
     assert tight[0] is tight[0] and tight[1] is not tight[1]
     a, b = (si.run_edits(vlm, mixed, random_edits["patch"], path="packed", prompts=p) for p in (whole, tight))

@@ -9,7 +9,8 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import MemoryWarning, ModelError
-from scale_interp.interventions import placement, prefix
+from scale_interp.execution.memory import prompt_bytes
+from scale_interp.interventions import placement, prefix, storage
 from scale_interp.interventions import prefix_disk as spill
 from scale_interp.interventions.prefix import PrefixStore
 
@@ -48,8 +49,8 @@ def test_a_fit_reads_each_prompt_once(vlm, train, mode):
 
 def test_what_exceeds_the_memory_goes_to_disk(vlm, train, monkeypatch):
     one = PrefixStore(vlm, train, 8)[0].nbytes
-    monkeypatch.setattr(placement, "free_memory", lambda device: int(2.5 * one / placement.KEPT_SHARE))
-    monkeypatch.setattr(placement, "seconds_per_byte", lambda name, device: 0.0)
+    monkeypatch.setattr(storage, "free_memory", lambda device: int(2.5 * one / storage.KEPT_SHARE))
+    monkeypatch.setattr(storage, "seconds_per_byte", lambda name, device: 0.0)
     prompts = PrefixStore(vlm, train, 8)
     assert [sum(t.nbytes for t in layers(batch)) for batch in prompts] == [one] * 4
     files = list(prompts._spill.folder.iterdir())
@@ -142,8 +143,8 @@ def test_no_memory_for_one_prompt(vlm, train, monkeypatch):
 def test_the_cheapest_place_is_taken(vlm, train, monkeypatch, seconds, room, expected):
     """Beyond the memory: the disk where getting prompts back takes less time than reading them again did, and where it has room."""
     one = PrefixStore(vlm, train, 8)[0].nbytes
-    monkeypatch.setattr(placement, "free_memory", lambda device: int(1.5 * one / placement.KEPT_SHARE))
-    monkeypatch.setattr(placement, "seconds_per_byte", lambda name, device: seconds)
+    monkeypatch.setattr(storage, "free_memory", lambda device: int(1.5 * one / storage.KEPT_SHARE))
+    monkeypatch.setattr(storage, "seconds_per_byte", lambda name, device: seconds)
     prompts = PrefixStore(vlm, train, 8)
     prompts._room["disk"] = room
     first, again = ([layers(batch) for batch in prompts] for _ in range(2))
@@ -158,7 +159,7 @@ def test_places_are_measured(vlm, train):
     assert places[0].seconds == 0 and all(0 < place.seconds < 1e4 for place in places[1:])
     assert [place.seconds for place in places] == sorted(place.seconds for place in places)
     tokens = vlm.encode(train[0])["input_ids"].shape[1] - 1
-    one = placement.prompt_bytes(vlm, tokens)
+    one = prompt_bytes(vlm, tokens)
     assert one == PrefixStore(vlm, train[:1])[0].nbytes
     few = [placement.Place("memory", 2 * one, 0.0), placement.Place("recompute", 10**15, 1.0), placement.Place("disk", 10**15, 2.0)]
     assert placement.placement(vlm, few, tokens, 5) == {"memory": 2, "recompute": 3}
@@ -166,11 +167,11 @@ def test_places_are_measured(vlm, train):
 
 def test_a_gpu_has_its_host_beside_it(vlm, monkeypatch):
     monkeypatch.setattr(type(vlm), "device", torch.device("cuda:0"))
-    monkeypatch.setattr(placement, "free_memory", lambda device: 4 * 10**9)
-    room = placement.rooms(vlm, "auto")
+    monkeypatch.setattr(storage, "free_memory", lambda device: 4 * 10**9)
+    room = storage.rooms(vlm, "auto")
     assert list(room) == ["memory", "host", "disk"] and room["memory"] == 10**9
     costs = {"host": 1e-10, "disk": 1e-9}
-    monkeypatch.setattr(placement, "seconds_per_byte", lambda name, device: costs[name])
-    place = lambda reading: placement.cheapest(10**9, reading, room | {"memory": 0, "host": 10**9}, vlm.device, measured=True)  # noqa: E731
+    monkeypatch.setattr(storage, "seconds_per_byte", lambda name, device: costs[name])
+    place = lambda reading: storage.cheapest(10**9, reading, room | {"memory": 0, "host": 10**9}, vlm.device, measured=True)  # noqa: E731
     assert (place(1.0), place(0.05)) == ("host", "recompute")
-    assert placement.cheapest(10**9, 5.0, {"memory": 0, "host": 0, "disk": 10**10}, vlm.device, measured=True) == "disk"
+    assert storage.cheapest(10**9, 5.0, {"memory": 0, "host": 0, "disk": 10**10}, vlm.device, measured=True) == "disk"

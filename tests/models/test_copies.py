@@ -7,6 +7,9 @@ import pytest
 import torch
 
 import scale_interp as si
+from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
+from scale_interp.adapters.baselines.last_token_bias import LastTokenBias
+from scale_interp.errors import EditError
 from scale_interp.vlm.lock import alone
 
 QUESTIONS = si.load_questions("scenes/relation", n=4)
@@ -131,3 +134,96 @@ def test_a_block_has_the_model_alone(model):
         assert thread.is_alive()
     thread.join()
     assert order == ["this thread", "other thread"]
+
+
+def in_a_thread(ask):
+    """What the function returns or raises in a thread of its own."""
+    found = []
+
+    def run():
+        try:
+            found.append(ask())
+        except BaseException as error:
+            found.append(error)
+
+    thread = threading.Thread(target=run)
+    thread.start()
+    thread.join(60)
+    assert not thread.is_alive()
+    return found[0]
+
+
+def shifted_heads(vlm):
+    return LastTokenBias(torch.ones(vlm.n_layers, vlm.n_heads, vlm.head_dim)).attached(vlm)
+
+
+def scaled_attention(vlm):
+    return AttentionScale(2.0).attached(vlm)
+
+
+def lora(vlm):
+    return si.fit_lora(vlm, si.load_questions("scenes/relation", "train", n=8), rank=1, epochs=1, learning_rates=[1e-3]).attached(vlm)
+
+
+@pytest.mark.parametrize("attach", [shifted_heads, scaled_attention, lora])
+def test_an_edit_that_one_thread_attached_does_not_act_on_anothers_run(model, attach):
+    expected, inputs = halved(model), model.encode(QUESTIONS[0])
+    attached = attach(model)
+    runs = [
+        lambda: halved(model),
+        lambda: halved(model, "reference"),
+        lambda: model.generate(QUESTIONS[0]),
+        lambda: model.hf_model(**inputs),
+        lambda: model.hf_model.generate(**inputs, max_new_tokens=1),
+        lambda: attach(model).__enter__(),
+    ]
+    with attached:
+        own = model.generate(QUESTIONS[0])
+        for run in runs:
+            error = in_a_thread(run)
+            assert isinstance(error, EditError) and "another thread has attached" in str(error)
+        assert model.generate(QUESTIONS[0]) == own
+    assert torch.equal(halved(model), expected) and torch.equal(in_a_thread(lambda: halved(model)), expected)
+    assert not model.decoder._forward_pre_hooks
+
+
+def test_a_plain_pass_of_another_thread_is_refused_during_a_run(model):
+    inputs = model.encode(QUESTIONS[0])
+    with model.alone():
+        error = in_a_thread(lambda: model.hf_model(**inputs))
+        assert isinstance(error, EditError) and "with vlm.alone()" in str(error)
+        copied = copy.deepcopy(model)
+        assert torch.equal(in_a_thread(lambda: copied.hf_model(**inputs).logits), model.hf_model(**inputs).logits)
+    assert not copied.decoder._forward_pre_hooks and not model.decoder._forward_pre_hooks and not model.hooked
+    assert torch.equal(in_a_thread(lambda: model.hf_model(**inputs).logits), model.hf_model(**inputs).logits)
+
+
+def test_traces_of_several_threads_take_turns(model):
+    def traced():
+        with model.trace(QUESTIONS[0]):
+            z = model.layers[2].self_attn.o_proj.input.save()
+        return z
+
+    expected, expected_halved, found = traced(), halved(model), []
+    threads = [threading.Thread(target=lambda: found.extend((traced(), halved(model)) for _ in range(3))) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(found) == 9 and all(torch.equal(z, expected) and torch.equal(scores, expected_halved) for z, scores in found)
+
+
+def test_fits_in_two_threads_give_the_numbers_of_one():
+    train = si.load_questions("scenes/relation", "train", n=16)
+
+    def fit(vlm, seed):
+        return si.fit_scale(vlm, train, heads=[(2, 1), (4, 3)], epochs=2, seed=seed).scalars
+
+    vlm, found = si.load("demo"), {}
+    expected = [fit(vlm, seed) for seed in range(2)]
+    threads = [threading.Thread(target=lambda seed=seed: found.update({seed: fit(vlm, seed)})) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(found[seed], expected[seed]) for seed in range(2))

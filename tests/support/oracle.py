@@ -9,6 +9,7 @@ import torch
 def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positions=(-1,), use_cache=False):
     """Logits [T, V] of one whole forward pass; scale [L, H], shift [L, H, D], mlp_scale [L] act at `positions`."""
     decoder, hooks = model.get_decoder(), []
+    decoder = getattr(decoder, "model", decoder)
     H = model.config.get_text_config().num_attention_heads
 
     def edit_heads(layer):
@@ -19,7 +20,7 @@ def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positio
                 if scale is not None:
                     heads = heads * scale[layer][:, None]
                 if shift is not None:
-                    heads = heads + shift[layer]
+                    heads = heads + shift[layer][:, : heads.shape[1]]  # Gemma 4's layers differ in the width of a head
                 z[0, p] = heads.flatten()
             return (z, *args[1:])
 
@@ -27,22 +28,32 @@ def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positio
 
     def edit_mlp(layer):
         def hook(module, args, out):
-            out = out.clone()
+            rest = out[1:] if isinstance(out, tuple) else None
+            out = (out if rest is None else out[0]).clone()
+            rows = out.view(-1, out.shape[-1])  # one prompt at a time, whatever experts make of its axes
             for p in positions:
-                out[0, p] = out[0, p] * mlp_scale[layer]
-            return out
+                rows[p] = rows[p] * mlp_scale[layer]
+            return out if rest is None else (out, *rest)
 
         return hook
 
-    for number, layer in enumerate(decoder.layers):
-        hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(edit_heads(number)))
+    for number, (output, mlp) in enumerate(heads for layer in decoder.layers if (heads := heads_of(layer))):
+        hooks.append(output.register_forward_pre_hook(edit_heads(number)))
         if mlp_scale is not None:
-            hooks.append(layer.mlp.register_forward_hook(edit_mlp(number)))
+            hooks.append(mlp.register_forward_hook(edit_mlp(number)))
     try:
         return model(**inputs, use_cache=use_cache).logits[0]
     finally:
         for hook in hooks:
             hook.remove()
+
+
+def heads_of(layer):
+    """The module that reads a layer's heads side by side, and its MLP; None for a layer without heads."""
+    if not hasattr(layer, "self_attn"):
+        return None
+    output = layer.self_attn.o_proj if hasattr(layer.self_attn, "o_proj") else layer.self_attn.out_proj
+    return output, layer.mlp if hasattr(layer, "mlp") else layer.feed_forward
 
 
 def plain_inputs(vlm, question):

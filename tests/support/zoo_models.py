@@ -8,7 +8,12 @@ import scale_interp as si
 from scale_interp.models import zoo
 
 BIDIRECTIONAL = ("paligemma", "paligemma2")
-CAUSAL = tuple(name for name in zoo.NAMES if name not in BIDIRECTIONAL)
+FIRST = zoo.NAMES[: zoo.NAMES.index("paligemma2") + 1]
+"""The families that every test of families runs over; the others do so in the full suite."""
+RECENT = zoo.NAMES[len(FIRST) :]
+CAUSAL = tuple(name for name in FIRST if name not in BIDIRECTIONAL)
+LONGER = [pytest.param(name, marks=pytest.mark.full) for name in RECENT]
+EVERY, EVERY_CAUSAL = [*FIRST, *LONGER], [*CAUSAL, *LONGER]
 FEW = ("llava", "qwen2_5_vl", "gemma3", "paligemma")
 """One of each way to attend, for the quick suite."""
 
@@ -31,3 +36,11 @@ def three_questions():
         ),
         si.Question("Is there a cat?", ("yes", "no"), 0, picture=noise(33, 33, 2), id="c"),
     ]
+
+
+class Models(dict):
+    """The zoo by name, each model loaded when a test first asks for it."""
+
+    def __missing__(self, name):
+        self[name] = si.load(f"tiny-random/{name}")
+        return self[name]

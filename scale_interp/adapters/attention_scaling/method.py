@@ -18,6 +18,7 @@ from ...core.result import Adapter, entries
 from ...errors import EditError
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Head, check_heads
+from ...vlm.families import describe
 from ...vlm.vlm import VLM
 from ..attach import require_model
 
@@ -68,7 +69,8 @@ class SavedSettings(Adapter):
 def model_shape(model: Any) -> tuple[int, int]:
     """How many layers, and heads per layer, a transformers model's text decoder has."""
     require_model(model)
-    return len(model.get_decoder().layers), model.config.get_text_config().num_attention_heads
+    heads = describe(model, type(model).__name__).heads
+    return len(heads), heads[0].n_heads
 
 
 def head_mask(layers: Iterable[int] | None, heads: Iterable[Head] | None, n_layers: int, n_heads: int) -> Bool[Tensor, "layers heads"]:

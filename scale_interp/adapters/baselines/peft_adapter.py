@@ -28,6 +28,7 @@ from ...interventions.engine import Path
 from ...interventions.packed import run_packed
 from ...interventions.prefix import prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
+from ...vlm.lock import changed
 from ...vlm.vlm import VLM
 from .training import FREE_RATES, Batch, Fitted, prepare_training, read_batches, train_parameters, try_rates
 
@@ -218,10 +219,18 @@ def _injected(
 ) -> Iterator[dict[str, nn.Parameter]]:
     """Put peft's modules in place of the model's own. Yields the adapter's parameters by name.
 
-    The model's own modules are put back at the end, so that its answers are again the same bit for bit.
+    The model's own modules are put back at the end, so that its answers are again the same bit for bit. Other threads' runs of the model
+    are refused until then.
     """
     if not isinstance(vlm, VLM):
         raise ModelError(f"cannot attach to a {type(vlm).__name__}: give a VLM, as si.load returns it")
+    with changed(vlm.decoder):
+        yield from _with_modules_of_peft(vlm, config, weights, seed)
+
+
+def _with_modules_of_peft(
+    vlm: VLM, config: Mapping[str, Any], weights: Mapping[str, Tensor] | None, seed: int
+) -> Iterator[dict[str, nn.Parameter]]:
     peft, model = _peft(), vlm.hf_model
     if hasattr(model, "peft_config"):
         raise ModelError(f"{vlm.name} already has an adapter in place: leave its `with` block before attaching another")
@@ -262,13 +271,13 @@ def _peft_name(name: str) -> str:
 
 def _linear_names(vlm: VLM) -> list[str]:
     """Full names of the linear modules in the text decoder's layers, never of the vision tower."""
-    inside = {id(m) for layer in vlm.decoder.layers for m in layer.modules() if isinstance(m, nn.Linear)}
+    inside = {id(m) for layer in vlm.all_layers for m in layer.modules() if isinstance(m, nn.Linear)}
     return [name for name, module in vlm.hf_model.named_modules() if id(module) in inside]
 
 
 def _name_pattern(vlm: VLM, names: Sequence[str]) -> str:
     """A regular expression that matches these full names: a bare suffix would adapt the vision tower too."""
-    layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.decoder.layers)
+    layers = next(name for name, module in vlm.hf_model.named_modules() if module is vlm.all_layers)
     inner = sorted({name[len(layers) :].split(".", 2)[2] for name in names})
     return rf"{re.escape(layers)}\.\d+\.({'|'.join(map(re.escape, inner))})"
 

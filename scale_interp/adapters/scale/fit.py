@@ -35,7 +35,6 @@ from ...interventions.packed import run_packed
 from ...interventions.parts import in_parts
 from ...interventions.paths import check_finite, join
 from ...interventions.prefix import Prefix, PrefixStore
-from ...vlm.families import norms_after
 from ...vlm.vlm import VLM
 from .scale import ScAle
 from .trajectory import Trajectory
@@ -295,7 +294,7 @@ def fit_scales(
     for fit in fits:
         _check_fit(fit, train)
     require_packed(vlm, train, path, "fitting")
-    if any(fit.mlp for fit in fits) and norms_after(vlm.decoder.layers[0])[1] is not None:
+    if any(fit.mlp for fit in fits) and vlm.head_layers[0].norms[1] is not None:
         warnings.warn(
             f"{vlm.name} norms the MLP's output, which undoes a factor, so MLP scalars have almost no effect; use mlp=False",
             PathWarning,

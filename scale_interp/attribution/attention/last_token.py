@@ -19,7 +19,7 @@ from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batc
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
-from ...interventions.rows import attention, sink_logits
+from ...interventions.rows import attention, sink_logits, with_own_temperature
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -54,6 +54,7 @@ def attention_with_weights(
     Returns:
         The output [B, R, H, D], and the weights [B, H, R, K + R] in float32.
     """
+    query = with_own_temperature(module, query, attention_mask)
     B, H, R, D = query.shape
     Hkv, S = key.shape[1:3]
     scores = (query.reshape(B, Hkv, H // Hkv * R, D) @ key.mT).float().view(B, H, R, S) * scaling
@@ -61,7 +62,7 @@ def attention_with_weights(
         scores = torch.tanh(scores / softcap) * softcap
     weights = scores.masked_fill(~attention_mask[..., -S:], float("-inf")).softmax(-1)
     out = weights.to(value.dtype).view(B, Hkv, H // Hkv * R, S) @ value
-    return out.view(B, H, R, D).transpose(1, 2), weights
+    return out.view(B, H, R, -1).transpose(1, 2), weights
 
 
 AttentionInterface.register(INTERFACE, attention_with_weights)
@@ -93,7 +94,7 @@ def read_attention(vlm: VLM, questions: Question | Sequence[Question], *, path: 
 
 def stream_attention(vlm: VLM, questions: Sequence[Question], path: Path) -> Iterator[tuple[Tensor, Tensor]]:
     """Weights [L, H, T] and choice scores [C] of the questions in order, one batch in memory at a time."""
-    if any(sink_logits(layer.self_attn, {}) is not None for layer in vlm.decoder.layers):
+    if any(sink_logits(block.attention(), {}) is not None for block in vlm.head_layers):
         raise ModelError(
             f"{vlm.name} ({vlm.family}) has attention sinks, which take a share of every head's attention that no token has: its weights "
             "do not sum to 1; use a model without sinks, or edits of heads"
@@ -111,8 +112,8 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     _, question = batch
     rows: list[Tensor] = []
     with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-        for layer in vlm.layers:
-            rows.append(layer.self_attn.output[1][:, :, -1].clone())
+        for block in vlm.head_layers:
+            rows.append(block.attention(vlm.layers[block.number]).output[1][:, :, -1].clone())
     weights = torch.cat([row.cpu().float() for row in rows])
     scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
     return {"weights 0": _require_weights(vlm, weights, question), "scores 0": scores}
@@ -122,10 +123,10 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's weights and scores, one tensor per question, as prompts differ in length."""
     rows: list[Tensor] = []
-    with attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
-        for layer in vlm.text.layers:
-            rows.append(layer.self_attn.output[1][:, :, 0].clone())
-        hidden = vlm.text.norm.output.save()
+    with prefix.state_layers(vlm), attention(vlm.decoder, INTERFACE), vlm.text.trace(**prefix.inputs()):
+        for block in vlm.head_layers:
+            rows.append(block.attention(vlm.text_layers[block.number]).output[1][:, :, 0].clone())
+        hidden = vlm.text_norm.output.save()
     R, P = prefix.choices.tokens.shape[1], prefix.seen.shape[1]
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 0]
     # A sliding layer has no columns for tokens outside its window; the last token's own column is the first after the prompt's.

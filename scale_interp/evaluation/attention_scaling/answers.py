@@ -203,7 +203,7 @@ def tune_scaling(
     best = max(rows, key=lambda row: (row["accuracy"], -abs(row["weight"] - 1)))
     method = AttentionScale(best["weight"], **options)
     made = provenance(vlm, questions, path=path, scoring=scoring)
-    return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], _groups(questions), made)
+    return Tuned(method, tuple(rows), float(curve.base.mean()), curve.provenance["passes"], image_names(questions), made)
 
 
 @checked
@@ -265,7 +265,7 @@ def tune_adaptvis(
     best = max(rows, key=lambda r: (r["accuracy"], -abs(r["weight_low"] - 1) - abs(r["weight_high"] - 1), -r["threshold"]))
     method = AdaptVis(best["weight_low"], best["weight_high"], best["threshold"], **options)
     made = provenance(vlm, questions, path=path, scoring=scoring)
-    return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, _groups(questions), made)
+    return Tuned(method, tuple(rows), _right(base, questions).mean().item(), passes, image_names(questions), made)
 
 
 @checked
@@ -322,7 +322,3 @@ def transfer_table(
 
 def _right(scores: Tensor, questions: Sequence[Question]) -> Tensor:
     return measure("accuracy", scores, questions).cpu()
-
-
-def _groups(questions: Sequence[Question]) -> tuple[str, ...]:
-    return image_names(questions)

@@ -22,6 +22,9 @@ from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedM
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...errors import EditError
+from ...vlm.cache import cache_of, with_cache
+from ...vlm.decoder import describe_layers
+from ...vlm.families import describe
 from ...vlm.mode import require_ready
 from ..prompt_end import Place, Prompt, prompt_end
 from ..rows import NAME as PACKED
@@ -115,7 +118,7 @@ _RUNNING: WeakKeyDictionary[nn.Module, tuple[Pass, int]] = WeakKeyDictionary()
 @contextmanager
 def rewriting(decoder: PreTrainedModel, running: Pass, base: str | None = None) -> Iterator[None]:
     """The text decoder with its logits rewritten as `running` says; base: the attention function that does all other rows."""
-    modules: list[nn.Module] = [layer.self_attn for layer in decoder.layers]  # type: ignore[union-attr]
+    modules: list[nn.Module] = [block.attention() for block in describe_layers(decoder).heads]
     if modules[0] in _RUNNING:
         raise EditError("this model's attention is rewritten already: leave that `attached` before entering another")
     _RUNNING.update({module: (running, number) for number, module in enumerate(modules)})
@@ -152,8 +155,12 @@ def _attend(
         return out, None
     _, H, S, D = query.shape
     K = key.shape[2]
-    if running.total < K:
-        raise EditError(f"a cache of {K} places for {running.total} tokens hides which are images: generate with a dynamic cache")
+    spare = max(K - running.total, 0)
+    if spare and _seen(attention_mask, rows, S, running.total):
+        raise EditError(
+            f"{spare} of {K} places of the cache are behind the {running.total} tokens read so far and not masked, which hides the image "
+            "tokens' places: call generate with the whole prompt and an empty cache"
+        )
     logits = query[:, :, rows] @ key.repeat_interleave(H // key.shape[1], 1).mT
     logits = logits.float() * (D**-0.5 if scaling is None else scaling)
     if softcap is not None:
@@ -163,16 +170,24 @@ def _attend(
         raise EditError(f"layer {layer} has attention sinks, which 'sdpa' leaves out: load the model with attn_implementation='eager'")
     kept, values = out[:, rows].transpose(1, 2), value.repeat_interleave(H // value.shape[1], 1)
     if layer not in running.same:
-        unchanged = softmax(masked(logits, attention_mask, rows, S), sinks).to(value.dtype) @ values
+        unchanged = softmax(masked(logits, attention_mask, rows, S, spare), sinks).to(value.dtype) @ values
         require_same(module, layer, unchanged, kept, attention_mask, rows)
         running.same.add(layer)
-    columns = F.pad(running.columns, (0, running.total - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
+    columns = F.pad(running.columns, (0, running.total + spare - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
-    again = softmax(masked(changed, attention_mask, rows, S), sinks).to(value.dtype) @ values
+    again = softmax(masked(changed, attention_mask, rows, S, spare), sinks).to(value.dtype) @ values
     if running.chosen is not None:
         changes = changes & running.chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
+
+
+def _seen(mask: Tensor | None, rows: slice, S: int, total: int) -> bool:
+    """Whether a row sees places of a cache behind its `total` tokens; without a mask, S rows see each other and what is before."""
+    if mask is None:
+        return total != S
+    behind = mask[:, :, rows, total:]
+    return bool((behind if behind.dtype == torch.bool else behind > torch.finfo(behind.dtype).min / 2).any())
 
 
 for _name in BASES:
@@ -193,12 +208,13 @@ def attach_logits(model: nn.Module, edit: LogitEdit | None, decide: Decide | Non
     each row of a batch, see `PromptEnd`. Raises EditError where it, or the prompt's image tokens, cannot be known.
     """
     model = getattr(model, "_orig_mod", model)
-    decoder = model.get_decoder()  # type: ignore[operator]
+    parts = describe(model, type(model).__name__)  # type: ignore[arg-type]
+    decoder = parts.module
     image_token_id: int = model.config.image_token_id  # type: ignore[assignment, union-attr]
     if edit is not None:
-        edit.check(len(decoder.layers), model.config.get_text_config().num_attention_heads)  # type: ignore[operator, union-attr]
+        edit.check(len(parts.heads), parts.heads[0].n_heads)
     require_ready(model)
-    running, n_layers = Pass(), len(decoder.layers)
+    running, n_layers = Pass(), len(parts.heads)
     decided: WeakKeyDictionary[Prompt, LogitEdit] = WeakKeyDictionary()
 
     def before(module: nn.Module, given: dict[str, Any]) -> None:
@@ -243,9 +259,9 @@ def _tokens(given: dict[str, Any]) -> Tensor:
 def _next_logits(module: nn.Module, given: dict[str, Any], place: Place, prompt: Prompt) -> Tensor:
     """Logits of the next token [B, V], by the same pass without an edit."""
     alone = place.past + place.new == prompt.length and not prompt.ragged
-    cache = copy.deepcopy(given["past_key_values"]) if place.past else None
-    plain = given | {"past_key_values": cache, "use_cache": cache is not None, "logits_to_keep": 1 if alone else 0}
-    out = module(**plain)
+    cache = copy.deepcopy(cache_of(given))  # its places are those of the mask, also where it is empty
+    plain = given | {"use_cache": cache is not None, "logits_to_keep": 1 if alone else 0}
+    out = module(**with_cache(plain, cache))
     if not hasattr(out, "logits"):
         raise EditError(f"a {type(module).__name__} gives no logits to decide by: call the whole model")
     logits = out.logits.float()

@@ -57,7 +57,7 @@ class PackedAnswers:
     @cached_property
     def _plain(self) -> Tensor:
         self.passes += len(self.questions)
-        with attention(self.vlm.decoder):
+        with self.prefix.state_layers(self.vlm), attention(self.vlm.decoder):
             return self.vlm.decoder(**self.prefix.inputs()).last_hidden_state
 
     @torch.no_grad()
@@ -73,7 +73,7 @@ class PackedAnswers:
         running.begin(edit, edit.choose(ids, self.vlm.image_token_id), ids.shape[1] + R - 1)
         running.rows = slice(0, 1 if edit.steps == "prefill" else None)
         self.passes += len(self.questions)
-        with rewriting(self.vlm.decoder, running, PACKED):
+        with self.prefix.state_layers(self.vlm), rewriting(self.vlm.decoder, running, PACKED):
             hidden = self.vlm.decoder(**self.prefix.inputs()).last_hidden_state
         return choices.read(self.vlm, hidden[:, None])[:, 0]
 

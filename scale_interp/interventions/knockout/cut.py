@@ -20,7 +20,7 @@ from ...errors import EditError
 from ...vlm.vlm import VLM
 from ..prefix import Prefix
 from ..rows import NAME as PACKED
-from ..rows import attention, packed_attention, sink_logits
+from ..rows import attention, packed_attention, sink_logits, with_own_temperature
 from ..written_out import BASES, base_of, masked, require_same, softmax
 from .edit import AttentionEdit, Mode
 
@@ -77,7 +77,7 @@ _RUNNING: dict[nn.Module, tuple[Cut, int]] = {}
 
 @contextmanager
 def _running(vlm: VLM, cut: Cut, name: str) -> Iterator[None]:
-    modules = [layer.self_attn for layer in vlm.decoder.layers]
+    modules = [block.attention() for block in vlm.head_layers]
     with attention(vlm.decoder, NAME + name):
         _RUNNING.update({module: (cut, number) for number, module in enumerate(modules)})
         try:
@@ -130,9 +130,10 @@ def _attend_rows(
     active = heads.any(-1).nonzero()[:, 0]
     if not len(active):
         return out, None
-    a, rows = len(active), active + 1
+    a, rows, Dv = len(active), active + 1, value.shape[-1]
+    query = with_own_temperature(module, query, attention_mask)
     queries = query.view(B, Hkv, G, n, R, D)[:, :, :, rows]
-    keys, values = (part[:, :, K:].view(B, Hkv, 1, n, R, D)[:, :, :, rows] for part in (key, value))
+    keys, values = (part[:, :, K:].view(B, Hkv, 1, n, R, -1)[:, :, :, rows] for part in (key, value))
     to_prompt = (queries.reshape(B, Hkv, -1, D) @ key[:, :, :K].mT).view(B, Hkv, G, a, R, K)
     scores = torch.cat([to_prompt, queries @ keys.mT], -1).float().view(B, H, a, R, K + R) * scaling
     if (softcap := given.get("softcap")) is not None:
@@ -141,11 +142,11 @@ def _attend_rows(
     own = torch.eye(R, K + R, dtype=torch.bool, device=query.device).roll(K, 1)
     scores, changed = cut.rewrite(scores, own)
     weights = softmax(scores, sink_logits(module, given)).to(value.dtype).view(B, Hkv, G, a, R, K + R)
-    from_prompt = (weights[..., :K].reshape(B, Hkv, -1, K) @ value[:, :, :K]).view(B, Hkv, G, a, R, D)
-    again = (from_prompt + weights[..., K:] @ values).view(B, H, a, R, D)
-    whole = out.transpose(1, 2).view(B, H, n, R, D)
+    from_prompt = (weights[..., :K].reshape(B, Hkv, -1, K) @ value[:, :, :K]).view(B, Hkv, G, a, R, Dv)
+    again = (from_prompt + weights[..., K:] @ values).view(B, H, a, R, Dv)
+    whole = out.transpose(1, 2).view(B, H, n, R, Dv)
     edited = torch.where(changed & heads[active].T[None, :, :, None, None], again, whole[:, :, rows])
-    return whole.index_copy(2, rows, edited).view(B, H, S, D).transpose(1, 2), None
+    return whole.index_copy(2, rows, edited).view(B, H, S, Dv).transpose(1, 2), None
 
 
 def _attend_whole(

@@ -76,7 +76,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
     if isinstance(vlm, PlantedVLM):
         raise ModelError(f"{vlm.name} already has a planted shortfall: plant into the intact {vlm.origin}")
     for layer, _ in chosen:
-        if not is_plain(vlm.decoder.layers[layer].self_attn.o_proj):
+        if not is_plain(vlm.head_layers[layer].output()):
             raise ModelError(
                 f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised, adapted, hooked?); load it without that"
             )
@@ -86,7 +86,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
     damaged.planted, damaged.factor, damaged.origin = chosen, float(factor), vlm.name
     with torch.no_grad():
         for layer, head in chosen:
-            weight = damaged.decoder.layers[layer].self_attn.o_proj.weight
+            weight = damaged.head_layers[layer].output().weight
             weight[:, head * vlm.head_dim : (head + 1) * vlm.head_dim] *= factor
     return damaged
 

@@ -17,6 +17,7 @@ import tokenizers
 import torch
 import transformers
 from torch import nn
+from transformers import ProcessorMixin
 
 from ...core.suggest import near
 from ...errors import ModelError
@@ -24,7 +25,8 @@ from ...errors import ModelError
 PREFIX = "tiny-random/"
 NAMES = (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "idefics3", "smolvlm",
-    "paligemma", "paligemma2",
+    "paligemma", "paligemma2", "mistral3", "glm4v", "qwen3_vl_moe", "qwen3_5", "gemma4", "aya_vision", "lfm2_vl", "llama4",
+    "internvl_gpt_oss",
 )  # fmt: skip
 
 
@@ -70,13 +72,32 @@ def save(family: str, place: Path, seed: int = 0) -> None:
         seed: Of the weights.
     """
     from .families import BUILDERS
+    from .recent import RECENT
 
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model, processor = BUILDERS[family]()
+        model, processor = (BUILDERS | RECENT)[family]()
         draw(model)
     model.save_pretrained(place)
     processor.save_pretrained(place)
+
+
+def processor(name: str) -> ProcessorMixin | None:
+    """The processor of a tiny model that cannot be read back from its folder: without a part that needs torchvision or sounds.
+
+    Args:
+        name: "tiny-random/FAMILY".
+
+    Returns:
+        The processor; None for models whose folder has one like any checkpoint's.
+    """
+    from .recent import OWN_PROCESSORS, RECENT
+
+    family = name.removeprefix(PREFIX)
+    if not name.startswith(PREFIX) or family not in OWN_PROCESSORS:
+        return None
+    with torch.random.fork_rng():
+        return RECENT[family]()[1]
 
 
 @torch.no_grad()
