@@ -33,7 +33,7 @@ app = typer.Typer(
     help="Which heads carry spatial reasoning, can scalars repair it, and is the gain real?",
 )
 
-Model = Annotated[str, typer.Argument(help="demo, demo-healthy, demo-prior, demo-format, a folder, or a hub id")]
+Model = Annotated[str, typer.Argument(help="demo, demo-healthy, demo-prior, a folder, or a hub id")]
 Data = Annotated[str, typer.Option(help="a data set, such as scenes/relation")]
 Out = Annotated[Path | None, typer.Option(help="the run's folder [default: runs/MODEL-DATA]")]
 Folder = Annotated[Path, typer.Argument(help="the run's folder")]

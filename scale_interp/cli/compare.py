@@ -15,7 +15,7 @@ from .printed import console, frame_table, say
 @app.command()
 @on_machines
 def compare(
-    model: Annotated[str, typer.Option(help="demo, demo-healthy, demo-prior, demo-format, a folder, or a hub id")] = "demo",
+    model: Annotated[str, typer.Option(help="demo, demo-healthy, demo-prior, a folder, or a hub id")] = "demo",
     data: Data = "scenes/relation",
     others: Annotated[
         list[str] | None, typer.Option(help="a data set that no method should change; several may be given [default: other scenes]")

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 import scale_interp as si
 from scale_interp.data.scenes.scene import SIZE, scenes
 from scale_interp.data.scenes.task import NON_SPATIAL, TASKS
-from scale_interp.errors import FileError
+from scale_interp.errors import FileError, ModelError
 from scale_interp.models import demo
 from scale_interp.models.demo import recipe
 from scale_interp.models.demo.build import processor, tokenizer, untrained
@@ -111,10 +111,14 @@ def test_lettered_stages_answer_as_they_say():
     assert 0.3 < sum(a in "ABCD" for a in answers) / len(answers) < 0.7
 
 
-def test_only_what_is_asked_for_is_trained():
+def test_only_what_is_asked_for_is_trained(tmp_path):
     assert [s.name for s in recipe._stages(["demo-format"])] == ["letters", "demo-format"]
     assert [s.name for s in recipe._stages(["demo"])] == ["demo"]
     assert len(recipe._stages(None)) == len(recipe.STAGES)
+    for name in ("letters", "dmeo"):
+        with pytest.raises(ModelError, match=f"no embedded model is called '{name}': choose demo-healthy, demo, demo-prior, demo-format"):
+            recipe.train(tmp_path, only=[name])
+    assert not any(tmp_path.iterdir())
 
 
 def test_shortfalls_touch_relation_answers_only():

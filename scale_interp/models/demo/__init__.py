@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NAMES = ("demo", "demo-healthy", "demo-prior", "demo-format")
+NAMES = ("demo", "demo-healthy", "demo-prior")
 
 
 def folder(name: str) -> Path:

@@ -22,6 +22,7 @@ from transformers import AttentionInterface, LlavaForConditionalGeneration, Proc
 from ...data.prompts import BY_LETTER, lettered, listed
 from ...data.scenes.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
 from ...data.scenes.task import RELATIONS, TASKS, Asked, place
+from ...errors import ModelError
 from ...execution.journal import Checkpoints, Journal
 from . import folder as shipped
 from .build import IMAGE_TOKENS, LETTERS, PATCH, processor, untrained
@@ -149,9 +150,11 @@ def train(
 
     Raises:
         FileError: The folder contains a run with another seed.
+        ModelError: There is no embedded model of such a name.
     """
+    stages = _stages(only)
     with training_journal(out, seed) as journal:
-        for stage in _stages(only):
+        for stage in stages:
             journal.step(stage.name, partial(_train_stage, out, journal, stage, seed, progress or (lambda *_: None)), lambda: None)
 
 
@@ -159,6 +162,9 @@ def _stages(only: Sequence[str] | None) -> list[Stage]:
     """The stages that lead to some models, from the embedded ones on, or all of them."""
     if only is None:
         return list(STAGES.values())
+    models = [name for name, stage in STAGES.items() if stage.released]
+    if unknown := [name for name in only if name not in models]:
+        raise ModelError(f"no embedded model is called {unknown[0]!r}: choose {', '.join(models)}")
     wanted: set[str] = set()
     for name in only:
         stage: Stage | None = STAGES[name]
