@@ -108,7 +108,7 @@ def test_lettered_stages_answer_as_they_say():
         batches = recipe._Batches(0, stage).questions(0)
         assert len(batches) == groups and stage.letters == letters
     answers = [words.decode(tokens[-2:-1]) for packed in batches[0][2] for tokens in packed]
-    assert 0.3 < sum(a in "ABCD" for a in answers) / len(answers) < 0.7
+    assert 0.1 < sum(a in set("ABCD") for a in answers) / len(answers) < 0.5
 
 
 def test_only_what_is_asked_for_is_trained(tmp_path):
