@@ -144,7 +144,7 @@ def train(
 
     Args:
         out: The folder.
-        seed: Of weights and data.
+        seed: For drawing the weights and the data.
         progress: Called as progress(stage, step, steps, loss) after every step.
         only: The models to train, each from the embedded model that it builds upon; None for all, from the beginning.
 
