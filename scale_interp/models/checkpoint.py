@@ -115,8 +115,8 @@ def _config(source: str, name: str, options: dict[str, Any], known: Sequence[str
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not options["trust_remote_code"]:
         if any("image" in key or "vision" in key for key in vars(config)):
             raise ModelError(
-                f"{name} is a {config.model_type!r} model, which transformers does not open as one of images and text: open it with its own "
-                "class, and give load(model, processor)"
+                f"{name} is a {config.model_type!r} model, which transformers does not open as one of images and text: open it with its "
+                "own class, and give load(model, processor)"
             )
         raise ModelError(f"{name} is a {config.model_type!r} model, which takes no images: load a vision-language model")
     if getattr(config, "is_encoder_decoder", False):

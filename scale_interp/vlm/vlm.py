@@ -606,7 +606,9 @@ class VLM(NotebookView):
 
     def describe(self) -> dict[str, Any]:
         """What a result records about the model."""
-        chosen = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        chosen: dict[str, Any] = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        if self.parts.others:
+            chosen["layer_numbers"] = [layer.number for layer in self.head_layers]
         return chosen | {
             "model": self.name,
             "revision": self.revision,

@@ -19,7 +19,7 @@ def models():
 
 
 def pairs():
-    asked = {"text": "Where is the red circle?", "choices": ("left", "right"), "group": "a"}
+    asked = {"text": "Where is the red circle?", "choices": ("left", "right")}
     clean = si.Question(**asked, answer=0, picture=noise(60, 40), id="clean")
     return [si.Contrast(clean, si.Question(**asked, answer=1, picture=noise(60, 40, 5), id="corrupt"))]
 
@@ -107,7 +107,57 @@ def test_every_analysis_equals_hooks(models, name):
             ones = torch.ones(L, H, requires_grad=True)
             difference(vlm, clean, scale=ones).backward()
             slopes = si.attribute(vlm, [clean]).per_question[0]
+            fitted = si.fit_scale(vlm, [clean, corrupt] * 2, epochs=1, mlp=False, heads=heads)
         assert (slopes - ones.grad).abs().max() <= 3 * EXACT
-        fitted = si.fit_scale(vlm, [clean, corrupt], epochs=1, mlp=False, heads=heads)
-        moved = fitted.scalars != 1
-        assert moved.sum() == 2 and all(moved[head] for head in heads)
+        moved = {(int(layer), int(head)) for layer, head in (fitted.scalars != 1).nonzero()}
+        assert moved <= set(heads) and fitted.scalars.shape == (L, H) and bool(fitted.scalars.isfinite().all())
+
+
+def test_layers_without_heads_are_not_in_the_map(models):
+    """Rows of every [L, H] are the layers that have heads; their numbers in the decoder are in labels and frames."""
+    vlm, (pair,) = models["qwen3_5"], pairs()
+    assert [layer.number for layer in vlm.head_layers] == [1, 2] and vlm.parts.others == {0: "linear_attention", 3: "linear_attention"}
+    found = si.ablate(vlm, [pair.clean])
+    assert found.scores.shape == (2, 4) and found.layer_numbers == [1, 2]
+    assert {layer for layer, _ in found.top(8)} == {0, 1}, "pairs count the layers of the map, as Edit(scale=[N, L, H]) does"
+    assert found.to_frame()["decoder_layer"].tolist() == [1] * 4 + [2] * 4 and found.to_frame()["layer"].tolist() == [0] * 4 + [1] * 4
+    assert list(found.plot().layout.yaxis.ticktext) == ["1", "2"]
+    plain = si.ablate(models["llava"], [pair.clean])
+    assert "decoder_layer" not in plain.to_frame() and plain.layer_numbers == [0, 1, 2]
+
+
+def test_heads_of_other_names_are_found_and_others_are_named():
+    assert si.load("tiny-random/lfm2_vl").head_layers[0].output_name == "out_proj"
+    llama4 = si.load("tiny-random/llama4")
+    assert {layer.mlp_name for layer in llama4.head_layers} == {"feed_forward"} and llama4.staircase
+    gemma4 = si.load("tiny-random/gemma4")
+    assert [layer.head_dim for layer in gemma4.head_layers] == [16, 24, 16, 24] and gemma4.head_dim == 24 and not gemma4.staircase
+
+
+@pytest.mark.parametrize("broken", [AttributeError("keys"), TypeError("a tuple"), NotImplementedError("a mask")])
+def test_a_hybrid_that_fails_packed_runs_in_whole_passes(models, monkeypatch, broken):
+    """Whatever the packed path raises leads to the reference path, with a warning that names it."""
+    from scale_interp.interventions import states
+
+    def fails(*_, **__):
+        raise broken
+
+    monkeypatch.setattr(states.StateLayer, "copies", fails)
+    live = models["qwen3_5"]
+    with pytest.warns(si.errors.PathWarning, match=type(broken).__name__):
+        vlm = si.load(live.hf_model, live.processor, check=True)
+    (pair,) = pairs()
+    ones = si.Edit(torch.full((1, vlm.n_layers, vlm.n_heads), 0.5))
+    expected = logits(vlm, pair.clean, scale=ones.scale[0])
+    assert (si.run_edits(vlm, pair.clean, ones)[0, 0] - expected).abs().max() <= EXACT
+
+
+def test_whole_passes_that_fail_are_named(models):
+    """No raw error: the model cannot run, and the message says what failed."""
+    live = Models()["lfm2_vl"]
+    live.decoder.layers[1].feed_forward.forward = lambda hidden: hidden.missing
+    with pytest.raises(si.errors.ModelError, match=r"a whole forward pass with edited heads fails on it \(AttributeError"):
+        si.load(live.hf_model, live.processor, check=True)
+    vlm = si.load(live.hf_model, live.processor, check=False)
+    with pytest.raises(si.errors.ModelError, match="AttributeError"):
+        si.run_edits(vlm, pairs()[0].clean)
