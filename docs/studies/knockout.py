@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import torch
 
 import scale_interp as si
@@ -15,20 +17,30 @@ from scale_interp.bench.realistic import open_model
 from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.core.versions import versions
 
+from .tables import span, table
+
 HERE = Path(__file__).parent
 DOCS = HERE.parent
-MODEL, REPEATS = "realistic/8x8x512", 3
+MODEL, REPEATS = "realistic/8x8x512", 2
 CIRCUITS, ON_CIRCUITS = ("one-head", "three-heads", "relay"), 60
 TEST, WHOLE, WINDOW = 400, 100, 3
 PARTS = ("speed", "circuits", "demo")
+KINDS = {
+    "listed": "yes: it alone moves its words",
+    "decoy": "no: it reaches all words by one factor",
+    "word": "exactly nothing",
+    "parked": "exactly nothing",
+}
+"""What the construction says that a head of this kind loses without the image (`models/testbeds`): does the answer change?"""
 
 
 def main(parts: list[str]) -> None:
     path = HERE / "knockout.json"
-    content = read_json(path) if path.is_file() else {}
     for part in parts or PARTS:
-        content[part] = {"speed": speed, "circuits": circuits, "demo": demo}[part]()
-    write_json(path, content | {"versions": versions()})
+        found = {"speed": speed, "circuits": circuits, "demo": demo}[part]()
+        content = read_json(path) if path.is_file() else {}
+        write_json(path, content | {part: found, "versions": versions()})
+    content = read_json(path)
     if all(part in content for part in PARTS):
         write_bytes(DOCS / "knockout.md", page(content).encode())
 
@@ -157,7 +169,8 @@ def demo() -> dict[str, Any]:
         "relations": {name: part.to_frame().to_dict("records") for name, part in image.by_relation().items()},
         "heads": heads.heads.to_frame().sort_values("score", ascending=False)[:6].to_dict("records"),
         "heads_significant": int(heads.significant().sum()),
-        "ablation_spearman": heads.heads.compare(si.ablate(vlm, questions, mode="mean")),
+        "n_heads": heads.scores.numel(),
+        "mean_ablation": heads.heads.compare(si.ablate(vlm, questions, mode="mean")),
         "lens": lens.to_frame().to_dict("records"),
         "lens_at_image": at_image.to_frame().to_dict("records"),
         "appears": lens.appears.tolist(),
@@ -167,7 +180,117 @@ def demo() -> dict[str, Any]:
 
 
 def page(c: dict[str, Any]) -> str:
-    return ""
+    speed, demo = c["speed"], c["demo"]
+    flows = {name: pd.DataFrame(rows) for name, rows in demo["flows"].items()}
+    by_layer = {"layer": next(iter(flows.values()))["layer"]} | {
+        name.removeprefix("knockout "): spans(frame) for name, frame in flows.items()
+    }
+    axes = {name: pd.DataFrame(rows) for name, rows in demo["relations"].items()}
+    relations = {"layer": by_layer["layer"]} | {name: spans(frame) for name, frame in axes.items()}
+    lens, appears = pd.DataFrame(demo["lens"]), demo["appears"]
+    heads = pd.DataFrame(demo["heads"])
+    rho = demo["mean_ablation"]
+    shown = {
+        "layer": lens["layer"],
+        "right choice, last token": spans(lens, ""),
+        "answers that have appeared": [f"{share:.2f}" for share in lens["appeared"]],
+        "right choice, image tokens": spans(pd.DataFrame(demo["lens_at_image"]), ""),
+    }
+    vision = pd.DataFrame(demo["vision"]).sort_values("score", ascending=False)
+    return f"""# Knockout and logit lens, measured
+
+    python -m docs.studies.knockout
+
+How to use them: [attention knockout](how_to/knockout.md), [logit lens](how_to/lens.md). All numbers are in
+[knockout.json](studies/knockout.json).
+
+## Against circuits that are known
+
+Written down from the [construction](testbeds.md) beforehand: in `one-head` and `three-heads`, parked heads and word heads of the last
+token do not see the image, so hiding it changes exactly nothing; a decoy sees it, and reaches all answer words by one positive factor
+of the final norm, so no answer changes; a listed head alone moves its words. In `relay` the last token sees no image: knockout
+last -> image must find nothing at all, and the listed heads read the token before it. {ON_CIRCUITS} test questions each; the largest
+fall of any head and question:
+
+{table(pd.DataFrame(circuit_rows(c["circuits"])))}
+
+The same as a method that ranks heads, with AUROC and intervals: "knockout of the image" in the tables of [test-beds](testbeds.md). Where
+the image is relayed it finds nothing by construction (AUROC 0.5): knock out the flow into the relaying token too.
+
+## How fast
+
+Every head's last token cut off from the image, one head at a time: {speed["variants"]} variants on `{speed["model"]}`,
+{speed["tokens"]} tokens, {speed["image_tokens"]} of the image, {speed["threads"]} threads, prompt reading and image preparation counted,
+median of {len(speed["ratios"])} alternating runs: **{speed["seconds"]["ours"]:.2f} s**, and {speed["seconds"]["plain"]:.1f} s with a plain
+hook per variant that gives one head a mask of its own: {speed["ratio"]:.0f} times faster. Largest difference of a logit
+{speed["largest_difference"]:.1g}, where the largest effect is {speed["largest_effect"]:.1g}.
+
+## `demo`: the flow by layer
+
+scenes/relation, test split; windows of {demo["window"]} layers; {demo["questions"]["last"]} questions from the last token to image and
+question,
+{demo["questions"]["others"]} for the other flows. The fall of the logit difference, 95% intervals:
+
+{table(pd.DataFrame(by_layer))}
+
+![the flow by layer](images/knockout_layers.png)
+
+Last -> image by relation:
+
+{table(pd.DataFrame(relations))}
+
+![by relation](images/knockout_relations.png)
+
+By head, {demo["heads_significant"]} of {demo["n_heads"]} differ from 0 (Holm, 0.05). The largest: {listed(heads)}.
+Rank correlation with mean ablation of the same heads: {rho["spearman"]:.2f}.
+
+![by head](images/knockout_heads.png)
+
+## `demo`: the logit lens
+
+The answer that the model gives leads from layer {int(np.median(appears))} on (median; quartiles {int(np.percentile(appears, 25))} and
+{int(np.percentile(appears, 75))}).
+
+{table(pd.DataFrame(shown))}
+
+![lens by layer](images/lens_layers.png)
+
+![lens over the image](images/lens_image.png)
+
+## `demo`: heads of the vision encoder
+
+Each head zeroed at every patch, {demo["questions"]["others"]} questions; the fall of the logit difference:
+{listed(vision)}.
+
+![vision heads](images/vision_heads.png)
+"""
+
+
+def spans(frame: pd.DataFrame, sign: str = "+") -> list[str]:
+    return [span(row.score, row.low, row.high, sign) for row in frame.itertuples()]
+
+
+def listed(heads: pd.DataFrame) -> str:
+    return ", ".join(f"({h.layer}, {h.head}) {span(h.score, h.low, h.high, '+')}" for h in heads.itertuples())
+
+
+def circuit_rows(found: dict[str, Any]) -> list[dict[str, str]]:
+    rows = []
+    for name, targets in found.items():
+        for target, kinds in targets.items():
+            for kind, said in KINDS.items():
+                blind = name == "relay" and target == "image"
+                rows.append(
+                    {
+                        "model": f"`{name}`",
+                        "hidden from the last token": target,
+                        "heads": f"{kinds[kind]['heads']} {kind}",
+                        "does the answer change?": "exactly nothing" if blind else said,
+                        "largest fall of the logit difference": f"{kinds[kind]['logit_diff']:.2g}",
+                        "answers that change": "yes" if kinds[kind]["accuracy"] else "none",
+                    }
+                )
+    return rows
 
 
 if __name__ == "__main__":

@@ -22,7 +22,8 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
 from ..interventions.engine import Path, choose_path, run_with_clean
-from ..interventions.knockout.edit import AttentionEdit, Mode, Where
+from ..interventions.knockout.edit import AttentionEdit, Mode, words
+from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
@@ -140,8 +141,8 @@ class FlowMap(Result, FigureView):
 def knockout(
     vlm: VLM,
     questions: Sequence[Question],
-    source: Where = "last",
-    target: Where = "image",
+    source: At = "last",
+    target: At = "image",
     by: By = "layer",
     window: Count = 1,
     mode: Mode = "block",
@@ -152,18 +153,19 @@ def knockout(
     """How much the metric falls when source tokens do not see target tokens, in each window of layers or in each head.
 
     score = metric(clean) - metric(edited): positive where the answer needs this flow. A token always sees itself, so a source that is part
-    of the target loses only the other tokens. A question whose prompt has no such target is unchanged.
+    of the target loses only the other tokens.
 
     Args:
         vlm: the model, from `si.load`.
         questions: Q questions.
-        source: the tokens whose attention is edited: "last", "image", another group, or a list of places in the prompt (negative ones
-            count from its end).
+        source: the tokens whose attention is edited: a token group or several (`vlm.token_groups`), or token numbers (negative ones count
+            from the prompt's end).
         target: the tokens they no longer see, given the same way.
         by: "layer" edits all heads of a window of layers, "head" one head.
         window: by layer, how many layers are edited together: window // 2 below the named layer, the others from it upwards, as far as
             there are layers (Geva et al. 2023, arXiv 2304.14767).
-        mode: "block" hides the target; "only" hides everything else; "move" puts the attention on the image on the target, a part of it.
+        mode: "block" hides the target; "only" hides everything else; "move" gives the target, a part of the image, all attention on the
+            image.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
 
@@ -171,7 +173,8 @@ def knockout(
         A FlowMap, per_question [Q, L] or [Q, L, H], in units of the metric.
 
     Raises:
-        EditError: for an unknown group, mode or path, and for a window of heads.
+        DataError: for a question without such tokens.
+        EditError: for an unknown mode or path, and for a window of heads.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -189,11 +192,10 @@ def knockout(
         heads = ((distance >= -(window // 2)) & (distance < window - window // 2))[..., None].expand(L, L, H)
     edit = AttentionEdit(heads, source, target, mode)
     path = "reference" if path == "auto" and not edit.of_last else choose_path(vlm, questions, path)
-    names = [where if isinstance(where, str) else f"{len(where)} tokens" for where in (source, target)]
-    method = f"{'knockout' if mode == 'block' else mode} {names[0]} -> {names[1]}"
+    method = f"{'knockout' if mode == 'block' else mode} {words(source)} -> {words(target)}"
     edited, clean = run_with_clean(vlm, questions, edit, path, what=method)
     effect = (measure(metric, clean, questions) - measure(metric, edited, questions)).cpu()
-    made = provenance(vlm, questions, metric=metric, path=path, source=source, target=target, mode=mode)
+    made = provenance(vlm, questions, metric=metric, path=path, source=edit.source, target=edit.target, mode=mode)
     per_question = effect.view(-1, L, H if by == "head" else 1)
     relations = tuple(q.relation for q in questions)
     return FlowMap(method, metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), relations, by, window, made)

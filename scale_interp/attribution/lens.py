@@ -25,8 +25,9 @@ from ..errors import DataError, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.choices import VOCABULARY_ROWS, choice_sequences
-from ..interventions.knockout.edit import Where, marked
+from ..interventions.knockout.edit import marked, words
 from ..interventions.prompt_end import require_none_attached
+from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
 
@@ -165,7 +166,7 @@ class LogitLens(Result, FigureView):
 
 
 @checked
-def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: Where = "last", *, top: Count = 5) -> LogitLens:
+def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: At = "last", *, top: Count = 5) -> LogitLens:
     """Read the residual stream after each layer with the model's own final norm, head and soft cap.
 
     After the last layer these are exactly the model's own logits, which is checked on every question. A choice is read by its first token.
@@ -173,7 +174,8 @@ def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: Where = "
     Args:
         vlm: the model, from `si.load`.
         questions: one question, or several.
-        at: the tokens to read: "last", "image", another group, or a list of places in the prompt (negative ones count from its end).
+        at: the tokens to read: a token group or several (`vlm.token_groups`), or token numbers (negative ones count from the prompt's
+            end).
         top: how many of the most likely words to keep for each token.
 
     Returns:
@@ -211,29 +213,29 @@ def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: Where = "
         tuple(q.id for q in questions),
         tuple(q.relation for q in questions),
         tuple(vlm.tokenizer.decode([token]) for token in used.tolist()),
-        at if isinstance(at, str) else f"{len(at)} tokens",
+        words(at),
         provenance(vlm, questions, at=at, top=top),
     )
 
 
 @torch.no_grad()
-def lens_work(vlm: VLM, batch: tuple[int, Question], at: Where, top: int) -> BatchResult:
+def lens_work(vlm: VLM, batch: tuple[int, Question], at: At, top: int) -> BatchResult:
     """One question's logits [L, P, C], log_total [L, P], top and top_probs [L, P, k], tokens [P], and its given choice."""
     _, question = batch
     inputs = vlm.encode(question)
     ids = inputs["input_ids"][0]
-    places = marked(vlm, question, at, (ids == vlm.image_token_id).cpu()).nonzero()[:, 0]
+    places = marked(vlm, question, at, ids).nonzero()[:, 0]
     if not len(places):
-        raise DataError(f"question {question.id}: its prompt has no token of {at!r}: leave the question out, or choose another group")
+        raise DataError(f"question {question.id}: at={at!r} names no token: give at least one")
     streams, own = residual_streams(vlm, inputs, places)
     first = torch.tensor([tokens[0] for tokens in choice_sequences(vlm, question, "first")])
     found: dict[str, list[Tensor]] = {"logits": [], "log_total": [], "top": [], "top_probs": []}
     for stream in streams:
         parts = [read_out(vlm, rows).cpu() for rows in stream.split(VOCABULARY_ROWS)]
-        words = torch.cat(parts)
-        total = words.logsumexp(-1)
-        best = words.topk(min(top, words.shape[-1]))
-        values = (words[:, first], total, best.indices, (best.values - total[:, None]).exp())
+        every = torch.cat(parts)
+        total = every.logsumexp(-1)
+        best = every.topk(min(top, every.shape[-1]))
+        values = (every[:, first], total, best.indices, (best.values - total[:, None]).exp())
         for name, value in zip(found, values, strict=True):
             found[name].append(value)
     return {name: torch.stack(values) for name, values in found.items()} | {

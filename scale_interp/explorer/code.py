@@ -14,6 +14,7 @@ from ..data.question import Question
 from ..errors import ScaleInterpError
 from ..interventions.edit import Scope
 from ..models import demo
+from ..models.placement import default_device
 from ..models.testbeds import circuits
 from ..vlm.vlm import VLM
 
@@ -34,6 +35,10 @@ class Explored(Protocol):
     @property
     def factors(self) -> Mapping[tuple[int, int | None], float]: ...
     @property
+    def blind(self) -> Sequence[tuple[int, int]]: ...
+    @property
+    def own(self) -> Question | None: ...
+    @property
     def scale(self) -> ScAle | None: ...
     @property
     def folder(self) -> str | None: ...
@@ -47,13 +52,14 @@ def code(explorer: Explored) -> str:
     What this package cannot load by name is taken from names that the reader has. All text from outside is written with repr and all
     numbers exactly, so running the code reproduces the same bits.
     """
-    model, asked = _model(explorer), explorer.loading
+    own = explorer.own
+    model, asked = _model(explorer), explorer.loading if own is None else ""
     missing = [name for name, line in (("vlm", model), ("questions", asked)) if line is None]
     lines = ["import torch", "", "import scale_interp as si", ""]
     if missing:
         lines.append(f"# {' and '.join(missing)}: as given to si.viz.explore")
-    lines += [line for line in (model, asked) if line is not None]
-    lines += [f"question = questions[{explorer.index}]", "", *_edit(explorer), ""]
+    lines += [line for line in (model, asked) if line]
+    lines += [f"question = questions[{explorer.index}]" if own is None else _question(own), "", *_edit(explorer), *_blind(explorer), ""]
     return "\n".join([*lines, "probabilities = si.run_edits(vlm, question, edit)[0, 0].softmax(-1)", ""])
 
 
@@ -63,8 +69,12 @@ def _model(explorer: Explored) -> str | None:
     if not known:
         return None
     given = {"revision": vlm.revision, "prompt": vlm.prompt}
-    if vlm.dtype != torch.float32 or vlm.device.type != "cpu":
+    if vlm.dtype != torch.float32 or vlm.device.type != "cpu" or default_device().type != "cpu":
         given |= {"dtype": str(vlm.dtype).removeprefix("torch."), "device": str(vlm.device)}
+    quantised = getattr(vlm.reopen, "keywords", {}).get("quantization_config")
+    if quantised is not None and not isinstance(quantised, str):
+        return None  # a configuration of the caller's own
+    given |= {"quantization_config": quantised}
     return f"vlm = si.load({vlm.name!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
 
 
@@ -85,6 +95,23 @@ def loading(questions: Sequence[Question]) -> str | None:
     if [q.id for q in again] != [q.id for q in questions]:
         return None
     return f"questions = si.load_questions({source!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
+
+
+def _question(own: Question) -> str:
+    """A question of one's own; an image has to be named by the reader unless it came from a path."""
+    asked = f"question = si.Question({own.text!r}, {own.choices!r}, {own.answer!r}"
+    if not own.pictures:
+        return f"{asked})"
+    path = own.picture if isinstance(own.picture, str | Path) else None
+    return f"{asked}, image={str(path)!r})" if path else f"{asked}, image='image.png')  # the image as it was uploaded"
+
+
+def _blind(explorer: Explored) -> list[str]:
+    if not explorer.blind:
+        return []
+    marked = [f"blind[0, {layer}, {head}] = True" for layer, head in explorer.blind]
+    made = "blind = torch.zeros(1, vlm.n_layers, vlm.n_heads, dtype=torch.bool)"
+    return [made, *marked, "edit = si.AttentionEdit(blind, beside=edit)  # the last token sees no image in these heads"]
 
 
 def _edit(explorer: Explored) -> list[str]:

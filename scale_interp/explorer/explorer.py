@@ -19,12 +19,14 @@ from ..attribution.attention.grid import PatchGrid, patch_grid
 from ..attribution.attention.last_token import read_attention
 from ..attribution.gradient import attribute
 from ..attribution.headmap import HeadMap
+from ..data.decoding import ImageSource
 from ..data.items import require
 from ..data.question import Question
 from ..data.question_card import question_card
 from ..errors import DataError, EditError, FileError
-from ..interventions.edit import Edit, Scope, check_heads
+from ..interventions.edit import Edit, Head, Scope, check_heads
 from ..interventions.engine import choose_path, run_edits
+from ..interventions.knockout.edit import AttentionEdit
 from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
 from .code import code, loading
@@ -58,6 +60,7 @@ class Explorer:
         index: index of the current question.
         selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to.
         factors: what is scaled, and by how much (0 to 4).
+        blind: the heads whose last token does not see the image.
         scale: a ScAle, or None.
         strength: how far the ScAle is faded in, from 0 to 1: s(t) = 1 + t (s - 1).
         base: the answer's probabilities [choices] without the edit (softmax over the choices' scores).
@@ -83,7 +86,9 @@ class Explorer:
         scale: ScAle | str | Path | None = None,
         dark: bool | None = None,
     ):
-        self.vlm, self.questions, self.dark = vlm, require(questions), dark
+        self.vlm, self.dark = vlm, dark
+        self._given_questions = require(questions)
+        self.questions: Sequence[Question] = self._given_questions
         if head_map is not None and tuple(head_map.scores.shape) != (vlm.n_layers, vlm.n_heads):
             raise DataError(
                 f"the head map is for {' layers x '.join(map(str, head_map.scores.shape))} heads, {vlm.name} has "
@@ -92,6 +97,7 @@ class Explorer:
         self._given, self._index, self._strength = head_map, 0, 1.0
         self._selected: Component | None = None
         self._factors: dict[Component, float] = {}
+        self._blind: set[Head] = set()
         self._scale: ScAle | None = None
         self._folder: str | None = None
         self._read: OrderedDict[int, PrefixStore] = OrderedDict()
@@ -121,6 +127,33 @@ class Explorer:
             raise DataError(f"question {value}: there are {len(self.questions)}, counted from 0")
         self._index = int(value)
         self._changed()
+
+    def ask(self, text: str, choices: Sequence[str], image: ImageSource | None = None, answer: int = 0) -> None:
+        """Ask a question of one's own, which joins the others and is shown.
+
+        Args:
+            text: the question.
+            choices: at least two.
+            image: what `si.Question(image=...)` takes.
+            answer: the number of the right choice.
+
+        Raises:
+            DataError: it is no question.
+        """
+        own = Question(text, tuple(choices), answer, image=image)
+        self._require_askable(own)
+        self.questions = [*self.questions, own]
+        self.index = len(self.questions) - 1
+
+    def _require_askable(self, question: Question) -> None:
+        """Raise what the model has against a question before it is taken."""
+        self.vlm.choice_ids(question)
+        self.vlm.encode(question)
+
+    @property
+    def own(self) -> Question | None:
+        """The current question, where it was asked with `ask`."""
+        return None if self._index < len(self._given_questions) else self.question
 
     @property
     def selected(self) -> Component | None:
@@ -171,13 +204,32 @@ class Explorer:
             self._factors[part] = float(factor)
         self._changed()
 
+    @property
+    def blind(self) -> tuple[Head, ...]:
+        """The heads whose last token does not see the image, layer by layer."""
+        return tuple(sorted(self._blind))
+
+    def hide_image(self, head: Component, hidden: bool = True) -> None:
+        """Hide the image from the last token in one head (attention knockout), or show it again.
+
+        Raises:
+            EditError: the model does not have this head, or it is an MLP.
+        """
+        layer, number = self._checked(head)
+        if number is None:
+            raise EditError(f"MLP {layer} sees no other tokens: choose a head")
+        (self._blind.add if hidden else self._blind.discard)((layer, number))
+        self._changed()
+
     def remove(self, part: Component) -> None:
         """Stop editing a head or MLP."""
+        self._blind.discard(part)  # type: ignore[arg-type]
         self.set(part, 1.0)
 
     def reset(self) -> None:
         """Stop editing all heads and MLPs; the ScAle stays."""
         self._factors.clear()
+        self._blind.clear()
         self._changed()
 
     def _checked(self, part: Component) -> Component:
@@ -251,8 +303,8 @@ class Explorer:
         return "last" if self._scale is None else self._scale.scope
 
     @property
-    def edit(self) -> Edit:
-        """The current edit, one variant: the faded ScAle, with the factors applied on top."""
+    def edit(self) -> Edit | AttentionEdit:
+        """The current edit, one variant: the faded ScAle, with the factors applied on top, and the image hidden from some heads."""
         L, H = self.vlm.n_layers, self.vlm.n_heads
         heads, mlps = torch.ones(1, L, H), torch.ones(1, L)
         for (layer, head), factor in self._factors.items():
@@ -261,7 +313,13 @@ class Explorer:
             else:
                 heads[0, layer, head] = factor
         mine = Edit(scale=heads, mlp_scale=mlps, scope=self.scope)
-        return mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
+        mine = mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
+        if not self._blind:
+            return mine
+        blind = torch.zeros(1, L, H, dtype=torch.bool)
+        for layer, number in self._blind:
+            blind[0, layer, number] = True
+        return AttentionEdit(blind, beside=mine)
 
     @property
     def base(self) -> Float[Tensor, " choices"]:
@@ -277,7 +335,7 @@ class Explorer:
             self._edited = self._run(self.edit)
         return self._edited
 
-    def _run(self, edit: Edit | None) -> Float[Tensor, " choices"]:
+    def _run(self, edit: Edit | AttentionEdit | None) -> Float[Tensor, " choices"]:
         return run_edits(self.vlm, self.question, edit, prompts=self._prompts())[0, 0].softmax(-1).cpu()
 
     def _prompts(self) -> PrefixStore:
@@ -293,7 +351,7 @@ class Explorer:
         """The scores that heads are chosen by; None where the model runs by the reference path, which has no gradients."""
         if self._given is not None:
             return self._given
-        return attribute(self.vlm, self.questions) if choose_path(self.vlm, self.questions) == "packed" else None
+        return attribute(self.vlm, self._given_questions) if choose_path(self.vlm, self._given_questions) == "packed" else None
 
     @property
     def looking(self) -> Looking | None:
@@ -312,7 +370,7 @@ class Explorer:
     @cached_property
     def loading(self) -> str | None:
         """The line of Python that loads these questions, or None where there is none."""
-        return loading(self.questions)
+        return loading(self._given_questions)
 
     def code(self) -> str:
         """Python that runs the current edit on the current question and gives the same `probabilities`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import textwrap
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
@@ -173,11 +173,11 @@ class HeadsFigure(_Figure):
                 title, notes = f"Heads: {self.head_map.method}", f"{Q} question{'s' * (Q != 1)}. ◇ edited, □ chosen."
         self._frame(title, notes, dark, self.high + 92, self.wide, left=40, low=92)
 
-    def mark(self, selected: Component | None, factors: Mapping[Component, float], dark: bool) -> None:
+    def mark(self, selected: Component | None, edited: Sequence[Component], dark: bool) -> None:
         """Mark the edited heads and the chosen one."""
-        x = [self.at_mlp if head is None else head for _, head in factors]
+        x = [self.at_mlp if head is None else head for _, head in edited]
         with self.changing() as fig:
-            fig.data[2].update(x=x, y=[layer for layer, _ in factors])
+            fig.data[2].update(x=x, y=[layer for layer, _ in edited])
             fig.layout.shapes = [] if selected is None else list(self._outline(selected, dark))
 
     def _outline(self, part: Component, dark: bool) -> Iterator[dict[str, Any]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from base64 import b64encode
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -69,8 +70,7 @@ class Panel:
 
     def _build(self) -> widgets.Widget:
         e, vlm = self.explorer, self.explorer.vlm
-        asked = [(_shortened(f"{i + 1}. {q.text}"), i) for i, q in enumerate(e.questions)]
-        self.question = widgets.Dropdown(options=asked, description="Question", layout=WIDE)
+        self.question = widgets.Dropdown(description="Question", layout=WIDE)
         before, after = (widgets.Button(description=name, layout={"width": "90px"}) for name in ("Previous", "Next"))
         before.on_click(lambda _: self._step(-1))
         after.on_click(lambda _: self._step(1))
@@ -82,6 +82,7 @@ class Panel:
         self.head = widgets.Dropdown(options=[*heads, ("MLP", MLP)], description="Head", layout=narrow)
         self.name = widgets.HTML()
         self.factor = widgets.FloatSlider(value=1, min=0, max=LARGEST, step=STEP, readout_format=".2f", layout={"width": "98%"})
+        self.hides = widgets.Checkbox(description="It does not see the image", indent=False, layout={"width": "98%"})
         self.edits = widgets.Select(rows=4, layout={"width": "auto", "flex": "1 1 170px"})
         self.remove, self.reset = (widgets.Button(description=name, layout={"width": "96px"}) for name in ("Remove", "Reset all"))
         self.folder = widgets.Text(placeholder="runs/demo-scenes-relation/scale", description="Folder", layout=WIDE)
@@ -89,6 +90,10 @@ class Panel:
         self.unload = widgets.Button(description="Take off", layout={"width": "80px"})
         self.strength = widgets.FloatSlider(value=1, min=0, max=1, step=0.02, readout_format=".2f", layout={"width": "98%"})
         self.fitted = widgets.HTML()
+        self.own_text = widgets.Text(placeholder="Where is the cup?", description="Question", layout=WIDE)
+        self.own_choices = widgets.Text(placeholder="left, right (the right one first)", description="Choices", layout=WIDE)
+        self.own_image = widgets.FileUpload(accept="image/*", description="Image", layout={"width": "130px"})
+        ask = widgets.Button(description="Ask", layout={"width": "80px"})
         self.wants_code = widgets.ToggleButton(description="Copy as code", layout={"width": "130px"})
         self.code = widgets.Textarea(layout={"width": "auto", "height": "230px", "display": "none"}, disabled=False)
 
@@ -99,11 +104,13 @@ class Panel:
         self._on(self.layer, lambda _: self._choose())
         self._on(self.head, lambda _: self._choose())
         self._on(self.factor, lambda value: setattr(e, "factor", round(value, 4)))
+        self._on(self.hides, self._hide)
         self._on(self.edits, self._pick)
         self._on(self.strength, lambda value: setattr(e, "strength", round(value, 4)))
         self._on(self.wants_code, lambda _: self.show())
-        self._click(self.remove, lambda: setattr(e, "factor", 1.0))
+        self._click(self.remove, self._remove)
         self._click(self.reset, e.reset)
+        self._click(ask, self._ask)
         self._click(load, lambda: e.load(self.folder.value.strip()))
         self._click(self.unload, lambda: setattr(e, "scale", None))
         for trace in (0, 1):
@@ -115,6 +122,7 @@ class Panel:
             (self.answers.widget, "si-answers"),
             (self.said, "si-said"),
             (self.factor, "si-factor"),
+            (self.hides, "si-hides"),
             (self.edits, "si-edits"),
             (self.strength, "si-strength"),
             (self.message, "si-message"),
@@ -124,10 +132,11 @@ class Panel:
         self.figures = _row(
             _column(WIDTH, self.picture.widget, self.said),
             _column(self.heads.wide, self.heads.widget, _row(self.layer, self.head)),
-            _column(WIDTH, self.answers.widget, self.name, self.factor),
+            _column(WIDTH, self.answers.widget, self.name, self.factor, self.hides),
         )
         cards = _row(
             _card("Edited heads and MLPs", _row(self.edits, widgets.VBox([self.remove, self.reset]))),
+            _card("Your own question", _row(self.own_text, self.own_choices), widgets.HBox([self.own_image, ask])),
             _card("ScAle", _row(self.folder, widgets.HBox([load, self.unload])), self.fitted, self.strength),
         )
         parts = [self.page, _row(self.question, widgets.HBox([before, after]), self.which), self.text, self.message]
@@ -148,6 +157,19 @@ class Panel:
                 act()
 
         button.on_click(clicked)
+
+    def _remove(self) -> None:
+        if self.explorer.selected is not None:
+            self.explorer.remove(self.explorer.selected)
+
+    def _hide(self, hidden: bool) -> None:
+        if self.explorer.selected is not None:
+            self.explorer.hide_image(self.explorer.selected, hidden)
+
+    def _ask(self) -> None:
+        files = [f"data:{file['type']};base64,{b64encode(file['content']).decode()}" for file in self.own_image.value]
+        choices = [choice.strip() for choice in self.own_choices.value.split(",") if choice.strip()]
+        self.explorer.ask(self.own_text.value.strip(), choices, files[0] if files else None)
 
     def _step(self, by: int) -> None:
         self.explorer.index = (self.explorer.index + by) % len(self.explorer.questions)
@@ -223,6 +245,8 @@ class Panel:
 
     def _controls(self) -> None:
         e, q, part = self.explorer, self.explorer.question, self.explorer.selected
+        if self._new("questions", len(e.questions)):
+            self.question.options = [(_shortened(f"{i + 1}. {asked.text}"), i) for i, asked in enumerate(e.questions)]
         if self._new("question", e.index):
             self.question.value = e.index
             self.text.value = f"<h4 class='si-text'>{escape(q.text)}</h4>"
@@ -234,13 +258,14 @@ class Panel:
             self.name.value = f"<h4>{named}</h4>" + ("" if part is None else "<small>1 changes nothing</small>")
             self.layer.value, self.head.value = (None, 0) if part is None else (part[0], MLP if part[1] is None else part[1])
             self.factor.disabled = part is None
-        self.factor.value = e.factor
-        edited = tuple((f"{component_name(p)} × {factor:.2f}", p) for p, factor in e.factors.items())
+            self.hides.disabled = part is None or part[1] is None
+        self.factor.value, self.hides.value = e.factor, part in e.blind
+        edited = tuple((_edited_name(p, e.factors.get(p, 1.0), p in e.blind), p) for p in dict.fromkeys([*e.factors, *e.blind]))
         if self._new("edits", edited, part):
             with self.edits.hold_sync():
                 self.edits.options = edited
-                self.edits.value = part if part in e.factors else None
-            self.remove.disabled, self.reset.disabled = part not in e.factors, not edited
+                self.edits.value = part if part in [p for _, p in edited] else None
+            self.remove.disabled, self.reset.disabled = self.edits.value is None, not edited
         if self._new("scale", e.scale, e.folder):
             self.fitted.value = escape(f"{repr(e.scale).strip('<>')}. Faded in (0 is the base model):" if e.scale else "None is loaded.")
             self.folder.value = e.folder or self.folder.value
@@ -259,8 +284,9 @@ class Panel:
         e, q, dark = self.explorer, self.explorer.question, self.dark
         if self._new("heads", dark):
             self.heads.style(dark)
-        if self._new("marks", e.selected, tuple(e.factors), dark):
-            self.heads.mark(e.selected, e.factors, dark)
+        changed = tuple(dict.fromkeys([*e.factors, *e.blind]))
+        if self._new("marks", e.selected, changed, dark):
+            self.heads.mark(e.selected, changed, dark)
         if self._new("picture", e.index, self._picture, dark):
             self.picture.draw(q, self._picture, dark)
             self._drawn.pop("overlay", None)
@@ -278,6 +304,9 @@ def _names(part: Component | None) -> dict[str, dict[str, str]]:
     return {
         ".si-factor [role=slider]": {"aria-label": f"Scale {chosen}, 1 changes nothing"},
         ".si-strength [role=slider]": {"aria-label": "How far the ScAle is faded in"},
+        ".si-hides input": {
+            "aria-label": f"Hide the image from the last token in {'the chosen head' if part is None else component_name(part)}"
+        },
         ".si-edits select": {"aria-label": "Edited heads and MLPs"},
         ".si-code textarea": {"aria-label": "Python code of the current edit", "readonly": "true"},
         ".si-message": {"role": "status", "aria-live": "polite"},
@@ -289,6 +318,11 @@ def _names(part: Component | None) -> dict[str, dict[str, str]]:
         },
         ".si-answers": {"role": "img", "aria-label": "Bars of the answers' probabilities, base and edited"},
     }
+
+
+def _edited_name(part: Component, factor: float, blind: bool) -> str:
+    scaled = f" × {factor:.2f}" if factor != 1 or not blind else ""
+    return f"{component_name(part)}{scaled}{', sees no image' if blind else ''}"
 
 
 def _shortened(text: str) -> str:

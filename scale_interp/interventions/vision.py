@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections import Counter
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from PIL import Image
@@ -13,6 +13,12 @@ from transformers import BatchFeature
 
 from ..data.question import Question
 from ..vlm.vlm import VLM
+
+
+class FeatureSource(Protocol):
+    """What gives features in place of pixels."""
+
+    def replace_pixels(self, inputs: BatchFeature, questions: Sequence[Question]) -> dict[str, Any]: ...
 
 
 class Vision:

@@ -38,7 +38,7 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
-    >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target=[-2], window=3)])
+    >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target="object", window=3)])
     """
     _require(maps)
     windows = len({m.window for m in maps})

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import scale_interp as si
-from scale_interp.errors import DataError, EditError, ModelError
+from scale_interp.errors import DataError, ModelError
 from scale_interp.models import zoo
 from tests.support.oracle import plain_inputs
 from tests.support.zoo_models import mostly_full, three_questions
@@ -39,9 +39,9 @@ def test_the_last_layer_is_the_models_own_head_and_earlier_ones_are_the_residual
         n = len(ids)
         assert (lens.logits[q, -1, 0, :n] - out.logits[0, -1, ids]).abs().max() <= 1e-6
         assert abs(lens.log_total[q, -1, 0] - out.logits[0, -1].logsumexp(-1)) <= 1e-5
-        at = inputs["input_ids"][0] == vlm.image_token_id
-        P = int(at.sum())
-        assert image.lengths[q] == P and torch.equal(image.tokens[q, :P], at.nonzero()[:, 0])
+        at = torch.tensor(vlm.token_groups(question)["image"])
+        P = len(at)
+        assert image.lengths[q] == P and torch.equal(image.tokens[q, :P], at)
         assert (image.logits[q, -1, :P, :n] - out.logits[0, at][:, ids]).abs().max() <= 1e-6
         assert int(image.given[q]) == int(out.logits[0, -1, ids].argmax())
         best = out.logits[0, at].softmax(-1).max(-1)
@@ -75,9 +75,9 @@ def test_probabilities_of_demo_and_when_its_answers_appear(vlm, tmp_path):
 
 def test_what_a_lens_cannot_show_is_refused(questions):
     vlm = model("llava")
-    with pytest.raises(EditError, match="no group 'imgae'"):
+    with pytest.raises(DataError, match="no token group 'imgae'"):
         si.logit_lens(vlm, questions, at="imgae")
-    with pytest.raises(DataError, match="no token of 'image'"):
+    with pytest.raises(DataError, match="no token group 'image'"):
         si.logit_lens(vlm, si.Question("Is it?", ("yes", "no"), 0), at="image")
     lens = si.logit_lens(vlm, questions)
     with pytest.raises(DataError, match="question 3, layer 0"):

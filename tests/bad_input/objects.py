@@ -34,9 +34,9 @@ QUESTIONS = (
     question("a group that is None", "group=None", group=None),
     question("a task that is a list", "task=", task=["a"]),
     question("a relation that is a number", "relation=3", relation=3),
-    question("choices that are a text", "are no list", choices="left"),
-    question("choices that are a number", "are no list", choices=2),
-    question("choices that are None", "are no list", choices=None),
+    question("choices that are a text", "are not a list", choices="left"),
+    question("choices that are a number", "are not a list", choices=2),
+    question("choices that are None", "are not a list", choices=None),
     question("no choices", "at least two", choices=()),
     question("one choice", "at least two", choices=("left",)),
     question("a choice twice", "all different", choices=("left", "left")),
@@ -82,9 +82,13 @@ QUESTIONS = (
     Kind("si.contrasts", "questions that cannot be paired", DataError, "no contrast", lambda room: si.contrasts(room.other)),
     Kind("si.contrasts", "an unknown change", DataError, "choose 'mirror'", lambda room: si.contrasts(room.qs, "flip")),
     Kind(
-        "si.cog_questions", "an unknown kind of step", DataError, "no kind of step", lambda room: si.cog_questions(taxonomy={"smell": "a"})
+        "si.cog_questions",
+        "an unknown kind of step",
+        DataError,
+        "is not a kind of step",
+        lambda room: si.cog_questions(taxonomy={"smell": "a"}),
     ),
-    Kind("si.cog_questions", "an empty taxonomy", DataError, "no kind of step", lambda room: si.cog_questions(taxonomy={})),
+    Kind("si.cog_questions", "an empty taxonomy", DataError, "is not a kind of step", lambda room: si.cog_questions(taxonomy={})),
     Kind("si.cog_questions", "more than scenes differ", DataError, "1 to 1,000,000", lambda room: si.cog_questions(n=10**9)),
 )
 
@@ -123,7 +127,7 @@ EDITS = (
     edit("a stack of none", "give at least one", lambda: si.Edit.stack([])),
     edit(
         "a stack of other scope",
-        "run them apart",
+        "in separate calls",
         lambda: si.Edit.stack([si.Edit(ones(1, 6, 8)), si.Edit(ones(1, 6, 8), scope="each_new_token")]),
     ),
     run("of a model with more heads", "the model needs", lambda: si.Edit(scale=ones(1, 6, 16))),
@@ -139,10 +143,17 @@ EDITS = (
     attention("heads that are numbers", "give booleans", ones(1, 6, 8)),
     attention("heads of one variant without its axis", "give booleans", ones(6, 8).bool()),
     attention("an unknown mode", "choose 'block'", ones(1, 6, 8).bool(), mode="hide"),
-    attention("places that are words", "list of places", ones(1, 6, 8).bool(), source=["cup"]),
+    attention("places that are no numbers", "token numbers", ones(1, 6, 8).bool(), source=[2.5]),
     run("an attention edit of another model", "needs", lambda: si.AttentionEdit(ones(1, 2, 2).bool())),
-    run("an attention edit of an unknown group", "no group", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target="imgae")),
-    run("an attention edit of a token beyond the prompt", "token 900", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[900])),
+    run(
+        "an attention edit of an unknown group", "no token group", lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target="imgae"), DataError
+    ),
+    run(
+        "an attention edit of a token beyond the prompt",
+        "token 900",
+        lambda: si.AttentionEdit(ones(1, 6, 8).bool(), target=[900]),
+        DataError,
+    ),
     run(
         "attention moved away from the image",
         "not of the image",

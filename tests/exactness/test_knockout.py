@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import scale_interp as si
-from scale_interp.errors import EditError
+from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.models import zoo
-from tests.support.oracle import plain_inputs
+from tests.support.oracle import hooked_scores, plain_inputs
 from tests.support.zoo_models import CAUSAL, mostly_full, three_questions
 
 MODES = ("block", "only", "move")
@@ -75,7 +75,7 @@ def expected(vlm, question, edit, variant, source, target):
     """Choice scores of one variant, in one whole pass per choice; source and target are functions of (T, image)."""
     inputs = plain_inputs(vlm, question)
     T = inputs["input_ids"].shape[1]
-    image = set((inputs["input_ids"][0] == vlm.hf_model.config.image_token_id).nonzero()[:, 0].tolist())
+    image = set(vlm.token_groups(question)["image"])
     assert 1 <= len(image) < T
     ids = vlm.choice_ids(question)
     assert max(map(len, ids)) == 1
@@ -129,7 +129,7 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
     vlm = model(name)
     heads = two_variants(vlm)
     some = questions[:1]
-    at = sorted((plain_inputs(vlm, some[0])["input_ids"][0] == vlm.image_token_id).nonzero()[:, 0].tolist())
+    at = vlm.token_groups(some[0])["image"]
     tried = {
         "block": ("image", "image", whole_image, whole_image),
         "only": ((-4, -2), (*at[:2], -3, -2), places(-4, -2), places(*at[:2], -3, -2)),
@@ -181,17 +181,37 @@ def test_what_cannot_be_cut_is_refused_by_name(questions):
         si.AttentionEdit(heads.float())
     with pytest.raises(EditError, match="mode 'blok'"):
         si.AttentionEdit(heads, mode="blok")
-    with pytest.raises(EditError, match="list of places"):
-        si.AttentionEdit(heads, source=["x"])
+    with pytest.raises(EditError, match="token numbers"):
+        si.AttentionEdit(heads, source=[2.5])
     with pytest.raises(EditError, match=r"needs \[N, "):
         si.run_edits(vlm, questions, si.AttentionEdit(heads[:, :1]))
-    with pytest.raises(EditError, match="token 900"):
+    with pytest.raises(DataError, match="token 900"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[900]))
     with pytest.raises(EditError, match="not of the image"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[-2], mode="move"))
-    with pytest.raises(EditError, match="no group 'imgae'"):
+    with pytest.raises(DataError, match="no token group 'imgae'"):
         si.knockout(vlm, questions, target="imgae")
     with pytest.raises(EditError, match="path='reference'"):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, source=[-2]), path="packed")
     with pytest.raises(EditError, match="by='head'"):
         si.knockout(vlm, questions, by="head", window=2)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
+def test_heads_are_edited_beside_attention(questions, name):
+    """Both in one run: hooks of the oracle's kind for the heads, around the written-out attention."""
+    vlm = model(name)
+    scale = torch.ones(2, vlm.n_layers, vlm.n_heads)
+    scale[0, 2, 1], scale[1, 0, 3] = 0.0, 3.0
+    edit = si.AttentionEdit(two_variants(vlm), beside=si.Edit(scale=scale, mlp_scale=torch.full((2, vlm.n_layers), 0.5)))
+    for path in ("packed", "reference"):
+        scores = si.run_edits(vlm, questions[:2], edit, path=path)
+        for q, question in enumerate(questions[:2]):
+            T, image = vlm.encode(question)["input_ids"].shape[1], set(vlm.token_groups(question)["image"])
+            for n in range(2):
+                with written_out(vlm, "block", edit.heads[n], {T - 1}, image, image):
+                    wanted = hooked_scores(vlm, question, edit.beside, n)
+                assert (scores[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5
+    for wrong in ({"beside": si.Edit(scale=torch.ones(3, vlm.n_layers, vlm.n_heads))}, {"beside": edit.beside, "source": "image"}):
+        with pytest.raises(EditError, match="beside"):
+            si.AttentionEdit(two_variants(vlm), **wrong)

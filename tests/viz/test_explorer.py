@@ -1,12 +1,14 @@
 """The explorer's state, its widgets, its code, and the whole of it in a real JupyterLab and on its own page."""
 
 import ast
+import io
 import json
 import re
 import subprocess
 import sys
 import urllib.error
 import urllib.request
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -86,6 +88,39 @@ class TestState:
         assert dict(explorer.factors) == {MLP: 0.0}
         explorer.reset()
         assert torch.equal(explorer.probabilities, explorer.base) and not explorer.factors
+
+    def test_a_head_that_does_not_see_the_image(self, vlm, explorer):
+        explorer.hide_image(HEAD)
+        explorer.set(OTHER, 2.0)
+        heads, scale = torch.zeros(1, vlm.n_layers, vlm.n_heads, dtype=torch.bool), torch.ones(1, vlm.n_layers, vlm.n_heads)
+        heads[0, 5, 4], scale[0, 2, 4] = True, 2.0
+        edit = si.AttentionEdit(heads, beside=si.Edit(scale=scale))
+        assert explorer.blind == (HEAD,) and close(explorer.probabilities, answers(vlm, explorer.question, edit))
+        code = explorer.code()
+        assert torch.equal(run(code), explorer.probabilities) and "sees no image" in code
+        explorer.remove(OTHER)
+        assert not close(explorer.probabilities, explorer.base)
+        explorer.hide_image(HEAD, False)
+        assert close(explorer.probabilities, explorer.base)
+        with pytest.raises(EditError, match="MLP 3 sees no other tokens"):
+            explorer.hide_image(MLP)
+
+    def test_a_question_of_ones_own(self, vlm, explorer, questions, tmp_path):
+        questions[2].image.save(tmp_path / "own.png")
+        before = explorer.base
+        explorer.ask("Where is the red circle?", ["left", "right"], tmp_path / "own.png", answer=1)
+        own = si.Question("Where is the red circle?", ("left", "right"), 1, image=tmp_path / "own.png")
+        assert explorer.index == len(questions) and explorer.question.answer_text == "right"
+        assert close(explorer.base, answers(vlm, own))
+        explorer.set(HEAD, 0.0)
+        assert torch.equal(run(explorer.code()), explorer.probabilities)
+        explorer.reset()
+        explorer.index = 0
+        assert close(explorer.base, before) and "load_questions" in explorer.code()
+        for text, choices in (("Where?", ["left"]), ("Where?", ["left", "left"]), ("", ["left", "right"])):
+            with pytest.raises(DataError):
+                explorer.ask(text, choices)
+        assert len(explorer.questions) == len(questions) + 1
 
     @pytest.mark.parametrize("strength", [0.0, 0.3, 1.0])
     def test_scalars_fade_in_below_the_factors(self, vlm, explorer, scale, strength):
@@ -206,6 +241,44 @@ class TestPanel:
         assert _heat(panel).max() == 1 and "Head 5.4 (unedited)" in panel.said.value
         panel._clicked(1, None, type("Points", (), {"xs": [8.5], "ys": [3]}), None)
         assert explorer.selected == MLP and "no attention" in panel.said.value and not _heat(panel).any()
+
+    def test_the_switch_hides_the_image(self, explorer):
+        panel = explorer.panel
+        assert panel.hides.disabled
+        panel.layer.value, panel.head.value = HEAD
+        assert not panel.hides.disabled
+        panel.hides.value = True
+        assert explorer.blind == (HEAD,) and panel.edits.options == (("head 5.4, sees no image", HEAD),)
+        assert close(panel.answers.widget.data[1].x, explorer.probabilities) and not close(explorer.probabilities, explorer.base)
+        panel.factor.value = 0.5
+        assert panel.edits.options == (("head 5.4 × 0.50, sees no image", HEAD),)
+        panel.remove.click()
+        assert not panel.hides.value and not explorer.blind and panel.factor.value == 1 and not panel.edits.options
+        explorer.select(MLP)
+        assert panel.hides.disabled
+
+    def test_an_uploaded_image_and_free_text(self, explorer, questions):
+        panel, buffer = explorer.panel, io.BytesIO()
+        questions[3].image.save(buffer, "PNG")
+        file = {
+            "name": "own.png",
+            "type": "image/png",
+            "size": 1,
+            "content": memoryview(buffer.getvalue()),
+            "last_modified": datetime.now(),
+        }
+        panel.own_text.value, panel.own_choices.value = questions[3].text, ", ".join(questions[3].choices)
+        panel.own_image.set_trait("value", (file,))
+        ask = next(b for b in _buttons(panel.root) if b.description == "Ask")
+        ask.click()
+        assert panel.question.value == len(questions) and questions[3].text in panel.text.value
+        explorer.index = 3
+        seen = explorer.base
+        explorer.index = len(questions)
+        assert close(explorer.base, seen) and len(panel.question.options) == len(questions) + 1
+        panel.own_choices.value = "left"
+        ask.click()
+        assert "si-error" in panel.message.value and "two" in panel.message.value
 
     def test_it_follows_the_explorer(self, explorer, scale):
         panel = explorer.panel

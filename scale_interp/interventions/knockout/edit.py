@@ -5,8 +5,8 @@ In the chosen heads, the rows of `source` attend as if some columns were not the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Annotated, Any, Literal
 
 import torch
@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ...core.arguments import Raises
 from ...data.question import Question
-from ...errors import EditError
+from ...errors import EditError, ModelError
+from ...vlm.patch_grid import place_images
+from ...vlm.token_groups import At, positions_at
 from ...vlm.vlm import VLM
-from ..edit import LayerEdit, Scope
+from ..edit import Edit, LayerEdit, Scope
 
 Mode = Annotated[Literal["block", "only", "move"], Raises(EditError)]
-Where = str | Sequence[int]
-"""A group of tokens by name, or places in the prompt; negative ones count from its end."""
 
 
 @dataclass(frozen=True)
@@ -30,23 +30,25 @@ class AttentionEdit:
 
     Args:
         heads: Which heads each variant edits, [N, L, H].
-        source: The tokens whose attention changes: "last", "image", another group, or places in the prompt.
-        target: The tokens that they attend to.
+        source: The tokens whose attention changes: a token group or several (`VLM.token_groups`), or token numbers.
+        target: The tokens that they attend to, given the same way.
         mode: "block" hides the target from the source (attention knockout, Geva et al. 2023, arXiv 2304.14767). "only" hides everything
             else. "move" puts the attention that falls on the image on the target, a part of it, and leaves the rest as it is (gaze, arXiv
             2606.14703). In every mode a token keeps seeing itself.
+        beside: An edit of heads and MLPs in the same runs, with N variants or one; both act on the last token.
 
     Raises:
-        EditError: `heads` is not [N, L, H] of booleans, or the mode is unknown.
+        EditError: `heads` is not [N, L, H] of booleans, the mode is unknown, or `beside` does not fit.
 
     >>> AttentionEdit(torch.ones(1, 6, 8, dtype=torch.bool))
     <AttentionEdit of 1 variant: last sees no image>
     """
 
     heads: Bool[Tensor, "variants layers heads"]
-    source: Where = "last"
-    target: Where = "image"
+    source: At = "last"
+    target: At = "image"
     mode: Mode = "block"
+    beside: Edit | None = None
 
     def __post_init__(self) -> None:
         heads = self.heads
@@ -58,18 +60,24 @@ class AttentionEdit:
         for name in ("source", "target"):
             where = getattr(self, name)
             if not isinstance(where, str):
-                object.__setattr__(self, name, _places(name, where))
+                object.__setattr__(self, name, _plain(name, where))
+        if self.beside is None:
+            return
+        if self.beside.n_variants not in (1, self.n_variants):
+            raise EditError(f"beside has {self.beside.n_variants} variants: give 1 or {self.n_variants}")
+        if not self.of_last:
+            raise EditError(f"source={self.source!r} with an edit beside it: only that of the last token acts together with one")
 
     def __repr__(self) -> str:
-        source, target = (where if isinstance(where, str) else f"{len(where)} tokens" for where in (self.source, self.target))
+        source, target = words(self.source), words(self.target)
         does = {"block": "sees no", "only": "sees only", "move": "looks within the image at"}[self.mode]
         n = self.n_variants
         return f"<AttentionEdit of {n} variant{'s' * (n > 1)}: {source} {does} {target}>"
 
     @property
     def scope(self) -> Scope:
-        """Only tokens of the prompt are edited."""
-        return "last"
+        """Which tokens the edit beside acts on; of attention, only that of the prompt's tokens is edited."""
+        return "last" if self.beside is None else self.beside.scope
 
     @property
     def n_variants(self) -> int:
@@ -85,21 +93,27 @@ class AttentionEdit:
         """Raise EditError if the edit does not fit this model."""
         if tuple(self.heads.shape[1:]) != (n_layers, n_heads):
             raise EditError(f"heads has shape {tuple(self.heads.shape)}, but the model needs [N, {n_layers}, {n_heads}]: give that shape")
+        if self.beside is not None:
+            self.beside.check(n_questions, n_layers, n_heads, head_dim)
 
     def starts(self, n_layers: int) -> Int[Tensor, " variants"]:
         """The first layer that each variant edits, [N]; n_layers if there is none."""
         layers = self.heads.any(-1).cpu()
-        return torch.where(layers.any(1), layers.int().argmax(1), n_layers)
+        first = torch.where(layers.any(1), layers.int().argmax(1), n_layers)
+        return first if self.beside is None else torch.minimum(first, self.beside.starts(n_layers))
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
-        """None: neither heads' outputs nor MLPs are edited."""
-        return None
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+        """What the edit beside does in one layer."""
+        if self.beside is None:
+            return None
+        return self.beside.part(layer, alive if self.beside.n_variants > 1 else alive * 0, starts, rows)
 
     def __getitem__(self, variant: int) -> AttentionEdit:
         """One variant as an edit. Raises IndexError if there is no such variant."""
         if not -self.n_variants <= variant < self.n_variants:
             raise IndexError(f"variant {variant} of {self.n_variants}")
-        return replace(self, heads=self.heads[variant % self.n_variants][None])
+        beside = self.beside if self.beside is None or self.beside.n_variants == 1 else self.beside[variant]
+        return replace(self, heads=self.heads[variant % self.n_variants][None], beside=beside)
 
     def tokens(self, vlm: VLM, question: Question, ids: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor, Tensor]:
         """The source, the target and the image in one prompt.
@@ -113,10 +127,11 @@ class AttentionEdit:
             Three boolean tensors [T].
 
         Raises:
-            EditError: A place is outside the prompt, or attention is to be moved to tokens outside the image.
+            DataError: The question has no such group or token.
+            EditError: Attention is to be moved to tokens outside the image.
         """
-        image = (ids == vlm.image_token_id).cpu()
-        source, target = (marked(vlm, question, where, image) for where in (self.source, self.target))
+        source, target = (marked(vlm, question, where, ids) for where in (self.source, self.target))
+        image = image_tokens(vlm, question, ids)
         if self.mode == "move" and bool((outside := target & ~image).any()):
             raise EditError(
                 f"question {question.id}: mode='move' puts attention on a part of the image, and token {int(outside.nonzero()[0])} of the "
@@ -125,38 +140,50 @@ class AttentionEdit:
         return source, target, image
 
 
-def marked(vlm: VLM, question: Question, where: Where, image: Bool[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
-    """Which tokens of a prompt belong to a group, [T].
+def marked(vlm: VLM, question: Question, where: At, ids: Int[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+    """Which tokens of a prompt belong to a group, [T]; the same as `positions_at`, without encoding the question again where possible.
 
     Args:
         vlm: The model.
         question: The question.
-        where: The group's name, or places.
-        image: The prompt's image tokens, [T].
+        where: A group's name, several names, or token numbers.
+        ids: The prompt's tokens, [T].
 
     Returns:
         Booleans [T].
 
     Raises:
-        EditError: There is no such group, or a place is outside the prompt.
+        DataError: The question has no such group or token.
     """
-    T = len(image)
-    if where == "image":
+    image = image_tokens(vlm, question, ids) if where == "image" else None
+    if image is not None and bool(image.any()):
         return image
-    places = [T - 1] if where == "last" else _group(vlm, question, where) if isinstance(where, str) else list(where)
-    if wrong := [p for p in places if not -T <= p < T]:
-        raise EditError(f"question {question.id}: token {wrong[0]}, but its prompt has {T} tokens: give places from 0 to {T - 1}")
-    out = torch.zeros(T, dtype=torch.bool)
-    out[places] = True
+    out = torch.zeros(len(ids), dtype=torch.bool)
+    out[[len(ids) - 1] if where == "last" else positions_at(vlm, question, where)] = True
     return out
 
 
-def _group(vlm: VLM, question: Question, name: str) -> list[int]:
-    raise EditError(f"no group {name!r}: choose 'last' or 'image', or give places in the prompt")
-
-
-def _places(name: str, where: Any) -> tuple[int, ...]:
+def image_tokens(vlm: VLM, question: Question, ids: Int[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:
+    """The tokens that show a part of an image, as the token group "image" has them, [T]."""
     try:
-        return tuple(int(place) for place in where)
-    except (TypeError, ValueError) as error:
-        raise EditError(f"{name}={where!r}: give the name of a group, or a list of places in the prompt") from error
+        return place_images(vlm, ids, question).shown
+    except ModelError:  # a family whose patch grid is not known
+        return (ids == vlm.image_token_id).cpu()
+
+
+def words(where: At) -> str:
+    """A group, or a list of groups or token numbers, in a few words."""
+    if isinstance(where, str):
+        return where
+    return ", ".join(map(str, where)) if len(where) <= 3 else f"{len(where)} tokens"
+
+
+def _plain(name: str, where: Any) -> tuple[str, ...] | tuple[int, ...]:
+    """Names or numbers as a tuple, so that an edit can be compared and kept."""
+    try:
+        found = tuple(where.tolist() if isinstance(where, Tensor) else where)
+    except TypeError as error:
+        raise EditError(f"{name}={where!r}: give the name of a token group, or a list of names or of token numbers") from error
+    if not all(isinstance(place, str) for place in found) and not all(isinstance(place, Integral) for place in found):
+        raise EditError(f"{name}={found}: give the name of a token group, or a list of names or of token numbers")
+    return found if found and isinstance(found[0], str) else tuple(int(place) for place in found)
