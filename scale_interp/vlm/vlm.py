@@ -313,7 +313,7 @@ class VLM(NotebookView):
     @cached_property
     def placeholder(self) -> str:
         """The placeholder of one image in a prompt's text."""
-        return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return str(getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id))
 
     @cached_property
     def image_mark(self) -> str:
@@ -413,7 +413,7 @@ class VLM(NotebookView):
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
-            marks, pictures = text.count(self.placeholder), len(q.pictures)
+            marks, pictures = text.count(self.placeholder), 0 if self.quirks.images_first else len(q.pictures)
             if marks != pictures:
                 written = q.text.count(self.placeholder)
                 mend = "write the placeholder once for each picture"
@@ -644,7 +644,9 @@ class VLM(NotebookView):
 
     def describe(self) -> dict[str, Any]:
         """What a result records about the model."""
-        chosen = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        chosen: dict[str, Any] = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        if self.parts.others:
+            chosen["layer_numbers"] = [layer.number for layer in self.head_layers]
         return chosen | {
             "model": self.name,
             "revision": self.revision,
@@ -697,12 +699,12 @@ def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
     Raises:
         ModelError: The model takes no images, or none of the two names such a token.
     """
-    for source in (model.config, model.config.get_text_config(), processor):
+    for source in (model.config, model.config.get_text_config(), processor, getattr(model.config, "vision_config", None)):
         for key in IMAGE_TOKEN:
             if isinstance(found := getattr(source, key, None), int):
                 return found
-    token, tokenizer = getattr(processor, "image_token", None), getattr(processor, "tokenizer", None)
-    if isinstance(token, str) and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
+    token, tokenizer = str(getattr(processor, "image_token", "")), getattr(processor, "tokenizer", None)
+    if token and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
         return found
     if takes_images(model):
         raise ModelError(
