@@ -9,16 +9,13 @@ import typer
 
 from .app import Commands, app
 from .machines import on_machines
+from .options import Device, DeviceMap, Dtype, Root
 from .printed import console, frame_table, say
 
 reproduce = typer.Typer(cls=Commands, no_args_is_help=True, help="Repeat a published experiment as its authors' code does it.")
 app.add_typer(reproduce, name="reproduce")
 
 Asked = Annotated[str, typer.Argument(help="the model: a hub id, a folder, or an embedded one")]
-Root = Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")]
-Device = Annotated[str | None, typer.Option(help="where the model runs, such as cuda")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the releases use bfloat16 or float16")]
-DeviceMap = Annotated[str | None, typer.Option(help="how accelerate distributes the model, such as auto")]
 
 
 @reproduce.command("scale")
