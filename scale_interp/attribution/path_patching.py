@@ -144,7 +144,7 @@ def _receiver_values(
         by_layer = groupby(chunk, lambda sender: sender[0])
         change = torch.cat([_sender_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
         z: dict[int, Tensor] = {}
-        with stem.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**stem.inputs()):
+        with stem.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**stem.inputs(apart=True)):
             for number in layers:
                 n = sum(layer < number for layer, _ in chunk)
                 if n:
@@ -210,7 +210,7 @@ class HeadValues:
         """The layer of each variant's head, [N]."""
         return torch.tensor([layer for layer, _ in self.heads])
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of the variants that start at this layer; alive is sorted by start, so they come last."""
         here = alive[starts == layer]
         if not len(here):

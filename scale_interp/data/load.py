@@ -14,6 +14,8 @@ import numpy as np
 from ..core.arguments import checked
 from ..core.progress import track
 from ..errors import DataError, DataWarning
+from .contrast import own_partners
+from .decoding import ImageSource
 from .identity import Families, pixel_key
 from .items import Questions
 from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
@@ -186,9 +188,10 @@ def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[in
             if looks and isinstance(reader, LooksAtImages) and not reader.own_group(record):
                 # Which split an image is in is known once all its copies are.
                 looked_at.append((i, key.part))
-                keys = [pixel_key(source, reader.records.where(i), LARGEST) for source in reader.image_sources(i, record)]
-                if keys and None not in keys:
-                    families.add(key.part, tuple(keys))
+                for sources in _image_sets(reader, i, record):
+                    keys = [pixel_key(source, reader.records.where(i), LARGEST) for source in sources]
+                    if keys and None not in keys:
+                        families.add(key.part, tuple(keys))
             elif split is None or split_of(key.part, seed) == split:
                 chosen.append(i)
     if looked_at:
@@ -200,6 +203,12 @@ def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[in
         text = f"{name}: {count} of {len(reader.records)} records are left out, {why}; the first is {first[why]}"
         warnings.warn(text, DataWarning, stacklevel=4)
     return chosen
+
+
+def _image_sets(reader: LooksAtImages, i: int, record: object) -> list[list[ImageSource]]:
+    """The images of a record, and those of the contrast partner that it brings along, which goes where it goes."""
+    own = reader.image_sources(i, record)
+    return [own, reader.partner_sources(i, record)] if isinstance(reader, JsonL) else [own]
 
 
 def _require_unique(reader: Reader, places: array[int], ids: array[int]) -> None:
@@ -222,9 +231,10 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
 
 
 def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
+    shown = [[*q.image_sources, *(p for partner in own_partners([q]) for p in partner.image_sources)] for q in questions]
+    missing = [p for images in shown for p in images if _is_missing(p)]
     if missing:
-        count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
+        count = sum(any(map(_is_missing, images)) for images in shown)
         expected = short(str(missing[0]), 300)
         text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {expected}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)

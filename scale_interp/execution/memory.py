@@ -25,7 +25,7 @@ def free_memory(device: torch.device) -> int:
         reserved, allocated = torch.cuda.memory_reserved(device), torch.cuda.memory_allocated(device)
         free, total = torch.cuda.mem_get_info(device)
         room = free + max(0, reserved - allocated)
-        if torch.cuda.is_initialized():
+        if torch.cuda.is_initialized() and hasattr(torch.cuda, "get_per_process_memory_fraction"):
             room = min(room, int(torch.cuda.get_per_process_memory_fraction(device) * total) - allocated)
         return max(0, room)
     return psutil.virtual_memory().available

@@ -153,7 +153,7 @@ class Prefix:
     @cached_property
     def _apart(self) -> tuple[KeptLayer, ...]:
         R, masks = self.choices.tokens.shape[1], self._masks()
-        seen: dict[tuple[str, int | None, int], tuple[Tensor | None, bool]] = {}
+        seen: dict[tuple[str, int | None, int], tuple[Tensor | None, bool, Tensor]] = {}
         layers: list[KeptLayer] = []
         for number, (layer, window) in enumerate(zip(self.layers, self.windows, strict=True)):
             if not isinstance(layer, PrefixLayer):
@@ -161,13 +161,14 @@ class Prefix:
                 continue
             name, K = self.mask_names[number] if self.mask_names else "", layer.keys.shape[2]
             if (name, window, K) not in seen:
-                part = (masks[name] if name else masks)[..., -R - K : -R]
+                whole = masks[name] if name else masks
+                part = whole[..., -R - K : -R]
                 alike = part[:, :, :1]
                 part = alike if bool((part == alike).all()) else part
-                seen[name, window, K] = None if part.all() else part, bool(part.any(-1).all())
-            mask, by_all = seen[name, window, K]
+                seen[name, window, K] = None if part.all() else part, bool(part.any(-1).all()), whole[..., -R:]
+            mask, by_all, own = seen[name, window, K]
             mask = None if mask is None else mask.to(layer.keys.device)
-            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all)))
+            layers.append(ApartLayer(Prompt(layer.keys, layer.values, mask, by_all, own.to(layer.keys.device))))
         return tuple(layers)
 
     def part(self, start: int, stop: int) -> Prefix:

@@ -53,11 +53,11 @@ def packed_attention(
     """
     query = with_own_temperature(module, query, attention_mask)
     B, H, S, D = query.shape
-    Hkv, R, Dv = key.shape[1], attention_mask.shape[2], value.shape[-1]
-    G, n = H // Hkv, S // R
     apart = getattr(key, PROMPT, None)
     prompt = apart if apart is not None else _in_front(key, value, attention_mask, S)
-    key, value, own = key[:, :, -S:], value[:, :, -S:], attention_mask[..., -R:]
+    Hkv, R, Dv = key.shape[1], prompt.own.shape[2], value.shape[-1]
+    G, n = H // Hkv, S // R
+    key, value, own = key[:, :, -S:], value[:, :, -S:], prompt.own
     rows = query.reshape(B, Hkv, G * S, D)
     seen = prompt.seen
     if seen is not None and seen.shape[2] > 1:
@@ -109,7 +109,7 @@ def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:
     if not K and mask.shape[-1] > R:
         raise ModelError("the prompt's keys and values did not reach the attention: use path='reference'")
     by_all = bool(seen.any(-1).all())
-    return Prompt(key[:, :, :K], value[:, :, :K], None if bool(seen.all()) else seen, by_all)
+    return Prompt(key[:, :, :K], value[:, :, :K], None if bool(seen.all()) else seen, by_all, mask[..., -R:])
 
 
 def sink_logits(module: object, given: Mapping[str, object]) -> Tensor | None:

@@ -24,19 +24,21 @@ PROMPT = "_scale_interp_prompt_part"
 
 @dataclass(frozen=True)
 class Prompt:
-    """One layer's keys and values of B prompts, and which of them a row sees.
+    """One layer's keys and values of B prompts, and what a row sees of them and of its own variant.
 
     Attributes:
         keys: [B, Hkv, K, D].
         values: The same shape.
         seen: Which keys each row of one variant sees, [B, 1, R or 1, K]; None for all.
         seen_by_all: Whether every row sees at least one key.
+        own: Which rows of its variant a row sees, [B, 1, R, R].
     """
 
     keys: Tensor
     values: Tensor
     seen: Tensor | None
     seen_by_all: bool
+    own: Tensor
 
 
 Rows = Float[Tensor, "questions kv_heads rows head_dim"]

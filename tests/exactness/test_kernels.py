@@ -116,7 +116,7 @@ def test_own_keys_are_joined(R, apart, softcap, sinks):
     sink = {"s_aux": drawn(H, seed=7)} if sinks else {}
     if apart:
         given = own_keys.clone(), own_values
-        setattr(given[0], PROMPT, Prompt(keys, values, masks()["padded"], True))
+        setattr(given[0], PROMPT, Prompt(keys, values, masks()["padded"], True, mask[..., K:]))
     else:
         given = torch.cat([keys, own_keys], 2), torch.cat([values, own_values], 2)
     found = packed_attention(None, query, *given, mask, 0.3, softcap=softcap, **sink)[0]
