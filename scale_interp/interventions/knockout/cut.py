@@ -26,6 +26,8 @@ from ..written_out import BASES, base_of, masked, require_same, softmax
 from .edit import AttentionEdit, Mode
 
 NAME = "scale_interp_cut_"
+UNDERFLOW = 104.0
+"""A score that is smaller than the largest by this has a weight of exactly 0 in float32: who takes it away changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -65,11 +67,11 @@ class Cut:
             on_image, on_target = (
                 scores.masked_fill(~columns | own, float("-inf")).logsumexp(-1, keepdim=True) for columns in (image, target)
             )
-            moved = torch.where(target & ~own, scores + (on_image - on_target), changed)
-            # a row that sees nothing of the target has nowhere to move its attention to
-            changed = torch.where(on_target.isfinite(), moved, scores)
-        source = self.source[:, None, None, :, None]
-        return changed, ((changed != scores).any(-1, keepdim=True) & source)
+            away = away & on_target.isfinite()  # a row that sees nothing of the target has nowhere to move its attention to
+            changed = torch.where(target & ~own & on_target.isfinite(), scores + (on_image - on_target), scores)
+            changed = changed.masked_fill(away, float("-inf"))
+        weighs = scores > scores.amax(-1, keepdim=True) - UNDERFLOW
+        return changed, (away & weighs).any(-1, keepdim=True) & self.source[:, None, None, :, None]
 
 
 _RUNNING: dict[nn.Module, tuple[Cut, int]] = {}
