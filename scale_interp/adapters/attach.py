@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import EditError, ModelError, RunWarning
 from ..interventions.edit import Edit, affine
-from ..interventions.prompt_end import prompt_end
+from ..interventions.prompt_end import among_last, prompt_end
 from ..vlm.decoder import Decoder, HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.families import describe
 from ..vlm.mode import require_ready
@@ -45,7 +45,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
 
         def before(module: nn.Module, given: dict[str, Any]) -> None:
             acted.ran.clear()
-            rows.chosen = end.place.of(edit.scope)
+            rows.chosen, rows.new = end.place.of(edit.scope), end.place.new
             tokens = given.get("input_ids")
             rows.batch = len(given["inputs_embeds"] if tokens is None else tokens)
 
@@ -75,12 +75,14 @@ class _Rows:
     """Which columns of the running pass are edited: a slice, booleans [B, S], or None."""
 
     chosen: slice | Tensor | None = None
+    new: int = 0
+    """The tokens that the running pass reads."""
     batch: int = 1
     """The prompts of the running pass."""
 
     def apply(self, whole: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor | None:
         """`whole` [B, S, ...] with the chosen rows changed; None where there are none."""
-        rows = self.chosen
+        rows = among_last(self.chosen, self.new, whole.shape[1])
         if rows is None:
             return None
         if isinstance(rows, Tensor):

@@ -197,7 +197,7 @@ class HeadValues:
 
     @property
     def n_variants(self) -> int:
-        """N."""
+        """The number of variants, N."""
         return len(self.heads)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:

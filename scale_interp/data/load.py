@@ -18,7 +18,7 @@ from .contrast import own_partners
 from .decoding import ImageSource
 from .identity import Families, pixel_key
 from .items import Questions
-from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
+from .prompts import PRESETS, TEMPLATES, Ask, Options, ask_preset, check_template, digest, with_letters
 from .question import LARGEST, Question
 from .readers.answers import Answers, check_answers
 from .readers.captions import Captions
@@ -31,6 +31,7 @@ from .readers.source import Source
 from .readers.spatialeval import SpatialEval
 from .readers.vsr import VSR
 from .readers.whatsup import WhatsUp
+from .scale_protocol import SplitProtocol, scale_part, scale_questions
 from .scenes.questions import scene_questions
 from .splits import SHARES, split_of
 from .wording import short
@@ -59,6 +60,7 @@ def load_questions(
     template: str | None = None,
     answers: Answers | None = None,
     options: Options = "words",
+    protocol: SplitProtocol = "ours",
 ) -> Questions:
     """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
@@ -73,11 +75,15 @@ def load_questions(
         n: How many questions, a seeded sample. None is all questions in the file's order, or 200 of a rendered set.
         seed: Draws the sample, our splits and the order of options in words.
         root: The folder that holds the sets; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
-        template: Words in place of ours, with places in braces (docs/data.md lists them).
+        template: Words in place of ours, with places in braces (docs/data.md lists them), or "vlmevalkit" or "lmms-eval" to ask as
+            these harnesses do; "vlmevalkit" asks for SpatialEval's options by letter.
         answers: How JSON lines give their answers: "index" (from 0), "index1" (from 1), "text" or "letter". None takes words,
             letters and indices from 0, and refuses what could be read in two ways.
         options: Whether an option is answered by its "words" or by its letter: "letters" lists them as "A. left" and so on, one a line,
             in the set's own order, and makes the letters the choices (`choice_words` says what they stand for).
+        protocol: "scale" gives the task and the split of ScAle's code (arXiv 2606.29579), on "spatialeval/vqa/map", "maze" and "grid": the
+            set's own texts, the letters A to D, 20% to train on, drawn by question with the seed (0, 1 and 2 are the release's); n takes
+            the first. Train and test share images (`si.falsify(..., allow_leak=True)`). Of "generated/vqa/..." n questions are split alike.
 
     Returns:
         The questions, with the name, split and seed that they came from.
@@ -97,6 +103,8 @@ def load_questions(
     check_answers(answers)
     if answers is not None and not name.startswith("jsonl:"):
         raise DataError(f"answers={answers!r} is for JSON lines; {name} has answers of one form: leave it out")
+    if protocol == "scale":
+        return _by_scale(name, split, n, seed, root, template)
     if name.partition("/")[0] in ("scenes", "generated"):
         if root is not None or template is not None:
             raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk; leave them out")
@@ -106,13 +114,23 @@ def load_questions(
             raise DataError(f"{name} is asked in words of its own: template= is for sets that have questions")
         return _of_boxes(name, split, n, seed, root, options)
     if name.startswith("jsonl:"):
-        split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed, options)
+        split, ask = _split(name, split, ()), _ask(name, "question", template, seed, options)
         path = Path(root or "", name.removeprefix("jsonl:"))
         return _questions(name, JsonL(name, path, answers), split, n, ask, f"put them into {path.parent}", ours=True)
     entry = find_entry(name)
-    split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed, options)
+    split, ask = _split(name, split, entry.splits), _ask(name, entry.template, template, seed, options)
     reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
     return _questions(name, reader, split, n, ask, f"get them from {entry.pictures}", ours=not entry.splits)
+
+
+def _by_scale(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None, template: str | None) -> Questions:
+    if template is not None:
+        raise DataError("protocol='scale' asks in the set's own words: leave template= out")
+    if not name.startswith("generated/vqa/"):
+        return scale_questions(name, split, n, seed, Source(root))
+    if root is not None:
+        raise DataError(f"{name} is rendered: root= is for sets on disk; leave it out")
+    return scale_part(_rendered(name, "test", RENDERED if n is None else n, 0, "letters"), split, seed)
 
 
 def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, fetch: str, ours: bool) -> Questions:
@@ -129,7 +147,10 @@ def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, f
     return Questions(questions, name, split, ask.seed)
 
 
-def _ask(words: Template, template: str | None, seed: int, options: Options) -> Ask:
+def _ask(name: str, kind: str, template: str | None, seed: int, options: Options) -> Ask:
+    if template in PRESETS:
+        template, options = ask_preset(template, kind, name)
+    words = TEMPLATES[kind]
     return Ask(check_template(words.asked_by(options) if template is None else template, words.fields), seed, options)
 
 

@@ -255,9 +255,9 @@ class Edit:
         if not edits:
             raise EditError("no edits to stack: give at least one")
         if len({e.scope for e in edits}) > 1:
-            raise EditError("cannot stack edits of different scope: run them apart")
+            raise EditError("cannot stack edits of different scope: run them in separate calls")
         if any(e.at != edits[0].at for e in edits):
-            raise EditError("cannot stack edits at different tokens: run them apart")
+            raise EditError("cannot stack edits at different tokens: run them in separate calls")
         parts = {}
         for name, about in PARTS.items():
             axis, fill = -2 - about.tail, about.neutral

@@ -21,6 +21,7 @@ from .coefficients import coefficients_vs_attribution as coefficients_vs_attribu
 from .comparison import comparison as comparison
 from .comparison import head_marks as head_marks
 from .comparison import head_overlap as head_overlap
+from .curves import epoch_accuracy as epoch_accuracy
 from .curves import rescaling as rescaling
 from .curves import training_curve as training_curve
 from .emphasis import emphasis_curves as emphasis_curves
