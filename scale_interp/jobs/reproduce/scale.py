@@ -40,7 +40,7 @@ class ScaleSettings(Inputs):
         task: "map", "maze" or "grid".
         seed: of the release's split; its own are 0, 1 and 2.
         data: the set; None for spatialeval/vqa/TASK. "generated/vqa/TASK" needs no files.
-        n: how many generated questions are split; a set on disk is taken whole.
+        n: how many generated questions are split; of a set on disk, the first so many of each part.
         n_train, n_test: the first so many of each part, for a quick look; None for all.
         epochs: passes over the training questions.
         prompt: as in `si.load`; None for the release's, "scale-llava" on LLaVA and "scale-qwen" elsewhere.
