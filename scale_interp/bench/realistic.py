@@ -48,9 +48,9 @@ def realistic(layers: int, heads: int, width: int) -> VLM:
     """Build a LLaVA with random weights from one seed: the zoo's tokenizer, a decoder of this shape and a small vision tower.
 
     Args:
-        layers: of the decoder.
-        heads: per layer.
-        width: of the residual stream.
+        layers: how many the decoder has.
+        heads: how many each layer has.
+        width: the size of the residual stream.
 
     Raises:
         ModelError: the width cannot be divided into heads of an even size.

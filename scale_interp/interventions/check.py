@@ -18,7 +18,7 @@ from ..vlm.vlm import VLM
 from .choices import Choices
 from .edit import Edit, LayerEdit
 from .paths import packed_batch, reference_work, row_bytes, variants_at_once
-from .prefix import Prefix, read_prefix
+from .prefix import Prefix, PrefixLayer, read_prefix
 from .prompt_end import require_none_attached
 from .reference import forward
 
@@ -50,7 +50,7 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
         ModelError: The logits are not finite.
         EditError: An edit is attached.
     """
-    asked = [question, _of_several_tokens(question)]
+    asked = [question, of_several_tokens(question)]
     # The check's own choices are nobody's: how they are scored is not said, nor counted among what was said.
     own = {q.choices for q in asked} - vlm.measured.choices
     with vlm.alone():
@@ -147,7 +147,7 @@ def _edit(vlm: VLM) -> Edit:
     return Edit(scale, mlp_scale=mlp_scale, scope="each_new_token")
 
 
-def _of_several_tokens(question: Question) -> Question:
+def of_several_tokens(question: Question) -> Question:
     """Another question on the same image, of another length, whose choices are the first words of this one's, two and three times."""
     words = list(dict.fromkeys(choice.split()[0] for choice in question.choices))
     first, second = words[:2] if len(words) > 1 else question.choices[:2]
@@ -199,9 +199,10 @@ def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
 def _larger_scores(vlm: VLM, question: Question, prefix: Prefix) -> float:
     """How far the clean runs are apart where attention logits are made as large as the cap on them; 0 without such a cap."""
     capped = [
-        (attention, cap, prefix.layers[block.number].keys)
+        (attention, cap, kept.keys)
         for block in vlm.head_layers
         if (cap := getattr(attention := block.attention(), "attn_logit_softcapping", None)) is not None
+        and isinstance(kept := prefix.layers[block.number], PrefixLayer)
     ]
     if not capped:
         return 0.0

@@ -178,7 +178,7 @@ def test_wrong_records_are_refused(tmp_path, record, message):
     [
         (lambda: cog_questions("tests"), "unknown split"),
         (lambda: cog_questions(n=0), "n=0"),
-        (lambda: cog_questions(taxonomy={"smell": "x"}), "no kind of step 'smell'"),
+        (lambda: cog_questions(taxonomy={"smell": "x"}), "'smell' is not a kind of step"),
         (lambda: cog_questions(taxonomy={}), "choose from"),
         (lambda: subquestions([]), "empty set"),
         (lambda: read_cog("nowhere.jsonl"), "no file"),
