@@ -331,7 +331,7 @@ class Run:
         found = make_plan(self.vlm, self.train)
         found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
         for name, said in found.rows():
-            self.say(f"{name}: {said}")
+            self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())
         return found
 
