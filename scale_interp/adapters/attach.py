@@ -35,7 +35,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     with prompt_end(model) as end:
         acted, rows, hooks = _Acted(model), _Rows(), []
         for number, block in enumerate(parts.heads):
-            part = edit.at(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
+            part = edit.part(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
             if part is not None and (part.scale is not None or part.shift is not None):
                 ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.attention_name}.{block.output_name}")
                 hooks.append(block.output().register_forward_pre_hook(_heads(rows, part.scale, part.shift, block, ran)))

@@ -210,7 +210,7 @@ class HeadValues:
         """The layer of each variant's head, [N]."""
         return torch.tensor([layer for layer, _ in self.heads])
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of the variants that start at this layer; alive is sorted by start, so they come last."""
         here = alive[starts == layer]
         if not len(here):

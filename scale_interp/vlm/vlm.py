@@ -78,6 +78,7 @@ class Measured:
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
         graph_bytes: The same for what a pass with gradients keeps.
         choices: The sets of choices of which it was said how they are scored.
+        positions: Why edits at tokens of the prompt take whole passes, by the model's state; "" where they do not.
         choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
     """
 
@@ -85,6 +86,7 @@ class Measured:
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
     graph_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
+    positions: dict[str, str] = field(default_factory=dict)
     choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
 
 
