@@ -20,7 +20,7 @@ from scale_interp.jobs.run.duration import longest
 from scale_interp.jobs.run.settings import Settings
 from scale_interp.models import placement
 
-OPENS = ("run", "locate", "ask", "attention", "compare", "baselines", "check", "explore")
+OPENS = ("run", "locate", "ask", "attention", "trace", "compare", "baselines", "check", "explore")
 
 
 def run(*arguments):
