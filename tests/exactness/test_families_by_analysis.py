@@ -4,8 +4,8 @@ import pytest
 import torch
 
 import scale_interp as si
-from tests.support.oracle import heads_of, hooked_logits, plain_inputs
 from scale_interp.models import zoo
+from tests.support.oracle import heads_of, hooked_logits, plain_inputs
 from tests.support.zoo_models import BIDIRECTIONAL, FIRST, RECENT, Models, noise
 
 EXACT = 1e-5
