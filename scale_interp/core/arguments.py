@@ -107,8 +107,8 @@ def checked_settings(kind: type[C]) -> type[C]:
     >>> FitSettings(epoch=3)
     Traceback (most recent call last):
     scale_interp.errors.EditError: FitSettings: got an unexpected keyword argument 'epoch'; did you mean 'epochs'? It takes bound, \
-radius, granularity, scope, epochs, lr, batch_size, micro_batch, l1, retain_weight, validation, patience, loss, l2, eps, clip, accumulate, \
-order, keep, every_epoch
+radius, granularity, scope, at, epochs, lr, batch_size, micro_batch, l1, retain_weight, validation, patience, loss, l2, eps, clip, \
+accumulate, order, keep, every_epoch
     """
     made = kind.__init__
     check = _Check(made, kind.__name__, EditError)
