@@ -161,12 +161,14 @@ class _Check:
             if isinstance(marker, Raises) and value not in options(hint):
                 *listed, last = map(repr, options(hint))
                 raise marker.error(f"{argument} {value!r}: choose {', '.join(listed)} or {last}{near(value, options(hint))}")
-            if isinstance(marker, AtLeast) and value < marker.least:
+            if isinstance(marker, AtLeast) and value is not None and value < marker.least:
                 raise self.error(f"{self.name}({argument}={_short(value)}): below {marker.least}; give {marker.least} or more")
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without its markers, and the markers."""
+    """An annotation without its markers, and the markers; those of `Count | None` are Count's."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return hint, tuple(marker for member in get_args(hint) for marker in _parts(member)[1])
     return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 
