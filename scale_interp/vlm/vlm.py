@@ -272,7 +272,7 @@ class VLM(NotebookView):
     @cached_property
     def layers(self) -> Any:
         """nnsight's view of all layers of the decoder, for use inside `trace`."""
-        return self._envoy(self.all_layers)
+        return self.view(self.all_layers)
 
     @property
     def text_layers(self) -> Any:
@@ -294,7 +294,8 @@ class VLM(NotebookView):
         """The norm after the decoder's last layer."""
         return getattr(self.decoder, self.parts.norm_name)
 
-    def _envoy(self, module: nn.Module) -> Any:
+    def view(self, module: nn.Module) -> Any:
+        """nnsight's view of a module of the model, for use inside `trace`."""
         path = next(name for name, m in self.hf_model.named_modules() if m is module)
         envoy = self.nn
         for part in path.split("."):
