@@ -248,9 +248,17 @@ def _shape(attention: Any, width: int, config: Any) -> tuple[int, int]:
     """The number of heads and the width of each, by the configuration if they fill the projection's input, else by the module."""
     named = [getattr(attention, n, None) for n in ("num_heads", "num_attention_heads", "n_heads", "n_head")]
     named += [width // d for n in ("v_head_dim", "head_dim") if isinstance(d := getattr(attention, n, None), int) and d and not width % d]
-    named += [getattr(config, "num_attention_heads", None)]
+    named += [setting(config, "num_attention_heads")]
     n_heads = next(n for n in (*named, 1) if isinstance(n, int) and n > 0 and not width % n)
     return n_heads, width // n_heads
+
+
+def setting(config: Any, name: str) -> Any:
+    """A setting of a configuration; None where it has none, or where it differs by layer, at which transformers raises."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
 
 
 def _norms(layer: nn.Module, parts: Parts) -> tuple[nn.Module | None, nn.Module | None]:

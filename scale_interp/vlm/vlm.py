@@ -23,7 +23,7 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, DataWarning, ModelError
 from . import families
-from .decoder import Decoder
+from .decoder import Decoder, setting
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .lock import alone, forget_guard, own_passes
@@ -307,9 +307,14 @@ class VLM(NotebookView):
         return families.position_ids(self.hf_model, self.quirks, inputs)
 
     def cap(self, logits: Tensor) -> Tensor:
-        """Apply the text model's final soft cap to logits, if it has one (Gemma 2)."""
-        cap = getattr(self.hf_model.config.get_text_config(), "final_logit_softcapping", None)
+        """What the model does to its head's logits: a factor (Granite), a soft cap (Gemma), or nothing."""
+        factor, cap = self._after_head
+        logits = logits if factor == 1 else logits * factor
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @cached_property
+    def _after_head(self) -> tuple[float, float | None]:
+        return families.after_head(self.hf_model)
 
     @cached_property
     def placeholder(self) -> str:
@@ -701,5 +706,5 @@ def takes_images(model: PreTrainedModel) -> bool:
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:
-    found = getattr(config, "num_key_value_heads", None)
+    found = setting(config, "num_key_value_heads")
     return found if isinstance(found, int) and found > 0 and not n_heads % found else n_heads
