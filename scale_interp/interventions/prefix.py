@@ -64,6 +64,10 @@ class EmptyLayer(DummyLayer):
 
     nbytes = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = False  # there is nothing in it
+
     def part(self, some: slice) -> EmptyLayer:
         """The same, for some prompts."""
         return self
