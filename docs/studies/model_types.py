@@ -109,6 +109,8 @@ PARTS: dict[str, dict[str, Any]] = {
     kind: {"vision_config": VISION, "qformer_config": QUERIES, "num_query_tokens": 4} for kind in ("blip-2", "instructblip")
 }
 """Other parts of some types, which cannot be asked without an image."""
+OMNI = {"vision_start_token_id": 6, "vision_end_token_id": 7, "audio_start_token_id": 8, "audio_end_token_id": 9}
+PARTS |= {kind: OMNI for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")}
 
 
 @dataclass(frozen=True)
