@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -364,6 +364,27 @@ class VLM(NotebookView):
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
+    def with_prompt(self, prompt: str | None) -> VLM:
+        """This model asked with another prompt: a second view of the same weights, which takes no memory.
+
+        Args:
+            prompt: A template with {images} and {text}, or None for the chat template.
+
+        Returns:
+            The other view; what is attached to one of the two acts in both.
+
+        >>> import scale_interp as si
+        >>> q = si.load_questions("scenes/relation", n=1)[0]
+        >>> si.load("demo").with_prompt("{images}\\n{text} ").prompt_text(q).endswith("? ")
+        True
+        """
+        other = copy.copy(self)
+        other.prompt = prompt
+        other.measured = Measured()
+        if self.reopen is not None:
+            other.reopen = partial(self.reopen, prompt=prompt)
+        return other
+
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
         """The processor's complete output for one or more questions.
 
@@ -612,7 +633,7 @@ class VLM(NotebookView):
         >>> len(vlm.generate(qs)), type(vlm.generate(qs[0])), len(vlm.generate(qs, num_beams=3, num_return_sequences=3))
         (2, <class 'str'>, 6)
         """
-        check_arguments(kwargs, settings)
+        check_arguments(kwargs, settings, max_new_tokens)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         if settings == "checkpoint":
