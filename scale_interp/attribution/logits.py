@@ -98,7 +98,7 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
-    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=vlm.parts.keys_as_cached)):
         _record(vlm, vlm.text_layers, vlm.text_norm, 0, ends, heads, mlps)
     return _stream(vlm, ends, heads, mlps)
 
