@@ -24,7 +24,7 @@ from scale_interp.vlm import families
 from scale_interp.vlm.cache import CACHE
 from scale_interp.vlm.vlm import VLM
 from tests.support.oracle import heads_of, hooked_logits, hooked_scores, plain_inputs
-from tests.support.zoo_models import BIDIRECTIONAL, EVERY, EVERY_CAUSAL, FIRST, RECENT, Models, noise, three_questions
+from tests.support.zoo_models import BIDIRECTIONAL, CAUSAL, EVERY, EVERY_CAUSAL, FIRST, RECENT, Models, noise, three_questions
 
 KINDS = ("zero", "mean", "patch", "amplify", "mlp", "steer", "all heads", "everything")
 
