@@ -83,14 +83,15 @@ def distance(vlm, questions, edit, scores):
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
 def test_packed_equals_hooks(models, questions, name, kernel):
     vlm = models[name]
+    kernel = kernel if vlm.decoder._supports_sdpa else "eager"  # attention sinks are beyond torch's function
     vlm.hf_model.set_attn_implementation(kernel)
     assert vlm.decoder.config._attn_implementation == kernel
     for kind, edit in edits(vlm, questions).items():
         edited, clean = run_with_clean(vlm, questions, edit, "packed")
         assert distance(vlm, questions, edit, edited) <= 1e-5, kind
         effect = (edited - clean)[edited.isfinite()].abs().max()
-        # Gemma and GLM-4V norm what their MLP gives, and the norm takes a factor out again
-        assert effect <= 1e-4 if name in ("gemma3", "gemma4", "glm4v") and kind == "mlp" else effect > 1e-4, kind
+        # Gemma norms what its MLP gives, and the norm takes a factor out again
+        assert effect <= 1e-4 if name in ("gemma3", "gemma4") and kind == "mlp" else effect > 1e-4, kind
     assert tuple(edits(vlm, questions)) == KINDS
 
 
