@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,9 +21,10 @@ from ..core.notebook import MOST, FigureView
 from ..core.result import Result
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError
+from ..errors import DataError, EditError, RunWarning
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.knockout.edit import AttentionEdit, Mode, words
+from ..interventions.positions import choose_path_at
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -167,7 +169,8 @@ def knockout(
         mode: "block" hides the target; "only" hides everything else; "move" gives the target, a part of the image, all attention on the
             image.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
-        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "packed" reads each prompt once and runs again what follows the source's first token, "reference" runs whole forward passes,
+            "auto" chooses.
 
     Returns:
         A FlowMap, per_question [Q, L] or [Q, L, H], in units of the metric.
@@ -191,9 +194,16 @@ def knockout(
         distance = torch.arange(L) - torch.arange(L)[:, None]
         heads = ((distance >= -(window // 2)) & (distance < window - window // 2))[..., None].expand(L, L, H)
     edit = AttentionEdit(heads, source, target, mode)
-    path = "reference" if path == "auto" and not edit.of_last else choose_path(vlm, questions, path)
+    path = choose_path(vlm, questions, path) if edit.at == "last" else choose_path_at(vlm, questions[0], path)
     method = f"{'knockout' if mode == 'block' else mode} {words(source)} -> {words(target)}"
     edited, clean = run_with_clean(vlm, questions, edit, path, what=method)
+    if torch.equal(edited, clean):
+        warnings.warn(
+            f"{method}: no score of {len(questions)} questions changed, as no source token sees a target token: give a target "
+            "before the source, and another than it",
+            RunWarning,
+            stacklevel=3,
+        )
     effect = (measure(metric, clean, questions) - measure(metric, edited, questions)).cpu()
     made = provenance(vlm, questions, metric=metric, path=path, source=edit.source, target=edit.target, mode=mode)
     per_question = effect.view(-1, L, H if by == "head" else 1)
