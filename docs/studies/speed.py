@@ -110,8 +110,8 @@ PAGE = """# What a run costs on a CPU
 
 `{model}` with random weights: a LLaVA of 64 heads, prompts of 595 tokens. {threads} threads.
 
-**Locating heads.** Seven methods on {n} questions with `si.head_maps`, which reads each prompt once, against the same methods one by one, in
-one run. The maps differ by at most {away:.0e}.
+**Locating heads.** Seven methods on {n} questions with `si.head_maps`, which reads each prompt once, against the same methods one by one,
+in one run. The maps differ by at most {away:.0e}.
 
 | | seconds | CPU seconds |
 |---|---|---|
@@ -120,8 +120,8 @@ one run. The maps differ by at most {away:.0e}.
 | one by one, all | {alone[wall]:.1f} | {alone[cpu]:.1f} |
 | ratio | **{locate[wall]:.1f}** | **{locate[cpu]:.1f}** |
 
-**Answering.** `si.evaluate` of {n} questions, images and tokens included, against plain forward passes of their prompts in the same batches,
-images and tokens ready; the median of {repeats} repeats. It can be below 1, as the last layer's MLP runs for the last token alone.
+**Answering.** `si.evaluate` of {n} questions, images and tokens included, against plain forward passes of their prompts in the same
+batches, images and tokens ready; the median of {repeats} repeats. It can be below 1, as the last layer's MLP runs for the last token alone.
 
 | | seconds | CPU seconds |
 |---|---|---|
@@ -167,11 +167,11 @@ def page(found: dict[str, Any]) -> str:
 
 
 def main(names: list[str]) -> None:
-    found = read_json(NUMBERS) if NUMBERS.exists() else {}
     for name in names:
-        found[name] = {"locate": locate, "evaluate": evaluate, "memory": memory}[name]()
-        write_json(NUMBERS, found)
-        print(name, found[name])
+        measured = {"locate": locate, "evaluate": evaluate, "memory": memory}[name]()
+        print(name, measured, flush=True)
+        write_json(NUMBERS, (read_json(NUMBERS) if NUMBERS.exists() else {}) | {name: measured})
+    found = read_json(NUMBERS)
     if {"locate", "evaluate", "memory"} <= found.keys():
         write_bytes(HERE.parent / "speed.md", page(found).encode())
 
