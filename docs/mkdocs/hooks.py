@@ -110,10 +110,12 @@ def parsed(module: str) -> ast.Module:
 def command_line() -> Iterator[str]:
     """Every command with its arguments and options, from the signatures that typer reads."""
     yield from ("# Command line", "", "`scale-interp COMMAND --help` shows the same.", "")
-    for command in app.registered_commands:
+    alone = [("", command) for command in app.registered_commands]
+    grouped = [(f"{group.name} ", c) for group in app.registered_groups for c in getattr(group.typer_instance, "registered_commands", ())]
+    for group_name, command in alone + grouped:
         assert command.callback is not None
         parameters = list(given(command.callback))
-        name = command.name or command.callback.__name__
+        name = group_name + (command.name or command.callback.__name__)
         arguments = [p.flag if p.required else f"[{p.flag}]" for p in parameters if not p.flag.startswith("--")]
         usage = " ".join(["scale-interp", name, *arguments, *(["[OPTIONS]"] if len(parameters) > len(arguments) else [])])
         yield from (f"## {name}", "", cell(inspect.getdoc(command.callback)), "", "```text", usage, "```", "")

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from ..errors import EditError, ModelError, RunWarning
 from ..interventions.edit import Edit, affine
-from ..interventions.prompt_end import prompt_end
+from ..interventions.prompt_end import among_last, prompt_end
 from ..vlm.decoder import Decoder, HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.families import describe
 from ..vlm.mode import require_ready
@@ -35,7 +35,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
     with prompt_end(model) as end:
         acted, rows, hooks = _Acted(model), _Rows(), []
         for number, block in enumerate(parts.heads):
-            part = edit.at(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
+            part = edit.part(number, torch.zeros(1, dtype=torch.long), torch.zeros(1), slice(None))
             if part is not None and (part.scale is not None or part.shift is not None):
                 ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.attention_name}.{block.output_name}")
                 hooks.append(block.output().register_forward_pre_hook(_heads(rows, part.scale, part.shift, block, ran)))
@@ -45,7 +45,7 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
 
         def before(module: nn.Module, given: dict[str, Any]) -> None:
             acted.ran.clear()
-            rows.chosen = end.place.of(edit.scope)
+            rows.chosen, rows.new = end.place.of(edit.scope), end.place.new
             tokens = given.get("input_ids")
             rows.batch = len(given["inputs_embeds"] if tokens is None else tokens)
 
@@ -75,12 +75,14 @@ class _Rows:
     """Which columns of the running pass are edited: a slice, booleans [B, S], or None."""
 
     chosen: slice | Tensor | None = None
+    new: int = 0
+    """The tokens that the running pass reads."""
     batch: int = 1
     """The prompts of the running pass."""
 
     def apply(self, whole: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor | None:
         """`whole` [B, S, ...] with the chosen rows changed; None where there are none."""
-        rows = self.chosen
+        rows = among_last(self.chosen, self.new, whole.shape[1])
         if rows is None:
             return None
         if isinstance(rows, Tensor):

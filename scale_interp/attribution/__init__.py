@@ -27,6 +27,8 @@ from .lens import logit_lens as logit_lens
 from .logits import logit_attribution as logit_attribution
 from .patching import patch as patch
 from .path_patching import path_patch as path_patch
+from .position_map import PositionMap as PositionMap
+from .position_patching import patch_positions as patch_positions
 from .removal import RemovalCurve as RemovalCurve
 from .removal import remove_heads_curve as remove_heads_curve
 from .rescaling import Rescaling as Rescaling

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..core.arguments import Seed, checked
+from ..core.arguments import OwnCheck, Seed, checked
 from ..core.versions import versions
 from ..data.contrast import Contrast
 from ..data.items import describe, groups, require
@@ -20,8 +20,10 @@ from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
 from ..interventions.paths import check_finite, join
+from ..interventions.positions import choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.sweep import HeadSweep
+from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .headmap import HeadMap
 from .metric import Metric, measure
@@ -45,12 +47,14 @@ def ablate(
     metric: Metric = "logit_diff",
     reference: Sequence[Question] | None = None,
     seed: Seed = 0,
+    at: Annotated[At, OwnCheck()] = "last",
     path: Path = "auto",
     prompts: PrefixStore | None = None,
 ) -> HeadMap:
-    """How much the metric falls when one head's last-token output is removed.
+    """How much the metric falls when one head's output is removed at the last token, or at a token group.
 
-    A head that helps has a positive score: score = metric(clean) - metric(ablated).
+    A head that helps has a positive score: score = metric(clean) - metric(ablated). At a group of several tokens, "mean" and "resample"
+    put the mean over a group's tokens at each of them.
 
     Args:
         vlm: the model, from `si.load`.
@@ -60,6 +64,7 @@ def ablate(
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
         reference: questions for mode "mean"; by default the questions themselves.
         seed: for mode "resample".
+        at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers.
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
         prompts: the questions' prefixes, to reuse.
 
@@ -77,6 +82,11 @@ def ablate(
     if mode not in ("zero", "mean", "resample"):
         raise EditError(f"mode {mode!r}: choose 'zero', 'mean' or 'resample'")
     questions = require(questions)
+    if at != "last":
+        source = None if mode == "zero" else capture(vlm, reference if mode == "mean" and reference is not None else questions, at=at).z
+        source = source if source is None else source.mean(0, keepdim=True) if mode == "mean" else source[_other_questions(questions, seed)]
+        sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, source, at)
+        return _sweep(vlm, questions, sweep, metric, path, None, f"ablate {mode} at {at}", -1.0, seed=seed, at=at)
     if prompts is None:
         prompts = PrefixStore(vlm, questions, keep=mode != "zero")
     source = None
@@ -96,10 +106,11 @@ def amplify(
     factor: float = 2.0,
     *,
     metric: Metric = "logit_diff",
+    at: Annotated[At, OwnCheck()] = "last",
     path: Path = "auto",
     prompts: PrefixStore | None = None,
 ) -> HeadMap:
-    """How much the metric rises when one head's last-token output is multiplied by `factor`.
+    """How much the metric rises when one head's output is multiplied by `factor`, at the last token or at a token group.
 
     score = metric(amplified) - metric(clean).
 
@@ -108,6 +119,7 @@ def amplify(
         questions: Q questions.
         factor: what the head's output z is multiplied by.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
+        at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers.
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
         prompts: the questions' prefixes, to reuse.
 
@@ -120,10 +132,13 @@ def amplify(
     'amplify x4'
     """
     questions = require(questions)
-    sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor))
-    if prompts is None:
+    sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor), at=at)
+    name, where = f"amplify x{factor:g}", {}
+    if at != "last":
+        name, where, prompts = f"{name} at {at}", {"at": at}, None
+    elif prompts is None:
         prompts = PrefixStore(vlm, questions, keep=False)
-    return _sweep(vlm, questions, sweep, metric, path, prompts, f"amplify x{factor:g}", 1.0, factor=factor)
+    return _sweep(vlm, questions, sweep, metric, path, prompts, name, 1.0, factor=factor, **where)
 
 
 def _sweep(
@@ -132,12 +147,12 @@ def _sweep(
     sweep: HeadSweep,
     name: Metric,
     path: Path,
-    prompts: PrefixStore,
+    prompts: PrefixStore | None,
     method: str,
     sign: float,
     **settings: Any,
 ) -> HeadMap:
-    path = choose_path(vlm, questions, path)
+    path = choose_path(vlm, questions, path) if sweep.at == "last" else choose_path_at(vlm, questions[0], path)
     edited, clean = run_with_clean(vlm, questions, sweep, path, prompts=prompts, what=method)
     effect = sign * (measure(name, edited, questions) - measure(name, clean, questions))
     per_question = effect.cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))

@@ -164,7 +164,8 @@ def knockout(
         by: "layer" edits all heads of a window of layers, "head" one head.
         window: by layer, how many layers are edited together: window // 2 below the named layer, the others from it upwards, as far as
             there are layers (Geva et al. 2023, arXiv 2304.14767).
-        mode: "block" hides the target; "only" hides everything else; "move" puts the attention on the image on the target, a part of it.
+        mode: "block" hides the target; "only" hides everything else; "move" gives the target, a part of the image, all attention on the
+            image.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
 

@@ -34,7 +34,7 @@ from .answer_tokens import Positions, answer_activations
 from .elbow_rule import elbow
 from .head_probe import Label, label_name, permuted, read_labels, require_images
 from .headmap import HeadMap
-from .joint_probe import fit_joint_probe, importance
+from .joint_probe import EPOCHS, RELEASED_EPOCHS, ProbeRecipe, fit_joint_probe, importance
 
 RESAMPLES = 500
 
@@ -239,9 +239,10 @@ def functional_heads(
     *,
     positions: Positions = "all",
     held_out: float = 0.4,
-    epochs: int = 20,
+    epochs: int | None = None,
     permutations: Count = 39,
     seed: Seed = 0,
+    recipe: ProbeRecipe = "default",
 ) -> FunctionalHeads:
     """Which heads a joint probe uses to recognise what function a question asks for (CogQA pipeline, arXiv 2512.10978).
 
@@ -253,9 +254,12 @@ def functional_heads(
         by: what gives a question's function, as the label of `probe`.
         positions: which tokens z is read from; see `answer_activations`.
         held_out: share of the images to score, between 0 and 1 (ours).
-        epochs: passes over the questions (ours; the release uses 100 epochs of single questions).
+        epochs: passes over the questions; by default 20 (ours), or the 100 of recipe="release".
         permutations: how many probes to train on permuted labels, for the p-values (ours).
         seed: for the split, the permutations and the probes.
+        recipe: "default" trains on scaled activations in batches of 64 that are drawn anew. "release" does what the published code does:
+            single questions in a fixed order, unscaled, 100 epochs, and importance averaged over the projection's 64 numbers, not summed.
+            Both score held-out images only.
 
     Returns:
         A FunctionalHeads, importance [Q, L, H] of the held-out questions.
@@ -273,6 +277,7 @@ def functional_heads(
     questions = require(questions)
     if not 0 < held_out < 1:
         raise DataError(f"held_out={held_out}: give a share of the images between 0 and 1")
+    epochs = (RELEASED_EPOCHS if recipe == "release" else EPOCHS) if epochs is None else epochs
     if permutations < 1 or epochs < 1:
         raise DataError(f"permutations={permutations}, epochs={epochs}: give at least one of each")
     functions, codes = read_labels(questions, by)
@@ -280,8 +285,9 @@ def functional_heads(
     require_images(functions, codes, group, 4)
     z = answer_activations(vlm, questions, positions).cpu()
     made = provenance(vlm, questions, by=label_name(by), positions=positions, held_out=held_out, epochs=epochs, probe_seed=seed)
+    made |= {"recipe": recipe} if recipe != "default" else {}
     pictures = image_names(questions)
-    return joint_importance(z, codes, group, functions, pictures, made, held_out, epochs, permutations, seed)
+    return joint_importance(z, codes, group, functions, pictures, made, held_out, epochs, permutations, seed, recipe)
 
 
 def joint_importance(
@@ -292,9 +298,10 @@ def joint_importance(
     pictures: tuple[str, ...],
     made: dict[str, Any],
     held_out: float = 0.4,
-    epochs: int = 20,
+    epochs: int = EPOCHS,
     permutations: int = 39,
     seed: int = 0,
+    recipe: ProbeRecipe = "default",
 ) -> FunctionalHeads:
     """functional_heads on activations z [Q, L, H, D] that were read before, with function numbers [Q] and image numbers [Q]."""
     rng = np.random.default_rng(seed)
@@ -307,8 +314,8 @@ def joint_importance(
     effects, verdicts, null, right = torch.empty(0), torch.empty(0), [], []
     for run in track(range(1 + permutations), "joint probes", 1 + permutations):
         labels = torch.from_numpy(codes if run == 0 else permuted(codes, group, rng))
-        model = fit_joint_probe(z[learn], labels[learn], len(functions), epochs, seed)
-        found, said = importance(model, z[score], labels[score])
+        model = fit_joint_probe(z[learn], labels[learn], len(functions), epochs, seed, recipe)
+        found, said = importance(model, z[score], labels[score], recipe)
         if run == 0:
             effects, verdicts = found, said
             continue

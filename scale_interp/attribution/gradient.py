@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
+from typing import Annotated
 
 import torch
 from torch import Tensor
 
-from ..core.arguments import checked
+from ..core.arguments import OwnCheck, checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
@@ -19,12 +20,16 @@ from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_packed
 from ..interventions.parts import joined_parts
+from ..interventions.places import Places
+from ..interventions.positions import PromptBatches, batches_of, choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
+from ..vlm.token_groups import At, positions_at
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 from .patching import clean_sides
+from .position_patching import by_head, counted_places, patch_heads_at, with_slopes
 
 
 @checked
@@ -35,6 +40,7 @@ def attribute(
     metric: Metric = "logit_diff",
     path: Path = "auto",
     prompts: PrefixStore | None = None,
+    at: Annotated[At, OwnCheck()] = "last",
 ) -> HeadMap:
     """Estimate by gradients what patching (given pairs) or zero ablation (given questions) would measure.
 
@@ -48,6 +54,7 @@ def attribute(
         metric: of questions, "logit_diff" (logits) or "correct_prob"; of pairs it is always the logit difference.
         path: "auto" or "packed"; there is no reference path.
         prompts: the questions' prefixes, to reuse; of pairs, those of the corrupt questions.
+        at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers.
 
     Returns:
         A HeadMap, per_question [Q, L, H]: a recovered fraction for pairs, units of the metric for questions.
@@ -63,6 +70,10 @@ def attribute(
     if metric == "accuracy":
         raise EditError("accuracy has no gradient: use metric='logit_diff' or 'correct_prob'")
     items = require(items, Contrast if isinstance(next(iter(items), None), Contrast) else Question)
+    if at != "last":
+        if isinstance(items[0], Contrast):
+            return patch_heads_at(vlm, items, at, path, gradient=True)  # type: ignore[arg-type]
+        return _ablation_at(vlm, items, metric, at, path)  # type: ignore[arg-type]
     require_packed(vlm, _questions(items), path, "attribute")
     if isinstance(items[0], Contrast):
         clean, corrupt = ([getattr(pair, side) for pair in items] for side in ("clean", "corrupt"))
@@ -108,6 +119,30 @@ def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: Pr
     slopes = [part["slope"] for part in map_batches(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
+
+
+def _ablation_at(vlm: VLM, questions: Sequence[Question], name: Metric, at: At, path: Path) -> HeadMap:
+    if choose_path_at(vlm, questions[0], path) != "packed":
+        raise EditError(f"attribute needs gradients, which only the packed path has, but {vlm.name} runs on the reference path: use ablate")
+    batches = batches_of(vlm, questions)
+    work = partial(ablation_at_work, metric=name, at=at)
+    slopes = [part["slope"] for part in map_batches(vlm, PromptBatches(questions, max(1, batches.size // 4)), work, "gradients")]
+    made = provenance(vlm, questions, metric=name, path="packed", at=at)
+    return HeadMap(f"gradient at {at}", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
+
+
+def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: Metric, at: At) -> BatchResult:
+    """One batch's derivatives [B, L, H] with respect to each head's scale at tokens."""
+    _, questions = batch
+    positions = [positions_at(vlm, q, at) for q in questions]
+    read, slopes = with_slopes(vlm, questions, "head", lambda scores: measure(metric, scores, questions))
+    places = Places.of(read.columns(positions), vlm.device)
+    counted = counted_places(places, positions)[..., None]
+    found = [
+        places.take(layer.component("head").detach()) * places.take(slope) * counted
+        for layer, slope in zip(read.layers, slopes, strict=True)
+    ]
+    return {"slope": torch.stack([by_head(product, vlm.n_heads) for product in found], 1)}
 
 
 def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:

@@ -5,13 +5,20 @@ The architecture and its training are those of the CogQA pipeline (Cognitive Mir
 
 from __future__ import annotations
 
+from typing import Annotated, Literal
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..core.arguments import Raises
+from ..errors import DataError
+
 PROJECTION, HIDDEN, DROPOUT, RATE = 64, 512, 0.3, 1e-4
-BATCH = 64
+BATCH, EPOCHS, RELEASED_EPOCHS = 64, 20, 100
+ProbeRecipe = Annotated[Literal["default", "release"], Raises(DataError)]
+"""How the probe is trained: by default as is ours, or as the published code does it (single questions in a fixed order, unscaled)."""
 
 
 class JointProbe(nn.Module):
@@ -45,16 +52,26 @@ def features(z: Float[Tensor, "questions layers heads dim"]) -> Float[Tensor, "q
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit_joint_probe(
-    z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"], n_functions: int, epochs: int, seed: int = 0
+    z: Float[Tensor, "questions layers heads dim"],
+    codes: Int[Tensor, " questions"],
+    n_functions: int,
+    epochs: int,
+    seed: int = 0,
+    recipe: ProbeRecipe = "default",
 ) -> JointProbe:
-    """Fit a probe that tells the functions `codes` [Q] from activations z [Q, L, H, D], by cross-entropy and AdamW at 1e-4."""
+    """Fit a probe that tells the functions `codes` [Q] from activations z [Q, L, H, D], by cross-entropy and AdamW at 1e-4.
+
+    By default the inputs are scaled, and batches of 64 are drawn anew in every epoch; recipe="release" takes single questions in their
+    order, and the inputs as they are.
+    """
     x, codes = features(z).clone(), codes.clone()
+    released = recipe == "release"
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = JointProbe(x.shape[1], x.shape[2], n_functions, float(z.float().std()))
+        model = JointProbe(x.shape[1], x.shape[2], n_functions, 1.0 if released else float(z.float().std()))
         optimiser = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)
         for _ in range(epochs):
-            for rows in torch.randperm(len(x)).split(BATCH):
+            for rows in torch.arange(len(x)).split(1) if released else torch.randperm(len(x)).split(BATCH):
                 optimiser.zero_grad()
                 F.cross_entropy(model(x[rows]), codes[rows]).backward()
                 optimiser.step()
@@ -64,16 +81,18 @@ def fit_joint_probe(
 @torch.inference_mode(False)
 @torch.enable_grad()
 def importance(
-    model: JointProbe, z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"]
+    model: JointProbe, z: Float[Tensor, "questions layers heads dim"], codes: Int[Tensor, " questions"], recipe: ProbeRecipe = "default"
 ) -> tuple[Float[Tensor, "questions layers heads"], Int[Tensor, " questions"]]:
     """Gradient x activation of each head, for each question's own function.
 
-    The gradient is of the function's logit with respect to the 64 numbers of the shared map; the products are summed over these.
+    The gradient is of the function's logit with respect to the 64 numbers of the shared map; the products are summed over these, or
+    averaged as the published code does it (recipe="release"), which ranks heads alike.
 
     Args:
         model: the probe.
         z: activations [Q, L, H, D] of questions that the probe did not learn from.
         codes: the number of each question's function [Q].
+        recipe: as in fit_joint_probe.
 
     Returns:
         Importance [Q, L, H], and the number of the function that the probe chooses [Q].
@@ -85,6 +104,7 @@ def importance(
         projected.requires_grad_()
         logits = model.read(projected)
         (slope,) = torch.autograd.grad(logits.gather(1, codes[rows, None]).sum(), projected)
-        effects.append((slope * projected.detach()).sum(-1).unflatten(1, z.shape[1:3]))
+        products = slope * projected.detach()
+        effects.append((products.mean(-1) if recipe == "release" else products.sum(-1)).unflatten(1, z.shape[1:3]))
         verdicts.append(logits.argmax(1))
     return torch.cat(effects), torch.cat(verdicts)

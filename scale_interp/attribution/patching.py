@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Annotated
 
 import torch
 
-from ..core.arguments import checked
+from ..core.arguments import OwnCheck, checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.prefix import PrefixStore
 from ..interventions.sweep import HeadSweep
+from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import Clean, Scores, provenance, read_clean
 from .headmap import HeadMap
 from .metric import contrast_diff
+from .position_patching import checked_gap, patch_heads_at
 
 
 @checked
-def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMap:
+def patch(vlm: VLM, pairs: Sequence[Contrast], *, at: Annotated[At, OwnCheck()] = "last", path: Path = "auto") -> HeadMap:
     """The fraction of the logit difference that each head's clean output recovers in the corrupt run (Heimersheim & Nanda 2024).
 
     With m = score of the clean answer minus score of the corrupt answer, at the last token:
@@ -31,6 +33,8 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     Args:
         vlm: the model, from `si.load`.
         pairs: Q pairs from `si.contrasts`.
+        at: at which tokens: "last", another group of `vlm.token_groups`, a list of groups, or token numbers; see `patch_positions` for
+            groups whose tokens differ in the two prompts.
         path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
 
     Returns:
@@ -44,8 +48,12 @@ def patch(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") -> HeadMa
     >>> m = patch(vlm, si.contrasts(qs))
     >>> m.scores.shape, m.unit
     (torch.Size([6, 8]), 'recovered fraction')
+    >>> patch(vlm, si.contrasts(qs), at="object").method
+    'patch at object'
     """
     pairs = require(pairs, Contrast)
+    if at != "last":
+        return patch_heads_at(vlm, pairs, at, path)
     at_clean, at_corrupt = (PrefixStore(vlm, part, keep=False) for part in ([p.clean for p in pairs], [p.corrupt for p in pairs]))
     return patching(vlm, pairs, at_clean, at_corrupt, path)
 
@@ -59,9 +67,7 @@ def patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixStore, at_corr
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, 0.0, z)
     edited, unpatched = run_with_clean(vlm, corrupt, sweep, path, prompts=at_corrupt, what="patching")
     m_corrupt = contrast_diff(unpatched, pairs)
-    gap = float((m_clean - m_corrupt[:, 0]).mean())
-    if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
+    gap = checked_gap(m_clean - m_corrupt[:, 0])
     per_question = ((contrast_diff(edited, pairs) - m_corrupt) / gap).cpu().unflatten(1, (vlm.n_layers, vlm.n_heads))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap)
     return HeadMap("patch", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)

@@ -197,7 +197,7 @@ class HeadValues:
 
     @property
     def n_variants(self) -> int:
-        """N."""
+        """The number of variants, N."""
         return len(self.heads)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
@@ -210,7 +210,7 @@ class HeadValues:
         """The layer of each variant's head, [N]."""
         return torch.tensor([layer for layer, _ in self.heads])
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of the variants that start at this layer; alive is sorted by start, so they come last."""
         here = alive[starts == layer]
         if not len(here):

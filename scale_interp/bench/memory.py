@@ -23,13 +23,13 @@ from .result import Memory
 DATA = "scenes/relation"
 
 
-def measure_memory(name: str, n_questions: int, device: str = "cpu", dtype: str | None = None) -> Memory:
+def measure_memory(name: str, n_questions: int, device: str | None = None, dtype: str | None = None) -> Memory:
     """Measure the peak memory of loading, of one forward pass and of a sweep, each in a fresh process.
 
     Args:
         name: a name that `open_model` takes.
         n_questions: questions in the batch.
-        device: where the model runs.
+        device: where the model runs; by default as in `load`.
         dtype: float32, bfloat16 or float16; None for the model's own.
 
     Returns:
@@ -38,7 +38,7 @@ def measure_memory(name: str, n_questions: int, device: str = "cpu", dtype: str 
     Raises:
         ModelError: a process failed.
     """
-    forward, sweep = (_child(kind, name, str(n_questions), device, dtype or "") for kind in ("forward", "sweep"))
+    forward, sweep = (_child(kind, name, str(n_questions), device or "", dtype or "") for kind in ("forward", "sweep"))
     return Memory(forward["loaded"], forward["peak"], sweep["peak"])
 
 
@@ -80,7 +80,7 @@ def _child(*arguments: str) -> dict[str, int]:
 
 def _main(kind: str, name: str, n_questions: str, device: str, dtype: str, micro_batch: str = "", prefix_cache: str = "") -> None:
     questions = load_questions(DATA, n=int(n_questions))
-    vlm = open_model(name, device, dtype or None)
+    vlm = open_model(name, device or None, dtype or None)
     loaded = _peak(vlm)
     if kind == "fit":
         vlm.prefix_cache = check_cache(prefix_cache)

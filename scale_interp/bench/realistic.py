@@ -10,6 +10,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig, LlamaConfig, L
 
 from ..errors import ModelError
 from ..models.load import load
+from ..models.placement import require_device
 from ..models.zoo import draw, families
 from ..vlm.vlm import VLM
 
@@ -20,12 +21,12 @@ SIDE, PATCH = 336, 14
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
-def open_model(name: str, device: str = "cpu", dtype: str | None = None) -> VLM:
+def open_model(name: str, device: str | None = None, dtype: str | None = None) -> VLM:
     """Load a model to measure.
 
     Args:
         name: "realistic/LAYERSxHEADSxWIDTH", or any name that `load` takes.
-        device: where it runs.
+        device: where it runs; by default as in `load`.
         dtype: float32, bfloat16 or float16; None for the model's own.
 
     Raises:
@@ -39,7 +40,7 @@ def open_model(name: str, device: str = "cpu", dtype: str | None = None) -> VLM:
     if shape is None:
         raise ModelError(f"no model {name!r}: write {PREFIX}LAYERSxHEADSxWIDTH, such as {SHAPES[0]}")
     vlm = realistic(*(int(n) for n in shape.groups()))
-    vlm.hf_model.to(device=torch.device(device), dtype=DTYPES[dtype or "float32"])
+    vlm.hf_model.to(device=require_device(device), dtype=DTYPES[dtype or "float32"])
     return vlm
 
 
@@ -47,9 +48,9 @@ def realistic(layers: int, heads: int, width: int) -> VLM:
     """Build a LLaVA with random weights from one seed: the zoo's tokenizer, a decoder of this shape and a small vision tower.
 
     Args:
-        layers: of the decoder.
-        heads: per layer.
-        width: of the residual stream.
+        layers: how many the decoder has.
+        heads: how many each layer has.
+        width: the size of the residual stream.
 
     Raises:
         ModelError: the width cannot be divided into heads of an even size.

@@ -193,7 +193,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
 
     def edits(number: int) -> Callable:
         n = int((starts <= number).sum())
-        part = sweep.at(number, alive[:n], starts[:n], prefix.rows) if n else None
+        part = sweep.part(number, alive[:n], starts[:n], prefix.rows) if n else None
         block = vlm.head_layers[number]
         return lambda module, args: None if part is None else (edit_heads(args[0], part, block, R, sweep.scope),)
 

@@ -33,10 +33,16 @@ app = typer.Typer(
     help="Which heads carry spatial reasoning, can scalars repair it, and is the gain real?",
 )
 
-Model = Annotated[str, typer.Argument(help="demo, demo-healthy, demo-prior, a folder, or a hub id")]
-Data = Annotated[str, typer.Option(help="a data set, such as scenes/relation")]
+Model = Annotated[str, typer.Argument(help="demo or another embedded model, a folder, or a hub id")]
+Data = Annotated[str, typer.Option(help="a data set, as `scale-interp data` lists them, such as scenes/relation or jsonl:mine.jsonl")]
 Out = Annotated[Path | None, typer.Option(help="the run's folder [default: runs/MODEL-DATA]")]
 Folder = Annotated[Path, typer.Argument(help="the run's folder")]
+Others = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="a data set whose answers should stay as they are; several may be given [default: other scenes, where these are scenes]"
+    ),
+]
 Quick = Annotated[bool, typer.Option("--quick", help="fewer questions and one seed: a first look, not a result")]
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from .app import app
+from .options import Device, Dtype
 from .printed import console, say
 
 if TYPE_CHECKING:
@@ -28,8 +29,8 @@ def bench(
     sample: Annotated[int, typer.Option(help="how many heads to time where one run per head takes too long; 0: all")] = 32,
     memory: Annotated[bool, typer.Option("--memory", help="also measure peak memory (always done where no model is named)")] = False,
     fits: Annotated[bool, typer.Option("--fits", help="instead, time 32 fits of ScAle side by side against one (16 questions)")] = False,
-    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1, ...")] = "cpu",
-    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16")] = None,
+    device: Device = None,
+    dtype: Dtype = None,
     out: Annotated[Path | None, typer.Option(help="the run's folder, into which the numbers are written")] = None,
     figure: Annotated[Path | None, typer.Option(help="draw the times into this file, .html or .png")] = None,
 ) -> None:

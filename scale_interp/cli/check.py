@@ -3,36 +3,55 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import Model, app
+from .app import Model, Others, app
+from .options import DATA, MODEL, takes
 from .printed import console, frame_table, say
 
 if TYPE_CHECKING:
+    from ..jobs.plan import Plan
     from ..vlm.report import Report
 
 
 @app.command()
+@takes({name: option for name, option in MODEL.items() if name != "dtype"}, DATA)
 def check(
     model: Model,
     dtype: Annotated[list[str] | None, typer.Option(help="float32, bfloat16, float16; several may be given [default: all three]")] = None,
-    device_map: Annotated[str | None, typer.Option(help="auto spreads the model over all devices")] = None,
+    data: Annotated[str | None, typer.Option(help="also plan the main job on this data set: memory, batches, time")] = None,
+    others: Others = None,
+    **given: Any,
 ) -> None:
-    """Does MODEL work here, and how exactly? Ask two questions by every path and by plain nnsight, in each dtype."""
+    """Does MODEL work here, how exactly, and what will it take?
+
+    Two questions are asked by every path and by plain nnsight, in each dtype. With --data, a few of its questions are run, and
+    what the main job takes is worked out from them: weights, keys and values, batches, where prompts are kept, time.
+    """
     from ..errors import ModelError
     from ..interventions.check import TOLERANCE
     from ..interventions.check import check as compare
-    from ..models.load import load
+    from ..jobs.run.duration import plan_run
+    from ..jobs.run.settings import Settings
 
+    given |= {"others": tuple(others)} if others else {}
     known = {str(t).removeprefix("torch."): t for t in TOLERANCE}
-    reports = []
-    for name in dtype or known:
-        if name not in known:
-            raise ModelError(f"dtype {name!r}: choose from {', '.join(known)}")
-        reports.append(compare(load(model, dtype=known[name], device_map=device_map, check=False)))
+    wanted = list(dtype or known)
+    if wrong := next((name for name in wanted if name not in known), None):
+        raise ModelError(f"dtype {wrong!r}: choose from {', '.join(known)}")
+    reports, plans = [], []
+    for name in wanted:
+        settings = Settings(model, data or "scenes/relation", dtype=name, **given)
+        vlm = settings.open_model(model, check=False)
+        vlm.report = compare(vlm)
+        reports.append(vlm.report)
+        if data is not None:
+            plans.append(plan_run(vlm, settings))
     _check_tables(reports)
+    for plan in plans:
+        _plan_table(plan)
     for r in reports:
         if not r.known and not r.agrees:
             raise ModelError(f"{r.model} in {r.dtype}: {r.why}")
@@ -78,6 +97,16 @@ def score_testbeds(
     for line in bed.run_testbeds(name, draws, out, say(), show):
         console().print(line, highlight=False)
     console().print(f"page: {out / 'testbeds.md'}", soft_wrap=True)
+
+
+def _plan_table(plan: Plan) -> None:
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(title=escape(f"the main job in {plan.dtype}"), show_header=False)
+    for name, said in plan.rows():
+        table.add_row(name, escape(said))
+    console().print(table)
 
 
 def _check_tables(reports: list[Report]) -> None:

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
-from .app import Data, Model, app
+from .app import Data, Model, Others, app
 from .machines import on_machines
+from .options import DATA, MODEL, takes
 from .printed import console, frame_table, say
 
 
 @app.command()
 @on_machines
+@takes(MODEL, DATA)
 def compare(
-    model: Annotated[str, typer.Option(help="demo, demo-healthy, demo-prior, a folder, or a hub id")] = "demo",
+    model: Model = "demo",
     data: Data = "scenes/relation",
-    others: Annotated[
-        list[str] | None, typer.Option(help="a data set that no method should change; several may be given [default: other scenes]")
-    ] = None,
+    others: Others = None,
     out: Annotated[
         Path | None, typer.Option(help="the run's folder; a stopped run continues there [default: runs/compare-MODEL-DATA]")
     ] = None,
@@ -29,15 +29,15 @@ def compare(
     n_others: Annotated[int, typer.Option(help="questions of each other data set")] = 200,
     top: Annotated[int, typer.Option(help="how many heads to take from a method that only ranks them")] = 8,
     seed: int = 0,
+    named: Annotated[str | None, typer.Option("--model", hidden=True)] = None,
+    **given: Any,
 ) -> None:
     """Compare base, ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, and their heads."""
     from ..jobs.compare import CompareSettings, run_comparison
     from ..jobs.job import folder_name
 
-    given = {"others": tuple(others)} if others else {}
-    settings = CompareSettings(
-        model, data, n_train=n_train, n_validation=n_validation, n_test=n_test, n_others=n_others, top=top, seed=seed, **given
-    )
+    model, elsewhere = named or model, tuple(others) if others else None
+    settings = CompareSettings(model, data, elsewhere, n_train, n_validation, n_test, n_others, top, seed, **given)
     folder = out or Path("runs") / f"compare-{folder_name(model, data)}"
     found = run_comparison(settings, folder, say())
     frame_table(found.shown().drop(columns="tuned"), f"{model} on {data}, {len(found.right)} test questions")
@@ -48,12 +48,11 @@ def compare(
 
 @app.command()
 @on_machines
+@takes(MODEL, DATA)
 def baselines(
     model: Model = "demo",
     data: Data = "scenes/relation",
-    others: Annotated[
-        list[str] | None, typer.Option(help="a data set that no method should change; several may be given [default: other scenes]")
-    ] = None,
+    others: Others = None,
     out: Annotated[Path | None, typer.Option(help="the folder to write [default: runs/baselines-MODEL-DATA]")] = None,
     rank: Annotated[list[int] | None, typer.Option(help="a rank of LoRA; several may be given [default: 1, 4, 16]")] = None,
     rates: Annotated[int, typer.Option(help="learning rates that each method tries; held-out images decide")] = 2,
@@ -62,13 +61,14 @@ def baselines(
     n_test: Annotated[int, typer.Option(help="test questions")] = 400,
     n_others: Annotated[int, typer.Option(help="questions of each other data set")] = 100,
     seed: int = 0,
+    **given: Any,
 ) -> None:
     """Compare ScAle with LoRA, IA3 and a last-token bias on one budget: gain, cost elsewhere, parameters, time (needs peft)."""
     from ..jobs.baselines import BaselineSettings, run_baselines, terminal_columns
     from ..jobs.job import folder_name
 
     ranks, elsewhere = tuple(rank or (1, 4, 16)), tuple(others) if others else None
-    settings = BaselineSettings(model, data, elsewhere, ranks, rates, epochs, n_train, n_test, n_others, seed)
+    settings = BaselineSettings(model, data, elsewhere, ranks, rates, epochs, n_train, n_test, n_others, seed, **given)
     folder = out or Path("runs") / f"baselines-{folder_name(model, data)}"
     found = run_baselines(settings, folder, say())
     frame_table(found.to_frame()[terminal_columns(found)], f"{model} on {data}, {n_test} test questions")

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .app import Data, Folder, Model, Out, Quick, app
+from .app import Data, Folder, Model, Others, Out, Quick, app
 from .machines import on_machines
+from .options import DATA, MODEL, PLACE, takes
 from .printed import console, say
 
 if TYPE_CHECKING:
@@ -19,6 +21,7 @@ if TYPE_CHECKING:
 
 @app.command()
 @on_machines
+@takes(MODEL, DATA)
 def run(
     model: Model = "demo",
     data: Data = "scenes/relation",
@@ -27,17 +30,20 @@ def run(
     n_train: Annotated[int, typer.Option(help="training questions")] = 500,
     n_locate: Annotated[int, typer.Option(help="training questions that heads are located on")] = 120,
     n_test: Annotated[int, typer.Option(help="test questions")] = 400,
-    n_retain: Annotated[int, typer.Option(help="non-spatial questions per task")] = 200,
+    n_retain: Annotated[int, typer.Option(help="questions of each other data set")] = 200,
     top: Annotated[int, typer.Option(help="how many heads to fit on")] = 8,
     seeds: Annotated[int, typer.Option(help="fits per control in the falsification")] = 3,
     seed: int = 0,
+    others: Others = None,
+    **given: Any,
 ) -> None:
     """Do the whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
     from ..jobs.run.settings import Settings
 
-    settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed)
+    given |= {"others": tuple(others)} if others else {}
+    settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed, **given)
     if quick:
-        settings = replace(Settings.quick(model, data), top=top, seed=seed)
+        settings = replace(Settings.quick(model, data, **given), top=top, seed=seed)
     job = _open(settings, out)
     summary = job.everything()
     _closing_table(summary, job.folder)
@@ -45,44 +51,49 @@ def run(
 
 @app.command()
 @on_machines
-def locate(model: Model = "demo", data: Data = "scenes/relation", out: Out = None, quick: Quick = False) -> None:
+@takes(MODEL, DATA)
+def locate(model: Model = "demo", data: Data = "scenes/relation", out: Out = None, quick: Quick = False, **given: Any) -> None:
     """Make head maps by patching, ablation, amplification and gradients: OUT/head_maps/*.safetensors."""
     from ..jobs.run.settings import Settings
 
-    job = _open(Settings.quick(model, data) if quick else Settings(model, data), out)
+    job = _open((Settings.quick if quick else Settings)(model, data, **given), out)
     for name, found in job.locate().items():
         console().print(f"{name:22}", *(f"({i},{h}) {float(found.scores[i, h]):+.3f}" for i, h in found.top(4)))
     console().print(f"head maps in {job.folder / 'head_maps'}")
 
 
 @app.command()
-def fit(folder: Folder) -> None:
+@takes(PLACE)
+def fit(folder: Folder, **given: Any) -> None:
     """Fit ScAle in a run folder that has head maps: FOLDER/scale/."""
-    for name, scale in _existing(folder).fit().items():
+    for name, scale in _existing(folder, given).fit().items():
         console().print(f"{name:10}", scale)
 
 
 @app.command()
 @on_machines
-def evaluate(folder: Folder) -> None:
+@takes(PLACE)
+def evaluate(folder: Folder, **given: Any) -> None:
     """Answer the test questions in a run folder that has scalars."""
-    for task, fits in _existing(folder).evaluate().items():
+    for task, fits in _existing(folder, given).evaluate().items():
         console().print(f"{task:10}", *(f"{name} {found.accuracy:.3f}" for name, found in fits.items()))
 
 
 @app.command()
 @on_machines
-def falsify(folder: Folder) -> None:
+@takes(PLACE)
+def falsify(folder: Folder, **given: Any) -> None:
     """Run the falsification suites in a run folder that has head maps."""
-    for name, found in _existing(folder).falsify().items():
+    for name, found in _existing(folder, given).falsify().items():
         console().print(f"[bold]{name}[/]: {found.verdict}")
 
 
 @app.command()
 @on_machines
-def report(folder: Folder) -> None:
+@takes(PLACE)
+def report(folder: Folder, **given: Any) -> None:
     """Complete whatever a run folder lacks, and write its summary.json and report.html again."""
-    job = _existing(folder)
+    job = _existing(folder, given)
     _closing_table(job.everything(again=True), folder)
 
 
@@ -93,10 +104,10 @@ def _open(settings: Settings, out: Path | None) -> Run:
     return Run(out or default_folder(settings), settings, say())
 
 
-def _existing(folder: Path) -> Run:
+def _existing(folder: Path, place: Mapping[str, str | None]) -> Run:
     from ..jobs.run.run import Run
 
-    return Run.existing(folder, say())
+    return Run.existing(folder, say(), {name: value for name, value in place.items() if value is not None})
 
 
 def _closing_table(summary: dict[str, Any], folder: Path) -> None:
@@ -111,9 +122,9 @@ def _closing_table(summary: dict[str, Any], folder: Path) -> None:
     table.add_row("base", f"{summary['base']['accuracy']:.3f}", "", "", "", "")
     for name, row in summary["fits"].items():
         interval = f"[{row['low']:+.3f}, {row['high']:+.3f}]"
-        elsewhere = f"{row['non_spatial_change']:+.3f}"
+        elsewhere = "" if row["non_spatial_change"] is None else f"{row['non_spatial_change']:+.3f}"
         table.add_row(FITS[name], f"{row['accuracy']:.3f}", f"{row['gain']:+.3f}", interval, elsewhere, str(row["parameters"]))
     out = console()
     out.print(table)
-    out.print(Panel("\n".join(f"• {s}" for s in sentences(summary)), title="in plain words"), highlight=False)
+    out.print(Panel("\n".join(f"• {s}" for s in (*summary["notes"], *sentences(summary))), title="in plain words"), highlight=False)
     out.print(f"report: {folder / 'report.html'}", f"numbers: {folder / 'summary.json'}", sep="\n", soft_wrap=True)

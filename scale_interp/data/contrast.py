@@ -17,6 +17,8 @@ from .require import require_items
 from .scenes.questions import partner
 
 Change = Literal["mirror", "swap", "set"]
+OWN = "contrast"
+"""The entry of a question's meta with the partner that it brings along."""
 
 
 class Encoder(Protocol):
@@ -101,9 +103,16 @@ class Contrasts(Items[Contrast]):
         }
 
 
+def own_partners(questions: Iterable[Question]) -> list[Question]:
+    """The partners that questions bring along: `contrast_of` and `contrast_image` of JSON lines, or `meta["contrast"]`."""
+    return [q.meta[OWN] for q in questions if isinstance(q.meta.get(OWN), Question)]
+
+
 @checked
 def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Encoder | None = None) -> Contrasts:
     """Pair each question with one that differs in one thing and so has another right answer.
+
+    A question that brings a partner along (`meta["contrast"]`; JSON lines with `contrast_of` or `contrast_image`) is paired with that one.
 
     Args:
         questions: The questions to find partners for.
@@ -130,7 +139,11 @@ def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Enc
     made, skipped = [], {}
     for question in questions:
         scene = "scene" in question.meta and change != "set"
-        other = partner(question, change) if scene else photographs.find(question, change)
+        own = question.meta.get(OWN)
+        if isinstance(own, Question) and "control" not in question.meta:
+            other: Question | str = own
+        else:
+            other = partner(question, change) if scene else photographs.find(question, change)
         why = other if isinstance(other, str) else _unequal_lengths(vlm, question, other)
         if isinstance(other, Question) and why is None:
             made.append(Contrast(question, other))
@@ -143,7 +156,8 @@ def contrasts(questions: Sequence[Question], change: Change = "mirror", vlm: Enc
             + "; ".join(f"{reason} ({n} questions)" for reason, n in reasons)
             + ": give questions about places or relations"
         )
-    source = f"{getattr(questions, 'source', 'given')} {change}"
+    alone = all(isinstance(pair.clean.meta.get(OWN), Question) for pair in made)
+    source = f"{getattr(questions, 'source', 'given')} {'own pairs' if alone else change}"
     return Contrasts(made, skipped, source, getattr(questions, "split", ""), getattr(questions, "seed", None))
 
 

@@ -59,7 +59,7 @@ def cog_questions(split: str = "test", n: int = 100, seed: int = 0, taxonomy: Ma
         raise DataError(f"unknown split {split!r}: choose from {', '.join(SPLIT_SEED)}")
     unknown = [kind for kind in taxonomy if kind not in TAXONOMY]
     if unknown or not taxonomy:
-        raise DataError(f"taxonomy: no kind of step {unknown[0] if unknown else taxonomy!r}; choose from {', '.join(TAXONOMY)}")
+        raise DataError(f"taxonomy: {unknown[0] if unknown else taxonomy!r} is not a kind of step; choose from {', '.join(TAXONOMY)}")
     rng = np.random.default_rng([seed, SPLIT_SEED[split], len(TASKS)])
     found: list[CogQuestion] = []
     seen: set[str] = set()

@@ -122,6 +122,13 @@ def require_disjoint(train: Iterable[Item | str], test: Iterable[Item], rendered
         )
 
 
+def shared_images(train: Iterable[Item], test: Sequence[Item]) -> np.ndarray:
+    """Which test questions show an image of the training questions, by group or by pixels [Q]."""
+    train = list(train)
+    merged = groups([*train, *test])
+    return np.isin(merged[len(train) :], merged[: len(train)])
+
+
 def _is_rendered(item: Item) -> bool:
     return any(callable(source) for source in getattr(item, "image_sources", ()))
 

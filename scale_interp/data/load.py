@@ -14,6 +14,8 @@ import numpy as np
 from ..core.arguments import checked
 from ..core.progress import track
 from ..errors import DataError, DataWarning
+from .contrast import own_partners
+from .decoding import ImageSource
 from .identity import Families, pixel_key
 from .items import Questions
 from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
@@ -29,6 +31,7 @@ from .readers.source import Source
 from .readers.spatialeval import SpatialEval
 from .readers.vsr import VSR
 from .readers.whatsup import WhatsUp
+from .scale_protocol import SplitProtocol, scale_part, scale_questions
 from .scenes.questions import scene_questions
 from .splits import SHARES, split_of
 from .wording import short
@@ -57,6 +60,7 @@ def load_questions(
     template: str | None = None,
     answers: Answers | None = None,
     options: Options = "words",
+    protocol: SplitProtocol = "ours",
 ) -> Questions:
     """Questions of a data set by name: "scenes/relation", "whatsup/controlled_a", "vsr/zeroshot", "jsonl:PATH", ...
 
@@ -76,6 +80,9 @@ def load_questions(
             letters and indices from 0, and refuses what could be read in two ways.
         options: Whether an option is answered by its "words" or by its letter: "letters" lists them as "A. left" and so on, one a line,
             in the set's own order, and makes the letters the choices (`choice_words` says what they stand for).
+        protocol: "scale" gives the task and the split of ScAle's code (arXiv 2606.29579), on "spatialeval/vqa/map", "maze" and "grid": the
+            set's own texts, the letters A to D, 20% to train on, drawn by question with the seed (0, 1 and 2 are the release's); n takes
+            the first. Train and test share images (`si.falsify(..., allow_leak=True)`). Of "generated/vqa/..." n questions are split alike.
 
     Returns:
         The questions, with the name, split and seed that they came from.
@@ -95,6 +102,8 @@ def load_questions(
     check_answers(answers)
     if answers is not None and not name.startswith("jsonl:"):
         raise DataError(f"answers={answers!r} is for JSON lines; {name} has answers of one form: leave it out")
+    if protocol == "scale":
+        return _by_scale(name, split, n, seed, root, template)
     if name.partition("/")[0] in ("scenes", "generated"):
         if root is not None or template is not None:
             raise DataError(f"{name} is rendered, in words of its own: root= and template= are for sets on disk; leave them out")
@@ -111,6 +120,16 @@ def load_questions(
     split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed, options)
     reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
     return _questions(name, reader, split, n, ask, f"get them from {entry.pictures}", ours=not entry.splits)
+
+
+def _by_scale(name: str, split: str | None, n: int | None, seed: int, root: str | Path | None, template: str | None) -> Questions:
+    if template is not None:
+        raise DataError("protocol='scale' asks in the set's own words: leave template= out")
+    if not name.startswith("generated/vqa/"):
+        return scale_questions(name, split, n, seed, Source(root))
+    if root is not None:
+        raise DataError(f"{name} is rendered: root= is for sets on disk; leave it out")
+    return scale_part(_rendered(name, "test", RENDERED if n is None else n, 0, "letters"), split, seed)
 
 
 def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, fetch: str, ours: bool) -> Questions:
@@ -186,9 +205,10 @@ def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[in
             if looks and isinstance(reader, LooksAtImages) and not reader.own_group(record):
                 # Which split an image is in is known once all its copies are.
                 looked_at.append((i, key.part))
-                keys = [pixel_key(source, reader.records.where(i), LARGEST) for source in reader.image_sources(i, record)]
-                if keys and None not in keys:
-                    families.add(key.part, tuple(keys))
+                for sources in _image_sets(reader, i, record):
+                    keys = [pixel_key(source, reader.records.where(i), LARGEST) for source in sources]
+                    if keys and None not in keys:
+                        families.add(key.part, tuple(keys))
             elif split is None or split_of(key.part, seed) == split:
                 chosen.append(i)
     if looked_at:
@@ -200,6 +220,12 @@ def _choose(name: str, reader: Reader, split: str | None, seed: int) -> array[in
         text = f"{name}: {count} of {len(reader.records)} records are left out, {why}; the first is {first[why]}"
         warnings.warn(text, DataWarning, stacklevel=4)
     return chosen
+
+
+def _image_sets(reader: LooksAtImages, i: int, record: object) -> list[list[ImageSource]]:
+    """The images of a record, and those of the contrast partner that it brings along, which goes where it goes."""
+    own = reader.image_sources(i, record)
+    return [own, reader.partner_sources(i, record)] if isinstance(reader, JsonL) else [own]
 
 
 def _require_unique(reader: Reader, places: array[int], ids: array[int]) -> None:
@@ -222,9 +248,10 @@ def _sample(name: str, split: str, places: array[int], n: int, seed: int) -> arr
 
 
 def _warn_of_missing_images(name: str, questions: list[Question], fetch: str) -> None:
-    missing = [p for q in questions for p in q.image_sources if _is_missing(p)]
+    shown = [[*q.image_sources, *(p for partner in own_partners([q]) for p in partner.image_sources)] for q in questions]
+    missing = [p for images in shown for p in images if _is_missing(p)]
     if missing:
-        count = sum(any(map(_is_missing, q.image_sources)) for q in questions)
+        count = sum(any(map(_is_missing, images)) for images in shown)
         expected = short(str(missing[0]), 300)
         text = f"{name}: {count} of {len(questions)} questions have no image on disk, the first should be {expected}; {fetch}"
         warnings.warn(text, DataWarning, stacklevel=4)

@@ -172,7 +172,7 @@ class Ask:
         labels: Sequence[str] | None = None,
         **rest: Any,
     ) -> Question:
-        """A question.
+        """Make a question.
 
         Args:
             fields: What fills the template.

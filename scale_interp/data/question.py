@@ -116,10 +116,10 @@ class Question:
             raise DataError(f"{where}: the text is empty; give the words to ask")
         object.__setattr__(self, "image_sources", tuple(image_source(given, where) for given in self.image_sources))
         if isinstance(self.choices, str) or not isinstance(self.choices, Iterable):
-            raise DataError(f"{where}: choices {short(self.choices)} are no list; give at least two texts")
+            raise DataError(f"{where}: choices {short(self.choices)} are not a list; give at least two texts")
         given = tuple(self.choices)
         if not all(isinstance(c, str) and clean(c) for c in given):
-            raise DataError(f"{where}: choices {short(given)} hold one without text; give every choice a word")
+            raise DataError(f"{where}: choices {short(given)} have one without text; give every choice a word")
         if same := alike(given):
             raise DataError(f"{where}: choices {short(same[0])} and {short(same[1])} read the same; give at least two, all different")
         if len(given) < 2:

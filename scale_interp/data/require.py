@@ -9,7 +9,14 @@ from ..errors import DataError
 
 
 def require_items(items: Any, kind: type, source: str, instead: str) -> Sequence[Any]:
-    """The items, or the single one, as a non-empty sequence, or DataError. source: code that gives such; instead: the mend for others."""
+    """The items, or the single one, as a sequence that is not empty; DataError for anything else.
+
+    Args:
+        items: What a caller gave.
+        kind: The class that each item must have.
+        source: Code that returns such items, for the message.
+        instead: What to do with items of another class, for the message.
+    """
     if isinstance(items, kind):
         items = [items]
     if isinstance(items, str | bytes | Mapping | type) or not (hasattr(items, "__len__") and hasattr(items, "__getitem__")):

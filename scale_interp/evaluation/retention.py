@@ -145,7 +145,7 @@ def retention_curve(
         test: test questions of the task.
         retain: training questions whose answers should stay as they are.
         others: test questions of the tasks that `retain` stands for.
-        weights: of the KL divergence from the base model on `retain` (retain_weight of FitSettings); 0 is no penalty.
+        weights: factors on the KL divergence from the base model on `retain` (retain_weight of FitSettings); 0 is no penalty.
         heads: the heads on which ScAle learns; None for all.
         mlp: whether ScAle also learns a scalar per MLP.
         seed: draws the images that are held out for early stopping.

@@ -332,7 +332,10 @@ def _feed(state: Any, value: Any) -> None:
         try:
             state.update(f"{type(value).__name__} {value.hex() if isinstance(value, bytes) else json.dumps(value)};".encode())
         except TypeError as error:
-            raise EditError(f"a {type(value).__name__} has no digest: work that depends on it cannot be kept") from error
+            raise EditError(
+                f"a {type(value).__name__} has no digest: to keep work that depends on it, give plain values, tensors, dataclasses or "
+                "functions with a name"
+            ) from error
 
 
 def _code(code: CodeType) -> list[Any]:

@@ -14,6 +14,7 @@ from ..data.question import Question
 from ..errors import ScaleInterpError
 from ..interventions.edit import Scope
 from ..models import demo
+from ..models.placement import default_device
 from ..models.testbeds import circuits
 from ..vlm.vlm import VLM
 
@@ -68,8 +69,12 @@ def _model(explorer: Explored) -> str | None:
     if not known:
         return None
     given = {"revision": vlm.revision, "prompt": vlm.prompt}
-    if vlm.dtype != torch.float32 or vlm.device.type != "cpu":
+    if vlm.dtype != torch.float32 or vlm.device.type != "cpu" or default_device().type != "cpu":
         given |= {"dtype": str(vlm.dtype).removeprefix("torch."), "device": str(vlm.device)}
+    quantised = getattr(vlm.reopen, "keywords", {}).get("quantization_config")
+    if quantised is not None and not isinstance(quantised, str):
+        return None  # a configuration of the caller's own
+    given |= {"quantization_config": quantised}
     return f"vlm = si.load({vlm.name!r}{''.join(f', {k}={v!r}' for k, v in given.items() if v is not None)})"
 
 

@@ -22,11 +22,11 @@ class NotebookExplorer(Explorer):
 
     @cached_property
     def panel(self) -> Panel:
-        """The widgets. Raises ModuleNotFoundError's mend as a ModelError where they are not installed."""
+        """The explorer's widgets. Raises ModelError, which says what to install, where a package is missing."""
         try:
             from .panel import Panel
         except ImportError as error:
-            raise ModelError(f"the explorer is shown with {error.name}: pip install 'scale-interp[notebook]'") from error
+            raise ModelError(f"the explorer needs {error.name}: pip install 'scale-interp[notebook]'") from error
         return Panel(self)
 
     def _repr_mimebundle_(self, **options: Any) -> Any:

@@ -17,7 +17,7 @@ from ..models.load import load
 from . import explore
 
 SETTINGS = "SCALE_INTERP_EXPLORE"
-"""The environment variable with model, data, n, scale and the folder that paths are relative to."""
+"""The environment variable with model, data, their keywords, scale and the folder that paths are relative to."""
 CELL = "from scale_interp.explorer.served_page import page\n\npage()"
 
 
@@ -33,7 +33,8 @@ def page() -> None:
     asked = json.loads(os.environ[SETTINGS])
     os.chdir(asked["folder"])
     try:
-        explorer = explore(load(asked["model"]), load_questions(asked["data"], n=asked["n"]), scale=asked["scale"])
+        vlm, questions = load(asked["model"], **asked["loading"]), load_questions(asked["data"], n=asked["n"], **asked["reading"])
+        explorer = explore(vlm, questions, scale=asked["scale"])
     except ScaleInterpError as error:
         display(HTML(f"<p role='alert'><b>error:</b> {escape(str(error))}</p>"))
     else:

@@ -12,7 +12,7 @@ import secrets
 import socket
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,13 +56,11 @@ class TokenOnly(PasswordIdentityProvider):
         return user
 
 
-def serve(model: str, data: str, n: int, scale: Path | None, port: int | None, say: Callable[[str], None]) -> None:
+def serve(asked: Mapping[str, Any], scale: Path | None, port: int | None, say: Callable[[str], None]) -> None:
     """Serve the page until interrupted.
 
     Args:
-        model: a name that `si.load` takes.
-        data: a name that `si.load_questions` takes.
-        n: how many questions.
+        asked: model and data, names that `si.load` and `si.load_questions` take, with their keywords: loading, reading and n.
         scale: the folder of a ScAle to fade in.
         port: the port on this machine; None for a free one.
         say: called with the page's address.
@@ -70,7 +68,7 @@ def serve(model: str, data: str, n: int, scale: Path | None, port: int | None, s
     Raises:
         ModelError: the port is in use.
     """
-    asked = {"model": model, "data": data, "n": n, "scale": None if scale is None else str(scale), "folder": str(Path.cwd())}
+    asked = {**asked, "scale": None if scale is None else str(scale), "folder": str(Path.cwd())}
     port = port or _free()
     _require_free(port)
     token = secrets.token_urlsafe(24)

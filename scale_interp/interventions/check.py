@@ -50,7 +50,7 @@ def check(vlm: VLM, question: Question = SAMPLE) -> Report:
         ModelError: The logits are not finite.
         EditError: An edit is attached.
     """
-    asked = [question, _of_several_tokens(question)]
+    asked = [question, of_several_tokens(question)]
     # The check's own choices are nobody's: how they are scored is not said, nor counted among what was said.
     own = {q.choices for q in asked} - vlm.measured.choices
     with vlm.alone():
@@ -147,7 +147,7 @@ def _edit(vlm: VLM) -> Edit:
     return Edit(scale, mlp_scale=mlp_scale, scope="each_new_token")
 
 
-def _of_several_tokens(question: Question) -> Question:
+def of_several_tokens(question: Question) -> Question:
     """Another question on the same image, of another length, whose choices are the first words of this one's, two and three times."""
     words = list(dict.fromkeys(choice.split()[0] for choice in question.choices))
     first, second = words[:2] if len(words) > 1 else question.choices[:2]

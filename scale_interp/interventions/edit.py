@@ -1,12 +1,13 @@
-"""The affine edit of the last token's heads and MLPs, N variants at once.
+"""The affine edit of heads, attention outputs, MLPs and the residual stream at some tokens, N variants at once.
 
-z'[l,h,:] = scale[l,h] * z[l,h,:] + shift[l,h,:]            mlp'[l] = mlp_scale[l] * mlp[l]
+z'[l,h,p,:] = scale[l,h] * z[l,h,p,:] + shift[l,h,:]        mlp'[l,p] = mlp_scale[l] * mlp[l,p]        p: the last token, or a token group
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Literal, Protocol, runtime_checkable
 
 import torch
@@ -14,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises
+from ..data.wording import short
 from ..errors import EditError
+from ..vlm.token_groups import At
 
 Head = tuple[int, int]
 Scope = Annotated[Literal["last", "each_new_token"], Raises(EditError)]
@@ -39,41 +42,116 @@ class Variants(Protocol):
     @property
     def n_variants(self) -> int: ...
     def starts(self, n_layers: int) -> Int[Tensor, " variants"]: ...
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None: ...
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None: ...
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None: ...
+
+
+Component = Literal["head", "attn", "mlp", "resid"]
+"""What is edited: heads' outputs z, the attention output behind W_O, the MLP output, or the residual stream before a layer."""
+
+
+@dataclass(frozen=True)
+class Change:
+    """The edit of one component of one layer, x' = scale * x + shift, for the variants from `first` on.
+
+    Both are broadcast to what is edited: [b, n, P, H, D] of heads, [b, n, P, d] of the others.
+    """
+
+    component: Component
+    first: int
+    scale: Tensor | None = None
+    shift: Tensor | None = None
+
+
+@runtime_checkable
+class Positioned(Protocol):
+    """What the engine needs of an edit at some tokens of the prompt."""
+
+    @property
+    def at(self) -> At: ...
+    @property
+    def n_variants(self) -> int: ...
+    def starts(self, n_layers: int) -> Int[Tensor, " variants"]: ...
+    def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]: ...
+
+
+@dataclass(frozen=True)
+class _Part:
+    """One part of an Edit: what it edits, its axes behind [N, L], and the value that changes nothing."""
+
+    component: Component
+    axes: str
+    neutral: float
+
+    @property
+    def tail(self) -> int:
+        return len(self.axes.split())
+
+
+PARTS = {
+    "scale": _Part("head", "H", 1.0),
+    "shift": _Part("head", "H D", 0.0),
+    "mlp_scale": _Part("mlp", "", 1.0),
+    "mlp_shift": _Part("mlp", "d", 0.0),
+    "attn_scale": _Part("attn", "", 1.0),
+    "attn_shift": _Part("attn", "d", 0.0),
+    "resid_scale": _Part("resid", "", 1.0),
+    "resid_shift": _Part("resid", "d", 0.0),
+}
+LAST_ONLY = ("scale", "shift", "mlp_scale")
+"""Parts that also run on the last token alone, which is the faster path."""
 
 
 @dataclass(frozen=True)
 class Edit:
-    """N affine edits of the last token. Every part is optional, and a missing part changes nothing.
+    """N affine edits of the last token, or of other tokens. Every part is optional, and a missing part changes nothing.
 
     Args:
         scale: Factors on the head outputs, [N, L, H], or [Q, N, L, H] for values per question.
         shift: What is added to the head outputs, [N, L, H, D] or [Q, N, L, H, D].
         mlp_scale: Factors on the MLP outputs, [N, L].
-        scope: "last" edits only the prompt's last token, "each_new_token" every token after it as well.
+        scope: "last" edits only the prompt's tokens named by `at`, "each_new_token" every token after the last one as well.
+        at: Which tokens of the prompt: "last", another token group of `vlm.token_groups`, a list of groups, or token numbers
+            (negative ones count from the end).
+        mlp_shift: What is added to the MLP outputs, [N, L, d_model] or [Q, N, L, d_model].
+        attn_scale: Factors on the attention outputs, behind W_O, [N, L] or [Q, N, L].
+        attn_shift: What is added to them, [N, L, d_model] or [Q, N, L, d_model].
+        resid_scale: Factors on the residual stream before a layer, [N, L] or [Q, N, L].
+        resid_shift: What is added to it, [N, L, d_model] or [Q, N, L, d_model].
 
     Raises:
         EditError: A part has the wrong number of axes, no part is given, or the parts differ in N.
 
     >>> Edit(scale=torch.zeros(1, 6, 8)).n_variants
     1
+    >>> Edit(scale=torch.zeros(1, 6, 8), at="object")
+    <Edit of 1 variant: scale [1, 6, 8]; at 'object'>
     """
 
     scale: Float[Tensor, "*questions variants layers heads"] | None = None
     shift: Float[Tensor, "*questions variants layers heads head_dim"] | None = None
     mlp_scale: Float[Tensor, "variants layers"] | None = None
     scope: Scope = "last"
+    at: At = "last"
+    mlp_shift: Float[Tensor, "*questions variants layers width"] | None = None
+    attn_scale: Float[Tensor, "*questions variants layers"] | None = None
+    attn_shift: Float[Tensor, "*questions variants layers width"] | None = None
+    resid_scale: Float[Tensor, "*questions variants layers"] | None = None
+    resid_shift: Float[Tensor, "*questions variants layers width"] | None = None
 
     def __post_init__(self) -> None:
-        for name, ndim in (("scale", 3), ("shift", 4), ("mlp_scale", 2)):
-            part = getattr(self, name)
+        for name, about in PARTS.items():
+            part, ndim = getattr(self, name), 2 + about.tail
             if part is not None and not isinstance(part, Tensor):
                 raise EditError(f"{name} is a {type(part).__name__}: give a tensor, as torch.tensor(...) makes it")
             if part is not None and part.ndim not in ((ndim,) if name == "mlp_scale" else (ndim, ndim + 1)):
-                raise EditError(f"{name} has shape {tuple(part.shape)}: give [N, L{', H' * (ndim > 2)}{', D' * (ndim > 3)}]")
+                raise EditError(f"{name} has shape {tuple(part.shape)}: give [{', '.join(['N', 'L', *about.axes.split()])}]")
         if self.scope not in ("last", "each_new_token"):
             raise EditError(f"scope {self.scope!r}: choose 'last' or 'each_new_token'")
+        if not isinstance(self.at, str):
+            object.__setattr__(self, "at", tuple(self.at.tolist() if isinstance(self.at, Tensor) else self.at))
+        if self.scope != "last" and positioned(self):
+            raise EditError("scope 'each_new_token' edits heads and MLPs from the last token on: leave at='last', or the scope 'last'")
         counts = self._counts()
         if not counts:
             raise EditError("an edit without scale, shift and mlp_scale: give at least one (Edit.identity for none)")
@@ -81,13 +159,17 @@ class Edit:
             raise EditError(f"the parts hold {counts} variants: give each the same N of at least 1, or 1")
 
     def __repr__(self) -> str:
-        given = {name: part for name in ("scale", "shift", "mlp_scale") if (part := getattr(self, name)) is not None}
-        parts = ", ".join(f"{name} {list(part.shape)}" for name, part in given.items())
-        return f"<Edit of {self.n_variants} variant{'s' * (self.n_variants > 1)}: {parts}; scope {self.scope}>"
+        parts = ", ".join(f"{name} {list(part.shape)}" for name, part in self.parts.items())
+        where = f"scope {self.scope}" if self.at == "last" else f"at {short(self.at)}"
+        return f"<Edit of {self.n_variants} variant{'s' * (self.n_variants > 1)}: {parts}; {where}>"
+
+    @property
+    def parts(self) -> dict[str, Tensor]:
+        """The parts that are given, by name."""
+        return {name: part for name in PARTS if (part := getattr(self, name)) is not None}
 
     def _counts(self) -> dict[str, int]:
-        axes = {"scale": -3, "shift": -4, "mlp_scale": -2}
-        return {name: part.shape[axis] for name, axis in axes.items() if (part := getattr(self, name)) is not None}
+        return {name: part.shape[-2 - PARTS[name].tail] for name, part in self.parts.items()}
 
     @property
     def n_variants(self) -> int:
@@ -141,13 +223,18 @@ class Edit:
         """
         if self.scope != other.scope:
             raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}: give both the same scope")
-        scale = _product(self.scale, other.scale)
-        shift = self.shift
-        if shift is not None and other.scale is not None:
-            shift = shift * other.scale[..., None]
-        if other.shift is not None:
-            shift = other.shift if shift is None else shift + other.shift
-        return Edit(scale, shift, _product(self.mlp_scale, other.mlp_scale), self.scope)
+        if self.at != other.at:
+            raise EditError(f"cannot compose edits at {short(self.at)} and at {short(other.at)}: give both the same tokens")
+        made = {}
+        for prefix in ("", "mlp_", "attn_", "resid_"):
+            scale, shift = (getattr(self, prefix + name) for name in ("scale", "shift"))
+            then_scale, then_shift = (getattr(other, prefix + name) for name in ("scale", "shift"))
+            if shift is not None and then_scale is not None:
+                shift = shift * then_scale[..., None]
+            if then_shift is not None:
+                shift = then_shift if shift is None else shift + then_shift
+            made |= {f"{prefix}scale": _product(scale, then_scale), f"{prefix}shift": shift}
+        return Edit(**made, scope=self.scope, at=self.at)
 
     @staticmethod
     def stack(edits: Sequence[Edit]) -> Edit:
@@ -168,9 +255,12 @@ class Edit:
         if not edits:
             raise EditError("no edits to stack: give at least one")
         if len({e.scope for e in edits}) > 1:
-            raise EditError("cannot stack edits of different scope: run them apart")
+            raise EditError("cannot stack edits of different scope: run them in separate calls")
+        if any(e.at != edits[0].at for e in edits):
+            raise EditError("cannot stack edits at different tokens: run them in separate calls")
         parts = {}
-        for name, axis, fill in (("scale", -3, 1.0), ("shift", -4, 0.0), ("mlp_scale", -2, 1.0)):
+        for name, about in PARTS.items():
+            axis, fill = -2 - about.tail, about.neutral
             given = [getattr(e, name) for e in edits]
             like = next((p for p in given if p is not None), None)
             if like is None:
@@ -183,7 +273,7 @@ class Edit:
             if len({p.ndim for p in filled}) > 1:
                 raise EditError(f"cannot stack {name} with and without a question axis: expand the one without to [Q, N, ...]")
             parts[name] = torch.cat(filled, axis)
-        return Edit(**parts, scope=edits[0].scope)
+        return Edit(**parts, scope=edits[0].scope, at=edits[0].at)
 
     def restrict(self, heads: Iterable[Head], mlp_layers: Iterable[int] = ()) -> Edit:
         """The same edit on the given heads and MLPs only; everything else stays unedited.
@@ -231,15 +321,15 @@ class Edit:
                 return None
             return part.narrow(axis, variant if part.shape[axis] > 1 else 0, 1)
 
-        return replace(self, scale=pick(self.scale, -3), shift=pick(self.shift, -4), mlp_scale=pick(self.mlp_scale, -2))
+        return replace(self, **{name: pick(part, -2 - PARTS[name].tail) for name, part in self.parts.items()})
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
         """Raise EditError if the edit does not fit this model and this number of questions."""
-        expected = {"scale": (n_layers, n_heads), "shift": (n_layers, n_heads, head_dim), "mlp_scale": (n_layers,)}
-        for name, shape in expected.items():
-            part = getattr(self, name)
-            if part is None:
-                continue
+        sizes = {"H": n_heads, "D": head_dim}
+        for name, part in self.parts.items():
+            axes = PARTS[name].axes.split()
+            # d_model is the engine's to check, as no caller of this method gives it
+            shape = (n_layers, *(sizes.get(axis, part.shape[-1]) for axis in axes))
             if tuple(part.shape[-len(shape) :]) != shape:
                 raise EditError(
                     f"{name} has shape {tuple(part.shape)}, but the model needs [N, {', '.join(map(str, shape))}]: give that shape"
@@ -251,32 +341,38 @@ class Edit:
 
     def starts(self, n_layers: int) -> Int[Tensor, " variants"]:
         """The first layer at which each variant differs from the clean run, [N]; n_layers if it never does."""
-        parts = [p for p in (self.scale, self.shift, self.mlp_scale) if p is not None]
-        if any(p.requires_grad for p in parts):
+        if any(p.requires_grad for p in self.parts.values()):
             return torch.zeros(self.n_variants, dtype=torch.long)
         changed = torch.zeros(self.n_variants, n_layers, dtype=torch.bool)
-        for part, neutral, tail in ((self.scale, 1.0, 1), (self.shift, 0.0, 2), (self.mlp_scale, 1.0, 0)):
-            if part is not None:
-                differs = (part != neutral).cpu()
-                differs = differs.flatten(-tail).any(-1) if tail else differs
-                changed |= differs.any(0) if differs.ndim == 3 else differs
+        for name, part in self.parts.items():
+            tail = PARTS[name].tail
+            differs = (part != PARTS[name].neutral).cpu()
+            differs = differs.flatten(-tail).any(-1) if tail else differs
+            changed |= differs.any(0) if differs.ndim == 3 else differs
         first = changed.int().argmax(1)
         return torch.where(changed.any(1), first, n_layers)
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""
-
-        def pick(part: Tensor | None, tail: int) -> Tensor | None:
-            if part is None:
-                return None
-            part = part.select(-1 - tail, layer)
-            part = part[rows] if part.ndim == tail + 2 else part[None]
-            return part if part.shape[1] == 1 else part[:, alive.to(part.device)]
-
+        pick = partial(_of_layer, layer=layer, alive=alive, rows=rows)
         mlp = None if self.mlp_scale is None else self.mlp_scale[:, layer]
         if mlp is not None and len(mlp) > 1:
             mlp = mlp[alive.to(mlp.device)]
         return LayerEdit(0, pick(self.scale, 1), pick(self.shift, 2), mlp)
+
+    def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
+        """The edits of one layer's components for the variants `alive`, and for these rows of the questions."""
+        out = []
+        for prefix, component in (("resid_", "resid"), ("", "head"), ("attn_", "attn"), ("mlp_", "mlp")):
+            scale, shift = (
+                _of_layer(getattr(self, prefix + name), PARTS[prefix + name].tail, layer=layer, alive=alive, rows=rows)
+                for name in ("scale", "shift")
+            )
+            if scale is not None or shift is not None:
+                # [b, n] or [b, n, H], and [b, n, d] or [b, n, H, D], with axes of their own for tokens and numbers
+                scale = None if scale is None else scale[:, :, None, ..., None]
+                out.append(Change(component, 0, scale, None if shift is None else shift[:, :, None]))
+        return out
 
 
 def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head]:
@@ -328,6 +424,20 @@ def affine(
     out = z if scale is None else z * scale[..., None].to(z.device)
     out = out if shift is None else out + shift.to(z.device)
     return out.to(z.dtype)
+
+
+def positioned(edit: object) -> bool:
+    """Whether an edit needs more than the last token's heads and MLPs."""
+    return getattr(edit, "at", "last") != "last" or any(name not in LAST_ONLY for name in getattr(edit, "parts", ()))
+
+
+def _of_layer(part: Tensor | None, tail: int, *, layer: int, alive: Tensor, rows: slice) -> Tensor | None:
+    """A part's values at one layer, for the variants `alive` and these rows of the questions: [b, n, ...]."""
+    if part is None:
+        return None
+    part = part.select(-1 - tail, layer)
+    part = part[rows] if part.ndim == tail + 2 else part[None]
+    return part if part.shape[1] == 1 else part[:, alive.to(part.device)]
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

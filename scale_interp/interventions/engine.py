@@ -17,9 +17,10 @@ from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
 from .check import Report, check
 from .choices import Scoring
-from .edit import Edit, Variants
+from .edit import Edit, Variants, positioned
 from .knockout.edit import AttentionEdit
 from .paths import check_finite, packed, reference, with_graph
+from .positions import run_at
 from .prefix import PrefixStore
 
 Path = Annotated[Literal["auto", "packed", "reference"], Raises(EditError)]
@@ -37,14 +38,14 @@ def run_edits(
     grad: bool = False,
     what: str = "edits",
 ) -> Float[Tensor, "questions variants choices"]:
-    """Run N edits of the last token on Q questions, and score the choices.
+    """Run N edits of the last token, or of the tokens that `Edit(at=...)` names, on Q questions, and score the choices.
 
     Args:
         vlm: The model.
         questions: One question or several.
         edits: An Edit, a list of them, a HeadSweep, a ScAle, or None for one unedited run.
-        path: "packed" reads each prompt once and reruns its last token. "reference" runs every edit in full. "auto" is packed if the two
-            agree on the first question, otherwise reference, with a PathWarning.
+        path: "packed" reads each prompt once and reruns its last token, or what follows the first edited one. "reference" runs every
+            edit in full. "auto" is packed if the two agree on the first question, otherwise reference, with a PathWarning.
         prompts: A PrefixStore of the same questions, whose prompts are not read again.
         scoring: "auto" gives logits if all choices of a question are one token, otherwise log-likelihoods. "first" gives the logit of a
             choice's first token, "whole" its log-likelihood, and "mean" its log-likelihood per token.
@@ -93,6 +94,9 @@ def run_with_clean(
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)
     if grad:
         require_ready(vlm, "grad=True")
+    if edit is not None and positioned(edit):
+        require_ready(vlm)
+        return run_at(vlm, questions, edit, path, scoring, grad, what)  # type: ignore[arg-type]
     if isinstance(edit, AttentionEdit) and path == "auto" and not edit.of_last:
         path = "reference"
     if choose_path(vlm, questions, path) == "reference":
@@ -110,7 +114,7 @@ def as_variants(edits: Any) -> Variants:
     if isinstance(edits, list | tuple):
         return Edit.stack([e.edit() if hasattr(e, "edit") else _an_edit(e) for e in edits])
     edits = edits.edit() if hasattr(edits, "edit") else edits
-    if not all(hasattr(edits, name) for name in ("n_variants", "starts", "at", "check")):
+    if not all(hasattr(edits, name) for name in ("n_variants", "starts", "part", "check")):
         raise EditError(f"expected an Edit, found a {type(edits).__name__}: give an Edit, a list of them, a HeadSweep or a ScAle")
     return edits
 

@@ -63,7 +63,7 @@ def run_packed(
                 continue
             on = int((starts <= row).sum())
             later = n - on
-            part = edit.at(row, alive[:on], starts[:on], prefix.rows) if on else None
+            part = edit.part(row, alive[:on], starts[:on], prefix.rows) if on else None
             if part is None:
                 continue
             if part.scale is not None or part.shift is not None:

@@ -84,6 +84,17 @@ class Place:
         return self.prompt is not None and self.past < self.prompt.length <= self.past + self.new
 
 
+def among_last(rows: slice | Tensor | None, new: int, read: int) -> slice | Tensor | None:
+    """Rows of a pass over `new` tokens, counted in a layer that reads only the last of them, as Gemma 4's last layers do in `generate`."""
+    dropped = new - read
+    if rows is None or dropped <= 0:
+        return rows
+    if isinstance(rows, Tensor):
+        return rows[:, dropped:]
+    stop = None if rows.stop is None else rows.stop - dropped
+    return None if stop is not None and stop <= 0 else slice(max(rows.start - dropped, 0), stop)
+
+
 class PromptEnd:
     """Watches the passes of a model and says for the running one where its prompt ends.
 

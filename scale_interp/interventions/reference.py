@@ -5,7 +5,7 @@ It is deliberately simple and slow: everything fast is compared with it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
 from typing import Any
 
@@ -46,25 +46,30 @@ def run_reference(
     for variant in variants:
         parts = {}
         for layer in range(vlm.n_layers):
-            at = edit.at(layer, variant[None], starts[variant][None], slice(row, row + 1))
-            if at is not None:
-                parts[layer] = at
+            part = edit.part(layer, variant[None], starts[variant][None], slice(row, row + 1))
+            if part is not None:
+                parts[layer] = part
         with cut_whole(vlm, question, edit, int(variant)) if isinstance(edit, AttentionEdit) else nullcontext():
             out.append(_scores(vlm, question, parts, edit.scope, scoring))
     return torch.stack(out)
 
 
 def _scores(vlm: VLM, question: Question, parts: dict[int, LayerEdit] | None, scope: str, scoring: Scoring) -> Tensor:
+    return scores_of(vlm, question, scoring, lambda inputs, T: forward(vlm, inputs, parts or {}, T, scope))
+
+
+def scores_of(vlm: VLM, question: Question, scoring: Scoring, run: Callable[[dict[str, Tensor], int], Tensor]) -> Float[Tensor, " choices"]:
+    """Choice scores of one question, from logits [1, T + k, V] that run(inputs, T) gives for the prompt of T tokens and k of an answer."""
     sequences = choice_sequences(vlm, question, scoring)
     prompt = dict(vlm.encode(question))
     T = prompt["input_ids"].shape[1]
     if not as_likelihoods(sequences, scoring):
-        logits = forward(vlm, prompt, parts or {}, T, scope)[0, -1].float()
+        logits = run(prompt, T)[0, -1].float()
         return logits[torch.tensor([ids[0] for ids in sequences], device=logits.device)]
     scores = []
     for ids in sequences:
         inputs = with_answer(vlm, prompt, torch.tensor([ids[:-1]], dtype=torch.long, device=vlm.device))
-        logits = forward(vlm, inputs, parts or {}, T, scope)[0, T - 1 :].float().log_softmax(-1)
+        logits = run(inputs, T)[0, T - 1 :].float().log_softmax(-1)
         likelihood = logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum()
         scores.append(likelihood / len(ids) if scoring == "mean" else likelihood)
     return torch.stack(scores)

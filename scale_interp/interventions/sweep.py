@@ -11,7 +11,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import EditError
-from .edit import Head, LayerEdit, Scope, check_heads
+from ..vlm.token_groups import At
+from .edit import Change, Head, LayerEdit, Scope, check_heads
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,7 @@ class HeadSweep:
         scale: The factor on each head.
         source: What is added, [1 or Q, L, H, D], or None.
         scope: "last" edits only the prompt's last token, "each_new_token" every token after it as well.
+        at: Which tokens of the prompt: "last", another token group, a list of groups, or token numbers.
 
     >>> HeadSweep.all(6, 8, scale=0.0)
     <HeadSweep of 48 heads, each alone times 0; scope last>
@@ -36,13 +38,14 @@ class HeadSweep:
     scale: float
     source: Float[Tensor, "questions layers heads head_dim"] | None = None
     scope: Scope = "last"
+    at: At = "last"
 
     def __repr__(self) -> str:
         source = "" if self.source is None else f", plus a source {list(self.source.shape)}"
         return f"<HeadSweep of {len(self.heads)} heads, each alone times {self.scale:g}{source}; scope {self.scope}>"
 
     @staticmethod
-    def all(n_layers: int, n_heads: int, scale: float, source: Tensor | None = None) -> HeadSweep:
+    def all(n_layers: int, n_heads: int, scale: float, source: Tensor | None = None, at: At = "last") -> HeadSweep:
         """A sweep over every head of the model, layer by layer.
 
         Args:
@@ -50,11 +53,12 @@ class HeadSweep:
             n_heads: Heads per layer.
             scale: The factor on each head.
             source: What is added, [1 or Q, L, H, D], or None.
+            at: Which tokens of the prompt.
 
         Returns:
             The sweep.
         """
-        return HeadSweep(tuple((layer, h) for layer in range(n_layers) for h in range(n_heads)), n_heads, scale, source)
+        return HeadSweep(tuple((layer, h) for layer in range(n_layers) for h in range(n_heads)), n_heads, scale, source, at=at)
 
     @property
     def n_variants(self) -> int:
@@ -80,7 +84,7 @@ class HeadSweep:
         """The layer of each variant's head, [N]."""
         return torch.tensor([layer for layer, _ in self.heads])
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of the variants that start at this layer. `alive` is sorted by start, so they come last."""
         here = alive[starts == layer]
         if not len(here):
@@ -91,6 +95,13 @@ class HeadSweep:
             return one_head_each(first, index, self.n_heads, self.scale)
         source = self.source[:, layer] if self.source.shape[0] == 1 else self.source[rows, layer]
         return one_head_each(first, index, self.n_heads, self.scale, source[:, index])
+
+    def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
+        """The same as a change of this layer's heads, at tokens."""
+        part = self.part(layer, alive, starts, rows)
+        if part is None or part.scale is None:
+            return []
+        return [Change("head", part.first, part.scale[:, :, None, :, None], None if part.shift is None else part.shift[:, :, None])]
 
 
 def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, values: Tensor | None = None) -> LayerEdit:

@@ -16,14 +16,13 @@ from ..core.versions import versions
 from ..data import Contrasts, Question, contrasts
 from ..data.contrast import Change
 from ..data.items import describe
-from ..data.load import load_questions
 from ..errors import DataError
 from ..evaluation import Evaluation, benchmark, evaluate, evaluate_text
 from ..evaluation.answers import TextEvaluation
-from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
+from .inputs import Inputs
 from .job import Job, command
 
 SHOWN = 12
@@ -31,19 +30,18 @@ SHOWN = 12
 
 
 @dataclass(frozen=True)
-class AskSettings:
+class AskSettings(Inputs):
     """What is asked.
 
     Attributes:
         model: a name that `si.load` takes.
         data: a name that `si.load_questions` takes.
-        root, split, n, seed: as in `load_questions`.
+        split, n, seed: as in `load_questions`.
         change, sweep, text: as in `ask`.
     """
 
     model: str
     data: str
-    root: str | None = None
     split: str | None = None
     n: int | None = None
     seed: int = 0
@@ -57,6 +55,10 @@ class AskSettings:
         settings = asdict(self)
         flags = {k: v for k, v in settings.items() if k not in ("model", "data")}
         return Job("ask", command("ask", self.model, self.data, **flags), settings, {"ask": ()})
+
+    def asked(self) -> ModelAndQuestions:
+        """The model and the questions."""
+        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,7 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
 
-    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    run_folder = RunFolder(folder, s.job, s.asked, say)
     with run_folder.working() as (vlm, asked):
         return run_folder.run_step("ask", make, load_found, message)
 

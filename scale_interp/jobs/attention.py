@@ -17,13 +17,12 @@ from ..attribution.attention.localization import LocalizationHeads, choose_local
 from ..attribution.attention.objects import ObjectAttention, object_attention
 from ..core.files import read_json, write_bytes, write_json
 from ..data import Question
-from ..data.load import load_questions
 from ..errors import DataError
-from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import RunFolder, Say
+from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
+from .inputs import Inputs
 from .job import Job, command
 
 SHOWN = 10
@@ -32,19 +31,18 @@ FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
 
 
 @dataclass(frozen=True)
-class AttentionSettings:
+class AttentionSettings(Inputs):
     """Whose attention is read, and on what.
 
     Attributes:
         model: a name that `si.load` takes.
         data: a name that `si.load_questions` takes.
-        root, split, n, seed: as in `load_questions`.
+        split, n, seed: as in `load_questions`.
         pictures: how many attention maps are drawn.
     """
 
     model: str = "demo"
     data: str = "scenes/relation"
-    root: str | None = None
     split: str | None = None
     n: int | None = None
     seed: int = 0
@@ -55,6 +53,10 @@ class AttentionSettings:
         """The command, settings and steps that its folder records."""
         flags = {k: v for k, v in asdict(self).items() if k != "model"}
         return Job("attention", command("attention", self.model, **flags), asdict(self), {"attention": (*FILES, FINDINGS)})
+
+    def asked(self) -> ModelAndQuestions:
+        """The model and the questions."""
+        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
 
 
 @dataclass(frozen=True)
@@ -141,7 +143,7 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
     def load_found() -> tuple[pd.DataFrame, list[str]]:
         return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
 
-    run_folder = RunFolder(folder, s.job, lambda: (load(s.model), {"all": load_questions(s.data, s.split, s.n, s.seed, root=s.root)}), say)
+    run_folder = RunFolder(folder, s.job, s.asked, say)
     with run_folder.working() as (vlm, asked):
         return run_folder.run_step("attention", make, load_found, message)
 

@@ -7,23 +7,21 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from ..core.files import write_bytes
-from ..data.load import load_questions
-from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.baselines import Baselines, compare_baselines
-from ..models.load import load
 from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
+from .inputs import Inputs, usual_others
 from .job import Job, command
 
 
 @dataclass(frozen=True)
-class BaselineSettings:
+class BaselineSettings(Inputs):
     """What is compared.
 
     Attributes:
         model: a name that `si.load` takes.
         data: a name that `si.load_questions` takes.
-        others: data sets that no method should change; None for the scenes' non-spatial tasks where the data are scenes.
+        others: data sets that no method should change; None for other scenes where these are scenes.
         ranks: ranks of LoRA.
         rates: how many learning rates each method tries.
         epochs: the largest number of epochs of any method.
@@ -45,9 +43,7 @@ class BaselineSettings:
     @property
     def elsewhere(self) -> tuple[str, ...]:
         """The data sets that no method should change."""
-        if self.others is not None:
-            return self.others
-        return tuple(f"scenes/{task}" for task in NON_SPATIAL) if self.data.startswith("scenes/") else ()
+        return self.others if self.others is not None else usual_others(self.model, self.data)
 
     @property
     def job(self) -> Job:
@@ -60,9 +56,12 @@ class BaselineSettings:
 
     def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
-        train, test = (load_questions(self.data, split, n, self.seed) for split, n in (("train", self.n_train), ("test", self.n_test)))
-        others = [q for name in self.elsewhere for q in load_questions(name, "test", self.n_others, self.seed)]
-        return load(self.model), {"train": train, "test": test} | ({"others": others} if others else {})
+        names = self.elsewhere
+        train, test = (
+            self.questions(self.data, split, n, self.seed, names) for split, n in (("train", self.n_train), ("test", self.n_test))
+        )
+        others = [q for name in names for q in self.questions(name, "test", self.n_others, self.seed, (self.data, *names))]
+        return self.open_model(self.model), {"train": train, "test": test} | ({"others": others} if others else {})
 
 
 def run_baselines(settings: BaselineSettings, folder: Path, say: Say = lambda _: None) -> Baselines:

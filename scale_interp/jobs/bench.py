@@ -36,7 +36,7 @@ class BenchSettings:
     sample: int = 32
     memory: bool = False
     fits: bool = False
-    device: str = "cpu"
+    device: str | None = None
     dtype: str | None = None
 
     @property

@@ -12,16 +12,14 @@ import pandas as pd
 from .. import viz
 from ..core.files import write_json
 from ..core.versions import versions
-from ..data.load import load_questions
 from ..data.question import Question
-from ..data.scenes.task import NON_SPATIAL
 from ..evaluation.comparison.comparison import Comparison, compare
 from ..evaluation.comparison.tuning import ORDER
-from ..models.load import load
 from ..viz import Section
 from ..vlm.vlm import VLM
 from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS, comparison_headline
+from .inputs import Inputs, usual_others
 from .job import Job, command
 
 STEPS = "steps"
@@ -29,13 +27,13 @@ STEPS = "steps"
 
 
 @dataclass(frozen=True)
-class CompareSettings:
+class CompareSettings(Inputs):
     """What is compared.
 
     Attributes:
         model: a name that `si.load` takes.
         data: a name that `si.load_questions` takes.
-        others: data sets that no method should change; their test splits are asked.
+        others: data sets that no method should change, whose test splits are asked; None for other scenes where these are scenes.
         n_train, n_validation, n_test, n_others: how many questions of each.
         top: how many heads are taken from a method that only ranks them.
         seed: of the questions and the fits.
@@ -43,7 +41,7 @@ class CompareSettings:
 
     model: str = "demo"
     data: str = "scenes/relation"
-    others: tuple[str, ...] = tuple(f"scenes/{task}" for task in NON_SPATIAL)
+    others: tuple[str, ...] | None = None
     n_train: int = 400
     n_validation: int = 200
     n_test: int = 400
@@ -55,8 +53,8 @@ class CompareSettings:
     def command(self) -> str:
         """The command that repeats this comparison."""
         usual = CompareSettings()
-        flags = {k: v for k, v in asdict(self).items() if k in ("model", "data") or v != getattr(usual, k)}
-        return command("compare", **flags)
+        flags = {k: v for k, v in asdict(self).items() if k == "data" or (k != "model" and v != getattr(usual, k))}
+        return command("compare", self.model, **flags)
 
     @property
     def job(self) -> Job:
@@ -67,9 +65,12 @@ class CompareSettings:
     def asked(self) -> ModelAndQuestions:
         """The model, and the questions of each split."""
         wanted = {"train": self.n_train, "validation": self.n_validation, "test": self.n_test}
-        splits: dict[str, Sequence[Question]] = {split: load_questions(self.data, split, n, self.seed) for split, n in wanted.items()}
-        others = [q for name in self.others for q in load_questions(name, "test", self.n_others, self.seed)]
-        return load(self.model), splits | {"others": others}
+        names = self.others if self.others is not None else usual_others(self.model, self.data)
+        splits: dict[str, Sequence[Question]] = {
+            split: self.questions(self.data, split, n, self.seed, names) for split, n in wanted.items()
+        }
+        others = [q for name in names for q in self.questions(name, "test", self.n_others, self.seed, (self.data, *names))]
+        return self.open_model(self.model), splits | {"others": others}
 
 
 def run_comparison(settings: CompareSettings, folder: Path, say: Say = lambda _: None) -> Comparison:

@@ -19,6 +19,8 @@ from ..errors import FileError
 from ..execution.journal import SETTINGS, digest
 from ..vlm.vlm import VLM
 
+PLACED = ("device", "device_map")
+"""Where the model goes: no setting that a run must keep, as it may go on elsewhere (which a warning then says)."""
 ELSEWHERE = "use another --out, or delete it"
 
 
@@ -61,7 +63,7 @@ class Job:
             raise FileError(f"{folder} holds a {SETTINGS} of something else, not of `{self.kind}`: {ELSEWHERE}")
         if theirs["kind"] != self.kind:
             raise FileError(f"{folder} holds the results of `{theirs['kind']}`, not of `{self.kind}`: {ELSEWHERE}")
-        mine = json.loads(json.dumps(self.settings))
+        mine = {name: value for name, value in json.loads(json.dumps(self.settings)).items() if name not in PLACED}
         changed = _changes(dict.fromkeys(mine) | theirs["settings"], mine)
         if changed:
             raise FileError(f"{folder} holds a run with other settings ({changed}): {ELSEWHERE}")

@@ -26,7 +26,7 @@ from ..viz import Section
 from ..viz.runs import Rows
 from .info import read_run
 from .run.page import FITS
-from .run.run import MAPS, PLACES, SCORES, Run
+from .run.run import MAPS, SCORES, Run
 
 FIT_NAMES = {"base": "base"} | FITS
 ROUNDING = 1e-6
@@ -64,12 +64,12 @@ class FinishedRun:
     @property
     def shape(self) -> tuple[int, int]:
         """Number of layers and of heads per layer."""
-        L, H = self.maps["patch"].scores.shape
+        L, H = next(iter(self.maps.values())).scores.shape
         return L, H
 
     @property
     def top(self) -> list[Head]:
-        """The heads with the largest patching effect."""
+        """The heads that were fitted on."""
         return [(layer, head) for layer, head in self.summary["top_heads"]]
 
 
@@ -153,11 +153,11 @@ def read_finished(folder: Path, name: str = "") -> FinishedRun:
         if file.state() in (DAMAGED, MISSING):
             raise FileError(f"{folder / file.name} is {file.state()}: {remedy} computes it again")
     summary = read_json(folder / "summary.json")
-    maps = {method: HeadMap.load(folder / "head_maps" / f"{method}.safetensors") for method in MAPS}
-    scales = {fit: ScAle.from_pretrained(folder / place) for fit, place in PLACES.items()}
+    maps = {method: HeadMap.load(folder / "head_maps" / f"{method}.safetensors") for method in run.maps}
+    scales = {fit: ScAle.from_pretrained(folder / place) for fit, place in run.places.items()}
     suites = {fit: Falsification.load(folder / f"falsification_{fit}.json") for fit in ("all", "top")}
     try:
-        _ = summary["base"]["accuracy"], summary["top_heads"], [summary["fits"][fit]["gain"] for fit in PLACES]
+        _ = summary["base"]["accuracy"], summary["top_heads"], [summary["fits"][fit]["gain"] for fit in scales]
     except (KeyError, TypeError) as error:
         raise FileError(f"{folder / 'summary.json'} lacks {error}: {remedy} writes it again") from error
     recorded = info.about.get("data", {}).get("test", {}).get("content_hash", "")
@@ -176,7 +176,7 @@ def _saved_answers(run: Run, summary: Mapping[str, Any], recorded: str) -> tuple
         same = not recorded or run.settings.job.content(None, {"test": questions})["data"]["test"]["content_hash"] == recorded
     except (DataError, FileError) as error:
         return {}, f"the questions of {run.folder} cannot be loaded ({error})"
-    found = {fit: expect(path, tensors, f"asked/{fit}", 2) for fit in ("base", *PLACES)}
+    found = {fit: expect(path, tensors, f"asked/{fit}", 2) for fit in ("base", *run.places)}
     if same and all(len(scores) == len(questions) for scores in found.values()):
         answers = {fit: Evaluation(questions, scores) for fit, scores in found.items()}
         saved = {"base": summary["base"]} | summary["fits"]
@@ -201,7 +201,7 @@ def _answered_by_both(a: FinishedRun, b: FinishedRun, left_out: dict[str, str]) 
         return {}
     members = [list(side) for side in zip(*rows, strict=True)]
     out: dict[str, tuple[Evaluation, Evaluation]] = {}
-    for fit in a.answers:
+    for fit in (fit for fit in a.answers if fit in b.answers):
         mine, yours = (_chosen(run.answers[fit], own) for run, own in zip((a, b), members, strict=True))
         out[fit] = mine, yours
     return out
@@ -232,6 +232,8 @@ def _recorded(flat: Mapping[str, Any], name: str) -> str:
 def _answers(a: FinishedRun, b: FinishedRun, pairs: Mapping[str, tuple[Evaluation, Evaluation]]) -> pd.DataFrame:
     rows = []
     for fit, name in FIT_NAMES.items():
+        if fit != "base" and not all(fit in run.summary["fits"] for run in (a, b)):
+            continue
         row: dict[str, Any] = {"fit": name}
         for i, run in enumerate((a, b), 1):
             saved = run.summary["base"] if fit == "base" else run.summary["fits"][fit]
@@ -263,12 +265,17 @@ def _agreement(a: FinishedRun, b: FinishedRun, left_out: dict[str, str]) -> pd.D
         left_out["agreement of heads"] = f"the models have {shapes} heads"
         return pd.DataFrame(columns=["of", "spearman", "p", "top", "shared", "by_chance", "p_shared"])
     k = min(len(a.top), len(b.top))
-    rows = [_agreement_row(method.replace("_", " "), a.maps[method], b.maps[method], k) for method in MAPS]
+    rows = [_agreement_row(method.replace("_", " "), a.maps[method], b.maps[method], k) for method in _shared_maps(a, b)]
     for name, of in (("scalars", lambda s: s.scalars), ("scalars, distance from 1", lambda s: (s.scalars - 1).abs())):
         one, two = (HeadMap("", "", of(run.scales["all"]).double()[None], torch.zeros(1)) for run in (a, b))
         rows.append(_agreement_row(name, one, two, k))
     frame = pd.DataFrame(rows)
     return frame.assign(**{p: statistics.holm(frame[p].to_numpy(float)) for p in ("p", "p_shared")})
+
+
+def _shared_maps(a: FinishedRun, b: FinishedRun) -> list[str]:
+    """The methods by which both runs located heads."""
+    return [method for method in MAPS if method in a.maps and method in b.maps]
 
 
 def _agreement_row(name: str, one: HeadMap, two: HeadMap, k: int) -> dict[str, Any]:
@@ -326,7 +333,7 @@ def write_compared(found: ComparedRuns, path: str | Path) -> None:
     rows: Rows = found.answers.to_dict("records")
     names = a.name, b.name
     marks: Sequence[Sequence[Head]] = (a.top, b.top)
-    others = [method for method in MAPS if method != "patch"]
+    first, *others = _shared_maps(a, b)
     corrected = (
         "Spearman's rank correlation over all heads, and the heads that both runs name first; p after Holm's correction over the rows."
     )
@@ -341,7 +348,7 @@ def write_compared(found: ComparedRuns, path: str | Path) -> None:
             [
                 f"The top heads of each run are outlined: {len(a.top)} of {a.name}, {len(b.top)} of {b.name}. Both maps of a method have "
                 "one colour scale.",
-                partial(viz.maps_of_runs, [(a.maps["patch"], b.maps["patch"])], names, marks=marks),
+                partial(viz.maps_of_runs, [(a.maps[first], b.maps[first])], names, marks=marks),
                 partial(viz.maps_of_runs, [(a.maps[m], b.maps[m]) for m in others], names, marks=marks),
             ],
         ),

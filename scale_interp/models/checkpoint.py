@@ -19,6 +19,8 @@ from ..errors import ModelError
 from ..vlm.vlm import VLM
 from .checkpoint_checks import require_fit, require_safe_folder, require_size
 from .image_only import image_only
+from .placement import require_device, require_map
+from .quantization import quantization_config as as_config
 
 
 def open_checkpoint(
@@ -32,6 +34,7 @@ def open_checkpoint(
     revision: str | None = None,
     prompt: str | None = None,
     trust_remote_code: bool = False,
+    quantization_config: Any = None,
     known: Sequence[str] = (),
 ) -> VLM:
     """Open a folder or hub id as a VLM.
@@ -46,6 +49,7 @@ def open_checkpoint(
         revision: As in `load`.
         prompt: As in `load`.
         trust_remote_code: As in `load`.
+        quantization_config: As in `load`.
         known: Names to suggest if there is no such model.
 
     Returns:
@@ -55,7 +59,8 @@ def open_checkpoint(
         ModelError: The model cannot be loaded, or is not a decoder-only vision-language model.
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
-    place, kind = _device(device), _floating(dtype)
+    require_map(device_map, device)
+    place, kind, bits = require_device(device), _floating(dtype), as_config(quantization_config)
     config = _config(source, name, options, known)
     require_safe_folder(Path(source), name)
     if source == name and Path(source).is_dir():
@@ -67,7 +72,8 @@ def open_checkpoint(
                 source,
                 config=config,
                 dtype=kind or (torch.float32 if on_cpu else "auto"),
-                device_map=device_map,
+                device_map=device_map or (None if bits is None else {"": place}),
+                quantization_config=bits,
                 output_loading_info=True,
                 use_safetensors=True,
                 **options,
@@ -77,11 +83,11 @@ def open_checkpoint(
     hf_model, info = loaded
     if missing := sorted(info["missing_keys"]):
         raise ModelError(f"the weights of {name} lack {missing[0]} and {len(missing) - 1} more: load a complete checkpoint")
-    if device is not None and device_map is None:
+    if device_map is None and bits is None and not on_cpu:
         try:
             hf_model.to(place)
         except (AssertionError, RuntimeError) as error:
-            raise ModelError(f"{name} does not go to {device!r}: {error}; give a device that this machine has") from error
+            raise ModelError(f"{name} does not go to {str(place)!r}: {error}; {_elsewhere(place)}") from error
     hf_model.requires_grad_(False)
     vlm = VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt)
     require_fit(vlm, info["unexpected_keys"])
@@ -117,11 +123,8 @@ def _config(source: str, name: str, options: dict[str, Any], known: Sequence[str
     return config
 
 
-def _device(device: str | torch.device | None) -> torch.device:
-    try:
-        return torch.device(device or "cpu")
-    except (RuntimeError, TypeError) as error:
-        raise ModelError(f"device={device!r}: {error}; give 'cpu', 'cuda' or 'cuda:0'") from error
+def _elsewhere(place: torch.device) -> str:
+    return f"give a device with more room than {place} has, device_map='auto', dtype='bfloat16', or quantization_config='nf4'"
 
 
 def _floating(dtype: torch.dtype | str | None) -> torch.dtype | str | None:

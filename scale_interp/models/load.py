@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from functools import partial
 from importlib.metadata import version
@@ -22,6 +23,7 @@ from . import demo, testbeds, zoo
 from .attached_check import check_attached, tested_transformers
 from .checkpoint import open_checkpoint
 from .missing_package import packages_named
+from .placement import device_name
 from .testbeds import circuits
 
 
@@ -37,6 +39,7 @@ def load(
     prompt: str | None = None,
     check: bool | None = None,
     trust_remote_code: bool = False,
+    quantization_config: Annotated[Any, OwnCheck()] = None,
     prefix_cache: PrefixCache = "auto",
     choice_space: ChoiceSpace = "auto",
 ) -> VLM:
@@ -49,16 +52,18 @@ def load(
             transformers or peft, which is put in evaluation mode.
         processor: The processor, required for a live model.
         dtype: By default float32 on a CPU, and otherwise that of the checkpoint.
-        device: Where the model goes, such as "cuda"; by default the CPU.
-        device_map: How accelerate distributes the model, instead of `device`.
+        device: Where the model goes, such as "cuda:1"; by default the accelerator (CUDA, else Apple's MPS) where there is one, which a line
+            on the standard error stream says, and otherwise the CPU.
+        device_map: How accelerate distributes the model, such as "auto", instead of `device`.
         revision: A branch, tag or commit of the hub.
-        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "scale-llava" and "scale-qwen" as
-            in ScAle's release, "chat" for the chat template.
+        prompt: A template with {images} and {text} that replaces the chat template, or the name of one: "bare" for images and question
+            alone, "scale-llava" and "scale-qwen" as in ScAle's release, "chat" for the chat template.
         check: Whether to compare all paths on two questions now and keep the result in `vlm.report`. By default only models of unknown
             families are checked, and every model beside a transformers that was not tested. Where the packed path differs or fails, edits
             run by the reference path, with a warning that says why; a model is refused if whole passes with an edit fail on it or differ
             from a plain nnsight trace. With False nothing is run now: the first edit checks.
         trust_remote_code: Whether code that comes with the model may run.
+        quantization_config: "nf4" (four bits, by bitsandbytes), "int8" (eight bits, by torchao), or a configuration of transformers.
         prefix_cache: Where the keys and values of prompts are kept while they are needed again: "memory" (up to a quarter of what is
             free), "host" (the machine's memory beside a GPU), "disk" (TMPDIR, with checksums), "recompute" (nowhere), or "auto": memory,
             then where getting them back was measured to take the least time.
@@ -89,6 +94,7 @@ def load(
             prompt=prompt_template(prompt),
             revision=revision,
             trust_remote_code=trust_remote_code,
+            quantization_config=quantization_config,
         )
 
 
@@ -104,6 +110,8 @@ def _load(
     if isinstance(model, PreTrainedModel):
         if processor is None:
             raise ModelError("a live model needs its processor: pass it as load(model, processor)")
+        if given["quantization_config"] is not None:
+            raise ModelError("quantization_config with a live model, whose weights are there already: give its name or folder instead")
         name = getattr(model.config, "_name_or_path", "") or type(model).__name__
         vlm = VLM(model, processor, name + adapters, given["prompt"])
         vlm.prefix_cache, vlm.choice_space = check_cache(prefix_cache), choice_space
@@ -125,6 +133,8 @@ def _load(
         raise ModelError(f"the weights of {name} are not installed at {source}; rebuild them with `scale-interp train-demo`")
     known = (*demo.NAMES, *(zoo.PREFIX + n for n in zoo.NAMES))
     vlm = open_checkpoint(source, name, processor or zoo.processor(name), known=known, **given)
+    if given["device"] is None and given["device_map"] is None and vlm.device.type != "cpu":
+        print(f"{name} is on {device_name(vlm.device)}, as no device was given", file=sys.stderr)
     vlm.prefix_cache, vlm.choice_space = prefix_cache, choice_space
     vlm.reopen = partial(load, name, processor, check=False, **given)
     return _checked(vlm, check)

@@ -21,6 +21,7 @@ from .coefficients import coefficients_vs_attribution as coefficients_vs_attribu
 from .comparison import comparison as comparison
 from .comparison import head_marks as head_marks
 from .comparison import head_overlap as head_overlap
+from .curves import epoch_accuracy as epoch_accuracy
 from .curves import rescaling as rescaling
 from .curves import training_curve as training_curve
 from .emphasis import emphasis_curves as emphasis_curves
@@ -35,6 +36,9 @@ from .lens import lens_curves as lens_curves
 from .lens import lens_over_image as lens_over_image
 from .localisation import faithfulness_curves as faithfulness_curves
 from .localisation import localisation as localisation
+from .positions import position_heatmap as position_heatmap
+from .positions import position_heatmaps as position_heatmaps
+from .positions import token_groups as token_groups
 from .report import Section as Section
 from .report import write_report as write_report
 from .runs import gains_of_runs as gains_of_runs

@@ -61,7 +61,9 @@ def attention_over_picture(
     if not (0 <= layer < L and 0 <= head < H):
         raise DataError(f"head ({layer}, {head}): the weights have {L} layers of {H} heads")
     if not 0 <= picture < len(grid.sizes):
-        raise DataError(f"image {picture}: question {question.id} has {len(grid.sizes)} image(s), counted from 0; give one of these")
+        raise DataError(
+            f"image {picture}: question {question.id} has {len(grid.sizes)} image(s); give a number from 0 to {len(grid.sizes) - 1}"
+        )
     row, (width, height) = weights[layer, head], grid.sizes[picture]
     heat = grid.upsample(row, picture).numpy()
     size = {"x": (np.arange(heat.shape[1]) + 0.5) * width / heat.shape[1], "y": (np.arange(heat.shape[0]) + 0.5) * height / heat.shape[0]}

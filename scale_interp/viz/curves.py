@@ -13,6 +13,8 @@ from ..errors import DataError
 from .theme import frame, look
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from ..adapters import ScAle
     from ..attribution.rescaling import Rescaling
 
@@ -125,3 +127,38 @@ def rescaling(study: Rescaling, *, dark: bool = False) -> go.Figure:
     notes = "Whiskers: 95% interval, set a little apart." + (f" Grey: the {rest} other units." if rest else "")
     part = {"head": "one head", "layer": "all heads of one layer", "mlp": "one MLP"}[study.unit]
     return frame(fig, f"Rescaling {part} without training", notes, width=WIDTH, height=HEIGHT, dark=dark, legend=True)
+
+
+def epoch_accuracy(epochs: pd.DataFrame, *, dark: bool = False) -> go.Figure:
+    """Draw the accuracy on test and training questions by epoch, one colour per part that was fitted.
+
+    Args:
+        epochs: one row per part and epoch, with the columns part, epoch, train_accuracy, test_accuracy and untrained_accuracy.
+        dark: whether the figure is for a dark page.
+
+    >>> import pandas as pd
+    >>> figure = epoch_accuracy(pd.DataFrame([{"part": "heads", "epoch": 0, "train_accuracy": 0.3, "test_accuracy": 0.25,
+    ...     "untrained_accuracy": 0.2}]))
+    """
+    fig, colours = go.Figure(), look(dark)
+    lines = (
+        ("test_accuracy", "test", "solid"),
+        ("untrained_accuracy", "test, images not trained on", "dash"),
+        ("train_accuracy", "training", "dot"),
+    )
+    for i, (part, rows) in enumerate(epochs.groupby("part", sort=False)):
+        for column, name, dash in lines:
+            if rows[column].isna().all():
+                continue
+            fig.add_scatter(
+                x=rows["epoch"],
+                y=rows[column],
+                mode="lines+markers",
+                name=f"{part}: {name}",
+                line={"color": colours.series[i], "width": 2, "dash": dash},
+                marker={"size": 5},
+                hovertemplate="epoch %{x}: %{y:.3f}",
+            )
+    fig.update_xaxes(title_text="epoch")
+    fig.update_yaxes(title_text="accuracy")
+    return frame(fig, "Accuracy after each epoch", "Epoch 0 is the unedited model.", width=WIDTH, height=HEIGHT, dark=dark, legend=True)

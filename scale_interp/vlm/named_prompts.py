@@ -6,10 +6,13 @@ from ..errors import ModelError
 
 PROMPTS: dict[str, str | None] = {
     "chat": None,
+    "bare": "{images}\n{text}",
     "scale-llava": "{images}\nQuestion: {text} Answer: ",
     "scale-qwen": None,
 }
 """Name -> template, or None for the model's chat template around the question's bare text.
+
+"bare" has no chat template: the images as the model marks them, and the question's words.
 
 ScAle's release (arXiv 2606.29579) asks LLaVA without a chat template, with a space at the end, and Qwen2.5-VL within its template.
 """

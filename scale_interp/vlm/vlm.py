@@ -78,6 +78,7 @@ class Measured:
         chunk_bytes: What a packed call may take after memory ran out, in bytes, by the setting (`VLM.memory`) at that time.
         graph_bytes: The same for what a pass with gradients keeps.
         choices: The sets of choices of which it was said how they are scored.
+        positions: Why edits at tokens of the prompt take whole passes, by the model's state; "" where they do not.
         choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
     """
 
@@ -85,6 +86,7 @@ class Measured:
     chunk_bytes: dict[int | None, int] = field(default_factory=dict)
     graph_bytes: dict[int | None, int] = field(default_factory=dict)
     choices: set[tuple[str, ...]] = field(default_factory=set)
+    positions: dict[str, str] = field(default_factory=dict)
     choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
 
 
@@ -184,7 +186,7 @@ class VLM(NotebookView):
     @cached_property
     def n_bytes(self) -> int:
         """The size of the weights in bytes."""
-        return sum(weight.nbytes for weight in self.hf_model.parameters())
+        return sum(_stored_bytes(weight) for weight in self.hf_model.parameters())
 
     @property
     def fingerprint(self) -> str:
@@ -313,6 +315,21 @@ class VLM(NotebookView):
         """The placeholder of one image in a prompt's text."""
         return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
 
+    @cached_property
+    def image_mark(self) -> str:
+        """What stands for one image in a custom prompt: the placeholder between the marks that the chat template puts around it."""
+        if self.processor.chat_template is None:
+            return self.placeholder
+        before, after = "\x02before\x03", "\x02after\x03"
+        content: Any = [{"type": "text", "text": before}, {"type": "image"}, {"type": "text", "text": after}]
+        try:
+            said = self.processor.apply_chat_template([{"role": "user", "content": content}], tokenize=False)
+        except Exception:  # a template's own code; what it refuses here is asked in another way
+            return self.placeholder
+        between = said.partition(before)[2].partition(after)[0].strip()
+        # A template that puts all images first, or none, shows nothing here.
+        return between if between.count(self.placeholder) == 1 else self.placeholder
+
     def prompt_text(self, question: Question) -> str:
         """The prompt of a question as text, from the chat template or a custom prompt.
 
@@ -337,7 +354,7 @@ class VLM(NotebookView):
                 )
         n = len(question.pictures)
         if prompt is not None:
-            return prompt.replace("{images}", self.placeholder * n).replace("{text}", question.text)
+            return prompt.replace("{images}", self.image_mark * n).replace("{text}", question.text)
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
@@ -628,6 +645,14 @@ def _last_words(prompt: str) -> str:
     """The last characters of a prompt, from the beginning of a word."""
     before, end = prompt[:-PROMPT_END], prompt[-PROMPT_END:]
     return end if not before or before[-1].isspace() else before.rsplit(None, 1)[-1] + end
+
+
+def _stored_bytes(weight: Tensor) -> int:
+    """The bytes that hold a weight; a quantised one of torchao calls itself as large as what it stands for."""
+    if type(weight) in (Tensor, nn.Parameter) or not hasattr(weight, "__tensor_flatten__"):
+        return weight.nbytes
+    names, _ = weight.__tensor_flatten__()
+    return sum(_stored_bytes(getattr(weight, name)) for name in names)
 
 
 def _decoder(model: PreTrainedModel, name: str) -> Decoder:

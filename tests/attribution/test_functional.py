@@ -9,6 +9,7 @@ from scale_interp.adapters.steering.emphasis import Interventions, emphasise, fu
 from scale_interp.attribution.answer_tokens import answer_activations
 from scale_interp.attribution.functional import FunctionalHeads, functional_heads, joint_importance
 from scale_interp.attribution.head_probe import ProbeMap, held_out_guesses, permutation_p, permuted, probe
+from scale_interp.attribution.joint_probe import fit_joint_probe, importance
 from scale_interp.attribution.metric import measure
 from scale_interp.attribution.removal import RemovalCurve, remove_heads_curve
 from scale_interp.data.decomposed import cog_questions
@@ -379,3 +380,40 @@ def test_damaged_files_are_refused(found, tmp_path):
     path.write_bytes(path.read_bytes()[:100])
     with pytest.raises(FileError, match="damaged"):
         FunctionalHeads.load(path)
+
+
+def test_the_released_probe_is_the_published_loop(planted):
+    """Single questions in their order, unscaled inputs, AdamW 1e-4; gradient x activation averaged over the 64 numbers."""
+    z, codes = planted[0][:24, :2, :3], torch.from_numpy(np.asarray(planted[1][:24]))
+    ours = fit_joint_probe(z, codes, F, 2, seed=3, recipe="release")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(3)
+        x = torch.cat([z, z.mean(2, keepdim=True).expand_as(z)], -1).reshape(24, 6, 2 * D)
+        project = torch.nn.Linear(2 * D, 64)
+        read = torch.nn.Sequential(
+            torch.nn.Flatten(), torch.nn.Linear(64 * 6, 512), torch.nn.ReLU(), torch.nn.Dropout(0.3), torch.nn.Linear(512, F)
+        )
+        optimiser = torch.optim.AdamW([*project.parameters(), *read.parameters()], lr=1e-4)
+        for _ in range(2):
+            for q in range(24):
+                optimiser.zero_grad()
+                torch.nn.functional.cross_entropy(read(project(x[q : q + 1])), codes[q : q + 1]).backward()
+                optimiser.step()
+    read.eval()
+    assert torch.allclose(ours.project.weight, project.weight, atol=1e-6) and torch.allclose(ours.read[4].weight, read[4].weight, atol=1e-6)
+    found, said = importance(ours, z, codes, "release")
+    for q in range(4):
+        projected = project(x[q : q + 1]).detach().requires_grad_()
+        (slope,) = torch.autograd.grad(read(projected)[0, codes[q]], projected)
+        assert torch.allclose(found[q].flatten(), (slope * projected).mean(-1)[0], atol=1e-7)
+    assert torch.allclose(importance(ours, z, codes)[0], 64 * found, atol=1e-6)
+    assert torch.equal(said, read(project(x)).argmax(1))
+    assert not torch.allclose(fit_joint_probe(z, codes, F, 2, seed=3).project.weight, project.weight, atol=1e-4)
+
+
+@pytest.mark.full
+def test_functional_heads_by_the_released_recipe(vlm):
+    steps = si.subquestions(si.cog_questions("train", n=12))
+    found = functional_heads(vlm, steps, permutations=1, recipe="release", epochs=2)
+    assert found.provenance["recipe"] == "release" and found.provenance["epochs"] == 2
+    assert "recipe" not in functional_heads(vlm, steps, permutations=1, epochs=1).provenance

@@ -34,9 +34,9 @@ QUESTIONS = (
     question("a group that is None", "group=None", group=None),
     question("a task that is a list", "task=", task=["a"]),
     question("a relation that is a number", "relation=3", relation=3),
-    question("choices that are a text", "are no list", choices="left"),
-    question("choices that are a number", "are no list", choices=2),
-    question("choices that are None", "are no list", choices=None),
+    question("choices that are a text", "are not a list", choices="left"),
+    question("choices that are a number", "are not a list", choices=2),
+    question("choices that are None", "are not a list", choices=None),
     question("no choices", "at least two", choices=()),
     question("one choice", "at least two", choices=("left",)),
     question("a choice twice", "all different", choices=("left", "left")),
@@ -82,9 +82,13 @@ QUESTIONS = (
     Kind("si.contrasts", "questions that cannot be paired", DataError, "no contrast", lambda room: si.contrasts(room.other)),
     Kind("si.contrasts", "an unknown change", DataError, "choose 'mirror'", lambda room: si.contrasts(room.qs, "flip")),
     Kind(
-        "si.cog_questions", "an unknown kind of step", DataError, "no kind of step", lambda room: si.cog_questions(taxonomy={"smell": "a"})
+        "si.cog_questions",
+        "an unknown kind of step",
+        DataError,
+        "is not a kind of step",
+        lambda room: si.cog_questions(taxonomy={"smell": "a"}),
     ),
-    Kind("si.cog_questions", "an empty taxonomy", DataError, "no kind of step", lambda room: si.cog_questions(taxonomy={})),
+    Kind("si.cog_questions", "an empty taxonomy", DataError, "is not a kind of step", lambda room: si.cog_questions(taxonomy={})),
     Kind("si.cog_questions", "more than scenes differ", DataError, "1 to 1,000,000", lambda room: si.cog_questions(n=10**9)),
 )
 
@@ -123,7 +127,7 @@ EDITS = (
     edit("a stack of none", "give at least one", lambda: si.Edit.stack([])),
     edit(
         "a stack of other scope",
-        "run them apart",
+        "in separate calls",
         lambda: si.Edit.stack([si.Edit(ones(1, 6, 8)), si.Edit(ones(1, 6, 8), scope="each_new_token")]),
     ),
     run("of a model with more heads", "the model needs", lambda: si.Edit(scale=ones(1, 6, 16))),

@@ -306,6 +306,15 @@ RECORDS = (
     record("jsonl", "a list of images with a number", "'image' is", put(image=["1.png", 2])),
     record("jsonl", "an id twice", "give each record an id of its own", put(id="1")),
     record("jsonl", "an id is a number", "'id' is 7", put(id=7)),
+    record("jsonl", "the contrast of no line", "is the id of no line that is asked", put(contrast_of="nobody")),
+    record("jsonl", "the contrast of itself", "is the id of no line that is asked", put(id="2", contrast_of="2")),
+    record("jsonl", "contrast_of is a number", "'contrast_of' is 3", put(contrast_of=3)),
+    record("jsonl", "a contrast image that is a number", "'image' is 3", put(contrast_image=3)),
+    record("jsonl", "a contrast image with three choices", "contrast_answer", put(contrast_image="1.png", choices=["left", "right", "on"])),
+    record("jsonl", "a contrast answer without its image", "without 'contrast_image'", put(contrast_answer="left")),
+    record(
+        "jsonl", "a contrast with the same answer", "the right answer of a contrast", put(contrast_image="1.png", contrast_answer="left")
+    ),
     record("jsonl", "an id is empty", "'id' is ''", put(id="")),
     record("jsonl", "a group is a list", "'group' is", put(group=["a"])),
     record("jsonl", "a task is a number", "'task' is 3", put(task=3)),

@@ -16,6 +16,8 @@ from scale_interp.core.result import Adapter, Result
 from scale_interp.evaluation.comparison.comparison import _Answers
 from scale_interp.evaluation.comparison.tuning import Chosen
 from scale_interp.evaluation.falsification.calibration import NULL, Calibration
+from scale_interp.evaluation.reproduction.adaptvis import WEIGHTS, AdaptVisRun
+from scale_interp.evaluation.reproduction.scale import ScaleRun
 from scale_interp.evaluation.table import Table
 
 ABOUT = {"model": "demo", "data": "scenes/relation", "n": 6}
@@ -104,6 +106,11 @@ def localisation() -> si.Localisation:
     return si.Localisation(("a", "b"), ((0, 1), (1, 2)), drawn(2, 3, 6, 8), areas, areas, ABOUT)
 
 
+def scale_run() -> ScaleRun:
+    history = (({"epoch": 0, "train_accuracy": 0.5, "train_loss": 2.0}, {"epoch": 1, "train_accuracy": 0.5, "train_loss": 1.0}),) * 3
+    return ScaleRun(drawn(3, 2, 5).round(), drawn(3, 2), drawn(3, 2), drawn(3, 5).round(), FIVE % 2, FIVE, (0, 1, 1), history, ABOUT)
+
+
 INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.HeadMap: lambda: si.HeadMap("patch", "recovered fraction", drawn(5, 6, 8), FIVE, ABOUT),
     si.ProbeMap: probe_map,
@@ -130,6 +137,10 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.Baselines: baselines,
     si.SparsityPath: sparsity_path,
     si.ScAle: scale,
+    ScaleRun: scale_run,
+    AdaptVisRun: lambda: AdaptVisRun(
+        (1.0, *WEIGHTS), drawn(6, 5).round(), drawn(6, 5).round(), drawn(5), FIVE % 2, FIVE, (("left",) * 5,) * 6, ABOUT
+    ),
     si.Trajectory: lambda: si.Trajectory(torch.ones(3, 6, 8), torch.ones(3, 6)),
     si.Steering: steering,
     SavedSettings: SavedSettings,

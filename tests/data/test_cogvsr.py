@@ -138,6 +138,20 @@ def test_both_file_forms_are_read(tmp_path):
     assert first.group != second.group
 
 
+def test_a_file_of_paragraphs_is_read_once_its_function_is_named(tmp_path):
+    """CogQA's file of extractions: {paragraph, question, answer}, and no steps."""
+    asked = [{"paragraph": f"It rained in {place}.", "question": "Where did it rain?", "answer": place} for place in ("Rome", "Oslo")]
+    (tmp_path / "extraction_qa.json").write_text(json.dumps(asked))
+    with pytest.raises(DataError, match="give function="):
+        read_cog(tmp_path / "extraction_qa.json")
+    found = read_cog(tmp_path / "extraction_qa.json", function="Retrieval")
+    assert [(q.text, q.answer_text, f) for c in found for q, f in c.subquestions] == [
+        (f"It rained in {place}.\nWhere did it rain?", place, "Retrieval") for place in ("Rome", "Oslo")
+    ]
+    (tmp_path / "mixed.json").write_text(json.dumps([COGQA, COGQA | {"question": "What is 2 * 4?", "answer": "8"}, *asked]))
+    assert [len(c.subquestions) for c in read_cog(tmp_path / "mixed.json", function="Retrieval")] == [3, 3, 1, 1]
+
+
 @pytest.mark.parametrize(
     ("record", "message"),
     [
@@ -164,7 +178,7 @@ def test_wrong_records_are_refused(tmp_path, record, message):
     [
         (lambda: cog_questions("tests"), "unknown split"),
         (lambda: cog_questions(n=0), "n=0"),
-        (lambda: cog_questions(taxonomy={"smell": "x"}), "no kind of step 'smell'"),
+        (lambda: cog_questions(taxonomy={"smell": "x"}), "'smell' is not a kind of step"),
         (lambda: cog_questions(taxonomy={}), "choose from"),
         (lambda: subquestions([]), "empty set"),
         (lambda: read_cog("nowhere.jsonl"), "no file"),

@@ -22,6 +22,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.models.granite_swa.configuration_granite_swa import GraniteSWAConfig
 
 import scale_interp as si
+from scale_interp.adapters.attach import attach
 from scale_interp.adapters.attention_scaling.adaptvis import AdaptVis
 from scale_interp.adapters.attention_scaling.pasta import PASTA
 from scale_interp.adapters.attention_scaling.scalingvis import AttentionScale
@@ -130,6 +131,27 @@ def test_every_way_to_read_a_prompt_is_edited_at_its_end(models, questions, name
         with method.attached(vlm):
             found, these = generated(vlm, given, **options)
         assert found == wanted and (these - logits).abs().max() <= 1e-4, way
+
+
+@pytest.mark.parametrize("scope", ["last", "each_new_token"])
+@pytest.mark.parametrize("kind", [scalars, steering])
+def test_layers_that_read_the_last_token_only_are_edited_there(questions, scope, kind):
+    """Gemma 4's last layers, whose keys are those of earlier ones, skip the prompt's other tokens in `generate`."""
+    vlm = si.load("tiny-random/gemma4")
+    method, inputs = kind(vlm, scope), plain_inputs(vlm, questions[0])
+    wanted, logits = greedy(vlm, inputs, method)
+    with method.attached(vlm):
+        found, these = generated(vlm, inputs)
+    assert found == wanted and (these - logits).abs().max() <= 1e-4
+    last = vlm.n_layers - 1
+    only = method.edit().scale.clone() if kind is scalars else None
+    if only is not None:  # of the last layer alone
+        only[:, :last] = 1
+        bare = si.Edit(scale=only, scope=scope)
+        with attach(vlm.hf_model, bare):
+            first = generated(vlm, inputs)[1][0]
+        expected = si.run_edits(vlm, questions[:1], bare, path="reference")[0, 0]
+        assert (first[[ids[0] for ids in vlm.choice_ids(questions[0])]] - expected).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize("name", FAMILIES)

@@ -53,7 +53,7 @@ def gemma2_llava(final=30.0, attention=50.0):
 
 
 @pytest.mark.parametrize("name", CAUSAL)
-def test_a_family_that_passes_is_right_on_choices_of_several_tokens(name):
+def test_a_family_that_passes_is_right_on_choicesof_several_tokens(name):
     vlm = si.load(f"tiny-random/{name}", check=True)
     assert vlm.report.path == "packed" and vlm.report.agrees
     draw = torch.Generator().manual_seed(1)
@@ -64,12 +64,12 @@ def test_a_family_that_passes_is_right_on_choices_of_several_tokens(name):
 
 def test_the_two_questions_have_different_lengths_and_the_second_several_tokens(vlm):
     for question in (check_module.SAMPLE, *three_questions()):
-        other = check_module._of_several_tokens(question)
+        other = check_module.of_several_tokens(question)
         lengths = [vlm.encode(q)["input_ids"].shape[1] for q in (question, other)]
         assert lengths[0] != lengths[1] and min(map(len, vlm.choice_ids(other))) >= 2
     assert vlm.report is None
     assert check(vlm).tokens == max(
-        vlm.encode(q)["input_ids"].shape[1] for q in (other, check_module._of_several_tokens(check_module.SAMPLE))
+        vlm.encode(q)["input_ids"].shape[1] for q in (other, check_module.of_several_tokens(check_module.SAMPLE))
     )
 
 

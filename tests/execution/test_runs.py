@@ -56,7 +56,7 @@ def finish(folder, at=lambda step: None):
 def results(path):
     """Every file but the log and the times."""
     files = [p for p in sorted(path.rglob("*")) if p.is_file() and run_info.PARTS not in p.relative_to(path).parts]
-    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.name not in (".lock", "log.txt", "state.json")}
+    return {str(p.relative_to(path)): p.read_bytes() for p in files if p.name not in (".lock", "log.txt", "state.json", "plan.json")}
 
 
 def flip(path):

@@ -55,7 +55,7 @@ def test_report_holds_the_numbers(finished):
 def results(folder):
     """Every file but the log and the times."""
     names = [p.relative_to(folder) for p in sorted(folder.rglob("*")) if p.is_file() and "parts" not in p.parts]
-    return {str(name): (folder / name).read_bytes() for name in names if name.name not in (".lock", "log.txt", "state.json")}
+    return {str(name): (folder / name).read_bytes() for name in names if name.name not in (".lock", "log.txt", "state.json", "plan.json")}
 
 
 def test_same_command_again_redoes_nothing_and_gives_the_same(finished):
@@ -101,7 +101,7 @@ def test_other_settings_do_not_mix(finished):
 
 
 def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
-    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(data="scenes/colour", n_train=4)):
+    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(others=("scenes/nothing",))):
         with pytest.raises(DataError):
             Run(tmp_path / "run", wrong, vlm=vlm).everything()
         assert not (tmp_path / "run").exists()

@@ -97,3 +97,42 @@ def hooked_scores(vlm, question, edit, variant, scope="last"):
             logits = hooked_logits(vlm.hf_model, longer, **parts, positions=positions).log_softmax(-1)
             scores.append(sum(logits[T - 1 + k, t] for k, t in enumerate(choice)))
         return torch.stack(scores)
+
+
+def hooked_at(model, inputs, changes, positions):
+    """Logits [T, V] of one whole pass; changes: (component, layer, function of the values at one position), at these positions."""
+    decoder, hooks = model.get_decoder(), []
+
+    def on_input(act):
+        def hook(module, args, kwargs):
+            x = (args[0] if args else kwargs["hidden_states"]).clone()
+            for p in positions:
+                x[0, p] = act(x[0, p])
+            return ((x, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": x})
+
+        return hook
+
+    def on_output(act):
+        def hook(module, args, out):
+            out = out.clone()
+            for p in positions:
+                out[0, p] = act(out[0, p])
+            return out
+
+        return hook
+
+    for component, number, act in changes:
+        layer = decoder.layers[number]
+        if component == "resid":
+            hooks.append(layer.register_forward_pre_hook(on_input(act), with_kwargs=True))
+        elif component == "head":
+            hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(on_input(act), with_kwargs=True))
+        else:
+            module = layer.self_attn.o_proj if component == "attn" else layer.mlp
+            hooks.append(module.register_forward_hook(on_output(act)))
+    try:
+        with torch.no_grad():
+            return model(**inputs, use_cache=False).logits[0]
+    finally:
+        for hook in hooks:
+            hook.remove()

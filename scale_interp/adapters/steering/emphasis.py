@@ -123,10 +123,10 @@ class Interventions(Result):
         """The edit with the largest metric, the first of equals. Use it on validation questions.
 
         Args:
-            kind: only edits whose name begins with this.
+            kind: how the names of the edits to choose from begin.
 
         Raises:
-            DataError: where no name does.
+            DataError: where no name begins so.
         """
         among = [i for i, name in enumerate(self.names) if name.startswith(kind)]
         if not among:

@@ -93,5 +93,5 @@ class Steering(Adapter):
         require_heads(self.heads, *self.sigma.shape)
         if wrong := [head for head in self.sigma.nonzero().tolist() if tuple(head) not in self.heads]:
             where = f"{self.weights_file}, which steers head {tuple(wrong[0])}"
-            raise Misfit(f"it belongs to another steering than {where}", "give a whole saved folder")
+            raise Misfit(f"its heads are not those of {where}", "give a whole saved folder")
         self.edit()

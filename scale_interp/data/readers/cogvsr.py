@@ -148,7 +148,7 @@ def _step(cog: CogQuestion, step: int, context: bool) -> Question:
 
 
 @checked
-def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
+def read_cog(path: str | Path, seed: int = 0, *, function: str | None = None) -> CogQuestions:
     """Decomposed questions from a file: JSON lines, or one JSON list.
 
     Our form is {"question", "answer", "image", "subquestions": [{"question", "answer", "function"}]}; CogQA's (Cognitive
@@ -160,6 +160,8 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
     Args:
         path: The file; image paths go from its folder.
         seed: Draws wrong options and the order of options.
+        function: What records {"paragraph", "question", "answer"} without steps ask for, such as "Retrieval" in CogQA's file of
+            extractions: each is then its own only step. None leaves them out.
 
     Returns:
         The questions. Left out with a DataWarning are records with a paragraph and no steps, and those for which the rest of
@@ -182,7 +184,7 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
         raise DataError(f"there is no file {path}; give the path of decomposed questions as JSON lines")
     records: JsonLines | JsonList = JsonList(path) if _begins_a_list(path) else JsonLines(path)
     with walked(records) as read:
-        chains = [_chain(records.where(i), record) for i, record in enumerate(read)]
+        chains = [_chain(records.where(i), record, function) for i, record in enumerate(read)]
     if not chains:
         raise DataError(f"{path} holds no questions; give at least one record")
     kept, pool, left_out = _answerable(chains)
@@ -197,7 +199,11 @@ def read_cog(path: str | Path, seed: int = 0) -> CogQuestions:
 
 def _answerable(chains: Sequence[_Chain]) -> tuple[list[int], dict[str, list[str]], dict[int, str]]:
     """The chains of which every question has options, the answers that these are drawn from, and why the others are left out."""
-    left_out = {i: f"{chain.where}: it has a paragraph and no 'generated' steps" for i, chain in enumerate(chains) if len(chain.all) < 2}
+    left_out = {
+        i: f"{chain.where}: it has a paragraph and no 'generated' steps; give function= to ask it as a step of its own"
+        for i, chain in enumerate(chains)
+        if len(chain.all) < 2
+    }
     while True:  # what is left out offers no answers, so that others may have none left
         kept = [i for i in range(len(chains)) if i not in left_out]
         pool: dict[str, list[str]] = {}
@@ -239,7 +245,7 @@ class _Chain(NamedTuple):
     where: str
 
 
-def _chain(where: str, record: Any) -> _Chain:
+def _chain(where: str, record: Any, function: str | None = None) -> _Chain:
     record = entries(record, where)
     name = "generated" if "generated" in record else "subquestions"
     steps = record.get(name)
@@ -251,11 +257,13 @@ def _chain(where: str, record: Any) -> _Chain:
     if image is not None:
         require_place(text(record, "image", where), where)
     found = [_read_step(record, "question", "", paragraph, image, where)]
+    if steps is None and function is not None:
+        found.append(found[0]._replace(function=function))
     for number, step in enumerate(steps or [], 1):
         place = f"{where}, subquestion {number}"
         step = entries(step, place)
-        function = text(step, "cognitive_skill" if "cognitive_skill" in step else "function", place)
-        found.append(_read_step(step, "subquestion" if "subquestion" in step else "question", function, paragraph, image, place))
+        asks = text(step, "cognitive_skill" if "cognitive_skill" in step else "function", place)
+        found.append(_read_step(step, "subquestion" if "subquestion" in step else "question", asks, paragraph, image, place))
     return _Chain(tuple(found), image, where)
 
 

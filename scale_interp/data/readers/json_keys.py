@@ -10,7 +10,8 @@ from typing import Any
 from ...errors import DataError
 from ..wording import short
 
-KNOWN = ("image", "images", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta")
+CONTRAST = ("contrast_of", "contrast_image", "contrast_answer")
+KNOWN = ("image", "images", "question", "choices", "answer", "id", "group", "task", "relation", "about", "boxes", "meta", *CONTRAST)
 OTHER_NAMES = {
     name: re.compile(words, re.VERBOSE)
     for name, words in {

@@ -6,17 +6,19 @@ import math
 import os
 import warnings
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from ...errors import DataError, DataWarning
+from ..contrast import OWN
 from ..decoding import DATA_URI, ImageSource, open_size
 from ..prompts import LETTERS, Ask, digest, without_marks
 from ..question import Box, Question
 from ..wording import alike, clean, short
 from .answers import Answers, read_answer
 from .image_files import ImageFiles, require_place
-from .json_keys import KNOWN, require_keys
+from .json_keys import CONTRAST, KNOWN, require_keys
 from .records import JsonLines, Key, entries, is_number, text, texts
 
 SURELY, PERHAPS = 0.01, 0.1
@@ -29,6 +31,9 @@ class JsonL:
     Paths go from the file's folder; a data URI may stand for a path, and "images" for "image". "choices" may be an object
     {"A": "left", "B": "right"}. Optional: "id", "group", "task", "relation", "about", "boxes":
     {name: [left, top, right, bottom]}, "meta"; whatever else a line holds is kept in meta.
+
+    A line's contrast partner, `meta["contrast"]`, is another line with "contrast_of": its id, which is asked in no other place, or the
+    line's own words about a "contrast_image", whose right answer is the other choice, or "contrast_answer" where there are more than two.
     """
 
     def __init__(self, name: str, path: Path, answers: Answers | None = None):
@@ -36,10 +41,71 @@ class JsonL:
             raise DataError(f"{name}: there is no file {path}; give the path of a file of JSON lines after 'jsonl:'")
         self.name, self.path, self.records, self.answers = name, path, JsonLines(path), answers
         self.images = ImageFiles((path.parent,), ("",), path.parent)
+        self._partners = self._take_partners()
         self._read = -1
         self._counted, self._zeros, self._chance = 0, 0, 0.0
         self._with_image = 0
         self._blind: list[int] = []
+
+    def _take_partners(self) -> dict[str, tuple[str, Any]]:
+        """The lines that are the contrast of another one: its id -> place and record. They leave the records."""
+        with self.path.open("rb") as file:
+            if not any(b'"contrast_of"' in line for line in file):
+                return {}
+        partners: dict[str, tuple[str, Any]] = {}
+        kept, ids = [], set()
+        for i, record in enumerate(self.records):
+            where = self.records.where(i)
+            record = entries(record, where)
+            if record.get("contrast_of") is None:
+                kept.append(i)
+                ids.add(record.get("id"))
+                continue
+            of = text(record, "contrast_of", where)
+            if of in partners:
+                raise DataError(f"{where}: {partners[of][0]} is the contrast of {of!r} already; give each line one contrast")
+            require_keys(record, where)
+            partners[of] = where, record
+        for of, (where, _) in partners.items():
+            if of not in ids:
+                raise DataError(
+                    f"{where}: 'contrast_of' names {short(of)}, which is the id of no line that is asked; give the id of the line that "
+                    "this is the contrast of, which must not be a contrast itself"
+                )
+        self.records = self.records.only(kept)
+        return partners
+
+    def _partner(self, i: int, record: Mapping[str, Any]) -> tuple[str, Mapping[str, Any]] | None:
+        """The place and record of a line's contrast, or None. Raises DataError for one that does not fit the line."""
+        where, found = self.records.where(i), self._partners.get(record.get("id") or "")
+        if (image := record.get("contrast_image")) is None:
+            if record.get("contrast_answer") is not None:
+                raise DataError(
+                    f"{where}: 'contrast_answer' without 'contrast_image'; give the image that it is the answer to, or remove it"
+                )
+            if found is None:
+                return None
+        elif found is not None:
+            raise DataError(f"{where}: it has a 'contrast_image', and {found[0]} is its contrast too; give one of them")
+        choices, labels = _choices(record, where)
+        right = read_answer(record.get("answer"), choices, labels, self.answers, where)
+        if found is None:
+            answer = record.get("contrast_answer")
+            if answer is None and len(choices) > 2:
+                raise DataError(f"{where}: 'contrast_image' with {len(choices)} choices; give the right one there as 'contrast_answer'")
+            changed = {name: value for name, value in record.items() if name not in ("image", "images", "boxes", *CONTRAST)}
+            found = where, changed | {"image": image, "answer": choices[1 - right] if answer is None else answer}
+        there, partner = found
+        others, their_labels = _choices(partner, there)
+        if set(others) != set(choices):
+            raise DataError(f"{there}: a contrast with the choices {others}, but {where} has {choices}; give both the same")
+        # The answer that was filled in is words, however the file gives its answers.
+        filled = "text" if there == where and record.get("contrast_answer") is None else self.answers
+        answer = others[read_answer(partner.get("answer"), others, their_labels, filled, there)]
+        if answer == choices[right]:
+            raise DataError(f"{there}: the right answer of a contrast is {answer!r}, as that of {where}; give a pair with different ones")
+        text(partner, "question", there)
+        return there, {**partner, "choices": record["choices"], "answer": answer}
 
     def key(self, i: int, record: Any) -> Key | str:
         where = self.records.where(i)
@@ -58,6 +124,7 @@ class JsonL:
             texts(record, "about", where)
         if not isinstance(record.get("meta", {}), dict):
             raise DataError(f"{where}: 'meta' is {short(record['meta'])}; give an object")
+        self._partner(i, record)
         if i > self._read:
             self._read = i
             self._count(i, record, choices, images)
@@ -70,7 +137,14 @@ class JsonL:
         return bool(record.get("group"))
 
     def image_sources(self, i: int, record: Any) -> list[ImageSource]:
-        where = self.records.where(i)
+        return self._sources(record, self.records.where(i))
+
+    def partner_sources(self, i: int, record: Any) -> list[ImageSource]:
+        """The images of the record's contrast partner; none without one."""
+        found = self._partner(i, record)
+        return [] if found is None else self._sources(found[1], found[0])
+
+    def _sources(self, record: Mapping[str, Any], where: str) -> list[ImageSource]:
         return [self.images.source(image, where) for image in _images(record, where)]
 
     def finish(self) -> None:
@@ -92,10 +166,21 @@ class JsonL:
             )
 
     def question(self, i: int, record: Any, ask: Ask) -> Question:
-        where, key = self.records.where(i), self.key(i, record)
+        key = self.key(i, record)
         assert isinstance(key, Key)
+        asked = self._question(record, self.records.where(i), key, key.id, ask, self.answers)
+        found = self._partner(i, record)
+        if found is None:
+            return asked
+        where, partner = found
+        name = partner["id"] if record.get("contrast_image") is None and partner.get("id") else f"{key.id}~contrast"
+        other = self._question(partner, where, key, name, ask, "text")
+        return replace(asked, meta={**asked.meta, OWN: other})
+
+    def _question(self, record: Mapping[str, Any], where: str, key: Key, name: str, ask: Ask, answers: Answers | None) -> Question:
+        """A line as a question of this id, whose options are in the order of the key's."""
         choices, labels = _choices(record, where)
-        images = self.image_sources(i, record)
+        images = self._sources(record, where)
         boxes = _boxes(record, where)
         meta = {**{name: value for name, value in record.items() if name not in KNOWN}, **record.get("meta", {})}
         if boxes:
@@ -107,8 +192,9 @@ class JsonL:
         return ask(
             {"question": without_marks(record["question"], len(images), where)},
             choices,
-            choices[read_answer(record["answer"], choices, labels, self.answers, where)],
-            id=key.id,
+            choices[read_answer(record["answer"], choices, labels, answers, where)],
+            id=name,
+            key=key.id,
             labels=labels if isinstance(record["choices"], dict) else None,
             group=key.group,
             task=record.get("task") or self.name,

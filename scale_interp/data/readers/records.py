@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from array import array
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -9,7 +10,7 @@ from dataclasses import dataclass
 from itertools import count
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, BinaryIO, Protocol, TypeVar, runtime_checkable
+from typing import Any, BinaryIO, Protocol, Self, TypeVar, runtime_checkable
 
 from PIL import Image
 
@@ -117,13 +118,21 @@ class Lines:
             return self._decoded(i, file.readline(strict_json.LARGEST_LINE))
 
     def __iter__(self) -> Iterator[str]:
+        i = 0
         with _opened(self.path) as file:
-            held = (line for line in self._bounded(file) if line.strip())
-            for i, line in enumerate(held):
-                yield self._decoded(i, line)
+            for number, line in enumerate(self._bounded(file), 1):
+                if i < len(self) and number == self._numbers[i]:
+                    yield self._decoded(i, line)
+                    i += 1
 
     def where(self, i: int) -> str:
         return f"{self.path}, line {self._numbers[i]}"
+
+    def only(self, lines: Sequence[int]) -> Self:
+        """The file with these lines alone."""
+        part = copy.copy(self)
+        part._starts, part._numbers = (array("Q", (places[i] for i in lines)) for places in (self._starts, self._numbers))
+        return part
 
     def _decoded(self, i: int, line: bytes) -> str:
         try:

@@ -26,7 +26,7 @@ from ...vlm.cache import cache_of, with_cache
 from ...vlm.decoder import describe_layers
 from ...vlm.families import describe
 from ...vlm.mode import require_ready
-from ..prompt_end import Place, Prompt, prompt_end
+from ..prompt_end import Place, Prompt, among_last, prompt_end
 from ..rows import NAME as PACKED
 from ..rows import attention, sink_logits
 from ..written_out import BASES, base_of, masked, require_same, softmax
@@ -81,13 +81,15 @@ class Pass:
     rows: slice | None = None
     total: int = 0
     chosen: Tensor | None = None
+    read: int | None = None
+    """The tokens that an attached model's pass reads, of which a layer may see only the last."""
     ran: set[int] = field(default_factory=set)
     """The layers whose attention this pass has run."""
     same: set[int] = field(default_factory=set)
     """The layers whose attention was found to be what is written out here."""
 
     def begin(self, edit: LogitEdit | None, columns: Tensor, new: int, length: int | None = None) -> None:
-        """A pass that reads the prompt of `length` tokens (default: all `new` ones), and maybe tokens after it."""
+        """Begin a pass over `new` tokens, of which the first `length` (by default all) are the prompt."""
         self.edit, self.columns, self.total, self.chosen = edit, columns, new, None
         length = new if length is None else length
         if edit is None:
@@ -98,6 +100,7 @@ class Pass:
     def at(self, edit: LogitEdit | None, columns: Tensor, place: Place) -> None:
         """A pass of a model that an edit is attached to."""
         self.edit, self.columns, self.total, self.rows, self.chosen = edit, columns, place.past + place.new, None, None
+        self.read = place.new
         if edit is None:
             return
         rows = place.of("last" if edit.steps == "prefill" else "each_new_token")
@@ -146,7 +149,8 @@ def _attend(
     out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **kwargs)[0]
     running, layer = _RUNNING[module]
     running.ran.add(layer)
-    rows, edit = running.rows, running.edit
+    S, edit = query.shape[2], running.edit
+    rows, chosen = (among_last(part, running.read or S, S) for part in (running.rows, running.chosen))
     if rows is None or edit is None or running.columns is None:
         return out, None
     weight, shift = (part[..., layer, :].reshape(-1, query.shape[1], 1, 1).to(query.device) for part in (edit.weight, edit.shift))
@@ -176,8 +180,8 @@ def _attend(
     columns = F.pad(running.columns, (0, running.total + spare - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
     again = softmax(masked(changed, attention_mask, rows, S, spare), sinks).to(value.dtype) @ values
-    if running.chosen is not None:
-        changes = changes & running.chosen[:, None, :, None].to(query.device)
+    if chosen is not None:
+        changes = changes & chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None
 

@@ -102,11 +102,11 @@ class AttentionEdit:
         first = torch.where(layers.any(1), layers.int().argmax(1), n_layers)
         return first if self.beside is None else torch.minimum(first, self.beside.starts(n_layers))
 
-    def at(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
+    def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """What the edit beside does in one layer."""
         if self.beside is None:
             return None
-        return self.beside.at(layer, alive if self.beside.n_variants > 1 else alive * 0, starts, rows)
+        return self.beside.part(layer, alive if self.beside.n_variants > 1 else alive * 0, starts, rows)
 
     def __getitem__(self, variant: int) -> AttentionEdit:
         """One variant as an edit. Raises IndexError if there is no such variant."""

@@ -54,8 +54,10 @@ class Results:
         content: model, questions, versions and machine, as in settings.json.
         train: the training questions.
         test: the test questions.
+        ranked_by: the method whose top heads were fitted on.
+        notes: what this run could not do or does not mean.
         maps: attribution method -> head map.
-        top_heads: the heads with the largest patching effect.
+        top_heads: the heads with its largest effect.
         scales: fit -> scalars.
         evaluations: task -> fit -> answers.
         suites: fit -> falsification.
@@ -66,6 +68,8 @@ class Results:
     content: dict[str, Any]
     train: Questions
     test: Questions
+    ranked_by: str
+    notes: list[str]
     maps: Mapping[str, HeadMap]
     top_heads: list[Head]
     scales: Mapping[str, ScAle]
@@ -83,7 +87,8 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
         summary: the headline numbers, as in summary.json.
     """
     settings, made, maps, scales = results.settings, results.content, results.maps, results.scales
-    asked, patching, marks = results.evaluations["asked"], maps["patch"], results.top_heads
+    asked, ranking, marks = results.evaluations["asked"], maps[results.ranked_by], results.top_heads
+    method = "patching" if results.ranked_by == "patch" else f"{results.ranked_by} ablation"
     best = (scales["all"].scalars - 1).abs()
     sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
     costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
@@ -93,6 +98,7 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
         Section(
             "What was found",
             [
+                *results.notes,
                 *sentences(summary),
                 pd.DataFrame([{"fit": "base", **summary["base"]}])[["fit", "accuracy", "low", "high", "chance", "majority"]],
                 pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()]),
@@ -103,10 +109,10 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
             "Which heads carry it",
             [
                 f"Measured on {settings.n_locate} training questions; the test questions were not used. The top {len(marks)} heads by "
-                "patching are outlined; dots mark heads whose effect differs from 0 after Holm's correction over all heads.",
-                partial(viz.head_heatmap, patching, marks=marks),
+                f"{method} are outlined; dots mark heads whose effect differs from 0 after Holm's correction over all heads.",
+                partial(viz.head_heatmap, ranking, marks=marks),
                 f"The {len(marks)} chosen heads, with the scalars that they were given:",
-                chosen_heads(patching, marks, scales),
+                chosen_heads(ranking, marks, scales),
                 partial(viz.head_heatmaps, list(maps.values()), marks=marks),
                 "How sparse each map is, and its rank correlation with the learned |scalar - 1|:",
                 sparsity,
@@ -123,7 +129,7 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
             "Scalars against attribution",
             [
                 "A head that matters need not be a head that ScAle changes: the correlation is what it is.",
-                partial(viz.coefficients_vs_attribution, scales["all"], patching),
+                partial(viz.coefficients_vs_attribution, scales["all"], ranking),
                 partial(viz.scalar_heatmap, scales["all"]),
                 partial(viz.training_curve, scales["all"]),
             ],
@@ -136,12 +142,12 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
                 for item in (
                     f"{FITS[name]}: {found.verdict}",
                     partial(viz.controls, found),
-                    found.to_frame()[CONTROL_COLUMNS],
+                    found.to_frame()[[name for name in CONTROL_COLUMNS if name in found.to_frame()]],
                     "\n".join(found.reasons),
                 )
             ],
         ),
-        Section("What it costs elsewhere", [partial(viz.retention, costs), pd.DataFrame(costs)]),
+        Section("What it costs elsewhere", [partial(viz.retention, costs), pd.DataFrame(costs)] if costs else ["No other set was asked."]),
         Section("Failures", failures(asked["base"], asked["all"])),
         Section("How to reproduce", [settings.job.command, how_to_check(made)]),
     ]
@@ -164,6 +170,7 @@ def what_was_asked(results: Results) -> list[Any]:
             "hash of words, answers and images": found["content_hash"],
         }
         for split, found in results.content["data"].items()
+        if split in questions
     ]
     return [
         f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
@@ -208,19 +215,28 @@ def how_to_check(made: dict[str, Any]) -> str:
 
 def sentences(summary: dict[str, Any]) -> list[str]:
     """The findings in plain words."""
-    base, fits, spread = summary["base"], summary["fits"], summary["sparsity"]["patch"]
-    agree = summary["scalars_against_attribution"]["patch"]
-    lost = next(r for r in summary["retention"] if r["task"] == "all" and r["fit"] == "all")
-    kept = next(r for r in summary["retention"] if r["task"] == "all" and r["fit"] == "retained")
+    base, fits, ranked = summary["base"], summary["fits"], summary.get("ranked_by", "patch")
+    spread, agree = summary["sparsity"][ranked], summary["scalars_against_attribution"][ranked]
+    elsewhere = [change(r, "change") for fit in ("all", "retained") for r in summary["retention"] if (r["task"], r["fit"]) == ("all", fit)]
+    method = "patching" if ranked == "patch" else f"{ranked} ablation"
+    if ranked == "patch":
+        sparse = (
+            f"Half of the recovered logit difference sits in {spread['heads_to_half']} of {spread['heads']} heads; the four largest hold "
+            f"{spread['share_top4']:.0%} (Gini {spread['gini']:.2f})."
+        )
+    else:
+        sparse = (
+            f"Removing one head changes the logit difference for {spread['significant']} of {spread['heads']} heads (Holm, 0.05; Gini "
+            f"{spread['gini']:.2f})."
+        )
     within = f"[{base['low']:.1%}, {base['high']:.1%}]"
     return [
         f"The base model answers {base['accuracy']:.1%} of the test questions {within}; chance is {base['chance']:.1%}.",
-        f"Half of the recovered logit difference sits in {spread['heads_to_half']} of {spread['heads']} heads; the four largest hold "
-        f"{spread['share_top4']:.0%} (Gini {spread['gini']:.2f}).",
+        sparse,
         *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {change(row, 'gain')}." for n, row in fits.items()),
-        f"A head's patching effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
+        f"A head's {method} effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
         f"with the scalar's distance from 1, {_rank(agree['size'])}.",
-        f"Non-spatial accuracy changes by {change(lost, 'change')}; with retention by {change(kept, 'change')}.",
+        *([f"Non-spatial accuracy changes by {'; with retention by '.join(elsewhere)}."] if elsewhere else []),
         *(f"Falsification, {FITS[n]}: {found['verdict']}" for n, found in summary["falsification"].items()),
     ]
 

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache, cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
@@ -18,25 +18,26 @@ from ...core import statistics
 from ...core.files import read_json, write_json
 from ...core.tensors import expect, read_tensors, write_tensors
 from ...core.versions import versions
-from ...data.contrast import Contrasts, contrasts
+from ...data.contrast import Change, Contrasts, contrasts, own_partners
 from ...data.items import Questions, require_disjoint
-from ...data.load import load_questions
 from ...data.question import Question
-from ...data.scenes.task import NON_SPATIAL
-from ...errors import FileError
+from ...errors import DataError, FileError
 from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from ...evaluation.falsification.suite import Falsification, falsify
 from ...execution.execution import with_journal
 from ...interventions.edit import Head
+from ...interventions.engine import require_packed
 from ...interventions.prefix import PrefixStore
-from ...models.load import load
 from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
-from ..info import run_headline
+from ..info import SETTINGS, run_headline
+from ..job import PLACED
+from ..plan import Plan, make_plan
+from .duration import longest
 from .page import Results, sentences, write_run_report
-from .settings import MAPS, PLACES, Settings
+from .settings import MAPS, OF_PAIRS, PLACES, RANKED_BY, RETAINED, Settings
 
-SCORES = "Scores"
+SCORES, PLAN = "Scores", "plan.json"
 
 
 class Run:
@@ -45,11 +46,16 @@ class Run:
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
         self._given = vlm
-        self.run_folder = RunFolder(folder, settings.job, self._asked, say)
+        self.run_folder = RunFolder(folder, settings.job_of(_steps_in(folder, settings)), self._asked, say)
 
     @staticmethod
-    def existing(folder: Path, say: Say = lambda _: None) -> Run:
+    def existing(folder: Path, say: Say = lambda _: None, place: Mapping[str, str] | None = None) -> Run:
         """Open the run in a folder.
+
+        Args:
+            folder: the folder.
+            say: called with a line about each step.
+            place: device or device_map, where the model goes now.
 
         Raises:
             FileError: the folder holds the results of another command, or of another version.
@@ -58,14 +64,19 @@ class Run:
         if found.get("kind") != "run":
             raise FileError(f"{folder} holds the results of `{found.get('kind')}`, not a run: `scale-interp show {folder}` shows them")
         try:
-            return Run(folder, Settings(**found["settings"]), say)
+            moved = dict.fromkeys(PLACED) | dict(place) if place else {}
+            return Run(folder, Settings(**found["settings"] | moved), say)
         except (KeyError, TypeError) as error:
             raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
     def _asked(self) -> ModelAndQuestions:
-        # Contrasts too, as a run without any would fail at its first step.
+        asked: dict[str, Sequence[Question]] = {"train": self.train, "test": self.test}
+        retained, others = self.others_together("train"), self.others_together("test")
+        # Now, and not when the suite finds it hours later.
+        require_disjoint([*self.train, *own_partners(self.train), *retained], [*self.test, *others], rendered=False)
+        named = {"contrasts": own_partners(self.train), "retained": retained, "others": others}
         _ = self.pairs
-        return self.vlm, {"train": self.train, "test": self.test}
+        return self.vlm, asked | {name: questions for name, questions in named.items() if questions}
 
     @property
     def vlm(self) -> VLM:
@@ -74,37 +85,72 @@ class Run:
 
     @cached_property
     def _loaded(self) -> VLM:
-        return self._given or load(self.settings.model)
+        return self._given or self.settings.open_model(self.settings.model)
 
     @cached_property
     def train(self) -> Questions:
         """The training questions."""
-        return load_questions(self.settings.data, "train", self.settings.n_train, self.settings.seed)
+        return self._questions(self.settings.data, "train", self.settings.n_train)
 
     @cached_property
     def test(self) -> Questions:
         """The test questions, which share no image with the training questions."""
-        questions = load_questions(self.settings.data, "test", self.settings.n_test, self.settings.seed)
+        questions = self._questions(self.settings.data, "test", self.settings.n_test)
         require_disjoint(self.train, questions)
         return questions
 
+    def _questions(self, name: str, split: str, n: int) -> Questions:
+        return self.settings.questions(name, split, n, self.settings.seed, (self.settings.data, *self.settings.elsewhere))
+
     @cached_property
-    def pairs(self) -> Contrasts:
-        """Contrasts for patching, of training questions only."""
-        return contrasts(self.train[: self.settings.n_locate])
+    def pairs(self) -> Contrasts | None:
+        """Contrasts for patching, of training questions only: by the change that gives most; None where there are none."""
+        asked, found, reasons = self.train[: self.settings.n_locate], None, []
+        for change in get_args(Change):
+            try:
+                made = contrasts(asked, change)
+            except DataError as error:
+                reasons.append(str(error))
+                continue
+            if found is None or len(made) > len(found):
+                found = made
+            if len(made) == len(asked):
+                break
+        if found is None:
+            self.run_folder.job = self.settings.job_of(self.settings.steps(pairs=False))
+            self.say(f"no contrast pairs, so no patching; heads are ranked by {RANKED_BY[-1]} ablation ({reasons[0]})")
+        return found
 
-    def non_spatial(self, split: str) -> dict[str, Questions]:
-        """Task -> questions of the tasks that should not change."""
-        return {task: load_questions(f"scenes/{task}", split, self.settings.n_retain, self.settings.seed) for task in NON_SPATIAL}
+    @property
+    def maps(self) -> list[str]:
+        """The methods by which heads are located."""
+        if not (self.folder / SETTINGS).exists():
+            _ = self.pairs  # of a new run they decide it
+        return [name for name in MAPS if f"locate {name}" in self.run_folder.job.steps]
 
-    def non_spatial_together(self, split: str) -> list[Question]:
-        """Questions of all tasks that should not change."""
-        return [q for questions in self.non_spatial(split).values() for q in questions]
+    @property
+    def ranked_by(self) -> str:
+        """The method whose top heads are fitted on."""
+        return next(name for name in RANKED_BY if name in self.maps)
+
+    @property
+    def places(self) -> dict[str, str]:
+        """The fits of this run, and where each is stored."""
+        return {name: place for name, place in PLACES.items() if name != "retained" or RETAINED in self.run_folder.job.steps}
+
+    def others(self, split: str) -> dict[str, Questions]:
+        """Name -> questions of the sets whose answers should stay as they are."""
+        names = self.settings.elsewhere if split == "test" else self.settings.retained
+        return {label: self._questions(name, split, self.settings.n_retain) for label, name in labels(names).items()}
+
+    def others_together(self, split: str) -> list[Question]:
+        """Questions of all sets whose answers should stay as they are."""
+        return [q for questions in self.others(split).values() for q in questions]
 
     def locate(self) -> dict[str, HeadMap]:
         """Head maps by every method, on training questions."""
         locator = cache(self._locator)  # one for all methods, and none where all maps are there
-        return {name: self._map(name, locator) for name in MAPS}
+        return {name: self._map(name, locator) for name in self.maps}
 
     def _locator(self) -> Locator:
         return Locator(self.vlm, self.train[: self.settings.n_locate], self.pairs)
@@ -117,10 +163,10 @@ class Run:
 
     @property
     def top_heads(self) -> list[Head]:
-        """The heads with the largest patching effect."""
-        if not self.run_folder.done("locate patch"):
+        """The heads with the largest effect: of patching, or without pairs the largest of either sign of zero ablation."""
+        if not self.run_folder.done(f"locate {self.ranked_by}"):
             raise FileError(f"{self.folder} has no head maps yet: run `scale-interp locate` on it first")
-        return self._map("patch").top(self.settings.top)
+        return self._map(self.ranked_by).top(self.settings.top, "score" if self.ranked_by == "patch" else "abs")
 
     def fit(self) -> dict[str, ScAle]:
         """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with non-spatial answers retained."""
@@ -132,8 +178,10 @@ class Run:
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, message in (
             ("fit", ("all", "top"), says),
-            ("fit retained", ("retained",), "fitting ScAle with non-spatial answers retained"),
+            (RETAINED, ("retained",), "fitting ScAle with other answers retained"),
         ):
+            if step not in self.run_folder.job.steps:
+                continue
             make, load = partial(self._fit, names, prompts), partial(self._scales_in, names)
             found |= self.run_folder.run_step(step, make, load, message)
         return found
@@ -141,7 +189,7 @@ class Run:
     def _fit(self, names: Sequence[str], prompts: PrefixStore | None) -> None:
         seed = self.settings.seed
         fits = [Fit("top", tuple(self.top_heads), mlp=False, seed=seed) if name == "top" else Fit(name, seed=seed) for name in names]
-        retain = self.non_spatial_together("train") if "retained" in names else None
+        retain = self.others_together("train") if "retained" in names else None
         for fit, scale in zip(fits, fit_scales(self.vlm, self.train, fits, retain=retain, prompts=prompts), strict=True):
             scale.save_pretrained(self.folder / PLACES[fit.name])
 
@@ -150,7 +198,7 @@ class Run:
 
     @property
     def _fitted(self) -> bool:
-        return self.run_folder.done("fit") and self.run_folder.done("fit retained")
+        return all(self.run_folder.done(step) for step in ("fit", RETAINED) if step in self.run_folder.job.steps)
 
     def _scales(self) -> dict[str, ScAle]:
         if not self._fitted:
@@ -159,13 +207,15 @@ class Run:
 
     def evaluate(self) -> dict[str, dict[str, Evaluation]]:
         """Task -> fit -> answers on the test split; fits: base, all, top, retained."""
-        asked: dict[str, Questions] = {"asked": self.test} | self.non_spatial("test")
+        asked: dict[str, Questions] = {"asked": self.test} | self.others("test")
         if not self.run_folder.done("evaluate"):
             self._scales()
         path, says = self.folder / "scores.safetensors", "answering the test questions with and without the scalars"
         tensors, _ = self.run_folder.run_step("evaluate", lambda: self._answer(path, asked), lambda: read_tensors(path, SCORES), says)
         made = {task: answering(self.vlm, questions) for task, questions in asked.items()}
-        return {t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *PLACES)} for t, q in asked.items()}
+        return {
+            t: {f: Evaluation(q, expect(path, tensors, f"{t}/{f}", 2), made[t]) for f in ("base", *self.places)} for t, q in asked.items()
+        }
 
     def _answer(self, path: Path, asked: Mapping[str, Questions]) -> None:
         scales, tensors = self._scales(), {}
@@ -185,7 +235,7 @@ class Run:
         on = "all heads and MLPs" if heads is None else f"the top {len(heads)} heads"
 
         def make() -> None:
-            others = self.non_spatial_together("test")
+            others = self.others_together("test") or None
             falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
 
         says = f"falsifying: every control beside ScAle on {on}"
@@ -197,19 +247,19 @@ class Run:
         return {unit: rescale(self.vlm, asked, unit=unit, metric="accuracy") for unit in ("layer", "mlp")}
 
     def retention(self) -> list[dict[str, Any]]:
-        """Change of non-spatial accuracy: one row per task and fit, and one per fit for all tasks together."""
-        evaluations = self.evaluate()
-        rows = []
-        for fit in PLACES:
+        """Change of accuracy on the other sets: one row per set and fit, and one per fit for all sets together."""
+        evaluations, rows = self.evaluate(), []
+        tasks = [task for task in evaluations if task != "asked"]
+        for fit in self.places if tasks else ():
             pooled: list[np.ndarray] = []
-            for task in NON_SPATIAL:
+            for task in tasks:
                 new, base = evaluations[task][fit], evaluations[task]["base"]
                 d = new.compare(base)
                 rows.append({"task": task, "fit": fit, "base": base.accuracy, "change": d.mean, "low": d.low, "high": d.high})
                 pooled.append((new.per_question - base.per_question).numpy())
             values = np.concatenate(pooled)
             low, high = statistics.bootstrap_interval(values, np.arange(len(values)))
-            base_mean = float(np.mean([evaluations[t]["base"].accuracy for t in NON_SPATIAL]))
+            base_mean = float(np.mean([evaluations[t]["base"].accuracy for t in tasks]))
             rows.append(
                 {"task": "all", "fit": fit, "base": base_mean, "change": float(values.mean()), "low": float(low), "high": float(high)}
             )
@@ -230,7 +280,7 @@ class Run:
                 "p": d.p,
                 "relative_gain": relative_gain(answers[name].accuracy, base.accuracy),
                 "parameters": scale.n_parameters,
-                "non_spatial_change": next(r["change"] for r in retention if r["task"] == "all" and r["fit"] == name),
+                "non_spatial_change": next((r["change"] for r in retention if r["task"] == "all" and r["fit"] == name), None),
             }
         low, high = base.interval()
         return {
@@ -239,6 +289,8 @@ class Run:
             "versions": versions(),
             "base": {"accuracy": base.accuracy, "low": low, "high": high, "chance": base.chance, "majority": base.majority},
             "fits": fits,
+            "notes": self.notes(),
+            "ranked_by": self.ranked_by,
             "top_heads": [list(h) for h in self.top_heads],
             "sparsity": {name: m.sparsity() for name, m in maps.items()},
             "scalars_against_attribution": {
@@ -251,6 +303,35 @@ class Run:
             },
         }
 
+    def notes(self) -> list[str]:
+        """What this run could not do or does not mean, in plain words."""
+        out, asked, pairs = [], min(self.settings.n_locate, len(self.train)), self.pairs
+        if self.evaluate()["asked"]["base"].random_weights:
+            out.append("This model has random weights: none of these numbers means anything. The page only shows that everything runs.")
+        if pairs is None:
+            out.append(
+                "No contrast pair could be made of the training questions, so nothing was patched; the top heads are those whose zero "
+                "ablation changes most."
+            )
+        elif len(pairs) < asked:
+            out.append(f"Patching is on {len(pairs)} pairs ({pairs.source}); {asked - len(pairs)} of {asked} questions have no partner.")
+        if not self.settings.elsewhere:
+            out.append("No other set was asked (--others), so what the gain costs elsewhere is not known.")
+        elif left := [name for name in self.settings.elsewhere if name not in self.settings.retained]:
+            out.append(f"{', '.join(left)} has no training split: its answers were measured, but no fit was told to keep them.")
+        return out
+
+    def plan(self) -> Plan | None:
+        """What the work will take, said and kept in plan.json; None where no step is left to do."""
+        if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
+            return None
+        found = make_plan(self.vlm, self.train)
+        found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
+        for name, said in found.rows():
+            self.say(f"{name}: {said}")
+        write_json(self.folder / PLAN, found.content())
+        return found
+
     def everything(self, again: bool = False) -> dict[str, Any]:
         """Do the whole job, and write the summary and the report.
 
@@ -262,6 +343,8 @@ class Run:
         """
         self.say(f"loading {self.settings.model} and {self.settings.data}")
         with self.run_folder.working():
+            require_packed(self.vlm, self.train, "auto", "the main job")
+            self.plan()
             self.locate()
             self.fit()
             self.evaluate()
@@ -275,12 +358,14 @@ class Run:
     def _report(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
         self.run_folder.write_findings(run_headline(summary), sentences(summary))
-        content = self.settings.job.content(self.vlm, {"train": self.train, "test": self.test})
+        content = self.run_folder.job.content(self.vlm, {"train": self.train, "test": self.test})
         results = Results(
             settings=self.settings,
             content=content,
             train=self.train,
             test=self.test,
+            ranked_by=self.ranked_by,
+            notes=summary["notes"],
             maps=self.locate(),
             top_heads=self.top_heads,
             scales=self.fit(),
@@ -289,6 +374,22 @@ class Run:
             rescaling=self.rescaling(),
         )
         write_run_report(self.folder / "report.html", results, summary)
+
+
+def labels(names: Sequence[str]) -> dict[str, str]:
+    """A short name for each set: the task of scenes, the name of a file, otherwise the set's own name.
+
+    >>> labels(["scenes/count", "jsonl:photos/a.jsonl", "pope/random"])
+    {'count': 'scenes/count', 'a': 'jsonl:photos/a.jsonl', 'pope/random': 'pope/random'}
+    """
+    short = [Path(name.partition(":")[2]).stem if ":" in name else name.removeprefix("scenes/") for name in names]
+    return {name if one in ("asked", "all", "") or short.count(one) > 1 else one: name for one, name in zip(short, names, strict=True)}
+
+
+def _steps_in(folder: Path, settings: Settings) -> list[str]:
+    """The steps of the run in a folder, which may have no pairs; of a new run all."""
+    found = read_json(folder / SETTINGS).get("steps", ()) if (folder / SETTINGS).exists() else ()
+    return settings.steps(pairs=not found or all(f"locate {name}" in found for name in OF_PAIRS))
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], N
 
     Args:
         out: The folder.
-        seed: Of weights and data.
+        seed: For drawing the weights and the data.
         progress: Called as progress(stage, step, steps, loss) after every step.
 
     Raises:

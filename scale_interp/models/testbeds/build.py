@@ -79,7 +79,7 @@ def untrained(circuit: Circuit, seed: int) -> LlavaForConditionalGeneration:
 
     Args:
         circuit: The circuit.
-        seed: Of the weights.
+        seed: For drawing the weights.
 
     Returns:
         The model.

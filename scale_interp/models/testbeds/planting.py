@@ -78,7 +78,7 @@ def plant(vlm: VLM, heads: Iterable[tuple[int, int]], factor: float) -> PlantedV
     for layer, _ in chosen:
         if not is_plain(vlm.head_layers[layer].output()):
             raise ModelError(
-                f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised, adapted, hooked?); load it without that"
+                f"{vlm.name}: o_proj of layer {layer} is not a plain linear layer (quantised, adapted or hooked); load a plain model"
             )
     name = f"{vlm.name} [planted shortfall: {' '.join(map(str, chosen))} x {factor:g}]"
     damaged = PlantedVLM(_copy(vlm), vlm.processor, name, vlm.prompt)

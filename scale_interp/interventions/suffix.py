@@ -1,0 +1,133 @@
+"""Packed edits at any tokens: what lies before the first edited token is read once, and all variants run the rest side by side.
+
+A variant starts at the first layer that its edit changes, from the clean run's own residual stream ("staircase").
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..errors import MemoryWarning, ModelError
+from ..execution.memory import out_of_memory, release, working_bytes
+from ..vlm.vlm import VLM
+from .edit import Positioned
+from .places import Places, edited
+from .rows import attention
+from .suffix_attention import NAME, Seen
+from .whole_prompt import WholePrompts, layer_arguments, places_of
+
+
+def run_suffix(
+    vlm: VLM,
+    prompts: WholePrompts,
+    edit: Positioned,
+    positions: Sequence[Sequence[int]],
+    variants: Int[Tensor, " variants"] | None = None,
+    rows: slice = slice(None),
+) -> tuple[Float[Tensor, "questions choices"], Float[Tensor, "questions variants choices"]]:
+    """Choice scores of the clean run and of the chosen variants, edited at these positions of each prompt.
+
+    In float32 the clean scores are those of the reading. In half precision a clean copy runs beside the variants, so that rounding
+    cancels in differences.
+
+    Args:
+        vlm: The model.
+        prompts: B prompts that were read in full.
+        edit: The edit.
+        positions: The edited tokens of each prompt.
+        variants: The numbers of the variants to run; all of them by default.
+        rows: Which of the caller's questions these are.
+
+    Returns:
+        Clean scores [B, C] and edited scores [B, n, C].
+    """
+    L, B = vlm.n_layers, len(prompts.questions)
+    variants = torch.arange(edit.n_variants) if variants is None else variants
+    starts = edit.starts(L)[variants]
+    order = starts.argsort(stable=True)
+    alive, starts = variants[order], starts[order]
+    columns = prompts.columns(positions)
+    first = prompts.first_reached(columns)
+    places = Places.of(places_of(prompts, positions, first), vlm.device)
+    lead = int(vlm.dtype != torch.float32 and bool((starts < L).any()))
+    total = prompts.layers[0].hidden.shape[1]
+    hidden: Tensor | None = None
+    with vlm.alone(), attention(vlm.decoder, NAME):
+        for number, (block, read) in enumerate(zip(vlm.head_layers, prompts.layers, strict=True)):
+            n, new = int((starts <= number).sum()), int((starts == number).sum())
+            if n == 0:
+                continue
+            if new:
+                more = new + (lead if hidden is None else 0)
+                copies = read.hidden[:, first:].unsqueeze(1).expand(-1, more, -1, -1)
+                hidden = copies if hidden is None else torch.cat([hidden, copies.to(hidden.device)], 1)
+            assert hidden is not None
+            own = read.seen[:, :, first:, first:]
+            seen = Seen(own, read.keys[:, :, :first], read.values[:, :, :first], read.seen[:, :, first:, :first]) if first else Seen(own)
+            given = layer_arguments(read.given, total, first, lead + n) | {"attention_mask": seen, "past_key_values": None}
+            with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
+                out = block.module(hidden.flatten(0, 1), **given)
+            hidden = (out[0] if isinstance(out, tuple) else out).unflatten(0, (B, -1))
+            if read.between is not None:
+                hidden = hidden + read.between[:, None, first:].to(hidden.device)
+        if hidden is None:
+            return prompts.clean, prompts.clean[:, None].expand(-1, len(variants), -1)
+        scores = prompts.choices.read(vlm, vlm.norm(hidden[:, :, -prompts.rows :]))
+    clean = scores[:, 0] if lead else prompts.clean
+    clean = clean.to(scores.device)
+    # a prompt without an edited token is the clean run, bit for bit
+    touched = places.used.to(scores.device)[:, None, None]
+    ran = torch.cat([torch.where(touched, scores[:, lead:], clean[:, None]), clean[:, None]], 1)
+    row = torch.empty(len(variants), dtype=torch.long)
+    row[order] = torch.where(starts < L, torch.arange(len(order)), ran.shape[1] - 1)
+    return clean, ran[:, row.to(ran.device)]
+
+
+def suffix_batch(
+    vlm: VLM, prompts: WholePrompts, edit: Positioned, positions: Sequence[Sequence[int]], rows: slice = slice(None)
+) -> tuple[Tensor, Tensor]:
+    """Run all variants in chunks that fit in memory; a chunk is halved where memory runs out nevertheless.
+
+    Returns:
+        Edited and clean scores, each [B, N, C].
+
+    Raises:
+        ModelError: There is not enough memory for a single variant.
+    """
+    by_start = edit.starts(vlm.n_layers).argsort(stable=True)
+    found: list[Tensor] = []
+    clean: list[Tensor] = []
+    done, at_once = 0, variants_at_once(vlm, prompts, positions)
+    while done < len(by_start):
+        chunk = by_start[done : done + at_once]
+        try:
+            clean_row, scores = run_suffix(vlm, prompts, edit, positions, chunk, rows)
+        except Exception as error:
+            if not out_of_memory(error) or len(chunk) == 1:
+                if out_of_memory(error):
+                    raise ModelError(f"{vlm.name}: no memory for one edit on {len(positions)} prompt(s): give fewer at once") from error
+                raise
+            at_once = len(chunk) // 2
+            release(vlm.device)
+            warnings.warn(f"{vlm.name}: no memory for {len(chunk)} edits at once; continuing with {at_once}", MemoryWarning, stacklevel=4)
+            continue
+        found.append(scores)
+        clean.append(clean_row[:, None].expand_as(scores))
+        done += len(chunk)
+    back = by_start.argsort()
+    return torch.cat(found, 1)[:, back], torch.cat(clean, 1)[:, back]
+
+
+def variants_at_once(vlm: VLM, prompts: WholePrompts, positions: Sequence[Sequence[int]]) -> int:
+    """How many variants one packed call runs within its working memory."""
+    total = prompts.layers[0].hidden.shape[1]
+    first = prompts.first_reached(prompts.columns(positions))
+    config = vlm.hf_model.config.get_text_config()
+    wide = 3 * (getattr(config, "intermediate_size", 0) or 0) + 8 * vlm.d_model
+    scores = 0 if vlm.device.type == "cpu" else 3 * vlm.n_heads * total
+    return max(1, working_bytes(vlm) // (len(positions) * (total - first) * 4 * (wide + scores)))
