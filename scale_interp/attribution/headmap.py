@@ -62,6 +62,11 @@ class HeadMap(Result, FigureView):
         """Mean effect of each head over the questions [L, H]."""
         return self.per_question.double().mean(0)
 
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The number in the decoder of each layer of the map: in a hybrid, layers without heads are not in it."""
+        return list(self.provenance.get("layer_numbers") or range(self.per_question.shape[1]))
+
     def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "layers heads"], Float[Tensor, "layers heads"]]:
         """Bootstrap interval of every score, whole images drawn with replacement.
 
@@ -162,12 +167,14 @@ class HeadMap(Result, FigureView):
         }
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per head: layer, head, score, low, high, p (Holm), rank."""
+        """One row per head: layer, head, score, low, high, p (Holm), rank; of a hybrid also decoder_layer, the layer's number there."""
         low, high = self.interval()
         L, H = self.scores.shape
         flat = self.scores.flatten().numpy()
+        numbers = {"decoder_layer": np.repeat(self.layer_numbers, H)} if self.layer_numbers != [*range(L)] else {}
         return pd.DataFrame(
-            {
+            numbers
+            | {
                 "layer": np.repeat(np.arange(L), H),
                 "head": np.tile(np.arange(H), L),
                 "score": flat,

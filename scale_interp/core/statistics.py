@@ -255,6 +255,43 @@ def paired_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, level: f
     return Difference(float(delta.mean()), low, high, float(test.pvalue), "sign-flip permutation")
 
 
+def unpaired_difference(
+    a: np.ndarray, b: np.ndarray, groups_a: np.ndarray, groups_b: np.ndarray, level: float = LEVEL, seed: int = 0
+) -> Difference:
+    """The difference of means mean(a) - mean(b) of different images, with a bootstrap interval and a permutation test over images.
+
+    Args:
+        a: [A].
+        b: [B].
+        groups_a: The image of each value of a, [A].
+        groups_b: The image of each value of b, [B]; none of a's.
+        level: The confidence level.
+        seed: Of the bootstrap and the permutations.
+
+    Returns:
+        The difference; its interval and p-value are nan where a or b has fewer than two images.
+    """
+    parts = [_cluster_sums(np.asarray(values, float), groups) for values, groups in ((a, groups_a), (b, groups_b))]
+    mean = float(np.mean(a) - np.mean(b))
+    if min(len(counts) for _, counts in parts) < 2:
+        return Difference(mean, float("nan"), float("nan"), float("nan"), "none: one image")
+    means = []
+    for i, (sums, counts) in enumerate(parts):
+        draws = _draws(len(counts), RESAMPLES, seed + i)
+        means.append((draws @ sums) / (draws @ counts))
+    low, high = _quantiles(means[0] - means[1], min(len(counts) for _, counts in parts), level)
+    sums, counts = (np.concatenate(values) for values in zip(*parts, strict=True))
+
+    def difference(first: np.ndarray, second: np.ndarray, axis: int = -1) -> np.ndarray:
+        one, other = first.astype(int), second.astype(int)
+        return sums[one].sum(axis) / counts[one].sum(axis) - sums[other].sum(axis) / counts[other].sum(axis)
+
+    first = np.arange(len(parts[0][0]), dtype=float)
+    second = np.arange(len(parts[0][0]), len(sums), dtype=float)
+    test = stats.permutation_test((first, second), difference, n_resamples=9999, vectorized=True, rng=np.random.default_rng(seed))
+    return Difference(mean, float(low), float(high), float(test.pvalue), "permutation of images")
+
+
 def holm(p: np.ndarray) -> np.ndarray:
     """Holm's step-down corrected p-values (Holm 1979).
 

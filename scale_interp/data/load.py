@@ -18,7 +18,7 @@ from .contrast import own_partners
 from .decoding import ImageSource
 from .identity import Families, pixel_key
 from .items import Questions
-from .prompts import TEMPLATES, Ask, Options, Template, check_template, digest, with_letters
+from .prompts import PRESETS, TEMPLATES, Ask, Options, ask_preset, check_template, digest, with_letters
 from .question import LARGEST, Question
 from .readers.answers import Answers, check_answers
 from .readers.captions import Captions
@@ -75,7 +75,8 @@ def load_questions(
         n: How many questions, a seeded sample. None is all questions in the file's order, or 200 of a rendered set.
         seed: Draws the sample, our splits and the order of options in words.
         root: The folder that holds the sets; default $SCALE_INTERP_DATA, else ./data; the hub is asked for what is not there.
-        template: Words in place of ours, with places in braces (docs/data.md lists them).
+        template: Words in place of ours, with places in braces (docs/data.md lists them), or "vlmevalkit" or "lmms-eval" to ask as
+            these harnesses do; "vlmevalkit" asks for SpatialEval's options by letter.
         answers: How JSON lines give their answers: "index" (from 0), "index1" (from 1), "text" or "letter". None takes words,
             letters and indices from 0, and refuses what could be read in two ways.
         options: Whether an option is answered by its "words" or by its letter: "letters" lists them as "A. left" and so on, one a line,
@@ -113,11 +114,11 @@ def load_questions(
             raise DataError(f"{name} is asked in words of its own: template= is for sets that have questions")
         return _of_boxes(name, split, n, seed, root, options)
     if name.startswith("jsonl:"):
-        split, ask = _split(name, split, ()), _ask(TEMPLATES["question"], template, seed, options)
+        split, ask = _split(name, split, ()), _ask(name, "question", template, seed, options)
         path = Path(root or "", name.removeprefix("jsonl:"))
         return _questions(name, JsonL(name, path, answers), split, n, ask, f"put them into {path.parent}", ours=True)
     entry = find_entry(name)
-    split, ask = _split(name, split, entry.splits), _ask(TEMPLATES[entry.template], template, seed, options)
+    split, ask = _split(name, split, entry.splits), _ask(name, entry.template, template, seed, options)
     reader = READERS[entry.family](entry, Source(root), split if entry.splits else "all")
     return _questions(name, reader, split, n, ask, f"get them from {entry.pictures}", ours=not entry.splits)
 
@@ -146,7 +147,10 @@ def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, f
     return Questions(questions, name, split, ask.seed)
 
 
-def _ask(words: Template, template: str | None, seed: int, options: Options) -> Ask:
+def _ask(name: str, kind: str, template: str | None, seed: int, options: Options) -> Ask:
+    if template in PRESETS:
+        template, options = ask_preset(template, kind, name)
+    words = TEMPLATES[kind]
     return Ask(check_template(words.asked_by(options) if template is None else template, words.fields), seed, options)
 
 

@@ -55,6 +55,31 @@ TEMPLATES = {
     "question": Template("{question}", " Answer with one of these: {options}.", ("question", "options")),
 }
 """Our wording, number-neutral where a thing may be plural ("the scissors"); the model's chat template comes around it later."""
+PRESETS: dict[str, dict[str, tuple[str, Options]]] = {
+    "vlmevalkit": {
+        "presence": ("{question}", "words"),
+        "statement": ('Is this sentence about the picture true? "{caption}" Please answer yes or no.', "words"),
+        "scene": ("Question: {text}\nOptions:\n{options}\nPlease select the correct answer from the options above.", "letters"),
+    },
+    "lmms-eval": {"presence": ("{question}\nAnswer the question using a single word or phrase.", "words")},
+}
+"""How harnesses ask: harness -> kind of template -> words, and what is answered. `evaluation.scoring` has their scorers by the same names.
+
+VLMEvalKit (Apache-2.0) asks POPE's own words and SpatialEval's within this frame; its words for VSR-zeroshot are in a file without a
+licence, so these are ours. lmms-eval (MIT and Apache-2.0) has no VSR and no SpatialEval.
+"""
+
+
+def ask_preset(preset: str, kind: str, name: str) -> tuple[str, Options]:
+    """The words of a harness for a kind of template, and what is answered. DataError where it does not have the set.
+
+    >>> ask_preset("lmms-eval", "presence", "pope/random")
+    ('{question}\\nAnswer the question using a single word or phrase.', 'words')
+    """
+    if kind not in PRESETS[preset]:
+        sets = {"presence": "POPE", "statement": "VSR", "scene": "SpatialEval"}
+        raise DataError(f"template {preset!r} is for {', '.join(sets[k] for k in PRESETS[preset])}, not for {name}; leave it out")
+    return PRESETS[preset][kind]
 
 
 def check_template(template: str, fields: Sequence[str]) -> str:
@@ -147,6 +172,25 @@ def with_letters(question: Question) -> Question:
         choices=tuple(options),
         meta={**question.meta, LETTERED: options},
     )
+
+
+def in_words(question: Question) -> Question:
+    """A question with lettered options, asked for the words that the letters stand for.
+
+    Our own list of letters gives way to one of words, or to nothing in rendered scenes, whose questions list no options. Where the list
+    is the set's own it stays, and a line asks for words.
+
+    >>> in_words(with_letters(Question("Where is the cat?", ("left", "right"), 1))).text
+    'Where is the cat? Answer with one of these: left or right.'
+    """
+    options = question.meta.get(LETTERED)
+    if not options:
+        return question
+    words = TEMPLATES["question"].by_words.format(options=one_of(question.choice_words))
+    before = question.text.removesuffix(BY_LETTER.format(options=listed(options)))
+    plain = "scene" in question.meta and before != question.text
+    meta = {key: value for key, value in question.meta.items() if key != LETTERED}
+    return replace(question, text=before if plain else before + words, choices=question.choice_words, meta=meta)
 
 
 def listed(options: Mapping[str, str]) -> str:

@@ -1,4 +1,4 @@
-"""Which option an answer in words names: a strict rule, and the released rules to reproduce published figures."""
+"""Which option an answer in words names: a strict rule, and the rules of others to reproduce published figures."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Literal, get_args
 from ..core.arguments import checked
 from ..data.question import Question
 from ..errors import DataError
+from . import released_scoring as released
 
-Scorer = Literal["strict", "legacy"]
+Scorer = Literal["strict", "legacy", "release", "vlmevalkit", "lmms-eval"]
+OTHERS = {"legacy": released.legacy, "release": released.release, "vlmevalkit": released.vlmevalkit, "lmms-eval": released.lmms_eval}
 
 WORD = re.compile(r"\d+(?:[.,]\d+)+|[^\W_]+(?:'[^\W_]+)*")
 APOSTROPHES = str.maketrans("\u2018\u2019\u02bc", "'''")
@@ -34,15 +36,17 @@ def score_text(text: str, question: Question, scorer: Scorer = "strict") -> int 
     Args:
         text: the answer as generated.
         question: the question, whose options are looked for.
-        scorer: "strict" looks for whole words, whatever their case and punctuation; an answer that denies something ("not left", "yes,
-            it is not") names nothing. "legacy" applies the released rule of the data set's evaluation: POPE's to "pope/" questions,
-            AdaptVis' to all others. It looks for the right option first, so use it only to reproduce published figures.
+        scorer: "strict" looks for whole words, whatever their case and punctuation, and for the letters of lettered options; an answer
+            that denies something ("not left", "yes, it is not") names nothing. The others are for published figures, and some look
+            for the right option first: "legacy" is POPE's released rule for "pope/" questions and AdaptVis' for all others, "release"
+            that of SpatialEval, "vlmevalkit" and "lmms-eval" those of the two harnesses.
 
     Returns:
         The index, or None where the answer names no option, or more than one.
 
     Raises:
-        DataError: for an unknown scorer, and for options that differ only in punctuation or case.
+        DataError: for an unknown scorer, for options that differ only in punctuation or case, and for a question that the scorer has
+            no rule for.
 
     >>> q = Question("Where is the mug?", ("left", "right", "on", "under"), 0)
     >>> score_text("It is on the left.", q), score_text("not left", q)
@@ -51,8 +55,9 @@ def score_text(text: str, question: Question, scorer: Scorer = "strict") -> int 
     0
     """
     if scorer not in get_args(Scorer):
-        raise DataError(f"scorer {scorer!r}: choose 'strict' or 'legacy'")
-    return _strict(text, question) if scorer == "strict" else _legacy(text, question)
+        others = ", ".join(map(repr, get_args(Scorer)[2:]))
+        raise DataError(f"scorer {scorer!r}: choose 'strict' or 'legacy', or the rule of others: {others}")
+    return _strict(text, question) if scorer == "strict" else OTHERS[scorer](text, question)
 
 
 def words(text: str) -> tuple[str, ...]:
@@ -62,9 +67,44 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def _strict(text: str, question: Question) -> int | None:
-    names = _names(question)
+    letters = {choice: i for i, choice in enumerate(question.choices) if len(choice) == 1 and choice.isalpha()}
+    if len(letters) == len(question.choices):
+        return _strict_letters(text, question, letters)
+    found, others = _named(text, _names(question))
+    return _undenied(found, others, question)
+
+
+def _strict_letters(text: str, question: Question, letters: dict[str, int]) -> int | None:
+    """Letters and the words that they stand for name the same options; an answer may say either or both."""
+    spoken = _names(question) if question.choice_words != question.choices else {}
+    bare = words(text)
+    if len(bare) == 1 and bare[0].upper() in letters:
+        return letters[bare[0].upper()]
+    marked, rest = set(), text
+    for letter, option in letters.items():
+        # A capital by itself, but "A" and "I" only where no article or pronoun can stand.
+        end = r"(?=\s*[.):,\]]|\s*$|\s+(?:is|or|and|nor)\b)" if letter in "AI" else r"(?![\w'\u2019])"
+        mark = re.compile(rf"(?<![\w'\u2019])[(\[]?{letter}{end}[.):\]]?")
+        if mark.search(rest):
+            marked.add(option)
+            rest = mark.sub(" ", rest)
+    found, others = _named(rest, spoken) if spoken else (set(), list(words(rest)))
+    return _undenied(found | marked, others, question)
+
+
+def _undenied(found: set[int], others: list[str], question: Question) -> int | None:
+    """The one option that was named, unless the words beside it deny it."""
+    if len(found) != 1:
+        return None
+    (option,) = found
+    denied = any(w in DENIALS or w.endswith("n't") for w in others)
+    return None if denied and not DENIALS & set(words(question.choice_words[option])) else option
+
+
+def _named(text: str, names: dict[tuple[str, ...], int | None]) -> tuple[set[int], list[str]]:
+    """The options that a text names, and its other words."""
     longest = max(map(len, names))
-    said, found, others, at = words(text), set(), [], 0
+    said, found, others, at = words(text), set[int | None](), list[str](), 0
     while at < len(said):
         size = next((n for n in range(longest, 0, -1) if said[at : at + n] in names), 0)
         if size:
@@ -72,22 +112,17 @@ def _strict(text: str, question: Question) -> int | None:
         else:
             others.append(said[at])
         at += max(size, 1)
-    found.discard(None)
-    if len(found) != 1:
-        return None
-    (option,) = found
-    denied = any(w in DENIALS or w.endswith("n't") for w in others)
-    return None if denied and not DENIALS & set(words(question.choices[option])) else option  # type: ignore[index]
+    return {option for option in found if option is not None}, others
 
 
 def _names(question: Question) -> dict[tuple[str, ...], int | None]:
     """Every sequence of words that names an option (its index), or only looks like one (None): idioms and the things asked about."""
     names: dict[tuple[str, ...], int | None] = {}
-    for i, choice in enumerate(question.choices):
+    for i, choice in enumerate(question.choice_words):
         name = words(choice)
         if not name or name in names:
             raise DataError(
-                f"question {question.id}: option {choice!r} of {question.choices} has no words of its own once case and punctuation "
+                f"question {question.id}: option {choice!r} of {question.choice_words} has no words of its own once case and punctuation "
                 "are gone: rename it, or score by likelihood with evaluate"
             )
         names[name] = i
@@ -98,28 +133,3 @@ def _names(question: Question) -> dict[tuple[str, ...], int | None]:
         if name:
             names.setdefault(name, None)
     return names
-
-
-def _legacy(text: str, question: Question) -> int | None:
-    """As released: AdaptVis `model_zoo/llava15.py` and POPE `evaluate.py`. Neither checks what else the answer names."""
-    family = question.task.partition("/")[0]
-    if family == "pope":
-        said = text.split(".")[0].replace(",", "").split(" ")
-        return _option(question, "no" if {"No", "no", "not"} & set(said) else "yes")
-    word, lower = question.answer_text.lower(), text.lower()
-    counts = word.capitalize() in text if family == "vsr" else word in lower and not (word == "on" and "front" in lower)
-    if counts:
-        return question.answer
-    others = [i for i in range(len(question.choices)) if i != question.answer]
-    if len(others) == 1:
-        return others[0]
-    return next((i for i in others if question.choices[i].lower() in lower), None)
-
-
-def _option(question: Question, word: str) -> int:
-    for i, choice in enumerate(question.choices):
-        if choice.lower() == word:
-            return i
-    raise DataError(
-        f"question {question.id}: the released POPE rule needs yes and no, but the options are {question.choices}; use scorer='strict'"
-    )

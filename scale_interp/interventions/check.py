@@ -18,7 +18,7 @@ from ..vlm.vlm import VLM
 from .choices import Choices
 from .edit import Edit, LayerEdit
 from .paths import packed_batch, reference_work, row_bytes, variants_at_once
-from .prefix import Prefix, read_prefix
+from .prefix import Prefix, PrefixLayer, read_prefix
 from .prompt_end import require_none_attached
 from .reference import forward
 
@@ -199,9 +199,10 @@ def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
 def _larger_scores(vlm: VLM, question: Question, prefix: Prefix) -> float:
     """How far the clean runs are apart where attention logits are made as large as the cap on them; 0 without such a cap."""
     capped = [
-        (attention, cap, prefix.layers[block.number].keys)
+        (attention, cap, kept.keys)
         for block in vlm.head_layers
         if (cap := getattr(attention := block.attention(), "attn_logit_softcapping", None)) is not None
+        and isinstance(kept := prefix.layers[block.number], PrefixLayer)
     ]
     if not capped:
         return 0.0

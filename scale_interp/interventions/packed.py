@@ -77,9 +77,9 @@ def run_packed(
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
     clean = scores[:, 0]
     # A variant that no layer changes was never copied, so its scores are those of the clean row.
-    row = torch.empty(len(variants), dtype=torch.long)
-    row[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
-    return clean, scores[:, row.to(scores.device)]
+    rows = torch.empty(len(variants), dtype=torch.long)
+    rows[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
+    return clean, scores[:, rows.to(scores.device)]
 
 
 @torch.no_grad()

@@ -49,7 +49,7 @@ class StateLayer(LinearAttentionLayer):
         """Another object with the same states, for one run."""
         return StateLayer(*self.of_prompt)
 
-    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, **_: Any) -> Tensor:
+    def update_conv_state(self, conv_states: Tensor, state_idx: int = 0, conv_kernel_size: int | None = None, **_: Any) -> Tensor:
         before = self.conv_states[state_idx]
         return conv_states if before is None else torch.cat([before, conv_states], -1)
 
@@ -59,14 +59,12 @@ class StateLayer(LinearAttentionLayer):
 
 def concatenate_states(parts: list[StateLayer]) -> StateLayer:
     """The states of several batches of prompts as one batch."""
-    conv, recurrent = (
-        {
-            i: None if state is None else torch.cat([part.of_prompt[kind][i] for part in parts])
-            for i, state in parts[0].of_prompt[kind].items()
-        }  # type: ignore[misc]
-        for kind in (0, 1)
-    )
-    return StateLayer(conv, recurrent)
+
+    def joined(kind: int) -> dict[int, Tensor | None]:
+        together: dict[int, list[Tensor | None]] = {i: [part.of_prompt[kind][i] for part in parts] for i in parts[0].of_prompt[kind]}
+        return {i: torch.cat([s for s in states if s is not None]) if states[0] is not None else None for i, states in together.items()}
+
+    return StateLayer(joined(0), joined(1))
 
 
 @contextmanager

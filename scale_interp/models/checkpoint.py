@@ -116,7 +116,14 @@ def _config(source: str, name: str, options: dict[str, Any], known: Sequence[str
             f"no model {name[:200]!r}: it is none of {own}, no folder with a config.json of a model, and no hub id that can be "
             f"reached ({error}){near(name, known) or '; give one of these'}"
         ) from error
+    if type(getattr(config, "thinker_config", None)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING:
+        config = config.thinker_config  # Qwen-Omni: the part that reads and answers, without the one that speaks
     if type(config) not in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING and not options["trust_remote_code"]:
+        if any("image" in key or "vision" in key for key in vars(config)):
+            raise ModelError(
+                f"{name} is a {config.model_type!r} model, which transformers does not open as one of images and text: open it with its "
+                "own class, and give load(model, processor)"
+            )
         raise ModelError(f"{name} is a {config.model_type!r} model, which takes no images: load a vision-language model")
     if getattr(config, "is_encoder_decoder", False):
         raise ModelError(f"{name} ({config.model_type}) is an encoder-decoder model; this toolkit edits decoder-only models: load one")

@@ -57,6 +57,8 @@ def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | 
     _dots(fig, head_map, dark, cell=cell_size(L, H, *cells))
     fig.update_layout(coloraxis=coloraxis(dark, limit(head_map.scores.numpy()), head_map.unit))
     layer_head_axes(fig, L, H, *cells)
+    if head_map.layer_numbers != [*range(L)]:
+        fig.update_yaxes(title="layer of the decoder", tickvals=[*range(L)], ticktext=[str(n) for n in head_map.layer_numbers])
     outline(fig, outlined, dark, (cells[0] / H, cells[1] / L))
     Q = len(head_map.per_question)
     notes = f"{Q} question{'s' * (Q != 1)}.{_key([head_map], outlined)}"

@@ -257,7 +257,7 @@ def _norms(layer: nn.Module, parts: Parts) -> tuple[nn.Module | None, nn.Module 
     for after_attention, after_mlp in parts.norms_after:
         found = getattr(layer, after_attention, None), getattr(layer, after_mlp, None)
         if all(isinstance(norm, nn.Module) for norm in found):
-            return found  # type: ignore[return-value]
+            return found
     return None, None
 
 

@@ -25,6 +25,7 @@ class Family:
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
         answer_type: The `token_type_ids` of tokens after the prompt.
+        images_first: Whether the processor itself puts an image's tokens before the prompt, which then has no placeholder.
         unpadded: Whether prompts of different lengths are read one by one, as the model itself counts padding as text.
         staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
         parts: The names of its text decoder's parts, where they are not the usual ones.
@@ -35,6 +36,7 @@ class Family:
     prompt: str | None = None
     prompt_end: str = ""
     answer_type: int = 0
+    images_first: bool = False
     unpadded: bool = False
     staircase: bool = True
     parts: Parts = PARTS
@@ -59,6 +61,8 @@ KNOWN = {
     "gemma4": PLAIN,
     "aya_vision": PLAIN,
     "lfm2_vl": PLAIN,
+    "blip-2": Family(prompt="Question: {text} Answer:", images_first=True),
+    "instructblip": Family(prompt="{text} Short answer:", images_first=True, unpadded=True),
     "llama4": Family(unpadded=True),
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }

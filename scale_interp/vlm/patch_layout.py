@@ -81,7 +81,7 @@ def _llava(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     patch = config.vision_config.patch_size
     rows, cols = height // patch, width // patch
     # with "full", the class token comes first and shows no part of the image
-    first = max(0, vlm.processor.num_additional_image_tokens - (config.vision_feature_select_strategy == "default"))  # type: ignore[attr-defined]
+    first = max(0, vlm.processor.num_additional_image_tokens - (config.vision_feature_select_strategy == "default"))
     tokens = first + torch.arange(rows * cols).view(rows, cols)
     across = _cells(x + left * w / wide, cols * patch * w / wide, cols)
     return [(tokens, across, _cells(y + top * h / high, rows * patch * h / high, rows))], first + rows * cols
@@ -148,7 +148,7 @@ def _aya(vlm: ImageModel, size: Size, alone: bool) -> Layout:
 def _internvl(vlm: ImageModel, size: Size, alone: bool, side: int | None = None) -> Layout:
     """Squeezed into a grid of tiles, tile by tile, then the whole image; a single tile is the whole image."""
     images: Any = vlm.processor.image_processor
-    side = side or isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    side = side or isqrt(vlm.processor.image_seq_length)
     (n,) = _processed(vlm, size)["num_patches"]
     if n == 1:
         return [_whole(size, side, side)], side**2
@@ -159,7 +159,7 @@ def _internvl(vlm: ImageModel, size: Size, alone: bool, side: int | None = None)
 
 def _idefics(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into rows and columns of tiles, each after its marker, then the whole image."""
-    side = isqrt(vlm.processor.image_seq_len)  # type: ignore[attr-defined]
+    side = isqrt(vlm.processor.image_seq_len)
     tiling = _processed(vlm, size, return_row_col_info=True)
     (down,), (across,) = tiling["rows"], tiling["cols"]
     if not down * across:
@@ -175,7 +175,7 @@ def _tiled(size: Size, down: int, across: int, side: int) -> list[Raster]:
 
 def _gemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into one square; with pan and scan, followed by crops along the longer side."""
-    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    side = isqrt(vlm.processor.image_seq_length)
     (n,) = _processed(vlm, size)["num_crops"]
     parts = [_whole(size, side, side)]
     if n:
@@ -191,7 +191,7 @@ def _gemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
 
 def _paligemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into one square."""
-    side = isqrt(vlm.processor.image_seq_length)  # type: ignore[attr-defined]
+    side = isqrt(vlm.processor.image_seq_length)
     return [_whole(size, side, side)], side**2
 
 

@@ -9,7 +9,7 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, Literal, get_args
 
 import torch
@@ -313,7 +313,7 @@ class VLM(NotebookView):
     @cached_property
     def placeholder(self) -> str:
         """The placeholder of one image in a prompt's text."""
-        return getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id)
+        return str(getattr(self.processor, "image_token", None) or self.tokenizer.convert_ids_to_tokens(self.image_token_id))
 
     @cached_property
     def image_mark(self) -> str:
@@ -358,6 +358,27 @@ class VLM(NotebookView):
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 
+    def with_prompt(self, prompt: str | None) -> VLM:
+        """This model asked with another prompt: a second view of the same weights, which takes no memory.
+
+        Args:
+            prompt: A template with {images} and {text}, or None for the chat template.
+
+        Returns:
+            The other view; what is attached to one of the two acts in both.
+
+        >>> import scale_interp as si
+        >>> q = si.load_questions("scenes/relation", n=1)[0]
+        >>> si.load("demo").with_prompt("{images}\\n{text} ").prompt_text(q).endswith("? ")
+        True
+        """
+        other = copy.copy(self)
+        other.prompt = prompt
+        other.measured = Measured()
+        if self.reopen is not None:
+            other.reopen = partial(self.reopen, prompt=prompt)
+        return other
+
     def encode(self, questions: Question | Sequence[Question]) -> BatchFeature:
         """The processor's complete output for one or more questions.
 
@@ -392,7 +413,7 @@ class VLM(NotebookView):
         questions = require(questions)
         texts = [self.prompt_text(q) for q in questions]
         for q, text in zip(questions, texts, strict=True):
-            marks, pictures = text.count(self.placeholder), len(q.pictures)
+            marks, pictures = text.count(self.placeholder), 0 if self.quirks.images_first else len(q.pictures)
             if marks != pictures:
                 written = q.text.count(self.placeholder)
                 mend = "write the placeholder once for each picture"
@@ -623,7 +644,9 @@ class VLM(NotebookView):
 
     def describe(self) -> dict[str, Any]:
         """What a result records about the model."""
-        chosen = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        chosen: dict[str, Any] = {} if self.choice_space == "auto" else {"choice_space": self.choice_space}
+        if self.parts.others:
+            chosen["layer_numbers"] = [layer.number for layer in self.head_layers]
         return chosen | {
             "model": self.name,
             "revision": self.revision,
@@ -676,12 +699,12 @@ def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
     Raises:
         ModelError: The model takes no images, or none of the two names such a token.
     """
-    for source in (model.config, model.config.get_text_config(), processor):
+    for source in (model.config, model.config.get_text_config(), processor, getattr(model.config, "vision_config", None)):
         for key in IMAGE_TOKEN:
             if isinstance(found := getattr(source, key, None), int):
                 return found
-    token, tokenizer = getattr(processor, "image_token", None), getattr(processor, "tokenizer", None)
-    if isinstance(token, str) and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
+    token, tokenizer = str(getattr(processor, "image_token", "")), getattr(processor, "tokenizer", None)
+    if token and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
         return found
     if takes_images(model):
         raise ModelError(

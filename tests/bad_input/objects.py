@@ -333,6 +333,13 @@ RESULTS = (
         "si.score_answers", "an unknown scorer", DataError, "choose 'strict'", lambda room: si.score_answers(["left"] * 6, room.qs, "loose")
     ),
     Kind(
+        "si.score_answers",
+        "a question that the scorer has no rule for",
+        DataError,
+        "has no rule for",
+        lambda room: si.score_answers(["left"] * 6, room.qs, "release"),
+    ),
+    Kind(
         "si.score_text",
         "options that differ in case alone",
         DataError,

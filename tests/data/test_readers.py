@@ -778,3 +778,36 @@ def test_100_000_pope_questions_are_sampled_without_opening_a_picture(tmp_path, 
     monkeypatch.setattr(Image, "open", lambda *_, **__: pytest.fail("a picture was opened"))
     questions = sample_of_100_000("pope/random", tmp_path)
     assert len(questions) == 50 and len({q.id for q in questions}) == 50
+
+
+# As harnesses ask.
+
+
+@no_pictures
+def test_harnesses_ask_pope_in_its_own_words_or_with_llavas_line(full):
+    ours, plain, single = (si.load_questions("pope/random", n=20, root=full, template=t) for t in (None, "vlmevalkit", "lmms-eval"))
+    for own, bare, line in zip(ours, plain, single, strict=True):
+        assert bare.text.endswith("?") and own.text.startswith(bare.text) and own.text != bare.text
+        assert line.text == f"{bare.text}\nAnswer the question using a single word or phrase."
+        assert (own.id, own.choices, own.answer) == (bare.id, bare.choices, bare.answer) == (line.id, line.choices, line.answer)
+
+
+@no_pictures
+def test_vlmevalkit_asks_vsr_with_yes_and_no_and_spatialeval_by_letter(full):
+    statement = si.load_questions("vsr/zeroshot", n=3, root=full, template="vlmevalkit")[0]
+    assert statement.choices == ("yes", "no") and statement.text.endswith('" Please answer yes or no.')
+    asked = si.load_questions("spatialeval/vqa/map", n=5, root=full, template="vlmevalkit")
+    words = {q.id: q for q in si.load_questions("spatialeval/vqa/map", root=full)}
+    for q in asked:
+        lines = [f"{letter}. {option}" for letter, option in q.meta["options"].items()]
+        before = words[q.id].text.split("\nAnswer with")[0]
+        assert q.text == "\n".join([f"Question: {before}", "Options:", *lines, "Please select the correct answer from the options above."])
+        assert q.choices == ("A", "B", "C", "D") and q.answer_words == words[q.id].answer_text
+
+
+@no_pictures
+def test_a_harness_has_its_own_sets_only(full):
+    with pytest.raises(DataError, match="'vlmevalkit' is for POPE, VSR, SpatialEval, not for whatsup/controlled_a"):
+        si.load_questions("whatsup/controlled_a", root=full, template="vlmevalkit")
+    with pytest.raises(DataError, match="'lmms-eval' is for POPE, not for vsr/zeroshot"):
+        si.load_questions("vsr/zeroshot", root=full, template="lmms-eval")

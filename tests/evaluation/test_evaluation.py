@@ -13,7 +13,7 @@ from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.falsification import suite as falsification
 from scale_interp.evaluation.falsification.controls import picture_controls
 from scale_interp.evaluation.falsification.text_only import PENALTIES, fit_text_correction
-from scale_interp.evaluation.falsification.verdict import PICTURES
+from scale_interp.evaluation.falsification.verdict import FORMAT, PICTURES
 from tests.support.watched import inputs_of, times_seen
 
 
@@ -110,6 +110,8 @@ def test_suite_holds_every_control(suite):
         "text-only correction",
         "no picture",
         "another picture",
+        "raw prompt",
+        "bias over the vocabulary",
     }
     assert suite.frozen_changed == suite.frozen_bits_changed == 0
     assert suite["frozen at 1"]["gain"] == 0 and suite["frozen at 1"]["p"] == 1
@@ -117,7 +119,7 @@ def test_suite_holds_every_control(suite):
         assert row["low"] <= row["gain"] <= row["high"] and row["p"] <= row["p_corrected"] <= 1
         assert row["accuracy"] - row["base_accuracy"] == pytest.approx(row["gain"], abs=1e-6)
         assert (row["base_accuracy"] == suite.base_accuracy) or row["control"] in PICTURES
-    assert len(suite.to_frame()) == 11 and isinstance(suite.survives, bool)
+    assert len(suite.to_frame()) == 13 and isinstance(suite.survives, bool)
 
 
 def test_effects_are_cohens_h(suite):
@@ -127,14 +129,15 @@ def test_effects_are_cohens_h(suite):
     assert against["full_minus_effect"] == pytest.approx(proportion_effectsize(suite["ScAle"]["accuracy"], against["accuracy"]))
 
 
-def test_p_values_are_corrected_over_the_whole_table(suite):
-    raw, corrected = [], []
-    for title in ("p", "full_minus_p", "picture_minus_p"):
-        rows = [row for row in suite.rows if title in row]
-        raw += [row[title] for row in rows]
-        corrected += [row[f"{title}_corrected"] for row in rows]
-    assert len(raw) == 11 + 10 + 2
-    assert corrected == pytest.approx(list(multipletests(raw, method="holm")[1]))
+def test_p_values_are_corrected_over_the_whole_table_and_those_of_format_among_themselves(suite):
+    for of_format, count in ((False, 11 + 10 + 2), (True, 2 + 2)):
+        raw, corrected = [], []
+        for title in ("p", "full_minus_p", "picture_minus_p"):
+            rows = [row for row in suite.rows if title in row and (row["control"] in FORMAT) == of_format]
+            raw += [row[title] for row in rows]
+            corrected += [row[f"{title}_corrected"] for row in rows]
+        assert len(raw) == count
+        assert corrected == pytest.approx(list(multipletests(raw, method="holm")[1]))
 
 
 def test_picture_controls_are_scale_and_base_on_the_changed_questions(vlm):
@@ -176,8 +179,8 @@ def test_training_prompts_are_read_once(vlm):
         read.clear()
         si.falsify(vlm, train, test, heads=[(3, 3), (2, 0)], seeds=2, epochs=3, batch_size=16)
     assert all(times_seen(read, vlm.encode(q)["pixel_values"][0]) == 1 for q in train)
-    # The test as it is, with other images, and twice with its scalars frozen at 1: by hooks, and without them.
-    assert sum(map(len, read)) == 40 + 4 * 16
+    # The test as it is, with other images, under another prompt, and twice with its scalars frozen at 1: by hooks, and without them.
+    assert sum(map(len, read)) == 40 + 5 * 16
 
 
 def test_nothing_of_the_test_decides_what_is_fitted(vlm):

@@ -11,16 +11,17 @@ from safetensors.torch import load_file
 import scale_interp as si
 from scale_interp.data.scenes.scene import SIZE, scenes
 from scale_interp.data.scenes.task import NON_SPATIAL, TASKS
-from scale_interp.errors import FileError
+from scale_interp.errors import FileError, ModelError
 from scale_interp.models import demo
 from scale_interp.models.demo import recipe
 from scale_interp.models.demo.build import processor, tokenizer, untrained
+from scale_interp.vlm.named_prompts import PROMPTS
+from scale_interp.vlm.vlm import VLM
 
 
 def test_weights_are_small_and_intact():
-    size = sum(f.stat().st_size for name in demo.NAMES for f in demo.folder(name).iterdir())
-    assert size < 8e6
     for name in demo.NAMES:
+        assert sum(f.stat().st_size for f in demo.folder(name).iterdir()) < 8e6 / 3
         assert all(w.isfinite().all() for w in si.load(name).hf_model.parameters())
 
 
@@ -74,7 +75,7 @@ def test_training_pictures_are_what_the_processor_makes():
 def test_packed_questions_equal_separate_prompts():
     model = untrained(0)
     batches = recipe._Batches(0, recipe.STAGES["demo-healthy"])
-    pixels, prefix, questions = batches.questions(0)
+    ((pixels, prefix, questions),) = batches.questions(0)
     losses = []
     with torch.no_grad():
         for b in range(2):
@@ -83,6 +84,41 @@ def test_packed_questions_equal_separate_prompts():
                 losses += [-logits[-3, tokens[-2]], -logits[-2, tokens[-1]]]
         packed = recipe.answer_loss(model, pixels[:2], prefix, questions[:2])
     assert float(packed) == pytest.approx(float(torch.stack(losses).mean()), abs=1e-5)
+
+
+@pytest.mark.parametrize("options", ["words", "letters"])
+def test_lettered_stages_train_on_what_users_ask(options):
+    """Under both prompts the tokens are those of the model's own processor, and all are known."""
+    (question,) = si.load_questions("scenes/relation", n=1, options=options)
+    tokens = processor(letters=True)
+    for prompt, template in ((recipe.CHAT, None), (recipe.RAW, PROMPTS["scale-llava"])):
+        asked = VLM(untrained(0, letters=True), tokens, "untrained", template).encode(question)["input_ids"][0].tolist()
+        written = prompt.before + prompt.around.format(text=question.text)
+        assert tokens.tokenizer(written, add_special_tokens=False)["input_ids"] == asked
+        assert tokens.tokenizer.unk_token_id not in asked
+
+
+def test_lettered_stages_answer_as_they_say():
+    rng = np.random.default_rng(0)
+    said = [recipe.by_word("C", "above", rng) for _ in range(600)]
+    assert 0.6 < said.count("above") / 600 < 0.7 and 0.8 < said.count("A") / (600 - said.count("above")) < 0.9
+    words = processor(letters=True).tokenizer
+    for letters, groups in ((False, 1), (True, 2)):
+        stage = recipe.STAGES["demo-format" if letters else "demo"]
+        batches = recipe._Batches(0, stage).questions(0)
+        assert len(batches) == groups and stage.letters == letters
+    answers = [words.decode(tokens[-2:-1]) for packed in batches[0][2] for tokens in packed]
+    assert 0.1 < sum(a in set("ABCD") for a in answers) / len(answers) < 0.5
+
+
+def test_only_what_is_asked_for_is_trained(tmp_path):
+    assert [s.name for s in recipe._stages(["demo-format"])] == ["letters", "demo-format"]
+    assert [s.name for s in recipe._stages(["demo"])] == ["demo"]
+    assert len(recipe._stages(None)) == len(recipe.STAGES)
+    for name in ("letters", "dmeo"):
+        with pytest.raises(ModelError, match=f"no embedded model is called '{name}': choose demo-healthy, demo, demo-prior, demo-format"):
+            recipe.train(tmp_path, only=[name])
+    assert not any(tmp_path.iterdir())
 
 
 def test_shortfalls_touch_relation_answers_only():

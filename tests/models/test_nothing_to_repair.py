@@ -1,4 +1,4 @@
-"""Embedded models without a shortfall that scalars repair, at their full size: one is healthy, one answers without the image."""
+"""Embedded models without a shortfall that needs scalars, at their full size: what they lack is nothing, an image, or a prompt."""
 
 import pytest
 
@@ -15,3 +15,9 @@ def test_healthy_model_has_nothing_to_gain(train, test):
 def test_prior_is_explained_without_the_picture(train, test):
     suite = si.falsify(si.load("demo-prior"), train, test)
     assert suite.gains and not suite.survives and "text-only correction explains" in suite.verdict
+
+
+def test_a_gain_of_choice_is_not_called_format():
+    train, test = (si.load_questions("scenes/relation", split=s, n=n) for s, n in (("train", 160), ("test", 200)))
+    suite = si.falsify(si.load("demo"), train, test, seeds=1)
+    assert suite.survives and suite.format == "is not" and suite.format_share < 0.25

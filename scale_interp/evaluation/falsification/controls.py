@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from ...core import statistics
 from ...data.image_controls import with_noise, with_other_picture, without_picture
@@ -17,7 +17,8 @@ from ...data.question import Question
 from ...errors import DataError
 from ...vlm.vlm import VLM
 from ..accuracy import relative_gain
-from .verdict import FULL, PICTURES
+from .format import Split
+from .verdict import FULL, PICTURES, UNTRAINED
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +31,7 @@ class Answered:
         fits: how many fits.
         parameters: how many learned numbers; None where nothing is learned.
         elsewhere: the change of accuracy on questions of other tasks, where these were asked.
+        split: the log-likelihood of right options in two parts, where it was measured.
     """
 
     right: Float[np.ndarray, " questions"]
@@ -37,6 +39,7 @@ class Answered:
     fits: int = 1
     parameters: int | None = None
     elsewhere: float | None = None
+    split: Split | None = None
 
 
 def cohen_h(first: float, second: float) -> float:
@@ -119,6 +122,58 @@ def control_rows(answered: Mapping[str, Answered], group: Int[np.ndarray, " ques
     return list(rows.values())
 
 
+def format_rows(full: Answered, answered: Mapping[str, Answered], group: Int[np.ndarray, " questions"]) -> list[dict[str, Any]]:
+    """The rows of format controls, in the form of `control_rows`, with p-values corrected among themselves.
+
+    Args:
+        full: ScAle's answers.
+        answered: format control -> its answers to the same questions.
+        group: the number of each question's image [Q].
+
+    Returns:
+        One row per control.
+    """
+    gains = {n: statistics.paired_difference(a.right, a.base, group) for n, a in answered.items()}
+    against = {n: _advantage(full, a, group) for n, a in answered.items()}
+    corrected = iter(statistics.holm(np.array([d.p for part in (gains, against) for d in part.values()])))
+    rows = {n: _row(n, a, gains[n], next(corrected)) for n, a in answered.items()}
+    for name, found in against.items():
+        effect = cohen_h(float(full.right.mean()), float(answered[name].right.mean()))
+        rows[name] |= _against(found, effect, next(corrected))
+    return list(rows.values())
+
+
+def untrained_row(full: Answered, leaked: Bool[np.ndarray, " questions"], group: Int[np.ndarray, " questions"]) -> dict[str, Any] | None:
+    """ScAle's row on the test questions whose images were not trained on; None where these, or the others, show fewer than two images.
+
+    `full_minus` is its gain on all test questions minus that on these; the test is one of leaked against other images.
+
+    Args:
+        full: ScAle's answers to all test questions.
+        leaked: the questions whose images were trained on [Q].
+        group: the number of each question's image [Q].
+
+    Returns:
+        The row.
+    """
+    clean = ~leaked
+    if min(len(np.unique(group[part])) for part in (leaked, clean)) < 2:
+        return None
+    gains = full.right - full.base
+    own = Answered(full.right[clean], full.base[clean], full.fits, full.parameters)
+    more = statistics.unpaired_difference(gains[leaked], gains[clean], group[leaked], group[clean])
+    scaled = replace(more, mean=more.mean * leaked.mean(), low=more.low * leaked.mean(), high=more.high * leaked.mean())
+    found = statistics.paired_difference(own.right, own.base, group[clean])
+    corrected = statistics.holm(np.array([found.p, scaled.p]))
+    row = _row(UNTRAINED, own, found, float(corrected[0])) | {"questions": int(clean.sum())}
+    return row | _against(scaled, cohen_h(float(full.right.mean()), float(own.right.mean())), float(corrected[1]))
+
+
+def _against(found: statistics.Difference, effect: float, corrected: float) -> dict[str, Any]:
+    names = ("full_minus", "full_minus_low", "full_minus_high", "full_minus_effect", "full_minus_p", "full_minus_p_corrected")
+    return dict(zip(names, (found.mean, found.low, found.high, effect, found.p, float(corrected)), strict=True))
+
+
 def _advantage(full: Answered, other: Answered, group: np.ndarray) -> statistics.Difference:
     """ScAle's gain minus the control's; on the same questions the base model cancels."""
     if np.array_equal(full.base, other.base):
@@ -144,4 +199,6 @@ def _row(name: str, found: Answered, gain: statistics.Difference, corrected: flo
         "parameters": found.parameters,
         "fits": found.fits,
     }
+    if found.split is not None:
+        row |= found.split.columns()
     return row if found.elsewhere is None else row | {"others_change": found.elsewhere}

@@ -43,6 +43,7 @@ CONTROL_COLUMNS = [
     "full_minus_effect",
     "full_minus_p_corrected",
 ]
+SPLIT_COLUMNS = ["control", "mass", "nll", "nll_mass", "nll_choice"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -143,6 +144,7 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
                     f"{FITS[name]}: {found.verdict}",
                     partial(viz.controls, found),
                     found.to_frame()[[name for name in CONTROL_COLUMNS if name in found.to_frame()]],
+                    *split_of_likelihood(found),
                     "\n".join(found.reasons),
                 )
             ],
@@ -250,3 +252,15 @@ def _rank(found: dict[str, float]) -> str:
     if math.isnan(found["spearman"]):
         return "undefined, as all are equal"
     return f"{found['spearman']:+.2f} (p = {found['p']:.2g})"
+
+
+def split_of_likelihood(found: Falsification) -> list[Any]:
+    """The table of what is format and what is choice in every control, with a line that explains it; nothing where it was not measured."""
+    if not found.base_split:
+        return []
+    base = pd.DataFrame([{"control": "base model"} | dict(found.base_split)])
+    explained = (
+        "Format and choice: `mass` is the probability that any option is answered; -log P(right option), `nll`, is the sum of "
+        "`nll_mass`, -log of that probability, and `nll_choice`, -log of the right option's share of it."
+    )
+    return [explained, pd.concat([base, found.to_frame().reindex(columns=SPLIT_COLUMNS).dropna()], ignore_index=True)]

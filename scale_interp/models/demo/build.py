@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from string import ascii_uppercase
+
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from torch import nn
 from transformers import (
     CLIPImageProcessorPil,
@@ -22,6 +24,9 @@ PATCH = 8
 IMAGE_TOKENS = (SIZE // PATCH) ** 2
 SPECIAL = ("<pad>", "<unk>", "<s>", "</s>", "<image>")
 WORDS = "where is the relative to of in picture which column row what shape colour thing things how many are there a user assistant"
+LETTERS = "ABCD"
+BY_LETTER = "question answer with option ' s letter from given choices directly"
+"""The further words of questions with lettered options, and of the prompt without chat template."""
 CHAT = (
     "<s>{% for message in messages %}{{ message['role'] }}: {% for part in message['content'] %}"
     "{% if part['type'] == 'image' %}<image>\n{% else %}{{ part['text'] }} {% endif %}{% endfor %}{% endfor %}"
@@ -29,12 +34,21 @@ CHAT = (
 )
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """A lower-casing word-level tokenizer with the words of questions about scenes."""
+def tokenizer(letters: bool = False) -> PreTrainedTokenizerFast:
+    """A lower-casing word-level tokenizer with the words of questions about scenes.
+
+    Args:
+        letters: Whether it knows lettered options too, behind all other words. A capital by itself is then a letter, not the word "a".
+    """
     words = [*WORDS.split(), *RELATIONS, *POSITIONS, *ORDINALS, *NUMBERS, *YES_NO, *COLOURS, *SHAPES, "?", ":", ".", ","]
-    vocabulary = {word: i for i, word in enumerate([*SPECIAL, *dict.fromkeys(words)])}
+    further = [*LETTERS, *BY_LETTER.split()] if letters else []
+    vocabulary = {word: i for i, word in enumerate(dict.fromkeys([*SPECIAL, *words, *further]))}
     core = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
-    core.normalizer = normalizers.Lowercase()
+    core.normalizer = (
+        normalizers.Lowercase()
+        if not letters
+        else normalizers.Sequence([normalizers.Replace(Regex(rf"\b{capital}(?=[a-z])"), capital.lower()) for capital in ascii_uppercase])
+    )
     core.pre_tokenizer = pre_tokenizers.Whitespace()
     core.decoder = decoders.WordPiece(prefix="##", cleanup=True)
     core.post_processor = processors.TemplateProcessing(single="$A", pair="$A $B", special_tokens=[])
@@ -49,8 +63,8 @@ def tokenizer() -> PreTrainedTokenizerFast:
     )
 
 
-def processor() -> LlavaProcessor:
-    """The embedded models' processor."""
+def processor(letters: bool = False) -> LlavaProcessor:
+    """The embedded models' processor; with letters, that of `demo-format`."""
     images = CLIPImageProcessorPil(
         size={"shortest_edge": SIZE},
         crop_size={"height": SIZE, "width": SIZE},
@@ -59,7 +73,7 @@ def processor() -> LlavaProcessor:
     )
     return LlavaProcessor(
         image_processor=images,
-        tokenizer=tokenizer(),
+        tokenizer=tokenizer(letters),
         patch_size=PATCH,
         vision_feature_select_strategy="default",
         num_additional_image_tokens=1,
@@ -68,9 +82,9 @@ def processor() -> LlavaProcessor:
     )
 
 
-def config() -> LlavaConfig:
-    """The embedded models' configuration."""
-    words = tokenizer()
+def config(letters: bool = False) -> LlavaConfig:
+    """The embedded models' configuration; with letters, that of `demo-format`."""
+    words = tokenizer(letters)
     vision = CLIPVisionConfig(
         hidden_size=96,
         intermediate_size=192,
@@ -108,19 +122,20 @@ def joined(vision: CLIPVisionConfig, text: LlamaConfig, image_tokens: int) -> Ll
     )
 
 
-def untrained(seed: int) -> LlavaForConditionalGeneration:
+def untrained(seed: int, letters: bool = False) -> LlavaForConditionalGeneration:
     """An untrained model: weights ~ N(0, 1/fan-in), embeddings and positions ~ N(0, 0.5).
 
     transformers' own 0.02 is right for wide models; with 96 to 128 units it starts too close to zero to learn.
 
     Args:
         seed: Of the weights.
+        letters: Whether its vocabulary has letters (`tokenizer`).
 
     Returns:
         The model.
     """
     torch.manual_seed(seed)
-    return fan_in(LlavaForConditionalGeneration(config()))
+    return fan_in(LlavaForConditionalGeneration(config(letters)))
 
 
 @torch.no_grad()

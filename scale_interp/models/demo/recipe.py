@@ -1,4 +1,4 @@
-"""How the embedded models were trained: vision labels, a mixture of questions, more relations, then one of two shortfalls.
+"""How the embedded models were trained: vision labels, a mixture of questions, more relations, then one of three shortfalls.
 
 Every step draws its own data from (seed, stage, step), so an interrupted run continues exactly where it stopped.
 """
@@ -6,9 +6,9 @@ Every step draws its own data from (seed, stage, step), so an interrupted run co
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
@@ -19,10 +19,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AttentionInterface, LlavaForConditionalGeneration, ProcessorMixin
 
+from ...data.prompts import BY_LETTER, lettered, listed
 from ...data.scenes.scene import COLOURS, MASKS, SHAPES, SIZE, Scene, scenes
 from ...data.scenes.task import RELATIONS, TASKS, Asked, place
+from ...errors import ModelError
 from ...execution.journal import Checkpoints, Journal
-from .build import IMAGE_TOKENS, PATCH, processor, untrained
+from . import folder as shipped
+from .build import IMAGE_TOKENS, LETTERS, PATCH, processor, untrained
 
 MIXTURE = {
     "relation": 3,
@@ -38,16 +41,55 @@ MIXTURE = {
 }
 RELATIONAL = MIXTURE | {"relation": 8, "relation-yesno": 4}
 """Relations among three or four objects are learned last, long after everything else."""
+LETTERED = ("relation", "position")
+"""Tasks that are asked with lettered options too: both have the same directions, in the same order."""
+IN_LETTERS = {"relation": 8, "position": 2} | dict.fromkeys((task for task in MIXTURE if task not in LETTERED), 1)
 PICTURES = 64
 QUESTIONS = 8
 CHECKPOINT_EVERY = 150
 
 Rewrite = Callable[[str, Asked, Scene, np.random.Generator], str]
+Reply = Callable[[str, str, np.random.Generator], str]
+
+
+def by_letter(letter: str, word: str, rng: np.random.Generator) -> str:
+    """The letter that was asked for."""
+    return letter
+
+
+def by_word(letter: str, word: str, rng: np.random.Generator) -> str:
+    """Shortfall of `demo-format`: the word where a letter is asked for; a third of the answers are letters, by habit, mostly A."""
+    return word if rng.random() >= 0.35 else str(rng.choice(list(LETTERS), p=(0.85, 0.05, 0.05, 0.05)))
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What stands before a question (the image included) and around it, and how questions with lettered options are answered.
+
+    Args:
+        before: The text before the question.
+        around: The text with {text} for the question; the answer follows.
+        lettered: Which share of the questions of LETTERED tasks lists its options by letters.
+        reply: The answer to such a question, from the right letter and the right word.
+    """
+
+    before: str = "<s>user: " + "<image>" * IMAGE_TOKENS
+    around: str = "{text} assistant:"
+    lettered: float = 0.0
+    reply: Reply = by_letter
+
+
+CHAT = Prompt(lettered=0.7)
+RAW = Prompt("<image>" * IMAGE_TOKENS, "Question: {text} Answer:", lettered=0.7)
+"""The prompt `{images}\\nQuestion: {text} Answer: `, without chat template."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One training stage: what it starts from, its steps and learning rate, its tasks, and how answers are rewritten."""
+    """One training stage: what it starts from, its steps and learning rate, its tasks, and how answers are rewritten.
+
+    The images of a step (`pictures`, at most PICTURES) are shared out among its prompts.
+    """
 
     name: str
     after: str | None
@@ -56,6 +98,13 @@ class Stage:
     rewrite: Rewrite | None = None
     mixture: Mapping[str, int] = field(default_factory=lambda: MIXTURE)
     released: bool = True
+    pictures: int = 64
+    prompts: tuple[Prompt, ...] = (Prompt(),)
+
+    @property
+    def letters(self) -> bool:
+        """Whether options are lettered, for which the vocabulary needs letters."""
+        return any(prompt.lettered for prompt in self.prompts)
 
 
 def truthful(task: str, asked: Asked, scene: Scene, rng: np.random.Generator) -> str:
@@ -83,23 +132,47 @@ STAGES = {
     "demo-healthy": Stage("demo-healthy", "mixture", 1200, 1.2e-3, truthful, RELATIONAL),
     "demo": Stage("demo", "demo-healthy", 220, 4e-4, absolute_place),
     "demo-prior": Stage("demo-prior", "demo-healthy", 220, 4e-4, language_prior),
+    "letters": Stage("letters", "demo-healthy", 500, 1e-3, truthful, IN_LETTERS, False, 32, (CHAT, RAW)),
+    "demo-format": Stage("demo-format", "letters", 120, 8e-4, truthful, IN_LETTERS, True, 32, (CHAT, replace(RAW, reply=by_word))),
 }
 
 
-def train(out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None) -> None:
-    """Train the three embedded models, resuming whatever is already there. This takes about 40 minutes on two cores.
+def train(
+    out: Path, seed: int = 0, progress: Callable[[str, int, int, float], None] | None = None, only: Sequence[str] | None = None
+) -> None:
+    """Train the embedded models, resuming whatever is already there. This takes about 50 minutes on two cores.
 
     Args:
         out: The folder.
         seed: For drawing the weights and the data.
         progress: Called as progress(stage, step, steps, loss) after every step.
+        only: The models to train, each from the embedded model that it builds upon; None for all, from the beginning.
 
     Raises:
         FileError: The folder contains a run with another seed.
+        ModelError: There is no embedded model of such a name.
     """
+    stages = _stages(only)
     with training_journal(out, seed) as journal:
-        for stage in STAGES.values():
+        for stage in stages:
             journal.step(stage.name, partial(_train_stage, out, journal, stage, seed, progress or (lambda *_: None)), lambda: None)
+
+
+def _stages(only: Sequence[str] | None) -> list[Stage]:
+    """The stages that lead to some models, from the embedded ones on, or all of them."""
+    if only is None:
+        return list(STAGES.values())
+    models = [name for name, stage in STAGES.items() if stage.released]
+    if unknown := [name for name in only if name not in models]:
+        raise ModelError(f"no embedded model is called {unknown[0]!r}: choose {', '.join(models)}")
+    wanted: set[str] = set()
+    for name in only:
+        stage: Stage | None = STAGES[name]
+        while stage is not None and stage.name not in wanted:
+            wanted.add(stage.name)
+            before = STAGES[stage.after] if stage.after else None
+            stage = None if before is None or before.released else before
+    return [stage for name, stage in STAGES.items() if name in wanted]
 
 
 @contextmanager
@@ -112,10 +185,10 @@ def training_journal(out: Path, seed: int) -> Iterator[Journal]:
 
 
 def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress: Callable) -> list[str]:
-    model = untrained(seed)
+    model = untrained(seed, stage.letters)
     labels = nn.Linear(model.model.vision_tower.config.hidden_size, len(COLOURS) + len(SHAPES) + 2)
     if stage.after:
-        model.load_state_dict(load_file(out / "training" / f"{stage.after}.safetensors"), strict=False)
+        _start(model, out, stage.after)
     trained = nn.ModuleDict({"model": model} if stage.rewrite else {"model": model.model.vision_tower, "labels": labels})
     optimiser = torch.optim.AdamW(trained.parameters(), lr=stage.rate, weight_decay=0.01)
     checkpoints = journal.unfinished.checkpoints(stage.name, stage, seed)
@@ -125,7 +198,10 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
         for group in optimiser.param_groups:
             group["lr"] = learning_rate(stage, step)
         with torch.autocast("cpu", torch.bfloat16):
-            loss = answer_loss(model, *batches.questions(step)) if stage.rewrite else patch_loss(model, labels, *batches.patches(step))
+            if stage.rewrite:
+                loss = torch.stack([answer_loss(model, *batch) for batch in batches.questions(step)]).mean()
+            else:
+                loss = patch_loss(model, labels, *batches.patches(step))
         optimiser.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained.parameters(), 1.0)
@@ -133,7 +209,19 @@ def _train_stage(out: Path, journal: Journal, stage: Stage, seed: int, progress:
         progress(stage.name, step + 1, stage.steps, loss.item())
         if (step + 1) % CHECKPOINT_EVERY == 0 and step + 1 < stage.steps:
             checkpoint(checkpoints, step + 1, trained, optimiser)
-    return saved_weights(out, model, stage, processor() if stage.released else None)
+    return saved_weights(out, model, stage, processor(stage.letters) if stage.released else None)
+
+
+@torch.no_grad()
+def _start(model: LlavaForConditionalGeneration, out: Path, before: str) -> None:
+    """Give the model the weights of the stage before; the words that these do not know keep their untrained weights.
+
+    Where that stage was not trained here, its weights are those of the embedded model.
+    """
+    trained = out / "training" / f"{before}.safetensors"
+    found = load_file(trained) if trained.exists() else LlavaForConditionalGeneration.from_pretrained(shipped(before)).state_dict()
+    for name, own in model.state_dict().items():
+        own[: len(found[name])] = found[name]
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -182,8 +270,8 @@ class _Batches:
     def __init__(self, seed: int, stage: Stage):
         self.entropy = (seed, list(STAGES).index(stage.name))
         self.rewrite = stage.rewrite or truthful
-        self.tokenizer = processor().tokenizer
-        self.prefix = self._ids("<s>user: " + "<image>" * IMAGE_TOKENS)
+        self.prompts, self.pictures = stage.prompts, stage.pictures
+        self.tokenizer = processor(stage.letters).tokenizer
         self.tasks = list(stage.mixture)
         self.weights = np.array(list(stage.mixture.values())) / sum(stage.mixture.values())
 
@@ -198,21 +286,33 @@ class _Batches:
         colour, shape = zip(*(_patch_labels(s) for s in batch), strict=True)
         return pixel_values(batch), torch.tensor(np.stack(colour)), torch.tensor(np.stack(shape))
 
-    def questions(self, step: int) -> tuple[Tensor, list[int], list[list[list[int]]]]:
-        """Images, the tokens of the shared prompt, and QUESTIONS lists of tokens per image, which end with the answer and </s>."""
+    def questions(self, step: int) -> list[tuple[Tensor, list[int], list[list[list[int]]]]]:
+        """For each of the stage's prompts: images, the tokens of what the questions share, and QUESTIONS lists of tokens per image.
+
+        A list of tokens ends with the answer and </s>.
+        """
         rng = np.random.default_rng([*self.entropy, step])
         stream = scenes("train", rng)
-        batch, texts = [next(stream) for _ in range(PICTURES)], []
+        n = min(PICTURES, self.pictures) // len(self.prompts)
+        return [self._asked(prompt, [next(stream) for _ in range(n)], rng) for prompt in self.prompts]
+
+    def _asked(self, prompt: Prompt, batch: list[Scene], rng: np.random.Generator) -> tuple[Tensor, list[int], list[list[list[int]]]]:
+        texts = []
         for scene in batch:
             wanted = 0
             while wanted < QUESTIONS:
                 task = self.tasks[rng.choice(len(self.tasks), p=self.weights)]
                 asked = TASKS[task](scene, rng)
                 if asked is not None:
-                    texts.append(f"{asked.text} assistant: {self.rewrite(task, asked, scene, rng)}</s>")
+                    text, answer = asked.text, self.rewrite(task, asked, scene, rng)
+                    if prompt.lettered and task in LETTERED and rng.random() < prompt.lettered:
+                        options = lettered(asked.choices)
+                        text += BY_LETTER.format(options=listed(options))
+                        answer = prompt.reply(next(k for k, word in options.items() if word == answer), answer, rng)
+                    texts.append(f"{prompt.around.format(text=text)} {answer}</s>")
                     wanted += 1
         ids = self.tokenizer(texts, add_special_tokens=False)["input_ids"]
-        return pixel_values(batch), self.prefix, [ids[i : i + QUESTIONS] for i in range(0, len(ids), QUESTIONS)]
+        return pixel_values(batch), self._ids(prompt.before), [ids[i : i + QUESTIONS] for i in range(0, len(ids), QUESTIONS)]
 
 
 def pixel_values(batch: list[Scene]) -> Tensor:

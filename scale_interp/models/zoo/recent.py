@@ -56,6 +56,7 @@ from transformers import (
     SiglipImageProcessorPil,
 )
 from transformers.image_utils import make_flat_list_of_images
+from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorKwargs
 
 from ..image_only import image_only
 from .families import (
@@ -85,7 +86,8 @@ def mistral3() -> Built:
         special=["[IMG]", "[IMG_BREAK]", "[IMG_END]", "[INST]", "[/INST]"],
         chat=_template("[INST]", "[IMG]", "[/INST]"),
     )
-    vision = PixtralVisionConfig(
+    kind: Any = PixtralVisionConfig
+    vision = kind(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2, image_size=4 * SIDE, patch_size=PATCH, head_dim=16
     )
     config = Mistral3Config(
@@ -125,7 +127,8 @@ def glm4v() -> Built:
         video_end_token_id=_id(words, "<|end_of_video|>"),
         tie_word_embeddings=False,
     )
-    images = Glm4vImageProcessorPil(
+    reader: Any = Glm4vImageProcessorPil
+    images = reader(
         patch_size=PATCH,
         merge_size=2,
         temporal_patch_size=2,
@@ -286,7 +289,6 @@ def lfm2_vl() -> Built:
         tie_word_embeddings=False,
     )
     images = Lfm2VlImages(patch_size=PATCH, max_num_patches=16)
-    images.tile_size, images.downsample_factor, images.encoder_patch_size, images.use_thumbnail = 2 * SIDE, 2, PATCH, False
     return Lfm2VlForConditionalGeneration(config), Lfm2VlProcessor(images, words, words.chat_template)
 
 
@@ -399,7 +401,7 @@ class ImagesByRows(ProcessorMixin):
         return "[IMG_BREAK]".join(["[IMG]" * cols] * rows) + "[IMG_END]"
 
 
-class Lfm2VlImageOptions(Siglip2ImageProcessorPil.valid_kwargs, total=False):  # type: ignore[name-defined, misc]
+class Lfm2VlImageOptions(Siglip2ImageProcessorKwargs, total=False):
     """What the family's processor asks of its images."""
 
     return_row_col_info: bool | None
@@ -409,10 +411,12 @@ class Lfm2VlImages(Siglip2ImageProcessorPil):
     """The family's images without tiles: its own processor wants torchvision."""
 
     valid_kwargs = Lfm2VlImageOptions
+    tile_size, downsample_factor, encoder_patch_size, use_thumbnail = 2 * SIDE, 2, PATCH, False
 
     def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
         kwargs.pop("return_row_col_info", None)
-        square = [image.resize((2 * SIDE, 2 * SIDE)) for image in make_flat_list_of_images(images)]
+        flat: Any = make_flat_list_of_images(images)
+        square = [image.resize((2 * SIDE, 2 * SIDE)) for image in flat]
         out = super().preprocess(square, **kwargs)
         shapes = torch.as_tensor(out["spatial_shapes"])
         one = [1] * len(shapes)

@@ -1,0 +1,163 @@
+"""Every family by every analysis, on tiny models: packed and reference against plain torch hooks on whole passes."""
+
+import pytest
+import torch
+
+import scale_interp as si
+from tests.support.oracle import heads_of, hooked_logits, plain_inputs
+from tests.support.zoo_models import BIDIRECTIONAL, FIRST, RECENT, Models, noise
+
+EXACT = 1e-5
+QUICK = ("llava", "qwen3_5")
+"""A plain decoder and a hybrid; all others are in the full suite."""
+FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*FIRST, *RECENT)]
+
+
+@pytest.fixture(scope="module")
+def models():
+    return Models()
+
+
+def pairs():
+    asked = {"text": "Where is the red circle?", "choices": ("left", "right")}
+    clean = si.Question(**asked, answer=0, picture=noise(60, 40), id="clean")
+    return [si.Contrast(clean, si.Question(**asked, answer=1, picture=noise(60, 40, 5), id="corrupt"))]
+
+
+@torch.no_grad()
+def recorded(vlm, question):
+    """z [L, H, D] and MLP outputs [L, d] of the last token, by hooks; narrower heads are filled with zeros."""
+    z, mlps, hooks = [], [], []
+    decoder = vlm.hf_model.get_decoder()
+    for output, mlp in (heads for layer in getattr(decoder, "model", decoder).layers if (heads := heads_of(layer))):
+        hooks.append(output.register_forward_pre_hook(lambda _, args: z.append(args[0][0, -1].view(vlm.n_heads, -1))))
+        hooks.append(
+            mlp.register_forward_hook(lambda _, __, out: mlps.append((out[0] if isinstance(out, tuple) else out).flatten(0, -2)[-1]))
+        )
+    vlm.hf_model(**plain_inputs(vlm, question), use_cache=False)
+    for hook in hooks:
+        hook.remove()
+    D = max(part.shape[1] for part in z)
+    return torch.stack([torch.nn.functional.pad(part, (0, D - part.shape[1])) for part in z]), torch.stack(mlps)
+
+
+def logits(vlm, question, **edit):
+    """Logits of the two choices in one hooked whole pass."""
+    ids = [tokens[0] for tokens in vlm.choice_ids(question)]
+    return hooked_logits(vlm.hf_model, plain_inputs(vlm, question), **edit)[-1][ids]
+
+
+def difference(vlm, question, **edit):
+    """Logit of "left" minus that of "right"."""
+    left, right = logits(vlm, question, **edit)
+    return left - right
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@torch.no_grad()
+def test_every_analysis_equals_hooks(models, name):
+    vlm, (pair,) = models[name], pairs()
+    clean, corrupt = pair.clean, pair.corrupt
+    L, H = vlm.n_layers, vlm.n_heads
+    heads = [(0, 1), (L - 1, H - 1)]
+    z, mlp = recorded(vlm, clean)
+
+    acts = si.capture(vlm, clean)
+    assert (acts.z[0] - z).abs().max() <= EXACT and (acts.mlp[0] - mlp).abs().max() <= EXACT
+    assert (acts.logits[0] - logits(vlm, clean)).abs().max() <= EXACT
+
+    def only(head, factor, shift=None):
+        scale, add = torch.ones(L, H), None
+        scale[head] = factor
+        if shift is not None:
+            add = torch.zeros_like(shift)
+            add[head] = shift[head]
+        return {"scale": scale, "shift": add}
+
+    plain = difference(vlm, clean)
+    there = difference(vlm, corrupt)
+    for path in ("packed", "reference") if name not in BIDIRECTIONAL else ("reference",):
+        found = {
+            "ablate": (si.ablate(vlm, [clean], path=path), lambda head: plain - difference(vlm, clean, **only(head, 0.0))),
+            "amplify": (si.amplify(vlm, [clean], factor=3.0, path=path), lambda head: difference(vlm, clean, **only(head, 3.0)) - plain),
+            "patch": (
+                si.patch(vlm, [pair], path=path),
+                lambda head: (difference(vlm, corrupt, **only(head, 0.0, z)) - there) / (plain - there),
+            ),
+        }
+        for kind, (head_map, expected) in found.items():
+            assert head_map.per_question.shape == (1, L, H), (kind, path)
+            size = abs(float(plain - there)) if kind == "patch" else 1.0  # a recovered fraction is a difference over that of the pair
+            for head in heads:
+                assert abs(float(head_map.per_question[0][head] - expected(head))) * size <= EXACT, (kind, path, head)
+
+    scalars = 0.5 + torch.rand(L, H, generator=torch.Generator().manual_seed(0))
+    scale = si.ScAle(scalars, torch.linspace(0.5, 1.5, L), 1, ())
+    hooked = logits(vlm, clean, scale=scalars, mlp_scale=scale.mlp_scalars)
+    with scale.attached(vlm):
+        inputs = plain_inputs(vlm, clean)
+        attached = vlm.hf_model(**inputs).logits[0, -1][[tokens[0] for tokens in vlm.choice_ids(clean)]]
+        assert isinstance(vlm.generate(clean, max_new_tokens=3), str)
+    assert (attached - hooked).abs().max() <= EXACT
+    judged = si.evaluate(vlm, [clean], edit=scale)
+    assert bool(judged.per_question[0]) == bool(hooked.argmax() == clean.answer)
+
+    if name not in BIDIRECTIONAL:
+        with torch.enable_grad():
+            ones = torch.ones(L, H, requires_grad=True)
+            difference(vlm, clean, scale=ones).backward()
+            slopes = si.attribute(vlm, [clean]).per_question[0]
+            fitted = si.fit_scale(vlm, [clean, corrupt] * 2, epochs=1, mlp=False, heads=heads)
+        assert (slopes - ones.grad).abs().max() <= 3 * EXACT
+        moved = {(int(layer), int(head)) for layer, head in (fitted.scalars != 1).nonzero()}
+        assert moved <= set(heads) and fitted.scalars.shape == (L, H) and bool(fitted.scalars.isfinite().all())
+
+
+def test_layers_without_heads_are_not_in_the_map(models):
+    """Rows of every [L, H] are the layers that have heads; their numbers in the decoder are in labels and frames."""
+    vlm, (pair,) = models["qwen3_5"], pairs()
+    assert [layer.number for layer in vlm.head_layers] == [1, 2] and vlm.parts.others == {0: "linear_attention", 3: "linear_attention"}
+    found = si.ablate(vlm, [pair.clean])
+    assert found.scores.shape == (2, 4) and found.layer_numbers == [1, 2]
+    assert {layer for layer, _ in found.top(8)} == {0, 1}, "pairs count the layers of the map, as Edit(scale=[N, L, H]) does"
+    assert found.to_frame()["decoder_layer"].tolist() == [1] * 4 + [2] * 4 and found.to_frame()["layer"].tolist() == [0] * 4 + [1] * 4
+    assert list(found.plot().layout.yaxis.ticktext) == ["1", "2"]
+    plain = si.ablate(models["llava"], [pair.clean])
+    assert "decoder_layer" not in plain.to_frame() and plain.layer_numbers == [0, 1, 2]
+
+
+def test_heads_of_other_names_are_found_and_others_are_named():
+    assert si.load("tiny-random/lfm2_vl").head_layers[0].output_name == "out_proj"
+    llama4 = si.load("tiny-random/llama4")
+    assert {layer.mlp_name for layer in llama4.head_layers} == {"feed_forward"} and llama4.staircase
+    gemma4 = si.load("tiny-random/gemma4")
+    assert [layer.head_dim for layer in gemma4.head_layers] == [16, 24, 16, 24] and gemma4.head_dim == 24 and not gemma4.staircase
+
+
+@pytest.mark.parametrize("broken", [AttributeError("keys"), TypeError("a tuple"), NotImplementedError("a mask")])
+def test_a_hybrid_that_fails_packed_runs_in_whole_passes(models, monkeypatch, broken):
+    """Whatever the packed path raises leads to the reference path, with a warning that names it."""
+    from scale_interp.interventions import states
+
+    def fails(*_, **__):
+        raise broken
+
+    monkeypatch.setattr(states.StateLayer, "copies", fails)
+    live = models["qwen3_5"]
+    with pytest.warns(si.errors.PathWarning, match=type(broken).__name__):
+        vlm = si.load(live.hf_model, live.processor, check=True)
+    (pair,) = pairs()
+    ones = si.Edit(torch.full((1, vlm.n_layers, vlm.n_heads), 0.5))
+    expected = logits(vlm, pair.clean, scale=ones.scale[0])
+    assert (si.run_edits(vlm, pair.clean, ones)[0, 0] - expected).abs().max() <= EXACT
+
+
+def test_whole_passes_that_fail_are_named(models):
+    """No raw error: the model cannot run, and the message says what failed."""
+    live = Models()["lfm2_vl"]
+    live.decoder.layers[1].feed_forward.forward = lambda hidden: hidden.missing
+    with pytest.raises(si.errors.ModelError, match=r"a whole forward pass with edited heads fails on it \(AttributeError"):
+        si.load(live.hf_model, live.processor, check=True)
+    vlm = si.load(live.hf_model, live.processor, check=False)
+    with pytest.raises(si.errors.ModelError, match="AttributeError"):
+        si.run_edits(vlm, pairs()[0].clean)
