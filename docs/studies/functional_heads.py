@@ -275,7 +275,7 @@ The release is that of Cognitive Mirrors (github.com/sihuo-design/CognitiveMirro
 |---|---|---|
 | scored on | its test split | training images that the probe did not learn from |
 | directions | of training and test questions | of training questions only; none where (nearly) all answers are right |
-| probe | 100 epochs, question by question | 20 epochs in batches of 64; activations divided by their standard deviation |
+| probe | 100 epochs, question by question | 20 epochs in batches of 64, activations divided by their deviation; or `recipe="release"` |
 | removed | multiplied by 1e-4 | by 0; `factor=1e-4` for the release's |
 | random heads | one draw outside the top | the mean of 20 draws, and each draw for itself |
 | positions | answer tokens that a language model picked | the answer's first token, its last, or all |

@@ -23,6 +23,7 @@ from ..data.question import Question
 from ..errors import DataError, EditError
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.knockout.edit import AttentionEdit, Mode, words
+from ..interventions.positions import choose_path_at
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -167,7 +168,8 @@ def knockout(
         mode: "block" hides the target; "only" hides everything else; "move" gives the target, a part of the image, all attention on the
             image.
         metric: "logit_diff" (logits), "correct_prob" or "accuracy" (both from 0 to 1).
-        path: "packed" reads each prompt once and runs the edits on its last token, "reference" runs whole forward passes, "auto" chooses.
+        path: "packed" reads each prompt once and runs again what follows the source's first token, "reference" runs whole forward passes,
+            "auto" chooses.
 
     Returns:
         A FlowMap, per_question [Q, L] or [Q, L, H], in units of the metric.
@@ -191,7 +193,7 @@ def knockout(
         distance = torch.arange(L) - torch.arange(L)[:, None]
         heads = ((distance >= -(window // 2)) & (distance < window - window // 2))[..., None].expand(L, L, H)
     edit = AttentionEdit(heads, source, target, mode)
-    path = "reference" if path == "auto" and not edit.of_last else choose_path(vlm, questions, path)
+    path = choose_path(vlm, questions, path) if edit.at == "last" else choose_path_at(vlm, questions[0], path)
     method = f"{'knockout' if mode == 'block' else mode} {words(source)} -> {words(target)}"
     edited, clean = run_with_clean(vlm, questions, edit, path, what=method)
     effect = (measure(metric, clean, questions) - measure(metric, edited, questions)).cpu()

@@ -98,7 +98,7 @@ class PositionMap(Result, FigureView):
         return [(int(i) // G, self.positions[int(i) % G]) for i in order]
 
     def only(self, *relations: str) -> PositionMap:
-        """The same map on the questions with these relations.
+        """The same map on the questions with these relations; recovered fractions are of the difference of these questions.
 
         Raises:
             DataError: no question has one of them.
@@ -107,8 +107,12 @@ class PositionMap(Result, FigureView):
         if not rows:
             known = ", ".join(map(repr, dict.fromkeys(self.relations)))
             raise DataError(f"no question has the relation {' or '.join(map(repr, relations))}: choose from {known}")
-        named = tuple(self.relations[i] for i in rows)
-        return replace(self, per_question=self.per_question[rows], groups=self.groups[rows], relations=named)
+        named, made, effects = tuple(self.relations[i] for i in rows), dict(self.provenance), self.per_question[rows]
+        if "gaps" in made:
+            gaps = [made["gaps"][i] for i in rows]
+            effects = effects * (made["gap"] / (sum(gaps) / len(gaps)))
+            made |= {"gaps": gaps, "gap": sum(gaps) / len(gaps)}
+        return replace(self, per_question=effects, groups=self.groups[rows], relations=named, provenance=made)
 
     def to_frame(self) -> pd.DataFrame:
         """One row per layer and group: layer, tokens, score, low, high, p (Holm)."""

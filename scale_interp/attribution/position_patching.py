@@ -91,7 +91,7 @@ def patch_positions(
     aligned = [tuple(align(pair, *both, name) for name in names) for pair, both in zip(pairs, places, strict=True)]
     effects, gaps, path = _run(vlm, pairs, aligned, component, path, gradient)
     gap = checked_gap(gaps)
-    made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap, gradient=gradient)
+    made = provenance(vlm, pairs, metric="recovered logit_diff", path=path, gap=gap, gaps=gaps.tolist(), gradient=gradient)
     return PositionMap(
         "attribution patching" if gradient else "patch",
         "recovered fraction",

@@ -2,9 +2,9 @@
 
 # In the order of the help.
 # isort: off
-from . import run, runs, compare, reproduce, ask, explore, check, bench, train
+from . import run, runs, compare, reproduce, ask, trace, explore, check, bench, train
 
 # isort: on
 from .app import app, main
 
-__all__ = ["app", "ask", "bench", "check", "compare", "explore", "main", "reproduce", "run", "runs", "train"]
+__all__ = ["app", "ask", "bench", "check", "compare", "explore", "main", "reproduce", "run", "runs", "trace", "train"]

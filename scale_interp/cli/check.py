@@ -45,8 +45,8 @@ def check(
     for name in wanted:
         settings = Settings(model, data or "scenes/relation", dtype=name, **given)
         vlm = settings.open_model(model, check=False)
-        vlm.report = compare(vlm)
-        reports.append(vlm.report)
+        report = vlm.report = compare(vlm)
+        reports.append(report)
         if data is not None:
             plans.append(plan_run(vlm, settings))
     _check_tables(reports)

@@ -16,7 +16,10 @@ Dtype = Annotated[
 ]
 DeviceMap = Annotated[str | None, typer.Option(help="auto spreads the model over all devices; in place of --device (needs accelerate)")]
 Prompt = Annotated[
-    str | None, typer.Option(help="a template with {images} and {text} in place of the chat template, or the name of one: bare, chat")
+    str | None,
+    typer.Option(
+        help="a template with {images} and {text} in place of the chat template, or the name of one: bare, chat, scale-llava, scale-qwen"
+    ),
 ]
 Quantize = Annotated[str | None, typer.Option(help="nf4 (four bits, bitsandbytes) or int8 (eight bits, torchao)")]
 Root = Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")]

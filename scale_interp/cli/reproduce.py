@@ -3,26 +3,24 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .app import Commands, app
 from .machines import on_machines
+from .options import MODEL, Root, takes
 from .printed import console, frame_table, say
 
 reproduce = typer.Typer(cls=Commands, no_args_is_help=True, help="Repeat a published experiment as its authors' code does it.")
 app.add_typer(reproduce, name="reproduce")
 
 Asked = Annotated[str, typer.Argument(help="the model: a hub id, a folder, or an embedded one")]
-Root = Annotated[Path | None, typer.Option(help="the folder of the data sets [default: $SCALE_INTERP_DATA, else ./data]")]
-Device = Annotated[str | None, typer.Option(help="where the model runs, such as cuda")]
-Dtype = Annotated[str | None, typer.Option(help="float32, bfloat16 or float16; the releases use bfloat16 or float16")]
-DeviceMap = Annotated[str | None, typer.Option(help="how accelerate distributes the model, such as auto")]
 
 
 @reproduce.command("scale")
 @on_machines
+@takes(MODEL, {"root": Root})
 def reproduce_scale(
     model: Asked,
     task: Annotated[str, typer.Option(help="map, maze or grid")] = "map",
@@ -32,23 +30,16 @@ def reproduce_scale(
     n_train: Annotated[int | None, typer.Option(help="only the first of the training questions")] = None,
     n_test: Annotated[int | None, typer.Option(help="only the first of the test questions")] = None,
     epochs: int = 10,
-    prompt: Annotated[
-        str | None, typer.Option(help="scale-llava, scale-qwen, chat or a template [default: the release's for this family]")
-    ] = None,
-    root: Root = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
     out: Annotated[
         Path | None, typer.Option(help="the run's folder; a stopped run continues there [default: runs/scale-MODEL-TASK]")
     ] = None,
+    **given: Any,
 ) -> None:
     """ScAle as released: baseline, 10 epochs, test accuracy of each, heads, MLPs and both; then without leak and choice of epoch."""
     from ..jobs.job import folder_name
     from ..jobs.reproduce.scale import ScaleSettings, findings, rows_beside_paper, run_scale
 
-    place = None if root is None else str(root)
-    settings = ScaleSettings(model, task, seed, data, n, n_train, n_test, epochs, prompt, place, device, dtype, device_map)
+    settings = ScaleSettings(model, task, seed, data, n, n_train, n_test, epochs, **given)
     folder = out or Path("runs") / f"scale-{folder_name(model, f'{task}-{seed}')}"
     found = run_scale(settings, folder, say())
     frame_table(rows_beside_paper(found, settings), f"ScAle on {settings.asks}, seed {seed}, {len(found.trained):,} test questions")
@@ -59,6 +50,7 @@ def reproduce_scale(
 
 @reproduce.command("adaptvis")
 @on_machines
+@takes(MODEL, {"root": Root})
 def reproduce_adaptvis(
     model: Asked,
     data: Annotated[
@@ -70,20 +62,16 @@ def reproduce_adaptvis(
         Path | None, typer.Option(help="the authors' file of prompts, or its folder [default: our own words in the same form]")
     ] = None,
     max_new_tokens: Annotated[int, typer.Option(help="the longest answer")] = 100,
-    root: Root = None,
-    device: Device = None,
-    dtype: Dtype = None,
-    device_map: DeviceMap = None,
     out: Annotated[
         Path | None, typer.Option(help="the run's folder; a stopped run continues there [default: runs/adaptvis-MODEL-DATA]")
     ] = None,
+    **given: Any,
 ) -> None:
     """ScalingVis and AdaptVis as released: layers below 32, greedy text, substring scoring, settings tuned on a fifth."""
     from ..jobs.job import folder_name
     from ..jobs.reproduce.adaptvis import AdaptVisSettings, findings, repeat_adaptvis, rows_beside_paper
 
-    file, place = (None if path is None else str(path) for path in (prompts, root))
-    settings = AdaptVisSettings(model, data, seed, n, file, max_new_tokens, place, device, dtype, device_map)
+    settings = AdaptVisSettings(model, data, seed, n, None if prompts is None else str(prompts), max_new_tokens, **given)
     folder = out or Path("runs") / f"adaptvis-{folder_name(model, data)}"
     found = repeat_adaptvis(settings, folder, say())
     frame_table(rows_beside_paper(found, settings), f"{model} on {data}, {int(found.tested.sum()):,} test questions")

@@ -35,12 +35,13 @@ def run(
     seeds: Annotated[int, typer.Option(help="fits per control in the falsification")] = 3,
     seed: int = 0,
     others: Others = None,
+    recipe: Annotated[str, typer.Option(help="how scalars are fitted: default, or release as the paper's code does")] = "default",
     **given: Any,
 ) -> None:
     """Do the whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
     from ..jobs.run.settings import Settings
 
-    given |= {"others": tuple(others)} if others else {}
+    given |= {"recipe": recipe} | ({"others": tuple(others)} if others else {})
     settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed, **given)
     if quick:
         settings = replace(Settings.quick(model, data, **given), top=top, seed=seed)

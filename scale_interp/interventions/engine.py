@@ -18,7 +18,6 @@ from ..vlm.vlm import VLM
 from .check import Report, check
 from .choices import Scoring
 from .edit import Edit, Variants, positioned
-from .knockout.edit import AttentionEdit
 from .paths import check_finite, packed, reference, with_graph
 from .positions import run_at
 from .prefix import PrefixStore
@@ -97,8 +96,6 @@ def run_with_clean(
     if edit is not None and positioned(edit):
         require_ready(vlm)
         return run_at(vlm, questions, edit, path, scoring, grad, what)  # type: ignore[arg-type]
-    if isinstance(edit, AttentionEdit) and path == "auto" and not edit.of_last:
-        path = "reference"
     if choose_path(vlm, questions, path) == "reference":
         return reference(vlm, questions, edit, what, scoring)
     prompts = prompts or PrefixStore(vlm, questions, keep=False, scoring=scoring)

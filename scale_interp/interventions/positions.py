@@ -22,6 +22,8 @@ from ..vlm.vlm import VLM
 from .check import TOLERANCE, of_several_tokens
 from .choices import Scoring
 from .edit import PARTS, Edit, Positioned
+from .knockout.cut import cut_whole
+from .knockout.edit import AttentionEdit
 from .paths import check_finite, join
 from .places import Places, edited
 from .prompt_end import whole_prompt
@@ -100,6 +102,8 @@ def reference_at(
     for number in numbers:
         with ExitStack() as stack:
             if edit is not None and starts is not None:
+                if isinstance(edit, AttentionEdit):
+                    stack.enter_context(cut_whole(vlm, question, edit, int(number)))
                 places = Places.of([positions], vlm.device)
                 for i, block in enumerate(vlm.head_layers):
                     # a sweep's variant changes the layer at which it starts, and no other

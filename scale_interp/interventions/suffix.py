@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int
@@ -16,6 +17,8 @@ from ..errors import MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, release, working_bytes
 from ..vlm.vlm import VLM
 from .edit import Positioned
+from .knockout.cut import cut_of_suffix, cut_suffix
+from .knockout.edit import AttentionEdit
 from .places import Places, edited
 from .rows import attention
 from .suffix_attention import NAME, Seen
@@ -56,6 +59,7 @@ def run_suffix(
     places = Places.of(places_of(prompts, positions, first), vlm.device)
     lead = int(vlm.dtype != torch.float32 and bool((starts < L).any()))
     total = prompts.layers[0].hidden.shape[1]
+    cut = cut_of_suffix(vlm, prompts, edit, alive, first) if isinstance(edit, AttentionEdit) else None
     hidden: Tensor | None = None
     with vlm.alone(), attention(vlm.decoder, NAME):
         for number, (block, read) in enumerate(zip(vlm.head_layers, prompts.layers, strict=True)):
@@ -69,6 +73,7 @@ def run_suffix(
             assert hidden is not None
             own = read.seen[:, :, first:, first:]
             seen = Seen(own, read.keys[:, :, :first], read.values[:, :, :first], read.seen[:, :, first:, :first]) if first else Seen(own)
+            seen.change = None if cut is None else partial(cut_suffix, cut, number, lead)
             given = layer_arguments(read.given, total, first, lead + n) | {"attention_mask": seen, "past_key_values": None}
             with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
                 out = block.module(hidden.flatten(0, 1), **given)

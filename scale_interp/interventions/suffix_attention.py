@@ -5,6 +5,7 @@ The part on the prefix is one product for all variants, and is joined with the o
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -27,6 +28,7 @@ class Seen:
         keys, values: Of the prefix, [B, Hkv, K, D]; None without one.
         before: Which tokens of the prefix a row attends to, [B or 1, 1, S, K]; None for all.
         given: The keys and values of the last pass, [B * n, Hkv, S, D] each.
+        change: Gives the output [B * n, H, S, D] after an edit of what rows see; None for no such edit.
     """
 
     own: Bool[Tensor, "questions 1 rows rows"]
@@ -34,6 +36,7 @@ class Seen:
     values: Tensor | None = None
     before: Bool[Tensor, "questions 1 rows prefix"] | None = None
     given: tuple[Tensor, ...] = field(default=(), repr=False)
+    change: Callable[..., Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
         S = self.own.shape[-1]
@@ -65,6 +68,8 @@ def suffix_attention(
     fused = query.device.type == "cpu" and softcap is None and sinks is None and not torch.is_grad_enabled()
     fused = fused and key.shape[-1] == value.shape[-1] and query.dtype in (torch.float32, torch.bfloat16)
     out = _fused(query, key, value, seen, scaling) if fused else _written_out(query, key, value, seen, scaling, softcap, sinks)
+    if seen.change is not None:
+        out = seen.change(seen, query, out, scaling, softcap, sinks)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -46,7 +46,7 @@ class Plan:
         batch, micro_batch: questions per step of a fit, and how many of them are in memory at once.
         places: where prompts are kept while they are needed again -> how many.
         seconds: of one question: "reading" it, an edit of every head ("heads"), one pass of a fit ("fit").
-        steps: what each step of the job takes at most.
+        steps: what each step of the job takes where no fit stops early.
     """
 
     model: str
@@ -95,7 +95,7 @@ class Plan:
         out.append(("one question", ", ".join(f"{parts[name]} {_time(s)}" for name, s in self.seconds.items())))
         if self.steps:
             steps = ", ".join(f"{name} {_time(seconds)}" for name, seconds in self.steps.items())
-            out.append(("expected", f"at most {_time(sum(self.steps.values()))}: {steps}"))
+            out.append(("expected", f"up to about {_time(sum(self.steps.values()))}: {steps}"))
         return out
 
 
@@ -168,10 +168,11 @@ def _heads(vlm: VLM, prefix: Prefix, at_once: int) -> float:
 def _fit(vlm: VLM, prefix: Prefix) -> float:
     """Seconds of one forward and backward pass of the fits on one question; nan where memory runs out, which a fit itself avoids."""
     scale = torch.ones(FITS, vlm.n_layers, vlm.n_heads, requires_grad=True)
+    mlp_scale = torch.ones(FITS, vlm.n_layers, requires_grad=True)
 
     def one_pass() -> None:
-        scores = run_packed(vlm, prefix, Edit(scale=scale))[1]
-        torch.autograd.grad(scores[scores.isfinite()].sum(), [scale])
+        scores = run_packed(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))[1]
+        torch.autograd.grad(scores[scores.isfinite()].sum(), [scale, mlp_scale])
 
     try:
         return _timed(vlm, one_pass)[1] / len(prefix.questions)

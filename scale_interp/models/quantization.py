@@ -26,7 +26,7 @@ def quantization_config(wanted: Any) -> Any:
 
     >>> quantization_config("int4")
     Traceback (most recent call last):
-    scale_interp.errors.ModelError: quantization_config='int4': choose 'nf4' or 'int8'..., or give a configuration of transformers
+    scale_interp.errors.ModelError: quantization_config='int4': choose 'nf4' or 'int8', ...; did you mean 'int8'?
     """
     if not isinstance(wanted, str):
         if wanted is not None and not isinstance(wanted, dict) and not hasattr(wanted, "quant_method"):
@@ -37,7 +37,7 @@ def quantization_config(wanted: Any) -> Any:
         return wanted
     if wanted not in PACKAGES:
         names = " or ".join(map(repr, PACKAGES))
-        raise ModelError(f"quantization_config={wanted!r}: choose {names}{near(wanted, PACKAGES)}, or give a configuration of transformers")
+        raise ModelError(f"quantization_config={wanted!r}: choose {names}, or give a configuration of transformers{near(wanted, PACKAGES)}")
     for package in (PACKAGES[wanted], "accelerate"):
         if find_spec(package) is None:
             raise ModelError(

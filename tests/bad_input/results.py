@@ -18,6 +18,8 @@ from scale_interp.bench.result import read_benchmarks
 from scale_interp.errors import FileError
 from scale_interp.evaluation.comparison.tuning import Chosen
 from scale_interp.evaluation.falsification.calibration import Calibration
+from scale_interp.evaluation.reproduction.adaptvis import AdaptVisRun
+from scale_interp.evaluation.reproduction.scale import ScaleRun
 from tests.bad_input.kind import Kind
 
 LOADED: list[str] = []
@@ -90,13 +92,25 @@ TENSORS = (
     Saved(
         "Chosen", Chosen.load, {"scale": 3}, {"name": 1, "setting": [], "parameters": "x", "grid": 1, "heads": 1, "about": 1, "method": 1}
     ),
+    Saved(
+        "ScaleRun",
+        ScaleRun.load,
+        {"right": 3, "loss": 2, "letters": 2, "trained": 1},
+        {"chosen_epochs": "a", "history": 1, "provenance": 1},
+    ),
+    Saved(
+        "AdaptVisRun",
+        AdaptVisRun.load,
+        {"right": 2, "strict": 2, "confidence": 1, "tuning": 1},
+        {"weights": "a", "texts": 1, "provenance": 1},
+    ),
     Saved("Trajectory", si.Trajectory.load, {"scalars": 3, "mlp_scalars": 2}, {"scope": 3}),
     Saved("ScAle's scalars", si.ScAle.from_pretrained, {"scalars": 2, "mlp_scalars": 1}, {}, "scale.safetensors"),
     Saved("Steering's directions", si.Steering.from_pretrained, {"directions": 3, "sigma": 2}, {}, "steering.safetensors"),
 )
 SAYS = {"known": "pairs", "heads": "heads|not iterable", "method": "method|not iterable"}
 """What is said of metadata whose name is not in the message."""
-WHOLE = ("groups", "codes", "verdicts")
+WHOLE = ("groups", "codes", "verdicts", "trained", "tuning")
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

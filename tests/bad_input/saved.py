@@ -108,7 +108,7 @@ def localisation() -> si.Localisation:
 
 def scale_run() -> ScaleRun:
     history = (({"epoch": 0, "train_accuracy": 0.5, "train_loss": 2.0}, {"epoch": 1, "train_accuracy": 0.5, "train_loss": 1.0}),) * 3
-    return ScaleRun(drawn(3, 2, 5).round(), drawn(3, 2), drawn(3, 2), drawn(3, 5).round(), FIVE % 2, FIVE, (0, 1, 1), history, ABOUT)
+    return ScaleRun(drawn(3, 2, 5).round(), drawn(3, 2), drawn(3, 2), FIVE % 2, FIVE, (0, 1, 1), history, ABOUT)
 
 
 INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {

@@ -90,6 +90,7 @@ def one_of_each(vlm):
         head_map(),
         si.ProbeMap("probe", "accuracy", right[:, None], four, p=torch.ones(1, 2), classes=("left", "right"), chance=0.5),
         si.attribute(vlm, pairs[:2]),
+        si.patch_positions(vlm, pairs[:2], groups=("image", "last")),
         si.knockout(vlm, qs[:2]),
         si.logit_lens(vlm, qs[:2]),
         si.object_attention(vlm, qs[:2]),

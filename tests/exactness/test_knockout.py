@@ -142,14 +142,45 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
         assert (edited - clean)[edited.isfinite()].abs().max() > 1e-5, mode
 
 
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+@pytest.mark.parametrize("name", mostly_full(CAUSAL))
+def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
+    """Words and the image as source, from prompts of different length in one batch; the image's own tokens too."""
+    vlm = model(name)
+    vlm.hf_model.set_attn_implementation(kernel)
+    heads = two_variants(vlm)
+    for mode, source, target in (
+        ("block", "question", "image"),
+        ("block", "image", "image"),
+        ("only", ("question", "last"), ("question", "template")),
+        ("move", "last", "image"),
+    ):
+        edit = si.AttentionEdit(heads, source, target, mode)
+        edited, clean = run_with_clean(vlm, questions, edit, "packed")
+        for q, question in enumerate(questions):
+            groups = vlm.token_groups(question)
+            mine, seen = (
+                {t for group in ((where,) if isinstance(where, str) else where) for t in groups[group]} for where in (source, target)
+            )
+            for n in range(2):
+                wanted = expected(vlm, question, edit, n, lambda T, image, mine=mine: mine, lambda T, image, seen=seen: seen)
+                assert (edited[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5, (mode, source, q, n)
+        assert mode == "move" or (edited - clean)[edited.isfinite()].abs().max() > 1e-5, (mode, source)
+
+
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
 def test_both_paths_agree_in_every_mode_on_longer_answers(questions, name):
     vlm = model(name)
     asked = [si.Question(q.text, ("left circle", "left square", "above"), 0, picture=q.picture, id=q.id) for q in questions[:2]]
     assert max(map(len, vlm.choice_ids(asked[0]))) > 1
     first = int((vlm.encode(asked[0])["input_ids"][0] == vlm.image_token_id).nonzero()[0])
-    for mode, target in (("block", "image"), ("only", "image"), ("move", [first, first + 1])):
-        edit = si.AttentionEdit(two_variants(vlm), target=target, mode=mode)
+    for mode, source, target in (
+        ("block", "last", "image"),
+        ("only", "last", "image"),
+        ("move", "last", [first, first + 1]),
+        ("block", "question", "image"),
+    ):
+        edit = si.AttentionEdit(two_variants(vlm), source, target, mode)
         some = asked[:1] if mode == "move" else asked
         packed, whole = (si.run_edits(vlm, some, edit, path=path) for path in ("packed", "reference"))
         assert (packed - whole).abs().max() <= 1e-5, mode
@@ -191,8 +222,6 @@ def test_what_cannot_be_cut_is_refused_by_name(questions):
         si.run_edits(vlm, questions, si.AttentionEdit(heads, target=[-2], mode="move"))
     with pytest.raises(DataError, match="no token group 'imgae'"):
         si.knockout(vlm, questions, target="imgae")
-    with pytest.raises(EditError, match="path='reference'"):
-        si.run_edits(vlm, questions, si.AttentionEdit(heads, source=[-2]), path="packed")
     with pytest.raises(EditError, match="by='head'"):
         si.knockout(vlm, questions, by="head", window=2)
 

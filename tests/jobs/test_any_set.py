@@ -36,7 +36,7 @@ def photographs(folder, name="own", n=60, contrast=True, start=0):
             "id": f"{name}{i}",
             "image": photo(folder / f"{name}{i}.png", start + i),
             "question": "Where is the cup?" if contrast else "What is it?",
-            "choices": ["left", "right"] if contrast else ["a cup", "a dog", "a hat"],
+            "choices": ["on", "under"] if contrast else ["a cup", "a dog", "a hat"],
             "answer": i % 2,
         }
         if contrast and i % 4 < 2:
@@ -69,7 +69,7 @@ def test_the_main_job_on_json_lines_by_letter(own_run):
     told = json.loads((folder / "settings.json").read_text())
     assert told["settings"]["options"] == "letters" and {"contrasts", "retained", "others"} <= set(told["data"])
     page = (folder / "report.html").read_text()
-    assert "random weights" in page and "A. left" in page
+    assert "random weights" in page and "A. on" in page
     again = run(*command, "--out", folder)
     assert again.exit_code == 0 and "locating" not in again.output
     assert run("report", folder, "--device", "cpu").exit_code == 0

@@ -20,7 +20,7 @@ from scale_interp.jobs.run.duration import longest
 from scale_interp.jobs.run.settings import Settings
 from scale_interp.models import placement
 
-OPENS = ("run", "locate", "ask", "attention", "compare", "baselines", "check", "explore")
+OPENS = ("run", "locate", "ask", "attention", "trace", "compare", "baselines", "check", "explore")
 
 
 def run(*arguments):
@@ -167,7 +167,7 @@ def test_a_longer_run_is_expected_to_take_longer():
 def test_check_plans_the_main_job():
     result = run("check", "tiny-random/llava", "--dtype", "float32", "--data", "scenes/relation", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    for said in ("the main job in float32", "weights", "keys and values", "variants of each", "expected", "at most"):
+    for said in ("the main job in float32", "weights", "keys and values", "variants of each", "expected", "up to about"):
         assert said in result.output
     assert isinstance(run("check", "tiny-random/llava", "--dtype", "float32", "--data", "scenes/none").exception, DataError)
     bad = run("check", "demo", "--device", "gpu", "--dtype", "float32")

@@ -76,10 +76,15 @@ def test_the_page_says_what_leak_and_choice_are_worth(run):
     summary = json.loads((folder / "summary.json").read_text())
     assert "random weights" in summary["findings"][0] and "random weights" in printed
     words = " ".join(summary["findings"])
-    assert "show an image that was trained on" in words and "With the epoch chosen on held-out" in words and "The paper has no" in words
+    assert "show an image that was trained on" in words and "Held-out training images choose" in words and "The paper has no" in words
     rows = {row["part"]: row for row in summary["rows"]}
     assert set(rows) == set(PARTS)
-    for row in rows.values():
+    epochs = pd.read_csv(folder / "epochs.csv").set_index(["part", "epoch"])
+    for part, row in rows.items():
+        untrained = epochs["untrained_accuracy"][part]
+        assert row["chosen"] == pytest.approx(untrained[row["chosen_epoch"]])
+        assert row["choice"] == pytest.approx(untrained[row["best_epoch"]] - row["chosen"])
+        assert row["best_on_test"] == pytest.approx(epochs["test_accuracy"][part][1:].max())
         assert row["leak"] == pytest.approx((row["last"] - row["base"]) - (row["last_untrained"] - row["base_untrained"]))
     held = si.ScAle.from_pretrained(folder / "held_out/heads")
     best = max(row["validation_accuracy"] for row in held.history)

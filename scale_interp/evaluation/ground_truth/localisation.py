@@ -17,6 +17,7 @@ from torch import Tensor
 from ...adapters.scale.fit import fit_scale
 from ...attribution.ablation import ablate, amplify, provenance
 from ...attribution.attention.objects import object_attention
+from ...attribution.flow import knockout
 from ...attribution.gradient import attribute
 from ...attribution.head_probe import probe
 from ...attribution.integrated import integrated_gradients
@@ -96,6 +97,10 @@ METHODS: Mapping[str, Method] = {
     "attention to object": Method(
         lambda vlm, qs, seed: object_attention(vlm, qs).box.scores,
         "sees where a head looks, not what it passes on; a head that reads the picture from another token looks at no object.",
+    ),
+    "knockout of the image": Method(
+        lambda vlm, qs, seed: knockout(vlm, qs, by="head").scores,
+        "hides the image from one head of the last token: a head that reads the image from another token scores exactly 0.",
     ),
     "learned scalars": Method(
         _scalars,

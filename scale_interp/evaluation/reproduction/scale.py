@@ -86,10 +86,9 @@ class ScaleRun(Result):
         right: 1 where a test question is answered right, by part and epoch [parts, epochs, Q]; epoch 0 is the base model.
         loss: mean cross-entropy of the right letter over the vocabulary, on the test questions [parts, epochs].
         letters: mean probability that the answer is any of the letters [parts, epochs].
-        chosen: 1 where one is answered right at the epoch that held-out images chose, by part [parts, Q].
         trained: 1 where a test question shows an image that was trained on [Q].
         groups: the number of each test question's image [Q].
-        chosen_epochs: the epoch that held-out images chose, by part.
+        chosen_epochs: the epoch that held-out images chose, by part, with a second fit that did not learn from these.
         history: the release's fits, one row per epoch, by part.
         provenance: model, data, settings and versions.
     """
@@ -97,7 +96,6 @@ class ScaleRun(Result):
     right: Float[Tensor, "parts epochs questions"]
     loss: Float[Tensor, "parts epochs"]
     letters: Float[Tensor, "parts epochs"]
-    chosen: Float[Tensor, "parts questions"]
     trained: Int[Tensor, " questions"]
     groups: Int[Tensor, " questions"]
     chosen_epochs: Annotated[tuple[int, ...], "parts"]
@@ -139,15 +137,15 @@ class ScaleRun(Result):
 
         Returns:
             Columns: part; base; last (the release's number) with its interval over images; best_on_test and best_epoch; base_untrained and
-            last_untrained, on images that were not trained on; chosen and chosen_epoch, there too, at the epoch that held-out images
-            chose; leak = (last - base) minus the same on images that were not trained on; choice = the best epoch there minus chosen.
+            last_untrained, on images that were not trained on; chosen, there too, of the same fit at chosen_epoch, the epoch that held-out
+            images chose; leak = (last - base) minus the same on images that were not trained on; choice = best_epoch there minus chosen.
         """
         rows = []
         for p, part in enumerate(PARTS):
             every, untrained = self.right[p].double().mean(1), self.right[p][:, self.clean].double().mean(1)  # nan where there is none
             low, high = statistics.accuracy_interval(self.right[p, -1].numpy(), self.groups.numpy())
             best = int(every[1:].argmax()) + 1
-            chosen = _mean(self.chosen[p][self.clean])
+            chosen = float(untrained[self.chosen_epochs[p]])
             rows.append(
                 {"part": part, "base": float(every[0]), "last": float(every[-1]), "low": low, "high": high}
                 | {"best_on_test": float(every[best]), "best_epoch": best}
@@ -181,12 +179,13 @@ class ScaleRun(Result):
         else:
             out.append(
                 f"{trained:,} of {Q:,} test questions ({trained / Q:.1%}) show an image that was trained on. On the others: "
-                f"{both['base_untrained']:.1%} before, both {both['last_untrained']:.1%}; the leak is worth {both['leak']:+.1%}."
+                f"{both['base_untrained']:.1%} before, both {both['last_untrained']:.1%}; the leak is worth "
+                f"{100 * both['leak']:+.1f} points."
             )
         out.append(
-            f"The best epoch on the test set is {both['best_epoch']:.0f} ({both['best_on_test']:.1%}). With the epoch chosen on held-out "
-            f"training images ({both['chosen_epoch']:.0f}), images that were not trained on: {both['chosen']:.1%}; the choice is worth "
-            f"{both['choice']:+.1%}."
+            f"The best epoch on the test set is {both['best_epoch']:.0f} ({both['best_on_test']:.1%}). Held-out training images choose "
+            f"epoch {both['chosen_epoch']:.0f}: on images that were not trained on {both['chosen']:.1%}; the choice is worth "
+            f"{100 * both['choice']:+.1f} points."
         )
         last = self.right.shape[1] - 1
         out.append(
@@ -204,24 +203,20 @@ def answer_epochs(vlm: VLM, train: Sequence[Question], test: Sequence[Question],
         test: test questions.
         fits: the fits of `fit_parts`.
     """
-    chosen = {part: chosen_epoch(scale) for part, scale in fits.held_out.items()}
     paths = [_trajectory(scale).edit() for scale in fits.released.values()]
-    found = evaluate_many(
-        vlm, test, [*paths, *(_trajectory(fits.held_out[part]).edit(epoch) for part, epoch in chosen.items())], scoring="whole"
-    )
+    found = evaluate_many(vlm, test, paths, scoring="whole")
     E = paths[0].n_variants
-    released, shape = E * len(PARTS), (len(PARTS), E)
+    shape = (len(PARTS), E)
     right = torch.stack([answers.per_question for answers in found])
-    scores = torch.stack([answers.scores.double() for answers in found[:released]])
-    gold = torch.tensor([q.answer for q in test])[None, :, None].expand(released, -1, 1)
+    scores = torch.stack([answers.scores.double() for answers in found])
+    gold = torch.tensor([q.answer for q in test])[None, :, None].expand(len(found), -1, 1)
     return ScaleRun(
-        right[:released].unflatten(0, shape),
+        right.unflatten(0, shape),
         -scores.gather(2, gold)[..., 0].mean(1).float().view(shape),
         scores.exp().sum(2).mean(1).float().view(shape),
-        right[released:],
         torch.from_numpy(shared_images(train, test)).long(),
         torch.from_numpy(groups(test)),
-        tuple(chosen.values()),
+        tuple(map(chosen_epoch, fits.held_out.values())),
         tuple(tuple(scale.history) for scale in fits.released.values()),
         answering(vlm, test, scoring="whole", train=len(train)),
     )

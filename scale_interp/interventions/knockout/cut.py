@@ -1,10 +1,10 @@
-"""Attention computed again for the rows of an `AttentionEdit`: in packed rows after a prompt that was read, and in whole passes."""
+"""Attention computed again for the rows of an `AttentionEdit`: in packed rows after a prompt, in suffixes, and in whole passes."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -16,15 +16,18 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from ...data.question import Question
-from ...errors import EditError
 from ...vlm.vlm import VLM
 from ..prefix import Prefix
 from ..rows import NAME as PACKED
 from ..rows import attention, packed_attention, sink_logits, with_own_temperature
+from ..suffix_attention import Seen
+from ..whole_prompt import WholePrompts
 from ..written_out import BASES, base_of, masked, require_same, softmax
 from .edit import AttentionEdit, Mode
 
 NAME = "scale_interp_cut_"
+UNDERFLOW = 104.0
+"""A score that is smaller than the largest by this has a weight of exactly 0 in float32: who takes it away changes nothing."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +67,11 @@ class Cut:
             on_image, on_target = (
                 scores.masked_fill(~columns | own, float("-inf")).logsumexp(-1, keepdim=True) for columns in (image, target)
             )
-            moved = torch.where(target & ~own, scores + (on_image - on_target), changed)
-            # a row that sees nothing of the target has nowhere to move its attention to
-            changed = torch.where(on_target.isfinite(), moved, scores)
-        source = self.source[:, None, None, :, None]
-        return changed, ((changed != scores).any(-1, keepdim=True) & source)
+            away = away & on_target.isfinite()  # a row that sees nothing of the target has nowhere to move its attention to
+            changed = torch.where(target & ~own & on_target.isfinite(), scores + (on_image - on_target), scores)
+            changed = changed.masked_fill(away, float("-inf"))
+        weighs = scores > scores.amax(-1, keepdim=True) - UNDERFLOW
+        return changed, (away & weighs).any(-1, keepdim=True) & self.source[:, None, None, :, None]
 
 
 _RUNNING: dict[nn.Module, tuple[Cut, int]] = {}
@@ -103,8 +106,6 @@ def cut_rows(vlm: VLM, prefix: Prefix, edit: AttentionEdit, variants: Tensor) ->
         tokens = edit.tokens(vlm, question, torch.cat([ids[seen], last]))
         parts.append([F.pad(part, (P + 1 - len(part), R - 1)) for part in tokens])
     source, target, image = (torch.stack(part).to(vlm.device) for part in zip(*parts, strict=True))
-    if bool(source[:, :P].any()):
-        raise EditError(f"source={edit.source!r} is not the last token, and the prompt was read up to its last: use path='reference'")
     with _running(vlm, Cut(edit.mode, edit.heads[variants], source[:, P:], target, image), PACKED):
         yield
 
@@ -116,6 +117,84 @@ def cut_whole(vlm: VLM, question: Question, edit: AttentionEdit, variant: int) -
     source, target, image = (part[None].to(vlm.device) for part in tokens)
     with _running(vlm, Cut(edit.mode, edit.heads[variant][None], source, target, image), base_of(vlm.decoder)):
         yield
+
+
+def cut_of_suffix(vlm: VLM, prompts: WholePrompts, edit: AttentionEdit, variants: Tensor, first: int) -> Cut:
+    """What changes in a run of suffixes.
+
+    Args:
+        vlm: The model.
+        prompts: B prompts that were read in full.
+        edit: The edit.
+        variants: The numbers of the variants, in the order in which they join.
+        first: The first column that is run again.
+    """
+    parts = []
+    for question, pad in zip(prompts.questions, prompts.pads, strict=True):
+        tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0])
+        parts.append([F.pad(part, (pad, prompts.rows - 1)) for part in tokens])
+    source, target, image = (torch.stack(part).to(vlm.device) for part in zip(*parts, strict=True))
+    return Cut(edit.mode, edit.heads[variants], source[:, first:], target, image)
+
+
+def cut_suffix(
+    cut: Cut,
+    layer: int,
+    lead: int,
+    seen: Seen,
+    query: Float[Tensor, "runs heads rows head_dim"],
+    out: Float[Tensor, "runs heads rows value_dim"],
+    scaling: float,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Float[Tensor, "runs heads rows value_dim"]:
+    """The output of one layer's suffixes with the edited heads of the source's rows computed again.
+
+    Args:
+        cut: What changes.
+        layer: The layer.
+        lead: How many runs of each question stay unedited; the variants come after them.
+        seen: The rows' keys and values, those of the prefix, and which of them a row sees.
+        query: [B * (lead + n), H, S, D].
+        out: The unedited output [B * (lead + n), H, S, Dv].
+        scaling: The factor on the products.
+        softcap: The soft cap of the scores, if there is one.
+        sinks: Attention sinks [H], if there are any.
+    """
+    B, (N, H, S, _) = len(cut.source), query.shape
+    heads = cut.heads[: N // B - lead, layer].to(query.device)
+    active, rows = heads.any(-1).nonzero()[:, 0], cut.source.any(0).nonzero()[:, 0]
+    if not len(active) or not len(rows):
+        return out
+
+    def edited(part: Tensor) -> Tensor:
+        """The edited variants' part [B, a, H, S, D]."""
+        return part.repeat_interleave(H // part.shape[1], 1).view(B, -1, H, S, part.shape[-1])[:, active + lead]
+
+    queries, (keys, values) = edited(query)[..., rows, :], map(edited, seen.given)
+    scores, sees = queries @ keys.mT, seen.own[:, :, rows]
+    K = 0 if seen.keys is None else seen.keys.shape[2]
+    if seen.keys is not None and seen.values is not None:
+        first_keys, first_values = (x.to(query.device).repeat_interleave(H // x.shape[1], 1)[:, None] for x in (seen.keys, seen.values))
+        before = sees.new_ones(1, 1, len(rows), K) if seen.before is None else seen.before[:, :, rows]
+        many = max(len(before), len(sees))
+        scores = torch.cat([queries @ first_keys.mT, scores], -1)
+        sees = torch.cat([before.expand(many, -1, -1, -1), sees.expand(many, -1, -1, -1)], -1)
+    scores = scores.float() * scaling
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~sees[:, None].to(query.device), float("-inf")).transpose(1, 2)
+    scores, changed = replace(cut, source=cut.source[:, rows]).rewrite(scores, F.one_hot(rows + K, K + S).bool())
+    weights = softmax(scores, sinks).transpose(1, 2).to(values.dtype)
+    again = weights[..., K:] @ values
+    if K:
+        again = again + weights[..., :K] @ first_values
+    whole = out.reshape(B, -1, H, S, out.shape[-1]).clone()
+    part = whole[:, active + lead]
+    use = changed.transpose(1, 2) & heads[active][None, :, :, None, None]
+    part[..., rows, :] = torch.where(use, again, part[..., rows, :])
+    whole[:, active + lead] = part
+    return whole.view(out.shape)
 
 
 def _attend_rows(

@@ -19,7 +19,7 @@ from ...errors import EditError, ModelError
 from ...vlm.patch_grid import place_images
 from ...vlm.token_groups import At, positions_at
 from ...vlm.vlm import VLM
-from ..edit import Edit, LayerEdit, Scope
+from ..edit import Change, Edit, LayerEdit, Scope, positioned
 
 Mode = Annotated[Literal["block", "only", "move"], Raises(EditError)]
 
@@ -65,7 +65,7 @@ class AttentionEdit:
             return
         if self.beside.n_variants not in (1, self.n_variants):
             raise EditError(f"beside has {self.beside.n_variants} variants: give 1 or {self.n_variants}")
-        if not self.of_last:
+        if self.at != "last" or positioned(self.beside):
             raise EditError(f"source={self.source!r} with an edit beside it: only that of the last token acts together with one")
 
     def __repr__(self) -> str:
@@ -85,9 +85,9 @@ class AttentionEdit:
         return len(self.heads)
 
     @property
-    def of_last(self) -> bool:
-        """Whether only the prompt's last token is edited, so that a prompt need not be run again."""
-        return self.source in ("last", (-1,))
+    def at(self) -> At:
+        """The tokens whose rows change: the source."""
+        return "last" if self.source == (-1,) else self.source
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
         """Raise EditError if the edit does not fit this model."""
@@ -107,6 +107,10 @@ class AttentionEdit:
         if self.beside is None:
             return None
         return self.beside.part(layer, alive if self.beside.n_variants > 1 else alive * 0, starts, rows)
+
+    def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
+        """Nothing: with tokens before the last, there is no edit beside."""
+        return []
 
     def __getitem__(self, variant: int) -> AttentionEdit:
         """One variant as an edit. Raises IndexError if there is no such variant."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -12,15 +12,15 @@ from ...core.files import write_bytes, write_json
 from ...core.versions import versions
 from ...evaluation.accuracy import RANDOM_WEIGHTS
 from ...evaluation.reproduction.adaptvis import NEW_TOKENS, PROMPT, AdaptVisRun, adaptvis_questions, paper_row, run_adaptvis
-from ...models.load import load
 from ...viz import Section
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import FINDINGS
+from ..inputs import Inputs
 from ..job import Job, command
 
 
 @dataclass(frozen=True)
-class AdaptVisSettings:
+class AdaptVisSettings(Inputs):
     """What is repeated.
 
     Attributes:
@@ -30,8 +30,7 @@ class AdaptVisSettings:
         n: the first n questions, for a quick look; None for all.
         prompts: the authors' file of prompts for this set, or the folder that contains it; None for our own words in the same form.
         max_new_tokens: the longest answer, in tokens.
-        root: as in `load_questions`.
-        device, dtype, device_map: as in `si.load`.
+        prompt: as in `si.load`; None for the release's.
     """
 
     model: str
@@ -40,10 +39,6 @@ class AdaptVisSettings:
     n: int | None = None
     prompts: str | None = None
     max_new_tokens: int = NEW_TOKENS
-    root: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    device_map: str | None = None
 
     @property
     def job(self) -> Job:
@@ -55,8 +50,8 @@ class AdaptVisSettings:
     def asked(self) -> ModelAndQuestions:
         """The model as the release asks it, and the questions."""
         asked = adaptvis_questions(self.data, self.root, self.prompts, self.n)
-        # Words are generated; the space before a choice matters to nothing here.
-        vlm = load(self.model, prompt=PROMPT, choice_space="with", device=self.device, dtype=self.dtype, device_map=self.device_map)
+        vlm = replace(self, prompt=self.prompt or PROMPT).open_model(self.model)
+        vlm.choice_space = "with"  # words are generated, so it matters to nothing, and nobody need be warned of it
         return vlm, {"all": asked}
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -17,20 +18,21 @@ from ...data.scale_protocol import TASKS
 from ...errors import DataError
 from ...evaluation.accuracy import RANDOM_WEIGHTS
 from ...evaluation.reproduction.scale import PARTS, ScaleFits, ScaleRun, answer_epochs, fit_parts, paper_row
-from ...models.load import load
 from ...viz import Section
 from ...vlm.named_prompts import prompt_template
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import FINDINGS
+from ..inputs import Inputs
 from ..job import Job, command
 
+RAW = "scale-llava"
 KINDS = ("released", "held_out")
 FILES = ("scale.safetensors", "scale_config.json", "epochs.safetensors")
 """What a fit's folder contains."""
 
 
 @dataclass(frozen=True)
-class ScaleSettings:
+class ScaleSettings(Inputs):
     """What is repeated.
 
     Attributes:
@@ -38,12 +40,10 @@ class ScaleSettings:
         task: "map", "maze" or "grid".
         seed: of the release's split; its own are 0, 1 and 2.
         data: the set; None for spatialeval/vqa/TASK. "generated/vqa/TASK" needs no files.
-        n: how many generated questions are split; a set on disk is taken whole.
+        n: how many generated questions are split; of a set on disk, the first so many of each part.
         n_train, n_test: the first so many of each part, for a quick look; None for all.
         epochs: passes over the training questions.
         prompt: as in `si.load`; None for the release's, "scale-llava" on LLaVA and "scale-qwen" elsewhere.
-        root: as in `load_questions`.
-        device, dtype, device_map: as in `si.load`.
     """
 
     model: str
@@ -54,11 +54,6 @@ class ScaleSettings:
     n_train: int | None = None
     n_test: int | None = None
     epochs: int = 10
-    prompt: str | None = None
-    root: str | None = None
-    device: str | None = None
-    dtype: str | None = None
-    device_map: str | None = None
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
@@ -81,9 +76,11 @@ class ScaleSettings:
     def asked(self) -> ModelAndQuestions:
         """The model as the release asks it, and the questions of both parts in the release's order."""
         train, test = (load_questions(self.asks, part, self.n, self.seed, root=self.root, protocol="scale") for part in ("train", "test"))
-        vlm = load(self.model, prompt=self.prompt, choice_space="apart", device=self.device, dtype=self.dtype, device_map=self.device_map)
+        vlm = self.open_model(self.model)
+        vlm.choice_space = "apart"
         if self.prompt is None and vlm.family.startswith("llava"):
-            vlm.prompt = prompt_template("scale-llava")
+            vlm.prompt = prompt_template(RAW)
+            vlm.reopen = None if vlm.reopen is None else partial(vlm.reopen, prompt=RAW)
         return vlm, {"train": train[: self.n_train], "test": test[: self.n_test]}
 
 

@@ -1,4 +1,4 @@
-"""How long the steps of a run take at most, from the measured seconds of one question."""
+"""How long the steps of a run take where no fit stops early, from the measured seconds of one question."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def plan_run(vlm: VLM, settings: Settings) -> Plan:
 
 
 def longest(settings: Settings, seconds: Mapping[str, float], steps: list[str]) -> dict[str, float]:
-    """Step -> seconds at most: a fit that stops early, or prompts that are still there, take less.
+    """Step -> seconds: a fit that stops early, or prompts that are still there, take less.
 
     Args:
         settings: of the run.

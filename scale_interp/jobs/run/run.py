@@ -174,7 +174,7 @@ class Run:
         prompts = None
         if not self._fitted:
             _ = self.top_heads  # fails here where there are none, before anything is loaded
-            prompts = prompts_to_fit(self.vlm, self.train, 2, FitSettings())
+            prompts = prompts_to_fit(self.vlm, self.train, 2, FitSettings.of(self.settings.recipe))
         says = "fitting ScAle on all heads and MLPs, and on the top heads"
         for step, names, message in (
             ("fit", ("all", "top"), says),
@@ -190,7 +190,8 @@ class Run:
         seed = self.settings.seed
         fits = [Fit("top", tuple(self.top_heads), mlp=False, seed=seed) if name == "top" else Fit(name, seed=seed) for name in names]
         retain = self.others_together("train") if "retained" in names else None
-        for fit, scale in zip(fits, fit_scales(self.vlm, self.train, fits, retain=retain, prompts=prompts), strict=True):
+        scales = fit_scales(self.vlm, self.train, fits, retain=retain, prompts=prompts, recipe=self.settings.recipe)
+        for fit, scale in zip(fits, scales, strict=True):
             scale.save_pretrained(self.folder / PLACES[fit.name])
 
     def _scales_in(self, names: Sequence[str]) -> dict[str, ScAle]:
@@ -236,7 +237,9 @@ class Run:
 
         def make() -> None:
             others = self.others_together("test") or None
-            falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others).save(path)
+            falsify(self.vlm, self.train, self.test, heads, seeds=self.settings.seeds, others=others, recipe=self.settings.recipe).save(
+                path
+            )
 
         says = f"falsifying: every control beside ScAle on {on}"
         return self.run_folder.run_step(f"falsify {name}", make, lambda: Falsification.load(path), says)
@@ -328,7 +331,7 @@ class Run:
         found = make_plan(self.vlm, self.train)
         found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
         for name, said in found.rows():
-            self.say(f"{name}: {said}")
+            self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())
         return found
 

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from ...adapters.scale.fit import FitSettings, Recipe
 from ...adapters.scale.scale import ScAle
 from ..info import FINDINGS
 from ..inputs import Inputs, has_split, usual_others
@@ -46,6 +47,7 @@ class Settings(Inputs):
         seeds: fits per control in the falsification.
         seed: of the questions and the fits.
         others: sets whose answers should stay as they are; None for other scenes where these are scenes.
+        recipe: how scalars are fitted, "default" or "release", as in `fit_scale`.
     """
 
     model: str = "demo"
@@ -58,8 +60,10 @@ class Settings(Inputs):
     seeds: int = 3
     seed: int = 0
     others: tuple[str, ...] | None = None
+    recipe: Recipe = "default"
 
     def __post_init__(self) -> None:
+        FitSettings.of(self.recipe)
         if self.others is not None:  # as JSON has it, and the command line
             object.__setattr__(self, "others", tuple(self.others))
 
