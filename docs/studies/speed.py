@@ -1,4 +1,4 @@
-"""docs/speed.md and speed.json: python -m docs.studies.speed [locate evaluate memory]; without a name, the page alone.
+"""docs/speed.md and speed.json: python -m docs.studies.speed [locate evaluate memory] [--questions 64]; without a name, the page alone.
 
 locate: seven methods on 64 questions, each prompt read once, against the methods one by one. evaluate: 64 questions against the plain
 forward passes of their prompts. memory: the peak of a fit in micro-batches against a sweep's.
@@ -108,7 +108,8 @@ PAGE = """# What a run costs on a CPU
 
     python -m docs.studies.speed locate evaluate memory
 
-`{model}` with random weights: a LLaVA of 64 heads, prompts of 595 tokens. {threads} threads.
+`{model}` with random weights: a LLaVA of 64 heads, prompts of 595 tokens. {threads} thread(s). Where the machine did other work too, CPU
+seconds are what counts.
 
 **Locating heads.** Seven methods on {n} questions with `si.head_maps`, which reads each prompt once, against the same methods one by one,
 in one run. The maps differ by at most {away:.0e}.
@@ -120,7 +121,7 @@ in one run. The maps differ by at most {away:.0e}.
 | one by one, all | {alone[wall]:.1f} | {alone[cpu]:.1f} |
 | ratio | **{locate[wall]:.1f}** | **{locate[cpu]:.1f}** |
 
-**Answering.** `si.evaluate` of {n} questions, images and tokens included, against plain forward passes of their prompts in the same
+**Answering.** `si.evaluate` of {answered} questions, images and tokens included, against plain forward passes of their prompts in the same
 batches, images and tokens ready; the median of {repeats} repeats. It can be below 1, as the last layer's MLP runs for the last token alone.
 
 | | seconds | CPU seconds |
@@ -129,11 +130,11 @@ batches, images and tokens ready; the median of {repeats} repeats. It can be bel
 | forward passes | {forward[wall]:.1f} | {forward[cpu]:.1f} |
 | ratio | **{share[wall]:.2f}** | **{share[cpu]:.2f}** |
 
-**Memory of a fit.** One batch of {n} questions in micro-batches of {micro}, all heads and MLPs, peak of the process:
+**Memory of a fit.** One batch of {batch} questions in micro-batches of {micro}, all heads and MLPs, peak of the process:
 
 | | GB | sweep | GB | ratio |
 |---|---|---|---|---|
-| prompts kept in memory | {fit:.2f} | all heads, {n} questions at once | {sweep:.2f} | **{memory:.2f}** |
+| prompts kept in memory | {fit:.2f} | all heads, {batch} questions at once | {sweep:.2f} | **{memory:.2f}** |
 | prompts read again | {again:.2f} | all heads, {micro} questions at once | {few:.2f} | **{memory_again:.2f}** |
 
 The model alone takes {loaded:.2f} GB.
@@ -158,6 +159,8 @@ def page(found: dict[str, Any]) -> str:
         forward=evaluate["forward"],
         repeats=evaluate["repeats"],
         share=evaluate["ratio"],
+        answered=evaluate["questions"],
+        batch=memory["batch"],
         micro=memory["micro_batch"],
         memory=memory["ratio"],
         memory_again=memory["ratio_reading_again"],
@@ -166,9 +169,10 @@ def page(found: dict[str, Any]) -> str:
     )
 
 
-def main(names: list[str]) -> None:
-    for name in names:
-        measured = {"locate": locate, "evaluate": evaluate, "memory": memory}[name]()
+def main(arguments: list[str]) -> None:
+    n = int(arguments[arguments.index("--questions") + 1]) if "--questions" in arguments else QUESTIONS
+    for name in (a for a in arguments if a in ("locate", "evaluate", "memory")):
+        measured = {"locate": locate, "evaluate": evaluate, "memory": memory}[name](n)
         print(name, measured, flush=True)
         write_json(NUMBERS, (read_json(NUMBERS) if NUMBERS.exists() else {}) | {name: measured})
     found = read_json(NUMBERS)
