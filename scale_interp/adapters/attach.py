@@ -3,28 +3,52 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ..data.question import Question
 from ..errors import EditError, ModelError, RunWarning
-from ..interventions.edit import Edit, affine
-from ..interventions.prompt_end import among_last, prompt_end
+from ..interventions.edit import Edit, affine, positioned
+from ..interventions.prompt_end import Place, among_last, prompt_end
 from ..vlm.decoder import Decoder, HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.families import describe
 from ..vlm.mode import require_ready
+from ..vlm.token_groups import positions_at
+from ..vlm.vlm import VLM
+
+Known = Mapping[tuple[int, ...], Sequence[int]]
+"""The edited tokens of prompts, by their token ids."""
+
+
+def known_prompts(vlm: VLM | nn.Module, at: str, questions: Sequence[Question]) -> Known | None:
+    """The edited tokens of these questions' prompts, for an edit at a token group; None for the last token, which any prompt shows.
+
+    Raises:
+        EditError: There are no questions, or only the transformers model.
+    """
+    if at == "last":
+        return None
+    if not isinstance(vlm, VLM) or not questions:
+        raise EditError(
+            f"this edit acts at the token group {at!r}, which the token ids of a pass do not name: give attached(vlm, questions) the VLM "
+            "and the questions that will be asked, or run it with edit=..."
+        )
+    return {tuple(vlm.encode(q)["input_ids"][0].tolist()): positions_at(vlm, q, at) for q in questions}
 
 
 @contextmanager
-def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
+def attach(model: nn.Module, edit: Edit, known: Known | None = None) -> Iterator[None]:
     """Run the model with one edit in place; hooks are removed at the end.
 
     The prompt's last token is found for each row of a batch, see `PromptEnd`; tokens after it are edited only in scope
     "each_new_token". Raises EditError where it cannot be known, and where a layer of the edit did not run.
     """
+    if positioned(edit) and known is None:
+        raise EditError("an edit at other tokens than the last one is attached by ScAle.attached or Steering.attached, with the questions")
     if edit.n_variants != 1:
         raise EditError(f"only one edit can be attached, not {edit.n_variants}: pick one with edit[i]")
     require_model(model)
@@ -45,9 +69,12 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
 
         def before(module: nn.Module, given: dict[str, Any]) -> None:
             acted.ran.clear()
-            rows.chosen, rows.new = end.place.of(edit.scope), end.place.new
+            rows.chosen = end.place.of(edit.scope) if known is None else _known_columns(model, end.place, known)
+            rows.new = end.place.new
             tokens = given.get("input_ids")
             rows.batch = len(given["inputs_embeds"] if tokens is None else tokens)
+            if known is not None and isinstance(rows.chosen, Tensor):
+                rows.chosen = rows.chosen.repeat_interleave(rows.batch // len(rows.chosen), 0)  # beams of one prompt are adjacent
 
         asked = end.asked
         try:
@@ -63,6 +90,30 @@ def attach(model: nn.Module, edit: Edit) -> Iterator[None]:
                 RunWarning,
                 stacklevel=3,
             )
+
+
+def _known_columns(model: Any, place: Place, known: Known) -> Tensor | None:
+    """The edited columns of the running pass [B, new], found by the prompts' token ids; None where it reads no prompt."""
+    prompt = place.prompt
+    if prompt is None or prompt.ids is None:
+        raise EditError("the token ids of this prompt are not known, so its token group is not: generate from input_ids, in one piece")
+    if place.past >= prompt.length:
+        return None
+    pad = model.generation_config.pad_token_id if model.config.get_text_config().pad_token_id is None else None
+    pad = model.config.get_text_config().pad_token_id if pad is None else pad
+    chosen = torch.zeros(len(prompt.ids), place.new, dtype=torch.bool)
+    for b, (ids, end) in enumerate(zip(prompt.ids.tolist(), prompt.ends.tolist(), strict=True)):
+        whole = ids[: end + 1]
+        start = next((i for i in range(len(whole)) if tuple(whole[i:]) in known and all(t == pad for t in whole[:i])), None)
+        if start is None:
+            raise EditError(
+                "a prompt is read that is none of the questions given to attached(vlm, questions), so its token group is not known: give "
+                "its question too"
+            )
+        for position in known[tuple(whole[start:])]:
+            if place.past <= start + position < place.past + place.new:
+                chosen[b, start + position - place.past] = True
+    return chosen
 
 
 def require_model(model: Any) -> None:

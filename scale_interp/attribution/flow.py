@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -20,7 +21,7 @@ from ..core.notebook import MOST, FigureView
 from ..core.result import Result
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError
+from ..errors import DataError, EditError, RunWarning
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.knockout.edit import AttentionEdit, Mode, words
 from ..interventions.positions import choose_path_at
@@ -196,6 +197,13 @@ def knockout(
     path = choose_path(vlm, questions, path) if edit.at == "last" else choose_path_at(vlm, questions[0], path)
     method = f"{'knockout' if mode == 'block' else mode} {words(source)} -> {words(target)}"
     edited, clean = run_with_clean(vlm, questions, edit, path, what=method)
+    if torch.equal(edited, clean):
+        warnings.warn(
+            f"{method}: no score of {len(questions)} questions changed, as no source token sees a target token: give a target "
+            "before the source, and another than it",
+            RunWarning,
+            stacklevel=3,
+        )
     effect = (measure(metric, clean, questions) - measure(metric, edited, questions)).cpu()
     made = provenance(vlm, questions, metric=metric, path=path, source=edit.source, target=edit.target, mode=mode)
     per_question = effect.view(-1, L, H if by == "head" else 1)

@@ -16,11 +16,13 @@ from sklearn.model_selection import StratifiedGroupKFold
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
-from ..core.arguments import AtLeast, Count, Seed, checked
+from ..core.arguments import AtLeast, Count, OwnCheck, Seed, checked
 from ..core.progress import track
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError
+from ..interventions.capture import capture
+from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
 from .answer_tokens import Positions, answer_activations
@@ -65,6 +67,7 @@ def probe(
     label: Label = "relation",
     *,
     positions: Positions = "first",
+    at: Annotated[At, OwnCheck()] = "last",
     folds: Annotated[int, AtLeast(2)] = 5,
     permutations: Count = 1000,
     seed: Seed = 0,
@@ -79,6 +82,7 @@ def probe(
         questions: Q training questions, as the result chooses heads.
         label: a field of Question, an entry of its meta, or a function of a question.
         positions: which tokens z is read from; see `answer_activations`.
+        at: a token group of the prompt over which z is averaged, in place of `positions`.
         folds: parts that are held out in turn, at least 2.
         permutations: how many label permutations; the smallest p is 1 / (permutations + 1).
         seed: for folds and permutations.
@@ -98,9 +102,11 @@ def probe(
     classes, codes = read_labels(questions, label)
     group = groups(questions)
     require_images(classes, codes, group, folds)
-    z = answer_activations(vlm, questions, positions).float().numpy()
+    z = (answer_activations(vlm, questions, positions) if at == "last" else capture(vlm, questions, at=at).z).float().cpu().numpy()
     guesses = held_out_guesses(z, codes, group, folds, seed)
-    made = provenance(vlm, questions, label=label_name(label), positions=positions, folds=folds, permutations=permutations, probe_seed=seed)
+    made = provenance(
+        vlm, questions, label=label_name(label), positions=positions, folds=folds, permutations=permutations, probe_seed=seed, at=at
+    )
     return ProbeMap(
         "probe",
         "held-out accuracy",

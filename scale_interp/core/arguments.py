@@ -107,8 +107,8 @@ def checked_settings(kind: type[C]) -> type[C]:
     >>> FitSettings(epoch=3)
     Traceback (most recent call last):
     scale_interp.errors.EditError: FitSettings: got an unexpected keyword argument 'epoch'; did you mean 'epochs'? It takes bound, \
-radius, granularity, scope, epochs, lr, batch_size, micro_batch, l1, retain_weight, validation, patience, loss, l2, eps, clip, accumulate, \
-order, keep, every_epoch
+radius, granularity, scope, at, epochs, lr, batch_size, micro_batch, l1, retain_weight, validation, patience, loss, l2, eps, clip, \
+accumulate, order, keep, every_epoch
     """
     made = kind.__init__
     check = _Check(made, kind.__name__, EditError)
@@ -161,12 +161,14 @@ class _Check:
             if isinstance(marker, Raises) and value not in options(hint):
                 *listed, last = map(repr, options(hint))
                 raise marker.error(f"{argument} {value!r}: choose {', '.join(listed)} or {last}{near(value, options(hint))}")
-            if isinstance(marker, AtLeast) and value < marker.least:
+            if isinstance(marker, AtLeast) and value is not None and value < marker.least:
                 raise self.error(f"{self.name}({argument}={_short(value)}): below {marker.least}; give {marker.least} or more")
 
 
 def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
-    """An annotation without its markers, and the markers."""
+    """An annotation without its markers, and the markers; those of `Count | None` are Count's."""
+    if get_origin(hint) in (Union, types.UnionType):
+        return hint, tuple(marker for member in get_args(hint) for marker in _parts(member)[1])
     return (hint.__origin__, hint.__metadata__) if get_origin(hint) is Annotated else (hint, ())
 
 

@@ -62,6 +62,7 @@ TURNS = {
 ADDRESS = re.compile(r"\s*[a-z][a-z0-9+.-]+:/", re.I)
 """The start of http://, https:// (or https:/, as a Path writes it), s3:// and the like; "C:/" has one letter."""
 DATA_URI = re.compile(r"\s*data:", re.I)
+BASE64 = re.compile(r"[A-Za-z0-9+/]{200}[A-Za-z0-9+/]*=*\s*$")
 _whole = RLock()
 
 
@@ -273,10 +274,12 @@ def explained(source: ImageSource, where: str, largest: int = LARGEST) -> Iterat
     except DataError:
         raise
     except FileNotFoundError as error:
-        raise DataError(f"{where}: no image at {_name(source)}; check the data folder") from error
+        mend = "it looks like base64: write data:image/png;base64, before it" if BASE64.search(str(source)) else "check the data folder"
+        raise DataError(f"{where}: no image at {_name(source)}; {mend}") from error
     except Image.DecompressionBombError as error:
         raise DataError(
             f"{where}: {_name(source)} has more than {largest:,} pixels ({error}); scale it down, or set {LIMIT} and PIL's own limit"
         ) from error
     except DAMAGED as error:
-        raise DataError(f"{where}: {_name(source)} is damaged or not an image ({error}); fetch it again") from error
+        said = re.sub(r"image file <_io.BytesIO .*>", "its format", str(error))
+        raise DataError(f"{where}: {_name(source)} is damaged or not an image ({said}); fetch it again") from error

@@ -33,6 +33,8 @@ class Explored(Protocol):
     @property
     def scope(self) -> Scope: ...
     @property
+    def at(self) -> str: ...
+    @property
     def factors(self) -> Mapping[tuple[int, int | None], float]: ...
     @property
     def blind(self) -> Sequence[tuple[int, int]]: ...
@@ -116,6 +118,7 @@ def _blind(explorer: Explored) -> list[str]:
 
 def _edit(explorer: Explored) -> list[str]:
     scope = "" if explorer.scope == "last" else f", scope={explorer.scope!r}"
+    scope += "" if explorer.at == "last" else f", at={explorer.at!r}"
     lines = ["scale = torch.ones(1, vlm.n_layers, vlm.n_heads)", "mlp_scale = torch.ones(1, vlm.n_layers)"]
     for (layer, head), factor in explorer.factors.items():
         lines.append(f"mlp_scale[0, {layer}] = {factor!r}" if head is None else f"scale[0, {layer}, {head}] = {factor!r}")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from html import escape
@@ -23,7 +23,7 @@ from ..data.decoding import ImageSource
 from ..data.items import require
 from ..data.question import Question
 from ..data.question_card import question_card
-from ..errors import DataError, EditError, FileError
+from ..errors import DataError, EditError, FileError, ModelError
 from ..interventions.edit import Edit, Head, Scope, check_heads
 from ..interventions.engine import choose_path, run_edits
 from ..interventions.knockout.edit import AttentionEdit
@@ -60,6 +60,7 @@ class Explorer:
         index: index of the current question.
         selected: the head (layer, head) or MLP (layer, None) that `factor` belongs to.
         factors: what is scaled, and by how much (0 to 4).
+        at: the token group at which heads and MLPs are scaled; "last" at the start.
         blind: the heads whose last token does not see the image.
         scale: a ScAle, or None.
         strength: how far the ScAle is faded in, from 0 to 1: s(t) = 1 + t (s - 1).
@@ -98,6 +99,8 @@ class Explorer:
         self._selected: Component | None = None
         self._factors: dict[Component, float] = {}
         self._blind: set[Head] = set()
+        self._at = "last"
+        self._groups: dict[int, tuple[str, ...]] = {}
         self._scale: ScAle | None = None
         self._folder: str | None = None
         self._read: OrderedDict[int, PrefixStore] = OrderedDict()
@@ -126,7 +129,43 @@ class Explorer:
         if not 0 <= value < len(self.questions):
             raise DataError(f"question {value}: there are {len(self.questions)}, counted from 0")
         self._index = int(value)
+        if self._at not in self.groups:
+            self._at = "last"
         self._changed()
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The token groups of the current question's prompt; "last" alone where its words cannot be found."""
+        if self._index not in self._groups:
+            try:
+                found = tuple(self.vlm.token_groups(self.question))
+            except ModelError:
+                found = ()
+            self._groups[self._index] = ("last", *(name for name in found if name != "last"))
+        return self._groups[self._index]
+
+    @property
+    def at(self) -> str:
+        """The token group at which heads and MLPs are scaled."""
+        return self._at
+
+    @at.setter
+    def at(self, group: str) -> None:
+        if group not in self.groups:
+            raise EditError(f"no token group {group!r}: this question's prompt has {', '.join(map(repr, self.groups))}")
+        self._require_one_place(group, self._scale, self._blind)
+        self._at = group
+        self._changed()
+
+    @staticmethod
+    def _require_one_place(at: str, scale: ScAle | None, blind: Collection[Head]) -> None:
+        """EditError where parts of the edit would act at different tokens, which one edit cannot."""
+        if scale is not None and scale.at != at:
+            raise EditError(f"the ScAle acts at {scale.at!r} and the chosen heads at {at!r}: take it off, or choose {scale.at!r}")
+        if blind and at != "last":
+            raise EditError(
+                f"hiding the image acts at the last token and the chosen heads at {at!r}: show the image again, or choose 'last'"
+            )
 
     def ask(self, text: str, choices: Sequence[str], image: ImageSource | None = None, answer: int = 0) -> None:
         """Ask a question of one's own, which joins the others and is shown.
@@ -218,6 +257,7 @@ class Explorer:
         layer, number = self._checked(head)
         if number is None:
             raise EditError(f"MLP {layer} sees no other tokens: choose a head")
+        self._require_one_place(self._at, self._scale, [(layer, number)] if hidden else ())
         (self._blind.add if hidden else self._blind.discard)((layer, number))
         self._changed()
 
@@ -258,6 +298,11 @@ class Explorer:
                     f"these scalars are of another model: {L} layers x {H} heads, but {self.vlm.name} has {self.vlm.n_layers} x "
                     f"{self.vlm.n_heads}; load those that were fitted on it"
                 )
+            if scale.at not in self.groups:
+                raise EditError(f"these scalars act at {scale.at!r}, a token group that this question's prompt does not have")
+            if scale.at != self._at:
+                self._require_one_place(scale.at, None, self._blind)
+                self._at = scale.at
         self._scale, self._folder = scale, folder
         self._changed()
 
@@ -300,7 +345,7 @@ class Explorer:
     @property
     def scope(self) -> Scope:
         """Which tokens the edit acts on: the ScAle's scope, or the last token without one."""
-        return "last" if self._scale is None else self._scale.scope
+        return "last" if self._scale is None or self._at != "last" else self._scale.scope
 
     @property
     def edit(self) -> Edit | AttentionEdit:
@@ -312,7 +357,7 @@ class Explorer:
                 mlps[0, layer] = factor
             else:
                 heads[0, layer, head] = factor
-        mine = Edit(scale=heads, mlp_scale=mlps, scope=self.scope)
+        mine = Edit(scale=heads, mlp_scale=mlps, scope=self.scope, at=self._at)
         mine = mine if self._scale is None else self._scale.edit(self._strength).compose(mine)
         if not self._blind:
             return mine

@@ -80,6 +80,7 @@ class Panel:
         narrow = {"width": "136px"}
         self.layer = widgets.Dropdown(options=[("–", None), *layers], description="Layer", layout=narrow)
         self.head = widgets.Dropdown(options=[*heads, ("MLP", MLP)], description="Head", layout=narrow)
+        self.at = widgets.Dropdown(description="Tokens", layout={"width": "220px"})
         self.name = widgets.HTML()
         self.factor = widgets.FloatSlider(value=1, min=0, max=LARGEST, step=STEP, readout_format=".2f", layout={"width": "98%"})
         self.hides = widgets.Checkbox(description="It does not see the image", indent=False, layout={"width": "98%"})
@@ -103,6 +104,7 @@ class Panel:
         self._on(self.which, self._see)
         self._on(self.layer, lambda _: self._choose())
         self._on(self.head, lambda _: self._choose())
+        self._on(self.at, self._place)
         self._on(self.factor, lambda value: setattr(e, "factor", round(value, 4)))
         self._on(self.hides, self._hide)
         self._on(self.edits, self._pick)
@@ -131,7 +133,7 @@ class Panel:
             widget.add_class(name)
         self.figures = _row(
             _column(WIDTH, self.picture.widget, self.said),
-            _column(self.heads.wide, self.heads.widget, _row(self.layer, self.head)),
+            _column(self.heads.wide, self.heads.widget, _row(self.layer, self.head, self.at)),
             _column(WIDTH, self.answers.widget, self.name, self.factor, self.hides),
         )
         cards = _row(
@@ -161,6 +163,12 @@ class Panel:
     def _remove(self) -> None:
         if self.explorer.selected is not None:
             self.explorer.remove(self.explorer.selected)
+
+    def _place(self, group: str) -> None:
+        try:
+            self.explorer.at = group
+        finally:
+            self.show()  # where it was refused, the list shows the group as it is
 
     def _hide(self, hidden: bool) -> None:
         if self.explorer.selected is not None:
@@ -259,6 +267,9 @@ class Panel:
             self.layer.value, self.head.value = (None, 0) if part is None else (part[0], MLP if part[1] is None else part[1])
             self.factor.disabled = part is None
             self.hides.disabled = part is None or part[1] is None
+        if self._new("groups", e.groups):
+            self.at.options = list(e.groups)
+        self.at.value = e.at
         self.factor.value, self.hides.value = e.factor, part in e.blind
         edited = tuple((_edited_name(p, e.factors.get(p, 1.0), p in e.blind), p) for p in dict.fromkeys([*e.factors, *e.blind]))
         if self._new("edits", edited, part):

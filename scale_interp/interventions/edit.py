@@ -8,7 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Literal, Protocol, runtime_checkable
+from numbers import Integral
+from typing import Annotated, Any, Literal, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -149,7 +150,7 @@ class Edit:
         if self.scope not in ("last", "each_new_token"):
             raise EditError(f"scope {self.scope!r}: choose 'last' or 'each_new_token'")
         if not isinstance(self.at, str):
-            object.__setattr__(self, "at", tuple(self.at.tolist() if isinstance(self.at, Tensor) else self.at))
+            object.__setattr__(self, "at", plain_tokens("at", self.at))
         if self.scope != "last" and positioned(self):
             raise EditError("scope 'each_new_token' edits heads and MLPs from the last token on: leave at='last', or the scope 'last'")
         counts = self._counts()
@@ -442,3 +443,16 @@ def _of_layer(part: Tensor | None, tail: int, *, layer: int, alive: Tensor, rows
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:
     return a if b is None else b if a is None else a * b
+
+
+def plain_tokens(name: str, where: Any) -> tuple[str, ...] | tuple[int, ...]:
+    """Names or numbers as a tuple, so that an edit can be compared and kept."""
+    try:
+        found = tuple(where.tolist() if isinstance(where, Tensor) else where)
+    except TypeError as error:
+        raise EditError(f"{name}={where!r}: give the name of a token group, or a list of names or of token numbers") from error
+    if not found:
+        raise EditError(f"{name} names no token, so nothing would be edited: give a token group, or token numbers")
+    if not all(isinstance(place, str) for place in found) and not all(isinstance(place, Integral) for place in found):
+        raise EditError(f"{name}={found}: give the name of a token group, or a list of names or of token numbers")
+    return found if found and isinstance(found[0], str) else tuple(int(place) for place in found)

@@ -40,6 +40,7 @@ NEUTRAL = {
 """Values that leave the model's own distribution, and its largest token, as they are."""
 NOT_DECODING = ("max_length", "max_new_tokens", "use_cache", "cache_implementation", "cache_config", "transformers_version")
 AS_TEXT = "answers come as text; for everything else call vlm.hf_model.generate(**vlm.encode(question), ...)"
+FROM_THE_HUB = "transformers runs that decoding by code from the hub only; leave it out"
 NOT_TAKEN = {
     "return_dict_in_generate": AS_TEXT,
     "output_scores": AS_TEXT,
@@ -50,14 +51,17 @@ NOT_TAKEN = {
     "min_length": "it counts the prompt; give min_new_tokens",
     "token_healing": "it takes tokens from the prompt's end; leave it out",
     "inputs": "the question is the input; leave it out",
+    **dict.fromkeys(("penalty_alpha", "dola_layers", "num_beam_groups", "constraints", "force_words_ids"), FROM_THE_HUB),
 }
 """Arguments of transformers' generate that are refused, and what to do instead."""
 MORE = (OLD, CACHE, "mm_encoder_outputs", "tokenizer", "assistant_tokenizer", "logits_to_keep")
 """Arguments that transformers' generate takes without naming them."""
 
 
-def check_arguments(given: Mapping[str, Any], settings: Settings) -> None:
+def check_arguments(given: Mapping[str, Any], settings: Settings, max_new_tokens: Any) -> None:
     """Raise ArgumentError for an argument that transformers' generate does not know, or that does not end in text."""
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 1:
+        raise ArgumentError(f"max_new_tokens={max_new_tokens!r}: give a whole number of 1 or more")
     if settings not in get_args(Settings):
         raise ArgumentError(f"settings={settings!r}: choose 'neutral' or 'checkpoint'")
     for name, value in given.items():

@@ -627,7 +627,7 @@ class VLM(NotebookView):
         >>> len(vlm.generate(qs)), type(vlm.generate(qs[0])), len(vlm.generate(qs, num_beams=3, num_return_sequences=3))
         (2, <class 'str'>, 6)
         """
-        check_arguments(kwargs, settings)
+        check_arguments(kwargs, settings, max_new_tokens)
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         if settings == "checkpoint":

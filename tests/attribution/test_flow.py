@@ -5,7 +5,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.attribution.metric import measure
-from scale_interp.errors import DataError
+from scale_interp.errors import DataError, RunWarning
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +25,12 @@ def test_windows_are_the_layers_around_the_named_one(vlm, questions):
             heads[0, edited] = True
             scores = si.run_edits(vlm, some, si.AttentionEdit(heads))[:, 0]
             assert torch.allclose(found.per_question[:, layer], clean - measure("correct_prob", scores, some), atol=1e-6)
+
+
+@pytest.mark.parametrize(("source", "target"), [("image", "last"), ("last", "last"), ([3], [4, 5])])
+def test_a_target_that_no_source_sees_is_warned_of(vlm, questions, source, target):
+    with pytest.warns(RunWarning, match="no score of 2 questions changed"):
+        assert not si.knockout(vlm, questions[:2], source=source, target=target).scores.any()
 
 
 def test_heads_and_paths(vlm, questions):

@@ -261,6 +261,7 @@ SETTINGS = (
     setting(si.FitSettings, "epochs that are a text", "whole number", epochs="3"),
     setting(si.FitSettings, "no epochs", "above 0", epochs=0),
     setting(si.FitSettings, "a fraction of an epoch", "whole number", epochs=0.5),
+    setting(si.FitSettings, "a step in parts of none", "below 1; give 1 or more", micro_batch=0),
     setting(si.FitSettings, "a learning rate of nan", "not finite", lr=float("nan")),
     setting(si.FitSettings, "a negative learning rate", "above 0", lr=-1.0),
     setting(si.FitSettings, "an unknown bound", "choose 'tanh'", bound="relu"),

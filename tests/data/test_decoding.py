@@ -299,6 +299,18 @@ def test_a_data_uri_that_holds_no_image_is_refused_in_few_words(tmp_path, uri):
         _ = si.load_questions(f"jsonl:{tmp_path}/a.jsonl")[0].image
     assert "data:image/png" in str(error.value) and len(str(error.value)) < 500
 
+    assert "0x" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "make", [lambda content: base64.b64encode(content).decode(), lambda content: "\n" + base64.b64encode(content).decode()]
+)
+def test_base64_without_its_head_is_named(tmp_path, before):
+    text = before + base64.b64encode(written(SCENE)).decode()
+    (tmp_path / "a.jsonl").write_text(json.dumps({"image": text, "question": "?", "choices": ["a", "b"], "answer": 0}))
+    with pytest.warns(si.errors.DataWarning), pytest.raises(DataError, match="looks like base64: write data:image/png;base64, before it"):
+        _ = si.load_questions(f"jsonl:{tmp_path}/a.jsonl")[0].image
+
 
 def test_a_data_uri_in_percent_signs_and_one_with_line_breaks():
     content = written(SCENE)

@@ -62,7 +62,7 @@ def steering(vlm, scope="each_new_token"):
 
 def parts(method):
     edit = method.edit()
-    return {name: None if part is None else part[0] for name, part in vars(edit).items() if name != "scope"}
+    return {name: None if (part := getattr(edit, name)) is None else part[0] for name in ("scale", "shift", "mlp_scale")}
 
 
 def after(inputs, tokens):

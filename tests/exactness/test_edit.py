@@ -52,6 +52,17 @@ def test_starts_are_the_first_changed_layers():
     assert si.Edit(scale=scale.requires_grad_()).starts(L).tolist() == [0, 0, 0]
 
 
+@pytest.mark.parametrize(
+    ("at", "message"),
+    [([], "names no token"), (5, "give the name"), (None, "give the name"), ([0, "image"], "give the name"), ([0.5], "give the name")],
+)
+def test_tokens_that_are_none_are_refused(at, message):
+    with pytest.raises(EditError, match=message):
+        si.Edit(scale=torch.zeros(1, L, H), at=at)
+    with pytest.raises(EditError, match=message):
+        si.AttentionEdit(torch.ones(1, L, H, dtype=torch.bool), source=at)
+
+
 @pytest.mark.parametrize(("heads", "message"), [([(0, 3)], "out of range"), ([(0, 1), (0, 1)], "twice"), ([3], "not a .layer, head. pair")])
 def test_wrong_heads_are_refused(heads, message):
     with pytest.raises(EditError, match=message):

@@ -125,6 +125,8 @@ def test_beams_give_as_many_answers_as_asked(vlm, questions):
         ({"repetition_penality": 2.0}, "did you mean 'repetition_penalty'"),
         ({"input_ids": torch.ones(1, 3)}, "not given again"),
         ({"pixel_values": torch.ones(1, 3)}, "not given again"),
+        ({"penalty_alpha": 0.6, "top_k": 4}, "by code from the hub only"),
+        ({"num_beam_groups": 2, "num_beams": 2}, "by code from the hub only"),
         ({"settings": "greedy"}, "choose 'neutral' or 'checkpoint'"),
     ],
 )
@@ -152,3 +154,9 @@ def test_a_processor_that_pads_on_the_right_all_the_same_is_refused(vlm, questio
     with pytest.raises(DataError, match="pads on the right"):
         vlm.encode(questions)
     assert vlm.encode(questions[0])["attention_mask"].all()
+
+
+def test_a_length_that_is_none_is_refused(vlm, questions):
+    for length in (0, -1, 2.5, True, None):
+        with pytest.raises(ArgumentError, match=r"max_new_tokens=.* give a whole number of 1 or more"):
+            vlm.generate(questions[0], length)

@@ -10,6 +10,7 @@ import scale_interp as si
 from scale_interp.errors import DataError
 from scale_interp.models.zoo import NAMES
 from scale_interp.vlm.token_groups import positions_at
+from tests.support.zoo_models import mostly_full
 
 TEXT = "Where is the white square relative to the black triangle? Answer with left, right, above or below."
 
@@ -27,7 +28,7 @@ def decoded(vlm, q, tokens):
     return vlm.tokenizer.decode(vlm.encode(q)["input_ids"][0][tokens])
 
 
-@pytest.mark.parametrize("family", NAMES)
+@pytest.mark.parametrize("family", mostly_full(NAMES))
 def test_groups_are_the_words_and_image_tokens_of_every_family(family):
     vlm = tiny(family)
     q = question()

@@ -25,6 +25,7 @@ from tests.support.lab_server import CHROMIUM, QUIET, free_port, jupyter_lab
 from tests.support.watched import inputs_of, times_seen
 
 HEAD, OTHER, MLP = (5, 4), (2, 4), (3, None)
+HEAD_BELOW = (1, 2)
 needs_browser = pytest.mark.skipif(not CHROMIUM.exists(), reason=f"no browser at {CHROMIUM}")
 
 
@@ -104,6 +105,25 @@ class TestState:
         assert close(explorer.probabilities, explorer.base)
         with pytest.raises(EditError, match="MLP 3 sees no other tokens"):
             explorer.hide_image(MLP)
+
+    def test_heads_at_a_token_group(self, vlm, explorer):
+        assert explorer.at == "last" and explorer.groups[0] == "last" and {"image", "subject", "box:subject"} <= set(explorer.groups)
+        explorer.set(HEAD_BELOW, 3.0)
+        explorer.at = "image"
+        scale = torch.ones(1, vlm.n_layers, vlm.n_heads)
+        scale[0][HEAD_BELOW] = 3.0
+        expected = answers(vlm, explorer.question, si.Edit(scale=scale, at="image"))
+        assert close(explorer.probabilities, expected) and not close(explorer.probabilities, explorer.base)
+        code = explorer.code()
+        assert "at='image'" in code and torch.equal(run(code), explorer.probabilities)
+        with pytest.raises(EditError, match="no token group 'verb'"):
+            explorer.at = "verb"
+        with pytest.raises(EditError, match="hiding the image acts at the last token and the chosen heads at 'image'"):
+            explorer.hide_image(HEAD)
+        explorer.at = "last"
+        explorer.scale = si.ScAle.neutral(vlm)
+        with pytest.raises(EditError, match="the ScAle acts at 'last' and the chosen heads at 'image'"):
+            explorer.at = "image"
 
     def test_a_question_of_ones_own(self, vlm, explorer, questions, tmp_path):
         questions[2].image.save(tmp_path / "own.png")
@@ -256,6 +276,16 @@ class TestPanel:
         assert not panel.hides.value and not explorer.blind and panel.factor.value == 1 and not panel.edits.options
         explorer.select(MLP)
         assert panel.hides.disabled
+
+    def test_the_list_of_tokens(self, explorer):
+        panel = explorer.panel
+        assert panel.at.value == "last" and tuple(panel.at.options) == explorer.groups
+        panel.at.value = "image"
+        assert explorer.at == "image"
+        explorer.at = "last"
+        explorer.hide_image(HEAD)
+        panel.at.value = "image"  # refused, and the list says so
+        assert panel.at.value == explorer.at == "last" and "hiding the image acts at the last token" in panel.message.value
 
     def test_an_uploaded_image_and_free_text(self, explorer, questions):
         panel, buffer = explorer.panel, io.BytesIO()

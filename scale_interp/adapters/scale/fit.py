@@ -29,12 +29,16 @@ from ...execution.batches import checkpoints_of
 from ...execution.journal import Checkpoints
 from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
-from ...interventions.edit import Edit, Head, Scope, check_heads
+from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
 from ...interventions.packed import run_packed
 from ...interventions.parts import in_parts
 from ...interventions.paths import check_finite, join
+from ...interventions.positions import choose_path_at
 from ...interventions.prefix import Prefix, PrefixStore
+from ...interventions.suffix import run_suffix
+from ...interventions.whole_prompt import read_whole
+from ...vlm.token_groups import positions_at
 from ...vlm.vlm import VLM
 from .scale import ScAle
 from .trajectory import Trajectory
@@ -74,6 +78,8 @@ class FitSettings:
         radius: how far a scalar may move from 1 (for "exp", its logarithm from 0).
         granularity: one scalar per "head", or one per "layer".
         scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        at: the token group that the scalars act on; at any other than "last" the scope is "last", so that generated tokens are not
+            edited. Prompts are then read again at every step.
         epochs: most passes over the training questions.
         lr: AdamW's learning rate.
         batch_size: questions per step.
@@ -103,6 +109,7 @@ class FitSettings:
     radius: float = 1.0
     granularity: Literal["head", "layer"] = "head"
     scope: Scope = "each_new_token"
+    at: str = "last"
     epochs: int = 40
     lr: float = 0.05
     batch_size: Count = 64
@@ -135,6 +142,8 @@ class FitSettings:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
         if self.l2 < 0:
             raise EditError(f"l2={self.l2}: give a number of at least 0")
+        if self.at != "last":
+            object.__setattr__(self, "scope", "last")
 
     @classmethod
     def of(cls, recipe: str = "default", **settings: Any) -> FitSettings:
@@ -293,7 +302,12 @@ def fit_scales(
         raise EditError("no fits: give at least one")
     for fit in fits:
         _check_fit(fit, train)
-    require_packed(vlm, train, path, "fitting")
+    if options.at == "last":
+        require_packed(vlm, train, path, "fitting")
+    elif choose_path_at(vlm, train[0], path) != "packed":
+        raise EditError(
+            f"fitting at {options.at!r} needs gradients, which only the packed path has, but {vlm.name} takes whole passes there"
+        )
     if any(fit.mlp for fit in fits) and vlm.head_layers[0].norms[1] is not None:
         warnings.warn(
             f"{vlm.name} norms the MLP's output, which undoes a factor, so MLP scalars have almost no effect; use mlp=False",
@@ -408,14 +422,14 @@ class _Learner:
 
     def _edit(self) -> Edit:
         scale, mlp = (t[self.running] for t in self.scalars())
-        return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope)
+        return Edit(scale=scale, mlp_scale=mlp if self.mlp_on.any() else None, scope=self.options.scope, at=self.options.at)
 
     def _losses(self, prefix: Prefix) -> tuple[Tensor, Tensor, Tensor]:
         """Cross-entropy of each question for each running fit [B, R], which of them it learns from, and whether it answers as taught."""
         edit = self._edit()
         if self.options.loss == "vocabulary":
             prefix = replace(prefix, choices=prefix.choices.likelihoods())
-        _, scores = run_packed(self.vlm, prefix, edit)
+        scores = edited_scores(self.vlm, prefix, edit)
         check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
         answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
         if self.options.loss == "vocabulary":
@@ -561,7 +575,8 @@ class _Learner:
                 own = self.passed[: len(self.histories[f]) or 1]
                 passed = Trajectory(torch.stack([s[f] for s, _ in own]), torch.stack([m[f] for _, m in own]), scope)
             rows = tuple(self.histories[f])
-            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, made | {"fit": fit.name}, rows, passed))
+            about = made | {"fit": fit.name}
+            out.append(ScAle(scale, mlp, count, self.heads[f], scope, info, about, rows, passed, self.options.at))
         return out
 
 
@@ -580,11 +595,19 @@ class _Retained:
 
     def divergence(self, part: Prefix, edit: Edit) -> Tensor:
         """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
-        edited = run_packed(self.vlm, part, edit)[1].log_softmax(-1)
+        edited = edited_scores(self.vlm, part, edit).log_softmax(-1)
         base = self.base[part.rows, None, : edited.shape[-1]]
         size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
         whole = min(size, stop - start // size * size)
         return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
+
+
+def edited_scores(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
+    """Scores [B, N, C] of an edit, with the graph; one at a token group reads the prompts in full, as it begins before their end."""
+    if not positioned(edit):
+        return run_packed(vlm, prefix, edit)[1]
+    read = replace(read_whole(vlm, prefix.questions), choices=prefix.choices)
+    return run_suffix(vlm, read, edit, [positions_at(vlm, q, edit.at) for q in prefix.questions])[1]
 
 
 def _clipped(slope: Tensor, most: float) -> Tensor:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,10 +16,11 @@ from torch import Tensor
 
 from ...core.arguments import checked_settings, fits
 from ...core.result import Adapter, Misfit
+from ...data.question import Question
 from ...errors import EditError
 from ...interventions.edit import Edit, Head, Scope, check_heads
 from ...vlm.vlm import VLM
-from ..attach import attach
+from ..attach import attach, known_prompts
 from .trajectory import Trajectory
 
 ROUNDING = 1e-5
@@ -41,6 +43,7 @@ class ScAle(Adapter):
         history: one row per epoch of the fit.
         trajectory: the scalars of every epoch, where the fit was asked for them (every_epoch=True). They are not saved with the others;
             `trajectory.save` writes them.
+        at: the token group that the scalars act on.
 
     Raises:
         EditError: for scalars that are not finite or not of these shapes, and for heads outside them.
@@ -59,6 +62,7 @@ class ScAle(Adapter):
     provenance: Mapping[str, Any] = field(default_factory=dict)
     history: tuple[Mapping[str, Any], ...] = ()
     trajectory: Trajectory | None = None
+    at: str = "last"
     not_saved = ("trajectory",)
     config_file = "scale_config.json"
     weights_file = "scale.safetensors"
@@ -84,7 +88,7 @@ class ScAle(Adapter):
     def edit(self, strength: float = 1.0) -> Edit:
         """The scalars as an edit of one variant; strength 0 is the base model, 1 the fitted one, with a linear fade between."""
         fade = [1 + strength * (s - 1) for s in (self.scalars, self.mlp_scalars)]
-        return Edit(scale=fade[0][None], mlp_scale=fade[1][None], scope=self.scope)
+        return Edit(scale=fade[0][None], mlp_scale=fade[1][None], scope=self.scope, at=self.at)
 
     def ranking(self) -> list[tuple[Head, float]]:
         """The learned heads with their scalars, the largest |s - 1| first."""
@@ -101,8 +105,16 @@ class ScAle(Adapter):
             rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(s)} for i, s in enumerate(self.mlp_scalars)]
         return pd.DataFrame(rows)
 
-    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
+    def attached(self, vlm: VLM | torch.nn.Module, questions: Sequence[Question] = ()) -> AbstractContextManager[None]:
         """The model with these scalars in place, for plain transformers forward and generate.
+
+        Args:
+            vlm: the model.
+            questions: those that will be asked, for scalars at another token group than the last token: in a pass only token ids can be
+                seen, and these say which tokens are in the group.
+
+        Raises:
+            EditError: a prompt that is none of the questions' is read, with scalars at a token group.
 
         >>> import scale_interp as si
         >>> vlm, q = si.load("demo"), si.load_questions("scenes/relation", n=1)[0]
@@ -110,8 +122,11 @@ class ScAle(Adapter):
         >>> with scale.attached(vlm):
         ...     answer = vlm.generate(q)
         """
-        model = vlm.hf_model if isinstance(vlm, VLM) else vlm
-        return attach(model, self.edit())
+        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit(), known_prompts(vlm, self.at, questions))
+
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        return super()._arguments(path, {"at": "last"} | dict(meta))  # folders of before there were groups do not name one
 
     @staticmethod
     def neutral(vlm: VLM) -> ScAle:

@@ -17,6 +17,7 @@ from ...core.arguments import AtLeast, Seed, checked
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError
+from ...interventions.capture import capture
 from ...interventions.edit import Head, Scope, check_heads
 from ...interventions.engine import Path, choose_path, run_edits
 from ...interventions.prefix import PrefixStore
@@ -35,6 +36,7 @@ def fit_steering(
     *,
     direction: Direction = "mean",
     scope: Scope = "each_new_token",
+    at: str = "last",
     folds: Annotated[int, AtLeast(2)] = 2,
     seed: Seed = 0,
     prompts: PrefixStore | None = None,
@@ -54,6 +56,7 @@ def fit_steering(
         direction: from the "mean" z of wrong answers to that of right ones, or the weights of a logistic "probe"; the mean worked better in
             the paper (section 5).
         scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
+        at: the token group that is steered, and over which z is averaged; at any other than "last" the scope is "last".
         folds: parts of the images that are held out in turn, for choosing heads.
         seed: for the folds.
         prompts: the training questions' prefixes, to reuse.
@@ -82,7 +85,7 @@ def fit_steering(
     right = measure("accuracy", run_edits(vlm, train, path=path, prompts=prompts, what="answering")[:, 0], train).bool().cpu()
     if right.all() or not right.any():
         raise DataError(f"all {len(train)} training answers are {'right' if right[0] else 'wrong'}: give questions of both kinds")
-    z = read_clean(vlm, train, path, prompts)[0].float().cpu()
+    z = (read_clean(vlm, train, path, prompts)[0] if at == "last" else capture(vlm, train, at=at).z).float().cpu()
     chosen = _best_heads(z, right, groups(train), heads, folds, seed) if isinstance(heads, int) else check_heads(heads, L, H)
     if not chosen:
         raise EditError("no heads to steer: give at least one")
@@ -94,7 +97,7 @@ def fit_steering(
         sigma[layer, head] = (of_head @ directions[layer, head]).std()
     given = {"direction": direction, "chosen_by": "probe" if isinstance(heads, int) else "given", "right": int(right.sum())}
     made = provenance(vlm, train, path=path, seed_of_folds=seed)
-    return Steering(directions, sigma, float(alpha), tuple(chosen), scope, given, made)
+    return Steering(directions, sigma, float(alpha), tuple(chosen), scope if at == "last" else "last", given, made, at)
 
 
 def _best_heads(z: Tensor, right: Tensor, group: np.ndarray, k: int, folds: int, seed: int) -> list[Head]:

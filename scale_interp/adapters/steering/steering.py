@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path as FilePath
@@ -13,10 +13,11 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ...core.result import Adapter, Misfit, entries, require_heads
+from ...data.question import Question
 from ...interventions.attention.run import Answers
 from ...interventions.edit import Edit, Head, Scope
 from ...vlm.vlm import VLM
-from ..attach import attach
+from ..attach import attach, known_prompts
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,6 +32,7 @@ class Steering(Adapter):
         scope: the prompt's last token ("last"), or every generated token too ("each_new_token").
         settings: how it was fitted.
         provenance: model, data and versions.
+        at: the token group that is steered.
 
     >>> directions = torch.zeros(6, 8, 16)
     >>> directions[3, 1, 0] = 1.0
@@ -45,6 +47,7 @@ class Steering(Adapter):
     scope: Scope = "each_new_token"
     settings: Mapping[str, Any] = field(default_factory=dict)
     provenance: Mapping[str, Any] = field(default_factory=dict)
+    at: str = "last"
     whole: ClassVar[bool] = False
     passes: ClassVar[int] = 1
     config_file = "steering_config.json"
@@ -64,20 +67,21 @@ class Steering(Adapter):
     def edit(self, alpha: float | None = None) -> Edit:
         """The steering as an edit of one variant; alpha: another strength than its own."""
         strength = self.alpha if alpha is None else alpha
-        return Edit(shift=(strength * self.sigma[..., None] * self.directions)[None], scope=self.scope)
+        return Edit(shift=(strength * self.sigma[..., None] * self.directions)[None], scope=self.scope, at=self.at)
 
     def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]:
         """Choice scores [B, C]."""
         return answers.edited(self.edit())
 
-    def attached(self, vlm: VLM | torch.nn.Module) -> AbstractContextManager[None]:
-        """The steered model, for plain transformers forward and generate."""
-        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit())
+    def attached(self, vlm: VLM | torch.nn.Module, questions: Sequence[Question] = ()) -> AbstractContextManager[None]:
+        """The steered model, for plain transformers forward and generate; questions: those that will be asked, as for `ScAle.attached`."""
+        return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit(), known_prompts(vlm, self.at, questions))
 
     def config(self) -> dict[str, Any]:
         """The method's name and its settings."""
         heads = [list(h) for h in self.heads]
-        return {"method": self.kind, "settings": {"alpha": self.alpha, "scope": self.scope, "heads": heads} | dict(self.settings)}
+        own = {"alpha": self.alpha, "scope": self.scope, "heads": heads} | ({} if self.at == "last" else {"at": self.at})
+        return {"method": self.kind, "settings": own | dict(self.settings)}
 
     def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         return super()._parts()[0], {"settings": self.config()["settings"], "provenance": self.provenance}
@@ -85,7 +89,8 @@ class Steering(Adapter):
     @classmethod
     def _arguments(cls, path: FilePath, meta: Mapping[str, Any]) -> dict[str, Any]:
         found = entries(path, meta, {"settings": dict[str, Any], "provenance": dict[str, Any]})
-        own = entries(path, found["settings"], {"alpha": float, "heads": tuple[Head, ...], "scope": Scope})
+        named = {"at": str} if "at" in found["settings"] else {}
+        own = entries(path, found["settings"], {"alpha": float, "heads": tuple[Head, ...], "scope": Scope} | named)
         rest = {name: value for name, value in found["settings"].items() if name not in own}
         return own | {"settings": rest, "provenance": found["provenance"]}
 

@@ -151,7 +151,7 @@ def _attend(
     running.ran.add(layer)
     S, edit = query.shape[2], running.edit
     rows, chosen = (among_last(part, running.read or S, S) for part in (running.rows, running.chosen))
-    if rows is None or edit is None or running.columns is None:
+    if not isinstance(rows, slice) or edit is None or running.columns is None:
         return out, None
     weight, shift = (part[..., layer, :].reshape(-1, query.shape[1], 1, 1).to(query.device) for part in (edit.weight, edit.shift))
     changes = (weight != 1) | (shift != 0)
@@ -180,7 +180,7 @@ def _attend(
     columns = F.pad(running.columns, (0, running.total + spare - running.columns.shape[1]))[:, None, None, -K:].to(query.device)
     changed = torch.where(columns, logits * weight + shift, logits)
     again = softmax(masked(changed, attention_mask, rows, S, spare), sinks).to(value.dtype) @ values
-    if chosen is not None:
+    if isinstance(chosen, Tensor):
         changes = changes & chosen[:, None, :, None].to(query.device)
     changed = torch.where(changes, again, kept).transpose(1, 2)
     return torch.cat([out[:, : rows.start], changed, out[:, rows.start + changed.shape[1] :]], 1), None

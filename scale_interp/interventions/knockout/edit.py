@@ -6,8 +6,7 @@ In the chosen heads, the rows of `source` attend as if some columns were not the
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from numbers import Integral
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -19,7 +18,7 @@ from ...errors import EditError, ModelError
 from ...vlm.patch_grid import place_images
 from ...vlm.token_groups import At, positions_at
 from ...vlm.vlm import VLM
-from ..edit import Change, Edit, LayerEdit, Scope, positioned
+from ..edit import Change, Edit, LayerEdit, Scope, plain_tokens, positioned
 
 Mode = Annotated[Literal["block", "only", "move"], Raises(EditError)]
 
@@ -60,7 +59,7 @@ class AttentionEdit:
         for name in ("source", "target"):
             where = getattr(self, name)
             if not isinstance(where, str):
-                object.__setattr__(self, name, _plain(name, where))
+                object.__setattr__(self, name, plain_tokens(name, where))
         if self.beside is None:
             return
         if self.beside.n_variants not in (1, self.n_variants):
@@ -180,14 +179,3 @@ def words(where: At) -> str:
     if isinstance(where, str):
         return where
     return ", ".join(map(str, where)) if len(where) <= 3 else f"{len(where)} tokens"
-
-
-def _plain(name: str, where: Any) -> tuple[str, ...] | tuple[int, ...]:
-    """Names or numbers as a tuple, so that an edit can be compared and kept."""
-    try:
-        found = tuple(where.tolist() if isinstance(where, Tensor) else where)
-    except TypeError as error:
-        raise EditError(f"{name}={where!r}: give the name of a token group, or a list of names or of token numbers") from error
-    if not all(isinstance(place, str) for place in found) and not all(isinstance(place, Integral) for place in found):
-        raise EditError(f"{name}={found}: give the name of a token group, or a list of names or of token numbers")
-    return found if found and isinstance(found[0], str) else tuple(int(place) for place in found)
