@@ -106,10 +106,11 @@ def _about(vlm: si.VLM, n: int) -> dict[str, Any]:
 
 PAGE = """# What a run costs on a CPU
 
-    python -m docs.studies.speed locate evaluate memory
+    python -m docs.studies.speed evaluate memory
+    python -m docs.studies.speed locate --questions {n}
 
-`{model}` with random weights: a LLaVA of 64 heads, prompts of 595 tokens. {threads} thread(s). Where the machine did other work too, CPU
-seconds are what counts.
+`{model}` with random weights: a LLaVA of 64 heads, prompts of 595 tokens. {threads} thread(s). The machine did
+other work meanwhile, so CPU seconds are what counts.
 
 **Locating heads.** Seven methods on {n} questions with `si.head_maps`, which reads each prompt once, against the same methods one by one,
 in one run. The maps differ by at most {away:.0e}.
