@@ -64,6 +64,10 @@ class EmptyLayer(DummyLayer):
 
     nbytes = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = False  # there is nothing in it
+
     def part(self, some: slice) -> EmptyLayer:
         """The same, for some prompts."""
         return self
@@ -115,6 +119,11 @@ class Prefix:
     def nbytes(self) -> int:
         """The size of what is kept, in bytes."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        """What one row takes while a layer that keeps a state runs: a copy of the largest one, in bytes."""
+        return max((layer.nbytes // len(self.questions) for layer in self.layers if isinstance(layer, StateLayer)), default=0)
 
     def inputs(self, copies: int = 1, apart: bool = False) -> dict[str, Any]:
         """The text decoder's arguments for the clean row: the last token and its tree of choices.
