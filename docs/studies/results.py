@@ -64,9 +64,8 @@ def rank(found: dict[str, float | None]) -> str:
 
 
 def suite(title: str, found: dict[str, Any]) -> str:
-    rows = "\n".join(
-        f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {r['others_change']:+.3f} |" for n, r in found["controls"].items()
-    )
+    elsewhere = {n: f"{r['others_change']:+.3f}" if "others_change" in r else "" for n, r in found["controls"].items()}
+    rows = "\n".join(f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {elsewhere[n]} |" for n, r in found["controls"].items())
     return f"""**Falsification, {title}, mean of three seeds.** {found["verdict"]} With scalars frozen at 1,
 {found["frozen_changed"]} answers and {found["frozen_bits_changed"]} logits changed.
 

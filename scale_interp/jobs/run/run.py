@@ -405,7 +405,7 @@ def _numbers(found: Falsification) -> dict[str, Any]:
         "not_beaten": found.not_beaten,
         "reasons": found.reasons,
         "controls": {
-            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change")}
+            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change") if k in row}
             for row in found.rows
         },
     }
