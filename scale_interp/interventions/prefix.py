@@ -476,12 +476,9 @@ class PrefixStore(Sequence[Prefix]):
         if place == "memory":
             return prefix
         if place == "host":
-            kept = [layer for layer in prefix.layers if isinstance(layer, PrefixLayer)]
-            back = (
-                PrefixLayer(*(t.to(device, non_blocking=True) for t in (layer.keys, layer.values)))
-                for layer, device in zip(kept, self._devices, strict=True)
-            )
-            return replace(prefix, layers=tuple(back))
+            kept = [(layer.keys, layer.values) for layer in prefix.layers if isinstance(layer, PrefixLayer)]
+            moved = ((k.to(on, non_blocking=True), v.to(on, non_blocking=True)) for (k, v), on in zip(kept, self._devices, strict=True))
+            return replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in moved))
         assert self._spill is not None
         pairs = self._spill.get(index, self._devices)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))
