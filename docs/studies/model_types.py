@@ -1,6 +1,6 @@
 """Which model types of transformers this package loads, and by which path their edits run: a table in docs/model_types.md.
 
-    python docs/studies/model_types.py [TYPE ...]     (with types, those rows alone are made again)
+    python -m docs.studies.model_types [TYPE ...]     (with types, those rows alone are made again)
 
 Every model type that transformers opens as image-text-to-text is built from its configuration class with a small text model and random
 weights, and checked as `si.load` checks a model. Types of the zoo are asked about an image; the others are asked in text, as an image
@@ -84,14 +84,23 @@ SMALL: dict[str, Any] = {
     "attention_chunk_size": 16,
 }
 """Small sizes by the name of the setting, given where a text configuration has it."""
+NARROW = {
+    "hidden_size": 32, "embed_dim": 32, "intermediate_size": 48, "num_attention_heads": 2, "num_key_value_heads": 2, "num_heads": 2,
+    "head_dim": 16, "out_hidden_size": 64, "text_hidden_size": 64, "projection_dim": 64,
+}  # fmt: skip
+"""Sizes of the other parts."""
 LARGE = 100_000_000
 """Weights outside of the text decoder up to which a model is asked about an image."""
 DEPTH = ("num_hidden_layers", "num_layers", "depth", "n_layers", "encoder_layers", "decoder_layers", "layers")
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OWN: dict[str, dict[str, Any]] = {
-    **{kind: {"rope_parameters": ROPE | {"mrope_section": [2, 2, 4]}} for kind in ("glm46v", "glmga", "glm_ocr")},
+    **{kind: {"rope_parameters": ROPE | {"mrope_section": [2, 2, 4]}} for kind in ("glm46v", "glmga", "glm_ocr", "paddleocr_vl")},
+    **{kind: {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}} for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
     "glm4v_moe": {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
-    **{kind: {"num_key_value_heads": 4} for kind in ("dots3_note", "glm5_next", "inkling2", "mistral_large4")},
+    **{kind: {"num_key_value_heads": 4} for kind in ("glm5_next", "mistral_large4")},
+    **{kind: {"num_key_value_heads": 4, "head_dim": 8} for kind in ("kimi_k25", "mistral4")},
+    "step3p7": {"sliding_window": 12},
+    "inkling2": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "inkling_mm_model": {"num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16},
     "hunyuan_vl": {"rope_parameters": ROPE | {"mrope_section": [2, 2, 2, 2]}},
 }
@@ -102,6 +111,16 @@ PARTS: dict[str, dict[str, Any]] = {
     kind: {"vision_config": VISION, "qformer_config": QUERIES, "num_query_tokens": 4} for kind in ("blip-2", "instructblip")
 }
 """Other parts of some types, which cannot be asked without an image."""
+NOT_BUILT = {
+    "pi0": "a policy of robot actions around PaliGemma, of billions of weights by default",
+    "instructblipvideo": "it takes frames of a video",
+    "evolla": "reads proteins, not images",
+    "emu3": "its images are words of a vocabulary that a checkpoint brings",
+    "chameleon": "its images are words of a vocabulary that a checkpoint brings",
+}
+"""Types that are not tried, and why."""
+OMNI = {"vision_start_token_id": 6, "vision_end_token_id": 7, "audio_start_token_id": 8, "audio_end_token_id": 9}
+PARTS |= {kind: OMNI for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")}
 
 
 @dataclass(frozen=True)
@@ -185,7 +204,14 @@ def processor() -> TextProcessor:
 
 
 def tiny(kind: str, words: Any) -> PreTrainedModel:
-    """A tiny model of this type."""
+    """A tiny model of this type; where its other parts cannot be narrow, they are as wide as by default."""
+    try:
+        return _tiny(kind, words, NARROW)
+    except Exception:
+        return _tiny(kind, words, {})
+
+
+def _tiny(kind: str, words: Any, narrow: dict[str, int]) -> PreTrainedModel:
     default = CONFIG_MAPPING[kind]()
     text = default.get_text_config()
     inner = next((key for key, value in vars(default).items() if value is text), None)
@@ -195,17 +221,19 @@ def tiny(kind: str, words: Any) -> PreTrainedModel:
     if inner is None:
         config = type(default)(**small | ids)
     else:
-        parts = {key: _shallow(value) for key, value in vars(default).items() if isinstance(value, PreTrainedConfig) and key != inner}
+        parts = {
+            key: _shallow(value, narrow) for key, value in vars(default).items() if isinstance(value, PreTrainedConfig) and key != inner
+        }
         config = type(default)(**{inner: small | {"model_type": text.model_type}} | parts | ids | PARTS.get(kind, {}))
     return getattr(transformers, TYPES[kind])(config)
 
 
 def _small(text: PreTrainedConfig, words: Any, own: dict[str, Any]) -> dict[str, Any]:
     has = set(vars(text)) | set(getattr(type(text), "attribute_map", {}))
-    out = {key: value for key, value in SMALL.items() if key in has}
+    out = {key: value for key, value in SMALL.items() if key in has and (_default(text, key) is not None or key == "head_dim")}
     for key, value in out.items():
         if isinstance(before := _default(text, key), list):
-            out[key] = [value] * len(before)
+            out[key] = [value] * (4 if len(before) == _default(text, "num_hidden_layers") else len(before))
     out |= {"vocab_size": len(words), "pad_token_id": words.pad_token_id, "bos_token_id": words.bos_token_id}
     out |= {"eos_token_id": words.eos_token_id}
     if "vocab_size_per_layer_input" in has:
@@ -228,13 +256,14 @@ def _small(text: PreTrainedConfig, words: Any, own: dict[str, Any]) -> dict[str,
 def _default(config: PreTrainedConfig, key: str) -> Any:
     try:
         return getattr(config, key, None)
-    except AttributeError:  # it differs by layer
+    except (AttributeError, RuntimeError):  # it differs by layer
         return None
 
 
-def _shallow(part: PreTrainedConfig | dict[str, Any]) -> dict[str, Any]:
-    """Another part of the model, with few layers."""
+def _shallow(part: PreTrainedConfig | dict[str, Any], narrow: dict[str, int]) -> dict[str, Any]:
+    """Another part of the model, with few layers and these sizes."""
     found = part if isinstance(part, dict) else part.to_dict()
+    found |= {key: value for key, value in narrow.items() if isinstance(found.get(key), int)}
     for key in DEPTH:
         if isinstance(found.get(key), int) and found[key] > 2:
             found[key] = 2
@@ -243,8 +272,15 @@ def _shallow(part: PreTrainedConfig | dict[str, Any]) -> dict[str, Any]:
             found[key] = found[key][:2]
     for value in found.values():
         if isinstance(value, dict):
-            _shallow(value)
+            _shallow(value, narrow)
     return found
+
+
+def _encoder_decoder(kind: str) -> bool:
+    try:
+        return bool(getattr(CONFIG_MAPPING[kind](), "is_encoder_decoder", False))
+    except ValueError:  # made of two configurations (vision-encoder-decoder)
+        return "encoder-decoder" in kind
 
 
 def row(kind: str) -> Row:
@@ -253,6 +289,10 @@ def row(kind: str) -> Row:
     def made(outcome: str, why: str, heads: str = "", agreement: str = "") -> Row:
         return Row(kind, name, outcome, heads, asked, agreement, " ".join(why.split()))
 
+    if kind in NOT_BUILT:
+        return made("not built", NOT_BUILT[kind])
+    if _encoder_decoder(kind):
+        return made("refused", "an encoder-decoder model; this toolkit edits decoder-only models")
     if kind in ZOO:
         vlm = si.load(zoo.PREFIX + ZOO[kind], check=False)
         report = check(vlm)
@@ -274,6 +314,8 @@ def row(kind: str) -> Row:
             vlm = si.load(model, reader, check=False)
             report = check(vlm, SAMPLE if asked == "image" else TEXT)
         except si.errors.ScaleInterpError as error:
+            if asked == "text" and "pixel" in str(error):
+                return made("not built", "it runs on images alone, and they want more than pixels")
             return made("refused", str(error))
     others = ", ".join(dict.fromkeys(vlm.parts.others.values()))
     heads = f"{vlm.n_layers} of {len(vlm.all_layers)} layers x {vlm.n_heads}" + (f" (others: {others})" if others else "")
@@ -290,7 +332,7 @@ def table(rows: list[Row]) -> str:
         "",
         f"What comes of every model type that transformers {transformers.__version__} opens as image-text-to-text, in tiny models with",
         "random weights: " + ", ".join(f"{n} {outcome}" for outcome, n in counts.items()) + ".",
-        "This page is made by `python docs/studies/model_types.py`.",
+        "This page is made by `python -m docs.studies.model_types`.",
         "",
         "- *packed*: edits run packed and equal whole passes. *reference*: edits run in whole passes. *refused*: the model is not loaded.",
         "- *not built*: no tiny model could be made of the configuration alone, which says nothing about a checkpoint.",

@@ -63,7 +63,7 @@ def attach(model: nn.Module, edit: Edit, known: Known | None = None) -> Iterator
             if part is not None and (part.scale is not None or part.shift is not None):
                 ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.attention_name}.{block.output_name}")
                 hooks.append(block.output().register_forward_pre_hook(_heads(rows, part.scale, part.shift, block, ran)))
-            if part is not None and part.mlp_scale is not None:
+            if part is not None and part.mlp_scale is not None and block.edits_mlp(part.mlp_scale):
                 ran = acted.expect(f"{parts.layers_name}.{block.number}.{block.mlp_name}")
                 hooks.append(block.mlp().register_forward_hook(_mlp(rows, part.mlp_scale, ran)))
 

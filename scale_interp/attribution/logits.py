@@ -98,8 +98,8 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     ends: list[Tensor] = []
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
-    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
-        _record(vlm, vlm.text_layers, 0, ends, heads, mlps)
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=vlm.parts.keys_as_cached)):
+        _record(vlm, vlm.text_layers, vlm.text_norm, 0, ends, heads, mlps)
     return _stream(vlm, ends, heads, mlps)
 
 
@@ -116,12 +116,15 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     heads: list[Tensor] = []
     mlps: list[Tensor] = []
     with vlm.alone(), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-        _record(vlm, vlm.layers, -1, ends, heads, mlps)
+        _record(vlm, vlm.layers, vlm.view(vlm.norm), -1, ends, heads, mlps)
     return {"shares": _contributions(vlm, _stream(vlm, ends, heads, mlps), [question])}
 
 
-def _record(vlm: VLM, layers: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
-    """Record the stream's parts at one row, inside a trace."""
+def _record(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
+    """Record the stream's parts at one row, inside a trace; what layers without heads add counts to its start."""
+    if vlm.parts.others:
+        _record_hybrid(vlm, layers, norm, row, ends, heads, mlps)
+        return
     start = layers[0].input
     B = len(start)
     ends.append(start[:, row].clone())
@@ -130,6 +133,19 @@ def _record(vlm: VLM, layers: Any, row: int, ends: list[Tensor], heads: list[Ten
         heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
         mlps.append(mlp_rows(block.mlp(layer).output, B)[:, row].clone())
     ends.append(layers[-1].output[:, row].clone())
+
+
+def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
+    start = last = None
+    for block in vlm.head_layers:
+        layer = layers[block.number]
+        stream = layer.input[:, row].clone()
+        start = stream if start is None or last is None else start + (stream - last)
+        heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
+        mlps.append(mlp_rows(block.mlp(layer).output, len(stream))[:, row].clone())
+        last = layer.output[:, row].clone()
+    end = norm.input[:, row].clone()
+    ends.extend([start + (end - last), end])
 
 
 def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> Stream:

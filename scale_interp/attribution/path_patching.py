@@ -144,7 +144,7 @@ def _receiver_values(
         by_layer = groupby(chunk, lambda sender: sender[0])
         change = torch.cat([_sender_change(vlm, layer, [head for _, head in some], z_clean, z_corrupt) for layer, some in by_layer], 1)
         z: dict[int, Tensor] = {}
-        with stem.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**stem.inputs(apart=True)):
+        with stem.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**stem.inputs(apart=vlm.parts.keys_as_cached)):
             for number in layers:
                 n = sum(layer < number for layer, _ in chunk)
                 if n:

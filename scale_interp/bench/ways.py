@@ -202,7 +202,7 @@ def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Te
         hooks.append(block.output().register_forward_pre_hook(edits(number)))
     try:
         with attention(vlm.decoder):
-            hidden = vlm.decoder(**prefix.inputs(apart=True)).last_hidden_state
+            hidden = vlm.decoder(**prefix.inputs(apart=vlm.parts.keys_as_cached)).last_hidden_state
     finally:
         for hook in hooks:
             hook.remove()

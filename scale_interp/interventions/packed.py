@@ -51,13 +51,13 @@ def run_packed(
     n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
     own_attention = isinstance(edit, AttentionEdit)
     attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
-    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n, apart=not own_attention)):
+    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n, apart=vlm.parts.keys_as_cached and not own_attention)):
         for number, layer in enumerate(vlm.text_layers):
             row, block = blocks.get(number, (-1, None))
             new = 0
             if block is not None and vlm.staircase:
                 n, new = int((starts <= row).sum()), int((starts == row).sum())
-            if vlm.staircase and (new or (n and R > 1)):
+            if block is not None and vlm.staircase and (new or (n and R > 1)):
                 layer.inputs = with_copies(layer.inputs, R, n, new)
             if block is None or edit is None:
                 continue
@@ -69,7 +69,7 @@ def run_packed(
             if part.scale is not None or part.shift is not None:
                 output = block.output(layer)
                 output.input = edit_heads(output.input, part, block, R, edit.scope, later)
-            if part.mlp_scale is not None:
+            if part.mlp_scale is not None and block.edits_mlp(part.mlp_scale):
                 mlp = block.mlp(layer)
                 edited = _edit_mlp(mlp_rows(mlp.output, B), part.mlp_scale, R, edit.scope, later)
                 mlp.output = with_mlp_rows(mlp.output, edited)
@@ -97,7 +97,7 @@ def last_token(
     """
     heads, mlps = [], []
     R = prefix.choices.tokens.shape[1]
-    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=True)):
+    with prefix.state_layers(vlm), attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=vlm.parts.keys_as_cached)):
         for block in vlm.head_layers:
             layer = vlm.text_layers[block.number]
             heads.append(block.split(block.output(layer).input[:, 0].clone(), vlm.head_dim))

@@ -15,6 +15,7 @@ from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
 from ..execution.memory import out_of_memory, release, working_bytes
+from ..vlm.decoder import setting
 from ..vlm.vlm import VLM
 from .choices import Scoring
 from .edit import Variants
@@ -98,13 +99,14 @@ def variants_at_once(vlm: VLM, prefix: Prefix) -> int:
 
 def _variant_bytes(vlm: VLM, prefix: Prefix) -> int:
     B, R = prefix.choices.tokens.shape
-    return B * R * row_bytes(vlm, prefix.seen.shape[1] + R)
+    return B * R * (row_bytes(vlm, prefix.seen.shape[1] + R) + prefix.state_bytes)
 
 
 def row_bytes(vlm: VLM, tokens: int) -> int:
     """The bytes that one row needs while a layer runs: its attention scores over the prompt, or its widest activations."""
     config = vlm.hf_model.config.get_text_config()
-    wide = 4 * max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
+    found = setting(config, "intermediate_size")
+    wide = 4 * max(*(found if isinstance(found, list) else [found or 0]), vlm.d_model)
     return 4 * max(vlm.n_heads * tokens * 5 // 4, wide)
 
 

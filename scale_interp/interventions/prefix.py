@@ -64,6 +64,10 @@ class EmptyLayer(DummyLayer):
 
     nbytes = 0
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.is_initialized = False  # there is nothing in it
+
     def part(self, some: slice) -> EmptyLayer:
         """The same, for some prompts."""
         return self
@@ -115,6 +119,11 @@ class Prefix:
     def nbytes(self) -> int:
         """The size of what is kept, in bytes."""
         return sum(layer.nbytes for layer in self.layers)
+
+    @property
+    def state_bytes(self) -> int:
+        """What one row takes while a layer that keeps a state runs: a copy of the largest one, in bytes."""
+        return max((layer.nbytes // len(self.questions) for layer in self.layers if isinstance(layer, StateLayer)), default=0)
 
     def inputs(self, copies: int = 1, apart: bool = False) -> dict[str, Any]:
         """The text decoder's arguments for the clean row: the last token and its tree of choices.
@@ -357,7 +366,7 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
         if not isinstance(pieces[0], PrefixLayer):
-            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])  # type: ignore[arg-type]
+            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])
             continue
         K = max(piece.keys.shape[2] for piece in pieces)
         keys, values = (
@@ -467,9 +476,9 @@ class PrefixStore(Sequence[Prefix]):
         if place == "memory":
             return prefix
         if place == "host":
-            kept = zip(prefix.layers, self._devices, strict=True)
-            back = [PrefixLayer(*(t.to(device, non_blocking=True) for t in (layer.keys, layer.values))) for layer, device in kept]
-            return replace(prefix, layers=tuple(back))
+            kept = [(layer.keys, layer.values) for layer in prefix.layers if isinstance(layer, PrefixLayer)]
+            moved = ((k.to(on, non_blocking=True), v.to(on, non_blocking=True)) for (k, v), on in zip(kept, self._devices, strict=True))
+            return replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in moved))
         assert self._spill is not None
         pairs = self._spill.get(index, self._devices)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))

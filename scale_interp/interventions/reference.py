@@ -97,7 +97,7 @@ def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T:
                 shift = None if part.shift is None else part.shift[..., : block.head_dim]
                 edited = affine(block.split(z[:, T - 1 : end]), part.scale, shift).flatten(2)
                 output.input = _splice(z, edited, T)
-            if part is not None and part.mlp_scale is not None:
+            if part is not None and part.mlp_scale is not None and block.edits_mlp(part.mlp_scale):
                 mlp = block.mlp(layer)
                 out = mlp_rows(mlp.output, 1)
                 edited = out[:, T - 1 : end] * part.mlp_scale.to(out.device)

@@ -65,11 +65,11 @@ def packed_attention(
     out, total = attend(rows, prompt.keys, prompt.values, seen, scaling, softcap, prompt.seen_by_all)
     sinks = sink_logits(module, given)
     if R == 1 and softcap is None and sinks is None:
-        to_own = (query.view(B, Hkv, G, S, D) * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
+        to_own = (query.reshape(B, Hkv, G, S, D) * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
         share = torch.sigmoid(to_own - total.view(B, Hkv, G, S))[..., None].to(out.dtype)
         out = torch.lerp(out.view(B, Hkv, G, S, Dv), value[:, :, None].expand(B, Hkv, G, S, Dv), share)
-        return out.view(B, H, S, Dv).transpose(1, 2), None
-    queries = (query * scaling).view(B, Hkv, G, n, R, 1, D)
+        return out.view(B, H, S, Dv).transpose(1, 2).contiguous(), None
+    queries = (query * scaling).reshape(B, Hkv, G, n, R, 1, D)
     to_own = (queries * key.reshape(B, Hkv, 1, n, 1, R, D)).sum(-1, dtype=torch.float32)
     if softcap is not None:
         to_own = torch.tanh(to_own / softcap) * softcap
@@ -81,7 +81,7 @@ def packed_attention(
     of_prompt, of_own = torch.cat(parts, -1).softmax(-1).to(out.dtype)[..., : 1 + R].split([1, R], -1)
     from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, Dv)).sum(-2)
     out = out.view(B, Hkv, G, n, R, Dv) * of_prompt + from_own
-    return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2), None
+    return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2).contiguous(), None
 
 
 def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:

@@ -48,7 +48,7 @@ def load(
     Weights are read from safetensors only, never from a pickle. Code that comes with a model runs only with trust_remote_code=True.
 
     Args:
-        model: "demo", "demo-healthy", "demo-prior", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live
+        model: "demo", "demo-healthy", "demo-prior", "demo-format", "tiny-random/FAMILY", "testbed/NAME", a folder, a hub id, or a live
             model of transformers or peft, which is put in evaluation mode.
         processor: The processor, required for a live model.
         dtype: By default float32 on a CPU, and otherwise that of the checkpoint.

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 WIDTH, HEIGHT = 760, 420
 PANEL_WIDTH, PANEL_HEIGHT, COLUMNS = 340, 230, 3
+KNOCKOUT = "knockout "
 ABOVE = 28
 """Height of a panel's title in pixels."""
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot")
@@ -41,7 +42,7 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
     >>> figure = flow_curves([si.knockout(vlm, qs, window=3), si.knockout(vlm, qs, target="object", window=3)])
     """
     _require(maps)
-    windows = len({m.window for m in maps})
+    windows, alike = len({m.window for m in maps}), all(m.method.startswith(KNOCKOUT) for m in maps)
     names = sorted({r for m in maps for r in m.relations if r is not None}) if by_relation else []
     if by_relation and not names:
         raise DataError("by_relation=True: no question of these maps has a relation; leave it out")
@@ -53,7 +54,8 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
     for place in range(max(1, len(names))):
         at = {"row": place // columns + 1, "col": place % columns + 1}
         for i, one in enumerate(maps):
-            called = f"{one.method}, window {one.window}" if windows > 1 else one.method
+            called = one.method.removeprefix(KNOCKOUT) if alike else one.method
+            called += f", window {one.window}" if windows > 1 else ""
             if not names:
                 _curve(fig, one, called, i, dark, True, **at)
             elif names[place] in one.relations:
@@ -112,7 +114,7 @@ def _ticks(L: int) -> list[int]:
 
 
 def _title(maps: Sequence[FlowMap]) -> str:
-    return maps[0].method if len(maps) == 1 else "What the answer loses when tokens do not see others"
+    return maps[0].method if len(maps) == 1 else "Knockout: what the answer loses when tokens do not see others"
 
 
 def _notes(maps: Sequence[FlowMap]) -> str:

@@ -141,7 +141,8 @@ def lens_over_image(
         fig.update_xaxes(range=[0, width], visible=False, constrain="domain", **at)
         fig.update_yaxes(range=[height, 0], visible=False, scaleanchor=f"x{i + 1 if i else ''}", constrain="domain", **at)
     bar = {"title": {"text": "probability of the right choice", "side": "right", "font": {"size": 13}}, "outlinewidth": 0, "thickness": 14}
-    scale = [list(stop) for stop in colours.diverging]
+    chance = 1 / len(question.choices)
+    scale = [[2 * at * chance if at <= 0.5 else chance + (2 * at - 1) * (1 - chance), colour] for at, colour in colours.diverging]
     fig.update_layout(coloraxis={"colorscale": scale, "cmin": 0, "cmax": 1, "colorbar": bar})
     notes = (
         f"Right: {question.answer_text}. Outlined: {' and '.join(question.about)}." if question.about else f"Right: {question.answer_text}."

@@ -34,7 +34,7 @@ class Parts:
     """
 
     layers: tuple[str, ...] = ("layers", "h", "blocks", "block")
-    norm: tuple[str, ...] = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "layer_norm", "ln_f")
+    norm: tuple[str, ...] = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "layer_norm", "ln_f", "norm_f")
     attention: tuple[str, ...] = ("self_attn", "attn", "attention", "mixer")
     output: tuple[str, ...] = ("o_proj", "out_proj", "dense", "wo", "c_proj")
     query: tuple[str, ...] = ("q_proj", "q_b_proj", "wq", "qkv_proj", "qkv", "query_key_value", "att_proj", "Wqkv", "c_attn")
@@ -104,6 +104,10 @@ class HeadLayer:
             raise ModelError(f"layer {self.number} has no MLP beside its attention: edit its heads")
         return getattr(self.module if layer is None else layer, self.mlp_name)
 
+    def edits_mlp(self, factor: Tensor | None) -> bool:
+        """Whether these factors change its MLP; a layer without one has factors of 1."""
+        return factor is not None and (self.mlp_name is not None or bool((factor != 1).any()))
+
     def split(self, z: Tensor, width: int | None = None) -> Tensor:
         """z [..., H * D] as heads [..., H, D]; with `width`, each is filled with zeros to that width."""
         heads = z.unflatten(-1, (self.n_heads, self.head_dim))
@@ -138,6 +142,11 @@ class Decoder:
         names = tuple(getattr(getattr(self.module, "config", None), "layer_types", None) or ())
         by_name = "dict)" in inspect.getsource(inspect.unwrap(type(self.module).forward))
         return names if by_name and set(names) != {"full_attention"} else ()
+
+    @property
+    def keys_as_cached(self) -> bool:
+        """Whether layers attend to what they cache; with latent attention (MLA) keys and values are made of it first."""
+        return not any(hasattr(layer.attention(), "kv_b_proj") for layer in self.heads)
 
     @property
     def plain_layers(self) -> bool:
@@ -248,9 +257,17 @@ def _shape(attention: Any, width: int, config: Any) -> tuple[int, int]:
     """The number of heads and the width of each, by the configuration if they fill the projection's input, else by the module."""
     named = [getattr(attention, n, None) for n in ("num_heads", "num_attention_heads", "n_heads", "n_head")]
     named += [width // d for n in ("v_head_dim", "head_dim") if isinstance(d := getattr(attention, n, None), int) and d and not width % d]
-    named += [getattr(config, "num_attention_heads", None)]
+    named += [setting(config, "num_attention_heads")]
     n_heads = next(n for n in (*named, 1) if isinstance(n, int) and n > 0 and not width % n)
     return n_heads, width // n_heads
+
+
+def setting(config: Any, name: str) -> Any:
+    """A setting of a configuration; None where it has none, or where it differs by layer, at which transformers raises."""
+    try:
+        return getattr(config, name, None)
+    except Exception:
+        return None
 
 
 def _norms(layer: nn.Module, parts: Parts) -> tuple[nn.Module | None, nn.Module | None]:

@@ -6,13 +6,14 @@ Sliding windows need no entry: the keys and values that a layer caches show how 
 from __future__ import annotations
 
 import inspect
+import re
 from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from .decoder import PARTS, Decoder, Parts, find_decoder
+from .decoder import PARTS, Decoder, Parts, find_decoder, setting
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,23 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
         takes = inspect.signature(core.get_rope_index).parameters
         return core.get_rope_index(**{k: v for k, v in inputs.items() if k in takes})[0]
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position
+
+
+def after_head(model: PreTrainedModel) -> tuple[float, float | None]:
+    """The factor on a model's logits after its head, and their final soft cap, if its code applies what its configuration names.
+
+    A text model's configuration may name them although the model around it applies neither (a LLaVA around Gemma 2).
+    """
+    config, factor, cap = model.config.get_text_config(), 1.0, None
+    parts = [model, *(inner for inner in model.children() if hasattr(inner, "lm_head"))]
+    code = "".join(inspect.getsource(inspect.unwrap(type(part).forward)) for part in parts)
+    for name in ("logits_scaling", "logit_scale"):
+        found = re.search(rf"([*/])\s*self\.(?:[\w.]+\.)?{name}\b", code)
+        if found and isinstance(value := setting(config, name), float | int):
+            factor = factor * value if found[1] == "*" else factor / value
+    if "final_logit_softcapping" in code:
+        cap = setting(config, "final_logit_softcapping")
+    return factor, cap
 
 
 def describe(model: PreTrainedModel, name: str) -> Decoder:

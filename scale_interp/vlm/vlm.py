@@ -23,7 +23,7 @@ from ..data.items import require
 from ..data.question import Question
 from ..errors import DataError, DataWarning, ModelError
 from . import families
-from .decoder import Decoder
+from .decoder import Decoder, setting
 from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .lock import alone, forget_guard, own_passes
@@ -272,7 +272,7 @@ class VLM(NotebookView):
     @cached_property
     def layers(self) -> Any:
         """nnsight's view of all layers of the decoder, for use inside `trace`."""
-        return self._envoy(self.all_layers)
+        return self.view(self.all_layers)
 
     @property
     def text_layers(self) -> Any:
@@ -294,7 +294,8 @@ class VLM(NotebookView):
         """The norm after the decoder's last layer."""
         return getattr(self.decoder, self.parts.norm_name)
 
-    def _envoy(self, module: nn.Module) -> Any:
+    def view(self, module: nn.Module) -> Any:
+        """nnsight's view of a module of the model, for use inside `trace`."""
         path = next(name for name, m in self.hf_model.named_modules() if m is module)
         envoy = self.nn
         for part in path.split("."):
@@ -306,9 +307,14 @@ class VLM(NotebookView):
         return families.position_ids(self.hf_model, self.quirks, inputs)
 
     def cap(self, logits: Tensor) -> Tensor:
-        """Apply the text model's final soft cap to logits, if it has one (Gemma 2)."""
-        cap = getattr(self.hf_model.config.get_text_config(), "final_logit_softcapping", None)
+        """What the model does to its head's logits: a factor (Granite), a soft cap (Gemma), or nothing."""
+        factor, cap = self._after_head
+        logits = logits if factor == 1 else logits * factor
         return logits if cap is None else torch.tanh(logits / cap) * cap
+
+    @cached_property
+    def _after_head(self) -> tuple[float, float | None]:
+        return families.after_head(self.hf_model)
 
     @cached_property
     def placeholder(self) -> str:
@@ -721,5 +727,5 @@ def takes_images(model: PreTrainedModel) -> bool:
 
 
 def _kv_heads(config: Any, n_heads: int) -> int:
-    found = getattr(config, "num_key_value_heads", None)
+    found = setting(config, "num_key_value_heads")
     return found if isinstance(found, int) and found > 0 and not n_heads % found else n_heads

@@ -11,6 +11,7 @@ from scale_interp.interventions import choices, packed, paths, prefix, rows
 from scale_interp.interventions.check import check
 from scale_interp.models import attached_check, zoo
 from scale_interp.models.attached_check import check_attached, tested_transformers
+from scale_interp.vlm import families
 from scale_interp.vlm.cache import CACHE
 from tests.support.zoo_models import CAUSAL, three_questions
 
@@ -140,7 +141,17 @@ def test_a_fault_of_several_tokens_batches_or_late_edits_is_found(vlm, monkeypat
 # --- caps
 
 
-def test_a_final_cap_that_the_model_does_not_apply_is_found_at_small_logits():
+def test_a_final_cap_that_the_config_names_and_the_model_does_not_apply_is_left_out():
+    vlm = gemma2_llava()
+    with torch.no_grad():
+        vlm.hf_model.lm_head.weight.mul_(20)  # logits beyond the cap
+    assert check(vlm).path == "packed"
+    wanted = si.run_edits(vlm, several_tokens(), path="reference")
+    assert (si.run_edits(vlm, several_tokens(), path="packed") - wanted).abs().max() <= 5 * EXACT, "of logits beyond 30"
+
+
+def test_a_final_cap_that_the_model_does_not_apply_is_found_at_small_logits(monkeypatch):
+    monkeypatch.setattr(families, "after_head", lambda model: (1.0, 30.0))
     made = gemma2_llava()
     with pytest.warns(PathWarning, match="differ by"):
         vlm = si.load(made.hf_model, made.processor, check=True)

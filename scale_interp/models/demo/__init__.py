@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-NAMES = ("demo", "demo-healthy", "demo-prior")
+NAMES = ("demo", "demo-healthy", "demo-prior", "demo-format")
 
 
 def folder(name: str) -> Path:
