@@ -45,7 +45,7 @@ def measure_memory(name: str, n_questions: int, device: str | None = None, dtype
 def measure_fit_memory(
     name: str, batch_size: int, micro_batch: int, prefix_cache: str = "auto", device: str = "cpu", dtype: str | None = None
 ) -> int:
-    """Measure the peak memory of a fit of all heads and MLPs on one batch of questions, two epochs, in a fresh process.
+    """Measure the peak memory of a fit of all heads and MLPs on one batch of questions, one epoch, in a fresh process.
 
     Args:
         name: a name that `open_model` takes.
@@ -64,6 +64,12 @@ def measure_fit_memory(
     return _child("fit", name, str(batch_size), device, dtype or "", str(micro_batch), prefix_cache)["peak"]
 
 
+def measure_sweep_memory(name: str, n_questions: int, device: str = "cpu", dtype: str | None = None) -> tuple[int, int]:
+    """The peak bytes of loading, and of loading and a sweep over all heads, as in `measure_memory`."""
+    found = _child("sweep", name, str(n_questions), device, dtype or "")
+    return found["loaded"], found["peak"]
+
+
 def _child(*arguments: str) -> dict[str, int]:
     done = subprocess.run([sys.executable, "-m", __name__, *arguments], capture_output=True, text=True)
     if done.returncode:
@@ -78,7 +84,7 @@ def _main(kind: str, name: str, n_questions: str, device: str, dtype: str, micro
     loaded = _peak(vlm)
     if kind == "fit":
         vlm.prefix_cache = check_cache(prefix_cache)
-        fit_scale(vlm, questions, epochs=2, batch_size=len(questions), micro_batch=int(micro_batch), path="packed")
+        fit_scale(vlm, questions, epochs=1, batch_size=len(questions), micro_batch=int(micro_batch), path="packed")
     elif kind == "forward":
         with torch.no_grad():
             vlm.hf_model(**vlm.encode(questions), use_cache=False, logits_to_keep=1)

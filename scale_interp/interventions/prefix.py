@@ -366,7 +366,7 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
         if not isinstance(pieces[0], PrefixLayer):
-            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])  # type: ignore[arg-type]
+            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])
             continue
         K = max(piece.keys.shape[2] for piece in pieces)
         keys, values = (
@@ -476,9 +476,9 @@ class PrefixStore(Sequence[Prefix]):
         if place == "memory":
             return prefix
         if place == "host":
-            kept = zip(prefix.layers, self._devices, strict=True)
-            back = [PrefixLayer(*(t.to(device, non_blocking=True) for t in (layer.keys, layer.values))) for layer, device in kept]
-            return replace(prefix, layers=tuple(back))
+            kept = [(layer.keys, layer.values) for layer in prefix.layers if isinstance(layer, PrefixLayer)]
+            moved = ((k.to(on, non_blocking=True), v.to(on, non_blocking=True)) for (k, v), on in zip(kept, self._devices, strict=True))
+            return replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in moved))
         assert self._spill is not None
         pairs = self._spill.get(index, self._devices)
         return self._read(index) if pairs is None else replace(prefix, layers=tuple(PrefixLayer(*pair) for pair in pairs))

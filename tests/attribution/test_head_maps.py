@@ -106,6 +106,32 @@ def test_the_next_batch_is_prepared_meanwhile(vlm, asked, monkeypatch):
     assert threads == ["MainThread", *["scale-interp-prompts"] * 4]
 
 
+def test_an_interrupted_reading_leaves_the_model_free(vlm, asked, monkeypatch):
+    plain, reads = prefix.read_prefix, []
+
+    def interrupted(*given):
+        reads.append(given)
+        if len(reads) == 2:
+            raise KeyboardInterrupt
+        return plain(*given)
+
+    monkeypatch.setattr(prefix, "read_prefix", interrupted)
+    store = PrefixStore(vlm, asked, 4, keep=False)
+    store.ahead = True
+    with pytest.raises(KeyboardInterrupt):
+        list(store)
+
+    def enter():
+        with vlm.alone():
+            pass
+
+    free = threading.Thread(target=enter, daemon=True)
+    free.start()
+    free.join(5)
+    assert not free.is_alive()
+    assert len(list(store)) == 5  # the batch that was prepared and not read is read now
+
+
 def test_a_bad_question_is_named_by_the_batch_that_holds_it(vlm, asked):
     bad = si.Question("Where is the <image> mug?", ("left", "right"), 0, picture=asked[0].picture, id="the bad one")
     store = PrefixStore(vlm, [*asked[:4], bad], 2, keep=False)
