@@ -146,7 +146,9 @@ def given(command: Callable[..., Any]) -> Iterator[Parameter]:
         if isinstance(info, typer.models.ArgumentInfo):
             flag = p.name.upper()
         else:
-            flag = (info.param_decls or ("--" + p.name.replace("_", "-"),))[0]
+            # Inside Annotated typer has taken the first flag for a default, and puts that right only when it builds the command.
+            named = [d for d in (info.default, *(info.param_decls or ())) if isinstance(d, str) and d.startswith("--")]
+            flag = (named or ["--" + p.name.replace("_", "-")])[0]
         required = p.default is inspect.Parameter.empty
         shown = "" if required or p.default is None or p.default is False else f"`{p.default}`"
         yield Parameter(flag, {"str": "text", "int": "number"}.get(kind, kind), info.help, required, shown)

@@ -95,9 +95,11 @@ DEPTH = ("num_hidden_layers", "num_layers", "depth", "n_layers", "encoder_layers
 ROPE = {"rope_type": "default", "rope_theta": 10000.0}
 OWN: dict[str, dict[str, Any]] = {
     **{kind: {"rope_parameters": ROPE | {"mrope_section": [2, 2, 4]}} for kind in ("glm46v", "glmga", "glm_ocr", "paddleocr_vl")},
+    **{kind: {"rope_parameters": ROPE | {"mrope_section": [2, 3, 3]}} for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")},
     "glm4v_moe": {"rope_parameters": ROPE | {"mrope_section": [1, 1, 2], "partial_rotary_factor": 0.5}},
     **{kind: {"num_key_value_heads": 4} for kind in ("glm5_next", "mistral_large4")},
     **{kind: {"num_key_value_heads": 4, "head_dim": 8} for kind in ("kimi_k25", "mistral4")},
+    "step3p7": {"sliding_window": 12},
     "inkling2": {"swa_num_attention_heads": 4, "swa_num_key_value_heads": 2, "swa_head_dim": 16},
     "inkling_mm_model": {"num_key_value_heads": 4, "swa_num_attention_heads": 4, "swa_num_key_value_heads": 4, "swa_head_dim": 16},
     "hunyuan_vl": {"rope_parameters": ROPE | {"mrope_section": [2, 2, 2, 2]}},
@@ -109,6 +111,14 @@ PARTS: dict[str, dict[str, Any]] = {
     kind: {"vision_config": VISION, "qformer_config": QUERIES, "num_query_tokens": 4} for kind in ("blip-2", "instructblip")
 }
 """Other parts of some types, which cannot be asked without an image."""
+NOT_BUILT = {
+    "pi0": "a policy of robot actions around PaliGemma, of billions of weights by default",
+    "instructblipvideo": "it takes frames of a video",
+    "evolla": "reads proteins, not images",
+    "emu3": "its images are words of a vocabulary that a checkpoint brings",
+    "chameleon": "its images are words of a vocabulary that a checkpoint brings",
+}
+"""Types that are not tried, and why."""
 OMNI = {"vision_start_token_id": 6, "vision_end_token_id": 7, "audio_start_token_id": 8, "audio_end_token_id": 9}
 PARTS |= {kind: OMNI for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")}
 
@@ -266,12 +276,23 @@ def _shallow(part: PreTrainedConfig | dict[str, Any], narrow: dict[str, int]) ->
     return found
 
 
+def _encoder_decoder(kind: str) -> bool:
+    try:
+        return bool(getattr(CONFIG_MAPPING[kind](), "is_encoder_decoder", False))
+    except ValueError:  # made of two configurations (vision-encoder-decoder)
+        return "encoder-decoder" in kind
+
+
 def row(kind: str) -> Row:
     name, asked = TYPES[kind], "image" if kind in ZOO else "text"
 
     def made(outcome: str, why: str, heads: str = "", agreement: str = "") -> Row:
         return Row(kind, name, outcome, heads, asked, agreement, " ".join(why.split()))
 
+    if kind in NOT_BUILT:
+        return made("not built", NOT_BUILT[kind])
+    if _encoder_decoder(kind):
+        return made("refused", "an encoder-decoder model; this toolkit edits decoder-only models")
     if kind in ZOO:
         vlm = si.load(zoo.PREFIX + ZOO[kind], check=False)
         report = check(vlm)

@@ -145,7 +145,7 @@ def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor
         mlps.append(mlp_rows(block.mlp(layer).output, len(stream))[:, row].clone())
         last = layer.output[:, row].clone()
     end = norm.input[:, row].clone()
-    ends.extend([start + (end - last), end])  # type: ignore[operator]
+    ends.extend([start + (end - last), end])
 
 
 def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> Stream:

@@ -29,7 +29,7 @@ def compare(
     n_others: Annotated[int, typer.Option(help="questions of each other data set")] = 200,
     top: Annotated[int, typer.Option(help="how many heads to take from a method that only ranks them")] = 8,
     seed: int = 0,
-    named: Annotated[str | None, typer.Option("--model", hidden=True)] = None,
+    named: Annotated[str | None, typer.Option("--model", help="the same as MODEL")] = None,
     **given: Any,
 ) -> None:
     """Compare base, ScalingVis, AdaptVis, PASTA, ITI, CogVSR emphasis, latent heads and ScAle on the same splits, and their heads."""

@@ -366,7 +366,7 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
         if not isinstance(pieces[0], PrefixLayer):
-            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])  # type: ignore[arg-type]
+            layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])
             continue
         K = max(piece.keys.shape[2] for piece in pieces)
         keys, values = (

@@ -42,6 +42,8 @@ class Vision:
         for key, question in zip(keys, questions, strict=True):
             if question.pictures and key not in outputs:
                 outputs[key] = self.kept.get(key) or image_features(self.vlm, self.vlm.encode(question))
+        if any(getattr(found, "pooler_output", None) is None for found in outputs.values()):
+            return dict(inputs)  # features that cannot be joined (Llama 4): its images are read again
         for key in keys:
             self.left[key] -= 1
             if self.left[key] > 0 and outputs.get(key):

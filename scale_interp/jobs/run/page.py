@@ -53,8 +53,7 @@ class Results:
     Args:
         settings: what the run is of.
         content: model, questions, versions and machine, as in settings.json.
-        train: the training questions.
-        test: the test questions.
+        asked: the questions of each split, as in settings.json.
         ranked_by: the method whose top heads were fitted on.
         notes: what this run could not do or does not mean.
         maps: attribution method -> head map.
@@ -67,8 +66,7 @@ class Results:
 
     settings: Settings
     content: dict[str, Any]
-    train: Questions
-    test: Questions
+    asked: Mapping[str, Questions]
     ranked_by: str
     notes: list[str]
     maps: Mapping[str, HeadMap]
@@ -93,7 +91,7 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
     best = (scales["all"].scalars - 1).abs()
     sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
     costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
-    key = "relation" if any(q.relation for q in results.test) else "answer_text"
+    key = "relation" if any(q.relation for q in results.asked["test"]) else "answer_text"
     sections = [
         Section("What was asked", what_was_asked(results)),
         Section(
@@ -160,26 +158,24 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
 
 def what_was_asked(results: Results) -> list[Any]:
     """The question in words, two of the test questions, and the hashes that identify this model and these questions."""
-    s, model = results.settings, results.content["model"]
-    questions = {"train": results.train, "test": results.test}
+    s, model, train, test = results.settings, results.content["model"], results.asked["train"], results.asked["test"]
     splits = [
         {
             "split": split,
             "data": found["data"],
             "seed": found["seed"],
             "questions": found["n"],
-            "images": len({q.group for q in questions[split]}),
+            "images": len({q.group for q in results.asked[split]}),
             "hash of words, answers and images": found["content_hash"],
         }
         for split, found in results.content["data"].items()
-        if split in questions
     ]
     return [
         f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
         "learned scalars on heads and MLPs make more of these answers right, and is that gain what it seems?",
-        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(results.train)}, and {len(results.test)} test "
+        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(train)}, and {len(test)} test "
         "questions were answered with and without them. No image is in both splits. Two of the test questions:",
-        *results.test[:2],
+        *test[:2],
         pd.DataFrame(splits),
         pd.DataFrame([{k: model[k] for k in ("model", "family", "dtype")} | {"hash of the weights": model["fingerprint"]}]).assign(
             **{"hub revision": model["revision"] or "none: not from a hub"}

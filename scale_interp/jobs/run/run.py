@@ -37,6 +37,7 @@ from .duration import longest
 from .page import Results, sentences, write_run_report
 from .settings import MAPS, OF_PAIRS, PLACES, RANKED_BY, RETAINED, Settings
 
+LEARNED, TESTED = ("train", "contrasts", "retained"), ("test", "others")
 SCORES, PLAN = "Scores", "plan.json"
 
 
@@ -70,13 +71,22 @@ class Run:
             raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
     def _asked(self) -> ModelAndQuestions:
-        asked: dict[str, Sequence[Question]] = {"train": self.train, "test": self.test}
-        retained, others = self.others_together("train"), self.others_together("test")
+        found = self.asked
+        learned, tested = ([q for name in names if name in found for q in found[name]] for names in (LEARNED, TESTED))
         # Now, and not when the suite finds it hours later.
-        require_disjoint([*self.train, *own_partners(self.train), *retained], [*self.test, *others], rendered=False)
-        named = {"contrasts": own_partners(self.train), "retained": retained, "others": others}
+        require_disjoint(learned, tested, rendered=False)
         _ = self.pairs
-        return self.vlm, asked | {name: questions for name, questions in named.items() if questions}
+        return self.vlm, found
+
+    @cached_property
+    def asked(self) -> dict[str, Questions]:
+        """All questions of the run: "train" and its "contrasts" of its own, "test", and of other sets the "retained" and the "others"."""
+        s, own = self.settings, own_partners(self.train)
+        found = {"train": self.train, "test": self.test}
+        found["contrasts"] = Questions(own, f"{s.data} own pairs", "train", s.seed)
+        for name, split, sets in (("retained", "train", s.retained), ("others", "test", s.elsewhere)):
+            found[name] = Questions(self.others_together(split), ", ".join(sets), split, s.seed)
+        return {name: questions for name, questions in found.items() if len(questions)}
 
     @property
     def vlm(self) -> VLM:
@@ -361,12 +371,11 @@ class Run:
     def _report(self, summary: dict[str, Any]) -> None:
         write_json(self.folder / "summary.json", summary)
         self.run_folder.write_findings(run_headline(summary), sentences(summary))
-        content = self.run_folder.job.content(self.vlm, {"train": self.train, "test": self.test})
+        content = self.run_folder.job.content(self.vlm, self.asked)
         results = Results(
             settings=self.settings,
             content=content,
-            train=self.train,
-            test=self.test,
+            asked=self.asked,
             ranked_by=self.ranked_by,
             notes=summary["notes"],
             maps=self.locate(),
