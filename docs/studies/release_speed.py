@@ -166,7 +166,7 @@ Heads and MLPs, {found["train"]} training and {found["test"]} test questions, {f
 Of the loop {timed["answers"]} answers ({wall["answer"]:.3f} s each) and {timed["steps"]} steps of four questions ({wall["example"]:.3f} s a
 question) were timed, and the whole was calculated from these. After these steps the largest difference of a scalar was
 {found["largest_difference"]:.1g}, and {found["answers_differ"]} of the {timed["answers"]} answers differed. Each test prompt is read
-once for all epochs, while the loop reads it once for each.
+once for all epochs, while the loop reads it once for each. Processor time compares better where the machine does other work too.
 """
 
 
