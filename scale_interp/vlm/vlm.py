@@ -705,6 +705,11 @@ def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
     Raises:
         ModelError: The model takes no images, or none of the two names such a token.
     """
+    family = model.config.model_type
+    if not takes_images(model):
+        raise ModelError(
+            f"{name} ({family}) has no image token and no input for images: it is a text-only model; load a vision-language model"
+        )
     for source in (model.config, model.config.get_text_config(), processor, getattr(model.config, "vision_config", None)):
         for key in IMAGE_TOKEN:
             if isinstance(found := getattr(source, key, None), int):
@@ -712,12 +717,10 @@ def image_token_id(model: PreTrainedModel, processor: Any, name: str) -> int:
     token, tokenizer = str(getattr(processor, "image_token", "")), getattr(processor, "tokenizer", None)
     if token and tokenizer is not None and (found := tokenizer.get_vocab().get(token)) is not None:
         return found
-    if takes_images(model):
-        raise ModelError(
-            f"{name} ({model.config.model_type}) takes images, but neither its configuration nor its processor says which token stands for "
-            f"one in a prompt ({', '.join(IMAGE_TOKEN)}): set config.image_token_id"
-        )
-    raise ModelError(f"{name} ({model.config.model_type}) takes no images: it is a text-only model; load a vision-language model")
+    raise ModelError(
+        f"{name} ({family}) takes images, but neither its configuration nor its processor says which token stands for one in a prompt "
+        f"({', '.join(IMAGE_TOKEN)}): set config.image_token_id"
+    )
 
 
 def takes_images(model: PreTrainedModel) -> bool:
