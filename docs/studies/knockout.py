@@ -13,6 +13,7 @@ import torch
 
 import scale_interp as si
 from scale_interp import viz
+from scale_interp.attribution.metric import Metric, measure
 from scale_interp.bench.realistic import open_model
 from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.core.versions import versions
@@ -24,6 +25,7 @@ DOCS = HERE.parent
 MODEL, REPEATS, BY_HOOK = "realistic/8x8x512", 3, 8
 CIRCUITS, ON_CIRCUITS = ("one-head", "three-heads", "relay"), 60
 TEST, FEW, WINDOW = 200, 60, 3
+METRICS: tuple[Metric, ...] = ("logit_diff", "accuracy")
 KINDS = {
     "listed": "yes: it alone moves its words",
     "decoy": "no: it reaches all words by one factor",
@@ -125,8 +127,14 @@ def one_circuit(name: str) -> dict[str, Any]:
     targets: dict[str, Any] = {"image": "image"} | ({"token before": [-2]} if circuit.relay else {})
     found = {}
     for label, target in targets.items():
-        by_metric = {metric: si.knockout(vlm, questions, target=target, by="head", metric=metric) for metric in ("logit_diff", "accuracy")}
-        largest = {metric: fm.per_question.abs().amax(0) for metric, fm in by_metric.items()}
+        one_each = torch.eye(vlm.n_layers * vlm.n_heads, dtype=torch.bool).view(-1, vlm.n_layers, vlm.n_heads)
+        edit = si.AttentionEdit(torch.cat([torch.zeros_like(one_each[:1]), one_each]), target=target)  # the first one edits nothing
+        clean, scores = si.run_edits(vlm, questions, edit).cpu().split([1, len(one_each)], 1)
+        effects = {
+            name: (measure(name, clean, questions) - measure(name, scores, questions)).unflatten(1, (vlm.n_layers, vlm.n_heads))
+            for name in METRICS
+        }
+        largest = {name: effect.abs().amax(0) for name, effect in effects.items()}
         kinds: dict[str, list[tuple[int, int]]] = {}
         for layer in range(vlm.n_layers):
             for head in range(vlm.n_heads):
@@ -135,7 +143,7 @@ def one_circuit(name: str) -> dict[str, Any]:
             kind: {"heads": len(heads)} | {metric: max(float(size[head]) for head in heads) for metric, size in largest.items()}
             for kind, heads in kinds.items()
         }
-        falls = by_metric["accuracy"].scores
+        falls = effects["accuracy"].mean(0)
         found[label]["accuracy without one listed head"] = {str(head): float(-falls[head]) for head in circuit.heads}
     return found
 

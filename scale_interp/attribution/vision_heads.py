@@ -189,6 +189,8 @@ def _batched(vlm: VLM, tower: VisionTower, question: Question, heads: Sequence[H
     """The vision encoder once per head, and the decoder once for many: one prompt for each edited image, and one for the clean one."""
     inputs = vlm.encode(question)
     intact, changed = image_features(vlm, inputs), list[tuple[int, Any]]()
+    if intact.pooler_output is None:  # features of another form
+        return _whole(vlm, tower, question, heads, source)
     for n, head in enumerate(heads):
         with edited_head(tower, head, source):
             features = image_features(vlm, inputs)

@@ -263,7 +263,7 @@ class Explorer:
 
     def remove(self, part: Component) -> None:
         """Stop editing a head or MLP."""
-        self._blind.discard(part)  # type: ignore[arg-type]
+        self._blind.discard(part)
         self.set(part, 1.0)
 
     def reset(self) -> None:

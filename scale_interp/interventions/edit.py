@@ -451,8 +451,6 @@ def plain_tokens(name: str, where: Any) -> tuple[str, ...] | tuple[int, ...]:
         found = tuple(where.tolist() if isinstance(where, Tensor) else where)
     except TypeError as error:
         raise EditError(f"{name}={where!r}: give the name of a token group, or a list of names or of token numbers") from error
-    if not found:
-        raise EditError(f"{name} names no token, so nothing would be edited: give a token group, or token numbers")
     if not all(isinstance(place, str) for place in found) and not all(isinstance(place, Integral) for place in found):
         raise EditError(f"{name}={found}: give the name of a token group, or a list of names or of token numbers")
     return found if found and isinstance(found[0], str) else tuple(int(place) for place in found)

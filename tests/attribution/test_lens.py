@@ -32,7 +32,10 @@ def test_the_last_layer_is_the_models_own_head_and_earlier_ones_are_the_residual
         with torch.no_grad():
             out = vlm.hf_model(**inputs, output_hidden_states=True)
             hidden = out.hidden_states[1]  # after the first layer; the last entry is normed already
-            early = vlm.hf_model.lm_head(vlm.hf_model.get_decoder().norm(hidden))[0]
+            decoder = vlm.hf_model.get_decoder()
+            decoder = getattr(decoder, "model", decoder)
+            norm = decoder.embedding_norm if name == "lfm2_vl" else decoder.norm
+            early = vlm.hf_model.get_output_embeddings()(norm(hidden))[0]
         if (cap := getattr(config, "final_logit_softcapping", None)) is not None:
             early = cap * torch.tanh(early / cap)
         ids = [tokens[0] for tokens in vlm.choice_ids(question)]
@@ -51,7 +54,7 @@ def test_the_last_layer_is_the_models_own_head_and_earlier_ones_are_the_residual
         if name != "qwen3_vl":  # DeepStack adds to the stream between the layers
             assert (image.logits[q, 0, :P, :n] - early[at][:, ids]).abs().max() <= 1e-5
         assert (lens.logits[q, 0, 0, :n] - early[-1, ids]).abs().max() <= 1e-5
-        assert (lens.probs[q, :, 0, n:] == 0).all() and torch.allclose(lens.probs[q].sum(-1), torch.ones(vlm.n_layers, 1).double())
+        assert (lens.probs[q, :, 0, n:] == 0).all() and torch.allclose(lens.probs[q].sum(-1), torch.ones(lens.logits.shape[1], 1).double())
 
 
 def test_probabilities_of_demo_and_when_its_answers_appear(vlm, tmp_path):

@@ -10,11 +10,13 @@ import torch
 import scale_interp as si
 from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.engine import run_with_clean
+from scale_interp.interventions.positions import choose_path_at
 from scale_interp.models import zoo
 from tests.support.oracle import hooked_scores, plain_inputs
-from tests.support.zoo_models import CAUSAL, mostly_full, three_questions
+from tests.support.zoo_models import CAUSAL, RECENT, mostly_full, three_questions
 
-MODES = ("block", "only", "move")
+NOT_SEEN = "llama4"
+"""Its chunks of attention end between the image and the last token."""
 
 
 @functools.cache
@@ -33,32 +35,32 @@ def questions():
 @contextmanager
 def written_out(vlm, mode, on, source, target, image):
     """The decoder's attention written out; on [L, H]: the edited heads, the others are sets of places."""
-    modules = [layer.self_attn for layer in vlm.hf_model.get_decoder().layers]
+    modules = [block.attention() for block in vlm.head_layers]
     place = sys.modules[type(modules[0]).__module__]
     original, kernel = place.eager_attention_forward, vlm.decoder.config._attn_implementation
 
     def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs):
         if module not in modules:
             return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
-        _, H, S, D = query.shape
-        out = torch.empty(1, S, H, D)
+        _, H, S, _ = query.shape
+        out, sinks = torch.empty(1, S, H, value.shape[-1]), getattr(module, "sinks", None)
         for h in range(H):
             kv = h * key.shape[1] // H
             scores = query[0, h] @ key[0, kv].T * scaling
             scores = scores if softcap is None else softcap * torch.tanh(scores / softcap)
-            weights = torch.softmax(scores + attention_mask[0, 0], -1)
-            for s in source if on[modules.index(module), h] else ():
-                others = {"block": target, "only": set(range(S)) - target, "move": image - target}[mode] - {s}
+            scores = scores + attention_mask[0, 0]
+            edited = source if on[modules.index(module), h] else set()
+            for s in edited if mode != "move" else ():
+                scores[s, list({"block": target, "only": set(range(S)) - target}[mode] - {s})] = -torch.inf
+            if sinks is not None:
+                scores = torch.cat([scores, sinks[h].expand(S, 1)], 1)
+            weights = torch.softmax(scores, -1)[:, :S]
+            for s in edited if mode == "move" else ():
+                aim, pool = sorted(target - {s}), sorted(image - {s})
                 before = weights[s].clone()
-                weights[s, list(others)] = 0
-                if mode == "move":
-                    aim, pool = sorted(target - {s}), sorted(image - {s})
-                    if aim and before[aim].sum() > 0:
-                        weights[s, aim] = before[aim] / before[aim].sum() * before[pool].sum()
-                    else:
-                        weights[s] = before
-                else:
-                    weights[s] = weights[s] / weights[s].sum()
+                if aim and before[aim].sum() > 0:
+                    weights[s, list(image - target - {s})] = 0
+                    weights[s, aim] = before[aim] / before[aim].sum() * before[pool].sum()
             out[0, :, h] = weights @ value[0, kv]
         return out, None
 
@@ -102,6 +104,12 @@ def two_variants(vlm):
     return heads
 
 
+def _set_kernel(vlm, name, kernel):
+    if (name, kernel) == ("internvl_gpt_oss", "sdpa"):
+        pytest.skip("transformers has no sdpa for attention sinks")
+    vlm.hf_model.set_attn_implementation(kernel)
+
+
 def worst(vlm, questions, edit, scores, source, target):
     found = 0.0
     for q, question in enumerate(questions):
@@ -112,15 +120,16 @@ def worst(vlm, questions, edit, scores, source, target):
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", mostly_full(CAUSAL))
+@pytest.mark.parametrize("name", mostly_full([*CAUSAL, *RECENT]))
 def test_the_last_token_is_cut_off_from_the_image_on_every_family(questions, name, kernel):
     vlm = model(name)
-    vlm.hf_model.set_attn_implementation(kernel)
+    _set_kernel(vlm, name, kernel)
     for mode in ("block", "only"):
         edit = si.AttentionEdit(two_variants(vlm), mode=mode)
         edited, clean = run_with_clean(vlm, questions, edit, "packed")
         assert worst(vlm, questions, edit, edited, last, whole_image) <= 1e-5, mode
-        assert (edited - clean)[edited.isfinite()].abs().max() > 1e-4, mode
+        if name != NOT_SEEN:
+            assert (edited - clean)[edited.isfinite()].abs().max() > 1e-4, mode
 
 
 @pytest.mark.parametrize("name", mostly_full(zoo.NAMES))
@@ -139,15 +148,18 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
         edit = si.AttentionEdit(heads, source, target, mode)
         edited, clean = run_with_clean(vlm, some, edit, "reference")
         assert worst(vlm, some, edit, edited, source_places, target_places) <= 1e-5, mode
-        assert (edited - clean)[edited.isfinite()].abs().max() > 1e-5, mode
+        if (name, mode) != (NOT_SEEN, "block"):
+            assert (edited - clean)[edited.isfinite()].abs().max() > 1e-5, mode
 
 
 @pytest.mark.parametrize("kernel", ["sdpa", "eager"])
-@pytest.mark.parametrize("name", mostly_full(CAUSAL))
+@pytest.mark.parametrize("name", mostly_full([*CAUSAL, *RECENT]))
 def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
     """Words and the image as source, from prompts of different length in one batch; the image's own tokens too."""
     vlm = model(name)
-    vlm.hf_model.set_attn_implementation(kernel)
+    _set_kernel(vlm, name, kernel)
+    path = choose_path_at(vlm, questions[0], "auto")
+    assert path == "packed" or name in RECENT
     heads = two_variants(vlm)
     for mode, source, target in (
         ("block", "question", "image"),
@@ -156,7 +168,7 @@ def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
         ("move", "last", "image"),
     ):
         edit = si.AttentionEdit(heads, source, target, mode)
-        edited, clean = run_with_clean(vlm, questions, edit, "packed")
+        edited, clean = run_with_clean(vlm, questions, edit, path)
         for q, question in enumerate(questions):
             groups = vlm.token_groups(question)
             mine, seen = (
@@ -165,7 +177,7 @@ def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
             for n in range(2):
                 wanted = expected(vlm, question, edit, n, lambda T, image, mine=mine: mine, lambda T, image, seen=seen: seen)
                 assert (edited[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5, (mode, source, q, n)
-        assert mode == "move" or (edited - clean)[edited.isfinite()].abs().max() > 1e-5, (mode, source)
+        assert mode == "move" or name == NOT_SEEN or (edited - clean)[edited.isfinite()].abs().max() > 1e-5, (mode, source)
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])

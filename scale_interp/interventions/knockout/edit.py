@@ -58,7 +58,9 @@ class AttentionEdit:
             raise EditError(f"mode {self.mode!r}: choose 'block', 'only' or 'move'")
         for name in ("source", "target"):
             where = getattr(self, name)
-            if not isinstance(where, str):
+            if name == "target" and not isinstance(where, str) and hasattr(where, "__len__") and len(where) == 0:
+                object.__setattr__(self, name, ())  # an empty target: nothing is taken away
+            elif not isinstance(where, str):
                 object.__setattr__(self, name, plain_tokens(name, where))
         if self.beside is None:
             return
