@@ -133,7 +133,7 @@ def amplify(
     """
     questions = require(questions)
     sweep = HeadSweep.all(vlm.n_layers, vlm.n_heads, float(factor), at=at)
-    name, where = f"amplify x{factor:g}", {}
+    name, where = f"amplify x{factor:g}", dict[str, Any]()
     if at != "last":
         name, where, prompts = f"{name} at {at}", {"at": at}, None
     elif prompts is None:

@@ -17,7 +17,7 @@ from ..data.items import require
 from ..data.question import Question
 from ..data.wording import short
 from ..errors import DataError
-from ..execution.batches import BatchResult, Rows, SingleQuestions, map_batches
+from ..execution.batches import BatchResult, Rows, SingleQuestions, Work, map_batches
 from ..vlm.decoder import mlp_rows
 from ..vlm.token_groups import At, positions_at
 from ..vlm.vlm import VLM
@@ -99,7 +99,7 @@ def capture(
         single = map_batches(vlm, SingleQuestions(questions), partial(each_token_work, at=at), "reading activations")
         return [Activations(part["z"], part["mlp"], part["logits"].expand(len(part["z"]), -1)) for part in single]
     batches = Rows.of_equal_length(vlm, questions, batch_size)
-    work = capture_work if at == "last" else partial(capture_at_work, at=at)
+    work: Work = capture_work if at == "last" else partial(capture_at_work, at=at)
     found = [*map_batches(vlm, batches, work, "reading activations")]
     z, mlp, logits = (batches.restore([part[name] for part in found]) for name in ("z", "mlp", "logits"))
     C = max(map(len, logits))

@@ -226,7 +226,7 @@ class Edit:
             raise EditError(f"cannot compose edits of scope {self.scope!r} and {other.scope!r}: give both the same scope")
         if self.at != other.at:
             raise EditError(f"cannot compose edits at {short(self.at)} and at {short(other.at)}: give both the same tokens")
-        made = {}
+        made: dict[str, Any] = {}
         for prefix in ("", "mlp_", "attn_", "resid_"):
             scale, shift = (getattr(self, prefix + name) for name in ("scale", "shift"))
             then_scale, then_shift = (getattr(other, prefix + name) for name in ("scale", "shift"))
@@ -259,7 +259,7 @@ class Edit:
             raise EditError("cannot stack edits of different scope: run them in separate calls")
         if any(e.at != edits[0].at for e in edits):
             raise EditError("cannot stack edits at different tokens: run them in separate calls")
-        parts = {}
+        parts: dict[str, Any] = {}
         for name, about in PARTS.items():
             axis, fill = -2 - about.tail, about.neutral
             given = [getattr(e, name) for e in edits]
@@ -322,7 +322,8 @@ class Edit:
                 return None
             return part.narrow(axis, variant if part.shape[axis] > 1 else 0, 1)
 
-        return replace(self, **{name: pick(part, -2 - PARTS[name].tail) for name, part in self.parts.items()})
+        picked: dict[str, Any] = {name: pick(part, -2 - PARTS[name].tail) for name, part in self.parts.items()}
+        return replace(self, **picked)
 
     def check(self, n_questions: int, n_layers: int, n_heads: int, head_dim: int) -> None:
         """Raise EditError if the edit does not fit this model and this number of questions."""
@@ -364,7 +365,7 @@ class Edit:
     def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
         """The edits of one layer's components for the variants `alive`, and for these rows of the questions."""
         out = []
-        for prefix, component in (("resid_", "resid"), ("", "head"), ("attn_", "attn"), ("mlp_", "mlp")):
+        for prefix in ("resid_", "", "attn_", "mlp_"):
             scale, shift = (
                 _of_layer(getattr(self, prefix + name), PARTS[prefix + name].tail, layer=layer, alive=alive, rows=rows)
                 for name in ("scale", "shift")
@@ -372,7 +373,7 @@ class Edit:
             if scale is not None or shift is not None:
                 # [b, n] or [b, n, H], and [b, n, d] or [b, n, H, D], with axes of their own for tokens and numbers
                 scale = None if scale is None else scale[:, :, None, ..., None]
-                out.append(Change(component, 0, scale, None if shift is None else shift[:, :, None]))
+                out.append(Change(PARTS[f"{prefix}scale"].component, 0, scale, None if shift is None else shift[:, :, None]))
         return out
 
 
@@ -451,8 +452,6 @@ def plain_tokens(name: str, where: Any) -> tuple[str, ...] | tuple[int, ...]:
         found = tuple(where.tolist() if isinstance(where, Tensor) else where)
     except TypeError as error:
         raise EditError(f"{name}={where!r}: give the name of a token group, or a list of names or of token numbers") from error
-    if not found:
-        raise EditError(f"{name} names no token, so nothing would be edited: give a token group, or token numbers")
     if not all(isinstance(place, str) for place in found) and not all(isinstance(place, Integral) for place in found):
         raise EditError(f"{name}={found}: give the name of a token group, or a list of names or of token numbers")
     return found if found and isinstance(found[0], str) else tuple(int(place) for place in found)

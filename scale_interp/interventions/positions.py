@@ -29,7 +29,7 @@ from .places import Places, edited
 from .prompt_end import whole_prompt
 from .reference import scores_of
 from .suffix import run_suffix, suffix_batch
-from .whole_prompt import WholePrompts, read_whole
+from .whole_prompt import read_whole
 
 MOST_QUESTIONS = 16
 
@@ -198,8 +198,3 @@ def _every_component(vlm: VLM) -> Edit:
         made[name] = 0.5 + torch.rand(*shape, generator=draw)
         made[name][1, : L // 2] = 1
     return Edit(**made)
-
-
-def clean_prompts(vlm: VLM, questions: Sequence[Question], components: Sequence[str] = ()) -> WholePrompts:
-    """Prompts that were read in full, with the values of these components."""
-    return read_whole(vlm, questions, components=components)

@@ -81,7 +81,7 @@ def test_the_letter_scored_is_the_release_s_token():
 
 
 def test_every_part_of_the_recipe_is_an_option(vlm):
-    train = si.load_questions("scenes/relation", "train", n=6)
+    train = si.load_questions("scenes/relation", "train", n=12)
     settings = {k: v for k, v in RECIPES["release"].items()} | {"epochs": 2}
     named, spelt = si.fit_scale(vlm, train, recipe="release", epochs=2), si.fit_scale(vlm, train, **settings)
     assert torch.equal(named.scalars, spelt.scalars) and named.settings == spelt.settings

@@ -29,8 +29,8 @@ def test_windows_are_the_layers_around_the_named_one(vlm, questions):
 
 @pytest.mark.parametrize(("source", "target"), [("image", "last"), ("last", "last"), ([3], [4, 5])])
 def test_a_target_that_no_source_sees_is_warned_of(vlm, questions, source, target):
-    with pytest.warns(RunWarning, match="no score of 2 questions changed"):
-        assert not si.knockout(vlm, questions[:2], source=source, target=target).scores.any()
+    with pytest.warns(RunWarning, match="no score of 2 questions changed beyond rounding"):
+        assert si.knockout(vlm, questions[:2], source=source, target=target).scores.abs().max() <= 1e-5
 
 
 def test_heads_and_paths(vlm, questions):

@@ -130,6 +130,15 @@ EDITS = (
         "in separate calls",
         lambda: si.Edit.stack([si.Edit(ones(1, 6, 8)), si.Edit(ones(1, 6, 8), scope="each_new_token")]),
     ),
+    edit("a shift of the MLP without its width", "has shape", lambda: si.Edit(mlp_shift=ones(1, 6))),
+    edit("every new token and a token group", "leave at='last'", lambda: si.Edit(ones(1, 6, 8), scope="each_new_token", at="image")),
+    edit(
+        "a stack at other tokens", "in separate calls", lambda: si.Edit.stack([si.Edit(ones(1, 6, 8)), si.Edit(ones(1, 6, 8), at="image")])
+    ),
+    edit("composing edits at other tokens", "the same tokens", lambda: si.Edit(ones(1, 6, 8), at="image").compose(si.Edit(ones(1, 6, 8)))),
+    run("a token group that is not there", "no token group", lambda: si.Edit(ones(1, 6, 8), at="verb"), DataError),
+    run("a token beyond the prompt", "token 900", lambda: si.Edit(ones(1, 6, 8), at=[900]), DataError),
+    run("a shift of the residual stream of another width", "give those", lambda: si.Edit(resid_shift=ones(1, 6, 5))),
     run("of a model with more heads", "the model needs", lambda: si.Edit(scale=ones(1, 6, 16))),
     run("of a model with fewer layers", "the model needs", lambda: si.Edit(scale=ones(1, 4, 8))),
     run("of a model with larger heads", "the model needs", lambda: si.Edit(shift=ones(1, 6, 8, 64))),

@@ -56,6 +56,12 @@ TENSORS = (
     Saved("HeadMap", si.HeadMap.load, {"per_question": 3, "groups": 1}, {"method": 3, "unit": None, "provenance": "x"}),
     Saved("ProbeMap", si.ProbeMap.load, {"per_question": 3, "groups": 1, "p": 2}, {"classes": "left", "chance": "x", "provenance": 3}),
     Saved(
+        "PositionMap",
+        si.PositionMap.load,
+        {"per_question": 3, "groups": 1},
+        {"positions": "ab", "relations": [1], "component": 3, "provenance": "x"},
+    ),
+    Saved(
         "ObjectAttention",
         si.ObjectAttention.load,
         {"image_mass": 3, "box_mass": 3, "area": 1, "groups": 1},

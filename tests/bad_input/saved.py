@@ -114,6 +114,7 @@ def scale_run() -> ScaleRun:
 INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.HeadMap: lambda: si.HeadMap("patch", "recovered fraction", drawn(5, 6, 8), FIVE, ABOUT),
     si.ProbeMap: probe_map,
+    si.PositionMap: lambda: si.PositionMap("patch", "fraction", "resid", ("image", "last"), drawn(5, 6, 2), FIVE, ("left",) * 5, ABOUT),
     si.ObjectAttention: object_attention,
     si.FunctionalHeads: functional_heads,
     si.RemovalCurve: lambda: si.RemovalCurve((1, 2), "accuracy", drawn(5, 2, len(KINDS)), drawn(2, 4), drawn(5), FIVE, ABOUT),

@@ -54,7 +54,7 @@ def test_starts_are_the_first_changed_layers():
 
 @pytest.mark.parametrize(
     ("at", "message"),
-    [([], "names no token"), (5, "give the name"), (None, "give the name"), ([0, "image"], "give the name"), ([0.5], "give the name")],
+    [(5, "give the name"), (None, "give the name"), ([0, "image"], "give the name"), ([0.5], "give the name")],
 )
 def test_tokens_that_are_none_are_refused(at, message):
     with pytest.raises(EditError, match=message):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import pandas as pd
@@ -25,7 +24,6 @@ from ..info import FINDINGS
 from ..inputs import Inputs
 from ..job import Job, command
 
-RAW = "scale-llava"
 KINDS = ("released", "held_out")
 FILES = ("scale.safetensors", "scale_config.json", "epochs.safetensors")
 """What a fit's folder contains."""
@@ -77,10 +75,9 @@ class ScaleSettings(Inputs):
         """The model as the release asks it, and the questions of both parts in the release's order."""
         train, test = (load_questions(self.asks, part, self.n, self.seed, root=self.root, protocol="scale") for part in ("train", "test"))
         vlm = self.open_model(self.model)
-        vlm.choice_space = "apart"
         if self.prompt is None and vlm.family.startswith("llava"):
-            vlm.prompt = prompt_template(RAW)
-            vlm.reopen = None if vlm.reopen is None else partial(vlm.reopen, prompt=RAW)
+            vlm = vlm.with_prompt(prompt_template("scale-llava"))
+        vlm.choice_space = "apart"
         return vlm, {"train": train[: self.n_train], "test": test[: self.n_test]}
 
 
