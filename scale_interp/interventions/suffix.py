@@ -17,7 +17,7 @@ from ..errors import MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, release, working_bytes
 from ..vlm.vlm import VLM
 from .edit import Positioned
-from .knockout.cut import cut_of_suffix, cut_suffix
+from .knockout.cut import cut_of_suffix, cut_suffix, reached
 from .knockout.edit import AttentionEdit
 from .places import Places, edited
 from .rows import attention
@@ -86,7 +86,8 @@ def run_suffix(
     clean = scores[:, 0] if lead else prompts.clean
     clean = clean.to(scores.device)
     # a prompt without an edited token is the clean run, bit for bit
-    touched = places.used.to(scores.device)[:, None, None]
+    used = places.used if cut is None else places.used & reached(cut, prompts, first)
+    touched = used.to(scores.device)[:, None, None]
     ran = torch.cat([torch.where(touched, scores[:, lead:], clean[:, None]), clean[:, None]], 1)
     row = torch.empty(len(variants), dtype=torch.long)
     row[order] = torch.where(starts < L, torch.arange(len(order)), ran.shape[1] - 1)

@@ -137,6 +137,15 @@ def cut_of_suffix(vlm: VLM, prompts: WholePrompts, edit: AttentionEdit, variants
     return Cut(edit.mode, edit.heads[variants], source[:, first:], target, image)
 
 
+def reached(cut: Cut, prompts: WholePrompts, first: int) -> Bool[Tensor, " questions"]:
+    """The questions in which a row of the source sees something of what is taken away; the others are the clean run, bit for bit."""
+    away = {"block": cut.target, "only": ~cut.target, "move": cut.image & ~cut.target}[cut.mode]
+    others = ~torch.eye(away.shape[1], dtype=torch.bool, device=away.device)[first:]
+    masks = {id(layer.seen): layer.seen for layer in prompts.layers}.values()
+    parts = [layer[:, 0, first:].to(away.device) & cut.source[:, :, None] & away[:, None] & others for layer in masks]
+    return torch.stack([part.flatten(1).any(1) for part in parts]).any(0)
+
+
 def cut_suffix(
     cut: Cut,
     layer: int,
