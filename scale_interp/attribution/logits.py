@@ -21,6 +21,7 @@ from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
 from ..vlm.decoder import HeadLayer, mlp_rows
+from ..vlm.families import after_head
 from ..vlm.plain import device_of, is_plain
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -173,7 +174,8 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     logits = unembed(vlm.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
-    frozen = _norm_factors(vlm, vlm.norm, stream.end)
+    factor, _ = after_head(vlm.hf_model)
+    frozen = factor * _norm_factors(vlm, vlm.norm, stream.end)
     shares = []
     for number, block in enumerate(vlm.head_layers):
         z, o_proj, norm = stream.z[:, number, :, : block.head_dim], block.output(), block.norms[0]

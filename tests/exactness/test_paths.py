@@ -1,5 +1,6 @@
 """Path patching and direct logit attribution = plain torch hooks on the transformers model, one run a number."""
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
 from scale_interp.attribution.metric import contrast_diff
@@ -326,6 +328,28 @@ def test_heads_biases_mlps_and_embedding_sum_to_the_logit_difference(model, ques
         plain = uncapped(vlm, logits)
         assert float(total) == pytest.approx(float(plain[right] - plain[other]), abs=2e-5)
     assert found.per_question.abs().max() > 0.01 and found.unit == "logit diff"
+
+
+class Divided(LlavaForConditionalGeneration):
+    """A LLaVA that divides its logits, as Granite's vision models do."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits / self.config.text_config.logits_scaling
+        return out
+
+
+def test_shares_are_of_the_logits_that_the_model_returns(model, questions):
+    plain = model("llava")
+    config = copy.deepcopy(plain.hf_model.config)
+    config.text_config.logits_scaling = 4.0
+    made = Divided(config).eval()
+    made.load_state_dict(plain.hf_model.state_dict())
+    divided = si.load(made, plain.processor)
+    ratio = run(divided, questions[0]) / run(plain, questions[0])
+    assert torch.allclose(ratio, torch.full_like(ratio, 0.25), atol=1e-5)
+    found, whole = (si.logit_attribution(vlm, questions).per_question for vlm in (divided, plain))
+    assert torch.allclose(found, whole * 0.25, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", NOT_A_SUM)
