@@ -38,9 +38,23 @@ def sized(L: int, H: int) -> dict[str, Draw]:
         "rescaling": lambda dark: viz.rescaling(made.rescaling(L), dark=dark),
         "maps_of_runs": lambda dark: viz.maps_of_runs([(m, made.head_maps(L, H)[0])], ("first", "second"), marks=(marks, marks), dark=dark),
     }
+    if L > 1:
+        found["flow_curves"] = lambda dark: viz.flow_curves(made.flow_maps(L), dark=dark)
+        found["position_heatmap"] = lambda dark: viz.position_heatmap(made.position_maps(L)[0], dark=dark)
+        found["position_heatmaps"] = lambda dark: viz.position_heatmaps(made.position_maps(L), dark=dark)
     if L * H > 1:
         found["localisation"] = lambda dark: viz.localisation({f"{L} x {H}": made.localisation(L, H)}, dark=dark)
     return found
+
+
+def lens_over_image(dark: bool) -> go.Figure:
+    vlm, questions, lens = made.lens("image")
+    return viz.lens_over_image(lens, questions[0], si.patch_grid(vlm, questions[0]), dark=dark)
+
+
+def token_groups(dark: bool) -> go.Figure:
+    vlm, questions, _ = made.lens()
+    return viz.token_groups(vlm, questions[0], dark=dark)
 
 
 EMPHASIS = {"above the elbow": (0, 0.05), "latent": (1, -0.04), "random": (2, 0.01)}
@@ -53,13 +67,18 @@ FIXED: dict[str, Draw] = {
     "comparison": lambda dark: viz.comparison(made.comparison(), dark=dark),
     "controls": lambda dark: viz.controls(made.falsification(), dark=dark),
     "emphasis_curves": lambda dark: viz.emphasis_curves({n: made.emphasis(*given) for n, given in EMPHASIS.items()}, dark=dark),
+    "epoch_accuracy": lambda dark: viz.epoch_accuracy(made.epochs(), dark=dark),
+    "flow_curves-relations": lambda dark: viz.flow_curves(made.flow_maps(8, 2), by_relation=True, dark=dark),
     "function_heatmap": lambda dark: viz.function_heatmap(made.matrix(), dark=dark),
     "gains_of_runs": lambda dark: viz.gains_of_runs(made.run_rows(), ("first", "second"), dark=dark),
+    "lens_curves": lambda dark: viz.lens_curves([made.lens()[2], made.lens("image")[2]], dark=dark),
+    "lens_over_image": lens_over_image,
     "retention": lambda dark: viz.retention(made.retained(), dark=dark),
     "retention_curve": lambda dark: viz.retention_curve(made.measured(si.RetentionCurve, "retention"), dark=dark),
     "scaling_curves": lambda dark: viz.scaling_curves(made.scaling(), dark=dark),
     "sparsity_path": lambda dark: viz.sparsity_path(made.measured(si.SparsityPath, "sparsity"), dark=dark),
     "speed": lambda dark: viz.speed(made.benchmarks(), dark=dark),
+    "token_groups": token_groups,
     "training_curve": lambda dark: viz.training_curve(made.scale(6, 8), dark=dark),
     "transfer_heatmap": lambda dark: viz.transfer_heatmap(made.measured(si.Transfer, "transfer"), dark=dark),
     "tuning_grid": lambda dark: viz.tuning_grid(made.tuned(), dark=dark),

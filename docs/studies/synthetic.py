@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image, ImageDraw
 from torch import Tensor
@@ -62,6 +63,46 @@ def scale(L: int, H: int, every: bool = True) -> si.ScAle:
     ]
     history = tuple(row | {"retain_kl": 0.04 * (1 - 0.8 ** row["epoch"])} for row in falls)
     return si.ScAle(kept, mlp, len(heads) + L * every, tuple(heads), settings={"mlp": every, "best_epoch": 9}, history=history)
+
+
+def epochs() -> pd.DataFrame:
+    rows = [
+        {"part": part, "epoch": i, "train_accuracy": 0.9 - 0.6 * rate**i, "test_accuracy": 0.8 - 0.55 * rate**i, "untrained_accuracy": top}
+        for part, rate in (("heads", 0.6), ("mlps", 0.8), ("both", 0.5))
+        for i, top in enumerate(0.75 - 0.5 * rate**n for n in range(11))
+    ]
+    return pd.DataFrame(rows)
+
+
+def flow_maps(L: int, n: int = 3) -> list[si.FlowMap]:
+    relations = tuple(("left", "above", "behind")[i % 3] for i in range(Q))
+    return [
+        si.FlowMap(
+            f"knockout last -> {target}",
+            "logit diff",
+            3 * effects(L, 1, i) + 0.3 * torch.randn(Q, L, 1, generator=random(11 + i, L)),
+            torch.arange(Q),
+            relations,
+            "layer",
+        )
+        for i, target in enumerate(("image", "subject", "object", "question")[:n])
+    ]
+
+
+def position_maps(L: int, n: int = 2) -> list[si.PositionMap]:
+    places = ("image", "subject", "object", "question", "last")
+    noise = [0.05 * torch.randn(Q, L, len(places), generator=random(15 + i, L)) for i in range(n)]
+    maps = [2 * effects(L, len(places), i) + noise[i] for i in range(n)]
+    return [
+        si.PositionMap("patching", "recovered fraction", component, places, one, torch.arange(Q), ("left",) * Q)
+        for component, one in zip(("resid", "mlp"), maps, strict=False)
+    ]
+
+
+def lens(at: str = "last") -> tuple[si.VLM, list[si.Question], si.LogitLens]:
+    """Of `demo`, as no seed draws what an image shows."""
+    vlm, questions = si.load("demo"), si.load_questions("scenes/relation", n=8)
+    return vlm, questions, si.logit_lens(vlm, questions, at=at)
 
 
 def auroc(L: int, H: int) -> Any:

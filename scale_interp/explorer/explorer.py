@@ -129,7 +129,7 @@ class Explorer:
         if not 0 <= value < len(self.questions):
             raise DataError(f"question {value}: there are {len(self.questions)}, counted from 0")
         self._index = int(value)
-        if self._at not in self.groups:
+        if self._at != "last" and self._at not in self.groups:
             self._at = "last"
         self._changed()
 
@@ -139,7 +139,7 @@ class Explorer:
         if self._index not in self._groups:
             try:
                 found = tuple(self.vlm.token_groups(self.question))
-            except ModelError:
+            except (ModelError, DataError):
                 found = ()
             self._groups[self._index] = ("last", *(name for name in found if name != "last"))
         return self._groups[self._index]

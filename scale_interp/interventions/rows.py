@@ -58,11 +58,13 @@ def packed_attention(
     Hkv, R, Dv = key.shape[1], prompt.own.shape[2], value.shape[-1]
     G, n = H // Hkv, S // R
     key, value, own = key[:, :, -S:], value[:, :, -S:], prompt.own
+    # Under autocast they are of two dtypes: the rotation of queries and keys makes float32 of them.
+    query, key, keys, values = (part.to(value.dtype) for part in (query, key, prompt.keys, prompt.values))
     rows = query.reshape(B, Hkv, G * S, D)
     seen = prompt.seen
     if seen is not None and seen.shape[2] > 1:
         seen = seen[:, :, None].expand(-1, -1, G * n, -1, -1).flatten(2, 3)
-    out, total = attend(rows, prompt.keys, prompt.values, seen, scaling, softcap, prompt.seen_by_all)
+    out, total = attend(rows, keys, values, seen, scaling, softcap, prompt.seen_by_all)
     sinks = sink_logits(module, given)
     if R == 1 and softcap is None and sinks is None:
         to_own = (query.reshape(B, Hkv, G, S, D) * key[:, :, None]).sum(-1, dtype=torch.float32) * scaling
