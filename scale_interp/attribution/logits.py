@@ -21,6 +21,7 @@ from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
 from ..vlm.decoder import HeadLayer, mlp_rows
+from ..vlm.families import after_head
 from ..vlm.plain import device_of, is_plain
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -86,9 +87,11 @@ class Stream:
             total = total + heads_out(block, self.z[:, number]).to(total.device) + block.multiplier * mlp.to(total.device)
         away = float((total - self.end).norm() / self.end.float().norm())
         if away > TOLERANCE.get(vlm.dtype, TOLERANCE[torch.bfloat16]):
+            beside = " and ".join(dict.fromkeys(name for block in vlm.head_layers for name in block.beside))
             raise ModelError(
-                f"{vlm.name} ({vlm.family}): heads and MLPs miss the residual stream by {away:.1g} of its length, so a head's own "
-                "share of it is not known: use patch or ablate"
+                f"{vlm.name} ({vlm.family}): heads and MLPs miss the residual stream by {away:.1g} of its length"
+                f"{f', which its layers change by {beside} as well' if beside else ''}, so a head's own share of it is not known: "
+                "use patch or ablate"
             )
 
 
@@ -171,7 +174,8 @@ def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> T
     logits = unembed(vlm.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])
-    frozen = _norm_factors(vlm, vlm.norm, stream.end)
+    factor, _ = after_head(vlm.hf_model)
+    frozen = factor * _norm_factors(vlm, vlm.norm, stream.end)
     shares = []
     for number, block in enumerate(vlm.head_layers):
         z, o_proj, norm = stream.z[:, number, :, : block.head_dim], block.output(), block.norms[0]
@@ -257,7 +261,7 @@ def _norm_factors(vlm: VLM, norm: nn.Module, x: Tensor) -> Tensor:
     if not (y - fitted * gain * x).norm() <= NORM_TOLERANCE * y.norm():
         name = next(name for name, module in vlm.decoder.named_modules() if module is norm)
         raise ModelError(
-            f"{vlm.name}: {name} ({type(norm).__name__}) is not a gain times one number, so heads do not add up after it: "
-            "use patch or ablate"
+            f"{vlm.name} ({vlm.family}): {name} ({type(norm).__name__}) is not a gain times one number, the only norm through which a "
+            "head's share is read: use patch or ablate"
         )
     return fitted * gain

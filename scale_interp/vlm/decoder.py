@@ -31,6 +31,7 @@ class Parts:
         norms_after: Pairs of norms between attention and residual stream, and between MLP and residual stream; a pair counts if a layer
             has both.
         multiplier: A layer's factor on what attention and MLP add to the residual stream.
+        beside: What in a layer adds to the residual stream beside attention and MLP, or scales all of it.
     """
 
     layers: tuple[str, ...] = ("layers", "h", "blocks", "block")
@@ -46,6 +47,7 @@ class Parts:
         ("post_norm1", "post_norm2"),
     )
     multiplier: str = "residual_multiplier"
+    beside: tuple[str, ...] = ("per_layer_input_gate", "layer_scalar")
 
 
 PARTS = Parts()
@@ -76,6 +78,7 @@ class HeadLayer:
         head_dim: The width of each.
         norms: The norms after the attention and after the MLP, or None.
         multiplier: The factor on what both add to the residual stream.
+        beside: The names of what else in it changes the residual stream.
 
     Where an output gate multiplies the heads (Qwen3.5), z holds them gated, as `output` reads them.
     """
@@ -89,6 +92,7 @@ class HeadLayer:
     head_dim: int
     norms: tuple[nn.Module | None, nn.Module | None]
     multiplier: float = 1.0
+    beside: tuple[str, ...] = ()
 
     def attention(self, layer: Any = None) -> Any:
         """The attention: of the layer, or of nnsight's view of it."""
@@ -240,7 +244,8 @@ def _heads_of(number: int, layer: nn.Module, config: Any, parts: Parts) -> HeadL
     n_heads, head_dim = _shape(attention, width, config)
     multiplier = float(getattr(layer, parts.multiplier, 1.0))
     mlp_name, norms = _first(layer, parts.mlp), _norms(layer, parts)
-    return HeadLayer(number, layer, attention_name, output_name, mlp_name, n_heads, head_dim, norms, multiplier)
+    beside = tuple(name for name in parts.beside if getattr(layer, name, None) is not None)
+    return HeadLayer(number, layer, attention_name, output_name, mlp_name, n_heads, head_dim, norms, multiplier, beside)
 
 
 def _width(output: Any) -> int | None:

@@ -136,7 +136,7 @@ class VLM(NotebookView):
         """Whether a choice is scored with a space before it: " A" and "A" are different tokens."""
         self.execution: Any = None
         """The journal and the workers for this model (`execution.Execution`); None to use those of the user's block."""
-        self.reopen: Callable[[], VLM] | None = None
+        self.reopen: Callable[..., VLM] | None = None
         """Loads the same model in another process, to which this function is pickled; None for a live model."""
 
     def __repr__(self) -> str:
@@ -336,11 +336,17 @@ class VLM(NotebookView):
         # A template that puts all images first, or none, shows nothing here.
         return between if between.count(self.placeholder) == 1 else self.placeholder
 
+    def _mark_in(self, prompt: str) -> str:
+        """What stands for one image in this custom prompt: the placeholder alone where the prompt writes the marks around it itself."""
+        before, _, after = self.image_mark.partition(self.placeholder)
+        written = (before and f"{before}{{images}}" in prompt) or (after and f"{{images}}{after}" in prompt)
+        return self.placeholder if written else self.image_mark
+
     def prompt_text(self, question: Question) -> str:
         """The prompt of a question as text, from the chat template or a custom prompt.
 
-        In a custom prompt, {text} stands for the question and {images} for one placeholder per image; the placeholders themselves may
-        also be written out.
+        In a custom prompt, {text} stands for the question and {images} for one placeholder per image, between the marks that the chat
+        template puts around it unless the prompt writes them around {images}; the placeholders themselves may also be written out.
 
         Args:
             question: The question.
@@ -360,7 +366,7 @@ class VLM(NotebookView):
                 )
         n = len(question.pictures)
         if prompt is not None:
-            return prompt.replace("{images}", self.image_mark * n).replace("{text}", question.text)
+            return prompt.replace("{images}", self._mark_in(prompt) * n).replace("{text}", question.text)
         content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
         return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
 

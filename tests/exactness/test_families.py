@@ -155,14 +155,14 @@ def test_dropping_mrope_positions_is_noticed(models, questions, name, monkeypatc
 def test_dropping_token_types_is_noticed(models, questions, monkeypatch):
     vlm = models["qwen2_5_vl"]
     edit = edits(vlm, questions)["everything"]
-    encode = VLM.encode
+    process = VLM.process
 
     def forgetful(self, asked):
-        inputs = encode(self, asked)
+        inputs = process(self, asked)
         inputs["mm_token_type_ids"] = torch.zeros_like(inputs["mm_token_type_ids"])
         return inputs
 
-    monkeypatch.setattr(VLM, "encode", forgetful)
+    monkeypatch.setattr(VLM, "process", forgetful)  # which encode calls, and what reads ahead
     for path in ("packed", "reference"):
         assert distance(vlm, questions, edit, si.run_edits(vlm, questions, edit, path=path)) > 1e-2
 

@@ -1,5 +1,6 @@
 """Path patching and direct logit attribution = plain torch hooks on the transformers model, one run a number."""
 
+import copy
 from contextlib import contextmanager
 
 import numpy as np
@@ -7,15 +8,24 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
+from transformers import LlavaForConditionalGeneration
 
 import scale_interp as si
 from scale_interp.attribution.metric import contrast_diff
 from scale_interp.errors import DataError, EditError, ModelError
 from scale_interp.models.zoo import NAMES
-from tests.support.oracle import hooked_scores
+from tests.support.oracle import heads_of, hooked_scores
 from tests.support.watched import inputs_of
 
-POST_NORMS = ("gemma3", "paligemma2")
+POST_NORMS = {
+    "gemma3": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "paligemma2": ("post_attention_layernorm", "post_feedforward_layernorm"),
+    "glm4v": ("post_self_attn_layernorm", "post_mlp_layernorm"),
+}
+NOT_A_SUM = {
+    "gemma4": r"\(gemma4\): heads and MLPs miss the residual stream by .* change by per_layer_input_gate and layer_scalar as well",
+    "aya_vision": r"\(aya_vision\): norm \(Cohere2LayerNorm\) is not a gain times one number",
+}
 CHOICES = (("left", "right"), ("yes", "no"), ("red", "blue", "green"))
 
 
@@ -256,17 +266,28 @@ def frozen(norm, x):
 
 @torch.no_grad()
 def hooked_parts(vlm, question):
-    """Everything that is added to the last token's residual stream, read off one whole forward pass by hooks."""
+    """Everything that is added to the last token's residual stream, read off one whole forward pass by hooks.
+
+    What layers without heads add (states of the past, convolutions) counts to its start.
+    """
     layers = vlm.decoder.layers
-    start, z, mlp = [], [], []
+    start, z, mlp, others = [], [], [], []
+
+    def last_row(out):
+        out = out[0] if isinstance(out, tuple) else out  # experts return their router's scores as well
+        return out.view(-1, vlm.d_model)[-1].clone()
+
     handles = [seen_by(layers[0], start)]
     for layer in layers:
-        handles.append(seen_by(layer.self_attn.o_proj, z))
-        handles.append(layer.mlp.register_forward_hook(lambda m, a, out: mlp.append(out.clone())))
+        if found := heads_of(layer):
+            handles.append(seen_by(found[0], z))
+            handles.append(found[1].register_forward_hook(lambda m, a, out: mlp.append(last_row(out))))
+        else:
+            handles.append(layer.register_forward_hook(lambda m, a, out: others.append(last_row(out) - last_row(a[0]))))
     end = []
-    with hooks(*handles, seen_by(vlm.decoder.norm, end)):
+    with hooks(*handles, seen_by(vlm.norm, end)):
         logits = run(vlm, question)
-    return start[0][0, -1], [part[0, -1] for part in z], [part[0, -1] for part in mlp], end[0][0, -1], logits
+    return sum(others, start[0][0, -1]), [part[0, -1] for part in z], mlp, end[0][0, -1], logits
 
 
 def uncapped(vlm, logits):
@@ -282,7 +303,7 @@ def answers(vlm, question, logits):
 
 
 @pytest.mark.filterwarnings("ignore::scale_interp.errors.PathWarning")
-@pytest.mark.parametrize("name", ["demo", *NAMES, "llava with biases", "gemma3 with biases"])
+@pytest.mark.parametrize("name", ["demo", *(n for n in NAMES if n not in NOT_A_SUM), "llava with biases", "gemma3 with biases"])
 def test_heads_biases_mlps_and_embedding_sum_to_the_logit_difference(model, questions, name):
     vlm = model(name)
     if name == "demo":
@@ -293,17 +314,49 @@ def test_heads_biases_mlps_and_embedding_sum_to_the_logit_difference(model, ques
         right, other = answers(vlm, question, logits)
         weight = vlm.hf_model.get_output_embeddings().weight
         with torch.no_grad():
-            onto = (weight[right] - weight[other]) * frozen(vlm.decoder.norm, end)
+            onto = (weight[right] - weight[other]) * frozen(vlm.norm, end)
             total = found.per_question[q].sum() + onto @ start
-            for number, layer in enumerate(vlm.decoder.layers):
-                heads, bias, out = layer.self_attn.o_proj(z[number]), layer.self_attn.o_proj.bias, mlp[number]
-                if name.startswith(POST_NORMS):
-                    out = layer.post_feedforward_layernorm(out)
-                    bias = None if bias is None else bias * frozen(layer.post_attention_layernorm, heads)
+            after_heads, after_mlp = POST_NORMS.get(name.removesuffix(" with biases"), (None, None))
+            with_heads = [layer for layer in vlm.decoder.layers if heads_of(layer)]
+            for layer, inputs, out in zip(with_heads, z, mlp, strict=True):
+                output, _ = heads_of(layer)
+                heads, bias = output(inputs), output.bias
+                if after_heads is not None:
+                    out = getattr(layer, after_mlp)(out)
+                    bias = None if bias is None else bias * frozen(getattr(layer, after_heads), heads)
                 total = total + onto @ out + (0 if bias is None else onto @ bias)
         plain = uncapped(vlm, logits)
         assert float(total) == pytest.approx(float(plain[right] - plain[other]), abs=2e-5)
     assert found.per_question.abs().max() > 0.01 and found.unit == "logit diff"
+
+
+class Divided(LlavaForConditionalGeneration):
+    """A LLaVA that divides its logits, as Granite's vision models do."""
+
+    def forward(self, *args, **kwargs):
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits / self.config.text_config.logits_scaling
+        return out
+
+
+def test_shares_are_of_the_logits_that_the_model_returns(model, questions):
+    plain = model("llava")
+    config = copy.deepcopy(plain.hf_model.config)
+    config.text_config.logits_scaling = 4.0
+    made = Divided(config).eval()
+    made.load_state_dict(plain.hf_model.state_dict())
+    divided = si.load(made, plain.processor)
+    ratio = run(divided, questions[0]) / run(plain, questions[0])
+    assert torch.allclose(ratio, torch.full_like(ratio, 0.25), atol=1e-5)
+    found, whole = (si.logit_attribution(vlm, questions).per_question for vlm in (divided, plain))
+    assert torch.allclose(found, whole * 0.25, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", NOT_A_SUM)
+def test_families_whose_parts_do_not_add_up_are_refused_by_name(model, questions, name):
+    for path in ("packed", "reference"):
+        with pytest.raises(ModelError, match=NOT_A_SUM[name]):
+            si.logit_attribution(model(name), questions, path=path)
 
 
 @pytest.mark.parametrize("name", ["llava", "gemma3"])
