@@ -1,5 +1,7 @@
 """ScAle and steering at a token group: against plain torch hooks, attached under generate, saved, and refused where it is not known."""
 
+import json
+
 import pytest
 import torch
 
@@ -56,6 +58,12 @@ def test_it_is_saved_with_its_group_and_older_folders_mean_the_last_token(fitted
     assert again.at == "image" and torch.equal(again.scalars, fitted.scalars)
     plain = si.ScAle(torch.ones(2, 2), torch.ones(2), 0, ((0, 0),))
     assert plain.at == "last" and plain.edit().at == "last"
+    plain.save_pretrained(tmp_path / "plain")
+    path = tmp_path / "plain" / plain.config_file
+    whole = json.loads(path.read_text())
+    assert "at" not in whole and si.ScAle.from_pretrained(tmp_path / "plain").at == "last"
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "sha256"} | {"at": "last"}))
+    assert si.ScAle.from_pretrained(tmp_path / "plain").at == "last"
 
 
 def test_steering_at_a_group(vlm, questions, tmp_path):
