@@ -68,7 +68,7 @@ def test_it_is_saved_with_its_group_and_older_folders_mean_the_last_token(fitted
     assert si.ScAle.from_pretrained(tmp_path / "plain").at == "last"
 
 
-def test_paths_of_fewer_scalars_stay_at_the_group(vlm, questions):
+def test_sparsity_and_transfer_stay_at_the_group(vlm, questions):
     train = si.load_questions("scenes/relation", "train", n=8)
     options = {"epochs": 1, "lr": 0.3, "at": "image"}
     found = si.sparsity_path(vlm, train, questions, penalties=(), kept=(8,), **options)
@@ -78,6 +78,8 @@ def test_paths_of_fewer_scalars_stay_at_the_group(vlm, questions):
     right = {"l1": si.evaluate(vlm, questions, full).accuracy, "cut": si.evaluate(vlm, questions, cut).accuracy}
     assert {row["path"]: row["accuracy"] for row in found.rows if row["path"] in right} == right
     assert found.about["base"] == si.evaluate(vlm, questions).accuracy
+    (moved,) = si.transfer(vlm, {"a": train}, {"a": questions}, mlp=False, **options).rows
+    assert (moved["base"], moved["accuracy"]) == (found.about["base"], right["l1"])
     assert _only(full, best).at == "image" and torch.equal(_only(full, best).scalars, cut.scalars)
 
 
