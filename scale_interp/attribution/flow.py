@@ -18,7 +18,7 @@ from ..core import statistics
 from ..core.arguments import Count, Raises, checked
 from ..core.figures import draw
 from ..core.notebook import MOST, FigureView
-from ..core.result import Result
+from ..core.result import Misfit, Result
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, RunWarning
@@ -75,6 +75,10 @@ class FlowMap(Result, FigureView):
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         table = self.to_frame().sort_values("score", ascending=False, kind="stable")[:MOST]
         return table.to_dict("records")
+
+    def _validate(self, meta: Mapping[str, Any]) -> None:
+        if self.by == "layer" and self.effects.shape[-1] != 1:
+            raise Misfit(f"its effects have {self.effects.shape[-1]} columns, by layer they have 1")
 
     @property
     def per_question(self) -> Float[Tensor, "*questions_layers_heads"]:

@@ -83,8 +83,10 @@ class LogitLens(Result, FigureView):
         return self.to_frame().to_dict("records")
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
-        if int(self.top.max()) >= len(self.words) or int(self.lengths.max()) > self.tokens.shape[1]:
+        if int(self.top.max()) >= len(self.words) or not 1 <= int(self.lengths.min()) <= int(self.lengths.max()) <= self.tokens.shape[1]:
             raise Misfit("its words or tokens do not fit together")
+        if int(torch.maximum(self.answers, self.given).max()) >= self.logits.shape[-1]:
+            raise Misfit("its answers and choices do not fit together")
 
     @cached_property
     def real(self) -> Bool[Tensor, "questions tokens"]:
@@ -148,7 +150,10 @@ class LogitLens(Result, FigureView):
         """
         Q, L = self.log_total.shape[:2]
         if not (-Q <= question < Q and -L <= layer < L and 0 <= token < int(self.lengths[question])):
-            raise DataError(f"question {question}, layer {layer}, token {token}: there are {Q} questions, {L} layers and {self.at} tokens")
+            raise DataError(
+                f"question {question}, layer {layer}, token {token}: there are {Q} questions, {L} layers and {self.at} tokens; "
+                "give numbers of these"
+            )
         numbers, probs = self.top[question, layer, token].tolist(), self.top_probs[question, layer, token].tolist()
         return [(self.words[number], prob) for number, prob in zip(numbers, probs, strict=True)]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import numpy as np
@@ -279,7 +279,8 @@ def sparsity_path(
 
 def _answers(vlm: VLM, questions: Sequence[Question], scales: Sequence[ScAle], path: Path) -> list[np.ndarray]:
     """Which questions are answered right [Q], by the base model first and then with each set of scalars."""
-    found = evaluate_many(vlm, questions, [ScAle.neutral(vlm), *scales], path=path)
+    base = replace(ScAle.neutral(vlm), scope=scales[0].scope, at=scales[0].at)
+    found = evaluate_many(vlm, questions, [base, *scales], path=path)
     return [evaluation.per_question.numpy() for evaluation in found]
 
 
@@ -288,7 +289,7 @@ def _only(scale: ScAle, heads: Sequence[Head]) -> ScAle:
     scalars = torch.ones_like(scale.scalars)
     for head in heads:
         scalars[head] = scale.scalars[head]
-    return ScAle(scalars, scale.mlp_scalars, len(heads), tuple(heads), scale.scope, scale.settings, scale.provenance)
+    return replace(scale, scalars=scalars, n_parameters=len(heads), heads=tuple(heads), history=(), trajectory=None)
 
 
 def _moved(scale: ScAle, threshold: float) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import unicodedata
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 from ..core.arguments import checked
@@ -67,23 +68,23 @@ def words(text: str) -> tuple[str, ...]:
 
 
 def _strict(text: str, question: Question) -> int | None:
-    letters = {choice: i for i, choice in enumerate(question.choices) if len(choice) == 1 and choice.isalpha()}
-    if len(letters) == len(question.choices):
-        return _strict_letters(text, question, letters)
+    if all(len(choice) == 1 and choice.isalpha() for choice in question.choices):
+        return _strict_letters(text, question)
     found, others = _named(text, _names(question))
     return _undenied(found, others, question)
 
 
-def _strict_letters(text: str, question: Question, letters: dict[str, int]) -> int | None:
+def _strict_letters(text: str, question: Question) -> int | None:
     """Letters and the words that they stand for name the same options; an answer may say either or both."""
+    letters = _options(question, question.choices)
     spoken = _names(question) if question.choice_words != question.choices else {}
     bare = words(text)
-    if len(bare) == 1 and bare[0].upper() in letters:
-        return letters[bare[0].upper()]
+    if bare in letters:
+        return letters[bare]
     marked, rest = set(), text
-    for letter, option in letters.items():
-        # A capital by itself, but "A" and "I" only where no article or pronoun can stand.
-        end = r"(?=\s*[.):,\]]|\s*$|\s+(?:is|or|and|nor)\b)" if letter in "AI" else r"(?![\w'\u2019])"
+    for option, letter in enumerate(question.choices):
+        # A letter by itself, but "A" and "I" only where no article or pronoun can stand.
+        end = r"(?=\s*[.):,\]]|\s*$|\s+(?:is|or|and|nor)\b)" if letter in "AIai" else r"(?![\w'\u2019])"
         mark = re.compile(rf"(?<![\w'\u2019])[(\[]?{letter}{end}[.):\]]?")
         if mark.search(rest):
             marked.add(option)
@@ -115,17 +116,23 @@ def _named(text: str, names: dict[tuple[str, ...], int | None]) -> tuple[set[int
     return {option for option in found if option is not None}, others
 
 
-def _names(question: Question) -> dict[tuple[str, ...], int | None]:
-    """Every sequence of words that names an option (its index), or only looks like one (None): idioms and the things asked about."""
-    names: dict[tuple[str, ...], int | None] = {}
-    for i, choice in enumerate(question.choice_words):
+def _options(question: Question, choices: Sequence[str]) -> dict[tuple[str, ...], int]:
+    """The words of each option; options that read the same are refused."""
+    names: dict[tuple[str, ...], int] = {}
+    for i, choice in enumerate(choices):
         name = words(choice)
         if not name or name in names:
             raise DataError(
-                f"question {question.id}: option {choice!r} of {question.choice_words} has no words of its own once case and punctuation "
+                f"question {question.id}: option {choice!r} of {choices} has no words of its own once case and punctuation "
                 "are gone: rename it, or score by likelihood with evaluate"
             )
         names[name] = i
+    return names
+
+
+def _names(question: Question) -> dict[tuple[str, ...], int | None]:
+    """Every sequence of words that names an option (its index), or only looks like one (None): idioms and the things asked about."""
+    names: dict[tuple[str, ...], int | None] = {**_options(question, question.choice_words)}
     for name, option in list(names.items()):
         for lead in LEADS:
             names.setdefault((*lead, *name), option)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -128,9 +128,11 @@ def transfer(
     require_disjoint([q for questions in train.values() for q in questions], [q for questions in test.values() for q in questions])
     chosen = None if heads is None else list(heads)
     scales = {name: fit_scale(vlm, questions, chosen, mlp, seed=seed, path=path, **settings) for name, questions in train.items()}
+    one = next(iter(scales.values()))
+    neutral = replace(ScAle.neutral(vlm), scope=one.scope, at=one.at)
     rows = []
     for name, questions in test.items():
-        base, *found = evaluate_many(vlm, questions, [ScAle.neutral(vlm), *scales.values()], path=path)
+        base, *found = evaluate_many(vlm, questions, [neutral, *scales.values()], path=path)
         for fitted, answers in zip(scales, found, strict=True):
             d = statistics.paired_difference(answers.per_question.numpy(), base.per_question.numpy(), groups(questions))
             row = {"fitted_on": fitted, "tested_on": name, "n": len(questions), "base": base.accuracy, "accuracy": answers.accuracy}

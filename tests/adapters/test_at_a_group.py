@@ -1,10 +1,14 @@
 """ScAle and steering at a token group: against plain torch hooks, attached under generate, saved, and refused where it is not known."""
 
+import json
+from dataclasses import replace
+
 import pytest
 import torch
 
 import scale_interp as si
 from scale_interp.errors import EditError
+from scale_interp.evaluation.retention import _only
 from scale_interp.vlm.token_groups import positions_at
 from tests.support.oracle import hooked_at, plain_inputs
 
@@ -56,6 +60,27 @@ def test_it_is_saved_with_its_group_and_older_folders_mean_the_last_token(fitted
     assert again.at == "image" and torch.equal(again.scalars, fitted.scalars)
     plain = si.ScAle(torch.ones(2, 2), torch.ones(2), 0, ((0, 0),))
     assert plain.at == "last" and plain.edit().at == "last"
+    plain.save_pretrained(tmp_path / "plain")
+    path = tmp_path / "plain" / plain.config_file
+    whole = json.loads(path.read_text())
+    assert "at" not in whole and si.ScAle.from_pretrained(tmp_path / "plain").at == "last"
+    path.write_text(json.dumps({name: value for name, value in whole.items() if name != "sha256"} | {"at": "last"}))
+    assert si.ScAle.from_pretrained(tmp_path / "plain").at == "last"
+
+
+def test_sparsity_and_transfer_stay_at_the_group(vlm, questions):
+    train = si.load_questions("scenes/relation", "train", n=8)
+    options = {"epochs": 1, "lr": 0.3, "at": "image"}
+    found = si.sparsity_path(vlm, train, questions, penalties=(), kept=(8,), **options)
+    full = si.fit_scale(vlm, train, mlp=False, **options)
+    best = [head for head, _ in full.ranking()[:8]]
+    cut = replace(full, scalars=torch.where(torch.tensor([[(i, h) in best for h in range(8)] for i in range(6)]), full.scalars, 1.0))
+    right = {"l1": si.evaluate(vlm, questions, full).accuracy, "cut": si.evaluate(vlm, questions, cut).accuracy}
+    assert {row["path"]: row["accuracy"] for row in found.rows if row["path"] in right} == right
+    assert found.about["base"] == si.evaluate(vlm, questions).accuracy
+    (moved,) = si.transfer(vlm, {"a": train}, {"a": questions}, mlp=False, **options).rows
+    assert (moved["base"], moved["accuracy"]) == (found.about["base"], right["l1"])
+    assert _only(full, best).at == "image" and torch.equal(_only(full, best).scalars, cut.scalars)
 
 
 def test_steering_at_a_group(vlm, questions, tmp_path):

@@ -11,7 +11,7 @@ import torch
 import scale_interp as si
 from scale_interp.errors import ArgumentError, DataError, EditError, LeakError, ModelError, ScaleInterpError
 from tests.bad_input.kind import Kind
-from tests.bad_input.saved import FIVE, drawn
+from tests.bad_input.saved import FIVE, drawn, lens
 
 CHOICES = ("left", "right")
 
@@ -318,6 +318,10 @@ RESULTS = (
     of_map("top 49 of 48", DataError, "1 to 48", lambda m: m.top(49)),
     of_map("bottom -1", DataError, "1 to 48", lambda m: m.bottom(-1)),
     of_map("compared with a map of another model", DataError, "cannot be compared", lambda m: m.compare(torch.ones(4, 4))),
+    *(
+        Kind("si.LogitLens", f"the words of no such {name}", DataError, "there are 5 questions", lambda room, at=at: lens().top_words(*at))
+        for name, at in {"question": (5, 0), "layer": (0, 6), "token": (0, 0, 1)}.items()
+    ),
     Kind("si.elbow", "no values", DataError, "at least one", lambda room: si.elbow(torch.zeros(0))),
     Kind("si.elbow", "values of nan", DataError, "all finite", lambda room: si.elbow(torch.tensor([1.0, float("nan")]))),
     Kind(

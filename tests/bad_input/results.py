@@ -62,6 +62,18 @@ TENSORS = (
         {"positions": "ab", "relations": [1], "component": 3, "provenance": "x"},
     ),
     Saved(
+        "FlowMap",
+        si.FlowMap.load,
+        {"effects": 3, "groups": 1},
+        {"method": 3, "unit": None, "relations": [1], "by": "token", "window": "2", "provenance": "x"},
+    ),
+    Saved(
+        "LogitLens",
+        si.LogitLens.load,
+        {"logits": 4, "log_total": 3, "top": 4, "top_probs": 4, "tokens": 2, "lengths": 1, "answers": 1, "given": 1, "groups": 1},
+        {"ids": "abc", "relations": [1], "words": [1], "at": 3, "provenance": "x"},
+    ),
+    Saved(
         "ObjectAttention",
         si.ObjectAttention.load,
         {"image_mass": 3, "box_mass": 3, "area": 1, "groups": 1},
@@ -116,7 +128,7 @@ TENSORS = (
 )
 SAYS = {"known": "pairs", "heads": "heads|not iterable", "method": "method|not iterable"}
 """What is said of metadata whose name is not in the message."""
-WHOLE = ("groups", "codes", "verdicts", "trained", "tuning")
+WHOLE = ("groups", "codes", "verdicts", "trained", "tuning", "top", "tokens", "lengths", "answers", "given")
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -378,13 +390,26 @@ def _named(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def _tensors_apart(target: str, mistake: str, says: str, name: str, change: Callable[[torch.Tensor], torch.Tensor]) -> Kind:
+    saved = next(s for s in TENSORS if s.name == target)
+    return Kind(target, mistake, FileError, says, _tensor(saved, name, change))
+
+
 SINGLE = (
+    _tensors_apart("FlowMap", "heads where layers are cut", "8 columns, by layer", "effects", lambda t: t.expand(-1, -1, 8)),
+    _tensors_apart("LogitLens", "a word beyond its words", "words or tokens do not fit", "top", lambda t: t + 7),
+    _tensors_apart("LogitLens", "a prompt of no tokens", "words or tokens do not fit", "lengths", lambda t: t * 0),
+    _tensors_apart("LogitLens", "more tokens than there are", "words or tokens do not fit", "lengths", lambda t: t + 1),
+    _tensors_apart("LogitLens", "an answer beyond its choices", "answers and choices do not fit", "answers", lambda t: t + 4),
+    _tensors_apart("LogitLens", "a given choice beyond its choices", "answers and choices do not fit", "given", lambda t: t + 4),
     Kind("ScAle's configuration", "beside another's scalars", FileError, "describes other scalars", _other_weights),
     Kind("ScAle's scalars", "a scalar is out of its fit's bounds", FileError, "outside 0 to 2", _out_of_bounds),
     _tensors_json("ScAle's configuration", "a head is there twice", "twice", lambda c: c.update(heads=[[2, 1], [2, 1]])),
     _tensors_json("ScAle's configuration", "a head is a fraction", "no list of .layer", lambda c: c.update(heads=[[2.5, 1]])),
     _tensors_json("ScAle's configuration", "an unknown bound", "'bound'", lambda c: c["settings"].update(bound="relu")),
     _tensors_json("ScAle's configuration", "a bound without a radius", "radius", lambda c: c["settings"].update(radius="1")),
+    _tensors_json("ScAle's configuration", "tokens that are a number", "'at' is '3', not a text", lambda c: c.update(at=3)),
+    _tensors_json("ScAle's configuration", "fitted at other tokens", "fitted at 'image'", lambda c: c["settings"].update(at="image")),
     _tensors_json("ScAle's configuration", "more parameters than scalars", "n_parameters 999", lambda c: c.update(n_parameters=999)),
     _tensors_json("Steering's configuration", "a head is out of range", "out of range", lambda c: c["settings"].update(heads=[[9, 9]])),
     _tensors_json("Steering's configuration", "a steered head is left out", "not those of", lambda c: c["settings"].update(heads=[])),

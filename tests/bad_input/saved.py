@@ -101,6 +101,14 @@ def functional_heads() -> si.FunctionalHeads:
     return si.FunctionalHeads(("a", "b"), drawn(6, 6, 8), SIX % 2, SIX % 2, SIX, drawn(3, 2, 6, 8), drawn(3), ("p",), ABOUT)
 
 
+def lens() -> si.LogitLens:
+    """Two tokens of each of five prompts, except of the first, which has one."""
+    logits, top = drawn(5, 6, 2, 4), torch.arange(5 * 6 * 2 * 3).view(5, 6, 2, 3) % 7
+    places, lengths = torch.tensor([[3, 4]] * 5), torch.tensor([1, 2, 2, 2, 2])
+    asked = (FIVE % 4, FIVE % 3, FIVE, tuple(map(str, range(5))), ("left",) * 5)
+    return si.LogitLens(logits, 2 + drawn(5, 6, 2), top, drawn(5, 6, 2, 3) / 3, places, lengths, *asked, tuple("abcdefg"), "image", ABOUT)
+
+
 def localisation() -> si.Localisation:
     areas = drawn(2, 3).double()
     return si.Localisation(("a", "b"), ((0, 1), (1, 2)), drawn(2, 3, 6, 8), areas, areas, ABOUT)
@@ -115,6 +123,8 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.HeadMap: lambda: si.HeadMap("patch", "recovered fraction", drawn(5, 6, 8), FIVE, ABOUT),
     si.ProbeMap: probe_map,
     si.PositionMap: lambda: si.PositionMap("patch", "fraction", "resid", ("image", "last"), drawn(5, 6, 2), FIVE, ("left",) * 5, ABOUT),
+    si.FlowMap: lambda: si.FlowMap("knockout", "probability", drawn(5, 6, 1), FIVE, ("left",) * 5, "layer", 2, ABOUT),
+    si.LogitLens: lens,
     si.ObjectAttention: object_attention,
     si.FunctionalHeads: functional_heads,
     si.RemovalCurve: lambda: si.RemovalCurve((1, 2), "accuracy", drawn(5, 2, len(KINDS)), drawn(2, 4), drawn(5), FIVE, ABOUT),

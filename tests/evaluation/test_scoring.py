@@ -11,6 +11,7 @@ from PIL import Image
 import scale_interp as si
 from scale_interp.core.statistics import accuracy_interval as interval
 from scale_interp.core.statistics import wilson_interval
+from scale_interp.data.question import LETTERED
 from scale_interp.data.scenes.task import TASKS
 from scale_interp.errors import DataError, DataWarning, EditError
 from scale_interp.evaluation.benchmarks import pope_metrics, spatialeval_accuracy, vsr_accuracy, whatsup_accuracy
@@ -266,6 +267,33 @@ def test_legacy_rules_of_yes_and_no(task, text, right, said):
 def test_legacy_pope_needs_yes_and_no():
     with pytest.raises(DataError, match="the options are"):
         score_text("left", si.Question("Where?", WHERE_A, 0, task="pope/random"), "legacy")
+
+
+@pytest.mark.parametrize(
+    ("text", "named"),
+    [
+        ("b", 1),
+        ("B", 1),
+        ("(B)", 1),
+        ("A.", 0),
+        ("The answer is b.", 1),
+        ("a)", 0),
+        ("a or b", None),
+        ("it is a dog", None),
+        ("B, not c", None),
+        ("d", None),
+    ],
+)
+def test_letters_of_lower_case_name_options(text, named):
+    assert score_text(text, si.Question("Which?", ("a", "b", "c"), 0)) == named
+    options = {"a": "river", "b": "lake", "c": "hill"}
+    assert score_text(text, si.Question("Which?", tuple(options), 0, meta={LETTERED: options})) == named
+
+
+@pytest.mark.parametrize("stands_for", [{}, {LETTERED: {"A": "river", "a": "lake"}}])
+def test_letters_that_differ_in_case_alone_are_refused(stands_for):
+    with pytest.raises(DataError, match=r"question q: option 'a' of \('A', 'a'\) has no words of its own .*rename it"):
+        score_text("a", si.Question("Which?", ("A", "a"), 0, id="q", meta=stands_for))
 
 
 # Answers in words

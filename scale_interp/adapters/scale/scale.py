@@ -124,9 +124,17 @@ class ScAle(Adapter):
         """
         return attach(vlm.hf_model if isinstance(vlm, VLM) else vlm, self.edit(), known_prompts(vlm, self.at, questions))
 
+    def _parts(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        tensors, meta = super()._parts()
+        return tensors, {name: value for name, value in meta.items() if (name, value) != ("at", "last")}  # as before there were groups
+
+    @classmethod
+    def _opened(cls, path: Path, content: Mapping[str, Any]) -> dict[str, Any]:
+        return {name: value for name, value in super()._opened(path, content).items() if (name, value) != ("at", "last")}
+
     @classmethod
     def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
-        return super()._arguments(path, {"at": "last"} | dict(meta))  # folders of before there were groups do not name one
+        return super()._arguments(path, {"at": "last"} | dict(meta))
 
     @staticmethod
     def neutral(vlm: VLM) -> ScAle:
@@ -165,6 +173,8 @@ class ScAle(Adapter):
             raise Misfit(f"n_parameters {self.n_parameters} for {heads}")
         if "largest" in meta and meta["largest"] != self._largest():
             raise Misfit(f"it describes other scalars than {self.weights_file} holds", "give a whole saved folder")
+        if self.settings.get("at", self.at) != self.at:
+            raise Misfit(f"its scalars act at {self.at!r}, but were fitted at {self.settings['at']!r}")
         low, high = _bounds(self.settings)
         if not all(bool(((part >= low - ROUNDING) & (part <= high + ROUNDING)).all()) for part in (self.scalars, self.mlp_scalars)):
             raise Misfit(f"a scalar is outside {low:g} to {high:g}, the bounds of its fit")
