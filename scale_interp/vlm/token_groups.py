@@ -112,7 +112,7 @@ def positions_at(vlm: Model, question: Question, at: At) -> list[int]:
         DataError: The question has no such group or token.
     """
     if not isinstance(at, Iterable):
-        raise DataError(f"at={short(at)}: a {type(at).__name__}; give the name of a token group, several of them, or token numbers")
+        raise DataError(f"at: {type(at).__name__} names no tokens; give the name of a token group, several of them, or token numbers")
     names: list[Any] = [at] if isinstance(at, str) else at.tolist() if isinstance(at, Tensor) else list(at)
     if names == ["last"] or not any(isinstance(name, str) for name in names):
         T = len(vlm.encode(question)["input_ids"][0])

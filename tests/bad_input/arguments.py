@@ -11,6 +11,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import ArgumentError, DataError, EditError, ScaleInterpError
+from scale_interp.vlm.token_groups import At
 from tests.bad_input.kind import Kind
 
 FUNCTIONS: dict[str, Callable[..., Any]] = {n: getattr(si, n) for n in si.__all__ if isinstance(getattr(si, n), FunctionType)}
@@ -97,6 +98,10 @@ def by_hint(name: str, argument: str, hint: Any) -> Iterable[Kind]:
     elif get_origin(hint) is Literal or argument in ("positions", "scope"):
         yield bad(name, argument, "an unknown word", "nonsense", ScaleInterpError, "nonsense.*(choose|give)")
         yield bad(name, argument, "a number in place of a word", 3, ArgumentError, rf"{argument}=3")
+    elif hint == At and name != "probe":  # it counts its questions first
+        yield bad(name, argument, "an object of no known type", object(), ScaleInterpError, f"{argument}.*object.*give")
+        yield bad(name, argument, "a group that no prompt has", "nonsense", DataError, "no token group 'nonsense'.*choose another")
+        yield bad(name, argument, "a token beyond the prompt", [9999], DataError, "token 9999.*give -")
     elif "VLM" in text:
         yield bad(name, argument, "a name in place of a model", "demo", ArgumentError, r"give a model.* as ")
         yield bad(name, argument, "the class of models", si.VLM, ArgumentError, "a class, not an object")
@@ -128,7 +133,7 @@ def by_hint(name: str, argument: str, hint: Any) -> Iterable[Kind]:
         yield bad(name, argument, "negative heads", [(-1, 0)], EditError, "out of range")
     elif get_args(hint) and get_origin(hint) in (Sequence, Iterable):
         yield bad(name, argument, "a single number", 3, ArgumentError, "give a list")
-    else:
+    elif hint != At:
         yield bad(name, argument, "an object of no known type", object(), ArgumentError, "=<object>.: an object; give")
 
 
