@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, release, working_bytes
+from ..vlm.cache import with_cache
 from ..vlm.vlm import VLM
 from .edit import Positioned
 from .knockout.cut import cut_of_suffix, cut_suffix, reached
@@ -74,7 +75,7 @@ def run_suffix(
             own = read.seen[:, :, first:, first:]
             seen = Seen(own, read.keys[:, :, :first], read.values[:, :, :first], read.seen[:, :, first:, :first]) if first else Seen(own)
             seen.change = None if cut is None else partial(cut_suffix, cut, number, lead)
-            given = layer_arguments(read.given, total, first, lead + n) | {"attention_mask": seen, "past_key_values": None}
+            given = with_cache(layer_arguments(read.given, total, first, lead + n), None) | {"attention_mask": seen}
             with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
                 out = block.module(hidden.flatten(0, 1), **given)
             hidden = (out[0] if isinstance(out, tuple) else out).unflatten(0, (B, -1))

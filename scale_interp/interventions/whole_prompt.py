@@ -13,13 +13,14 @@ from torch import Tensor, nn
 from transformers.cache_utils import DynamicCache
 
 from ..data.question import Question
+from ..vlm.cache import CACHE, OLD
 from ..vlm.vlm import VLM
 from .choices import Choices, Scoring, read_choices
 from .prompt_end import require_none_attached
 from .rows import attention
 from .suffix_attention import NAME, Seen
 
-APART = ("attention_mask", "past_key_values", "use_cache")
+APART = ("attention_mask", OLD, CACHE, "use_cache")
 """Arguments of a layer that are made for each run."""
 
 
