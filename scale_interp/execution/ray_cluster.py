@@ -124,7 +124,7 @@ class Cluster:
 
     def __init__(self, ray: Any, workers: int | None, gpus: int | None):
         self.ray, self.workers, self.gpus = ray, workers, gpus
-        self.teams: dict[tuple[str, ChoiceSpace], Team] = {}
+        self.teams: dict[tuple[str, ChoiceSpace, str | None], Team] = {}
 
     def close(self) -> None:
         """Stop all workers."""
@@ -172,7 +172,7 @@ class Cluster:
 
     def _team(self, vlm: VLM) -> Team:
         mark = vlm.fingerprint
-        of = (mark, vlm.choice_space)
+        of = (mark, vlm.choice_space, vlm.prompt)
         if of not in self.teams:
             reopen = vlm.reopen
             if reopen is None:
