@@ -92,19 +92,24 @@ class Worker:
     def __init__(self, ray: Any):
         self.ray = ray
         self.known: dict[Any, Any] = {}
+        self.views: dict[str | None, VLM] = {}
 
     def open(self, reopen: Callable[[], VLM], threads: int, memory: int, choice_space: ChoiceSpace) -> str:
         """Load the model, and return its fingerprint."""
         torch.set_num_threads(threads)
         self.vlm = reopen()
         self.vlm.memory, self.vlm.choice_space = memory, choice_space
+        self.views = {self.vlm.prompt: self.vlm}
         return self.vlm.fingerprint
 
-    def run(self, plan: list[Any], work: list[Any], index: int) -> dict[str, Tensor]:
-        """Run one batch. plan and work are references that are fetched once."""
+    def run(self, plan: list[Any], work: list[Any], index: int, prompt: str | None) -> dict[str, Tensor]:
+        """Run one batch, asked with this prompt. plan and work are references that are fetched once."""
+        if prompt not in self.views:
+            self.views[prompt] = self.vlm.with_prompt(prompt)
+        vlm = self.views[prompt]
         if plan[0] not in self.known:
-            self.known = {plan[0]: self.ray.get(plan[0])(self.vlm), work[0]: self.ray.get(work[0])}
-        found = self.known[work[0]](self.vlm, self.known[plan[0]][index])
+            self.known = {plan[0]: self.ray.get(plan[0])(vlm), work[0]: self.ray.get(work[0])}
+        found = self.known[work[0]](vlm, self.known[plan[0]][index])
         return {name: t.cpu() for name, t in found.items()}
 
 
@@ -124,7 +129,7 @@ class Cluster:
 
     def __init__(self, ray: Any, workers: int | None, gpus: int | None):
         self.ray, self.workers, self.gpus = ray, workers, gpus
-        self.teams: dict[tuple[str, ChoiceSpace, str | None], Team] = {}
+        self.teams: dict[tuple[str, ChoiceSpace], Team] = {}
 
     def close(self) -> None:
         """Stop all workers."""
@@ -147,7 +152,7 @@ class Cluster:
                 while wanted not in arrived:
                     while waiting and team.free and (not running or len(arrived) < AHEAD * len(running)):
                         worker, i = team.free.pop(), waiting.popleft()
-                        running[worker.run.remote(*references, i)] = worker, i
+                        running[worker.run.remote(*references, i, vlm.prompt)] = worker, i
                     (ready,), _ = ray.wait([*running, *team.starting], num_returns=1)
                     if ready in team.starting:
                         self._joined(team, ready)
@@ -172,7 +177,7 @@ class Cluster:
 
     def _team(self, vlm: VLM) -> Team:
         mark = vlm.fingerprint
-        of = (mark, vlm.choice_space, vlm.prompt)
+        of = (mark, vlm.choice_space)
         if of not in self.teams:
             reopen = vlm.reopen
             if reopen is None:
