@@ -42,6 +42,7 @@ from transformers import (
     PaliGemmaConfig,
     PaliGemmaForConditionalGeneration,
     PaliGemmaProcessor,
+    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
     ProcessorMixin,
@@ -274,6 +275,11 @@ def qwen3_vl() -> Built:
 
 
 def internvl() -> Built:
+    return internvl_around(2 * SIDE, lambda words: Qwen2Config(**_text(words)))
+
+
+def internvl_around(side: int, text: Callable[[PreTrainedTokenizerFast], PreTrainedConfig]) -> Built:
+    """InternVL for images of this many pixels a side, around the text model that `text` configures for its tokenizer."""
     words = tokenizer(
         pad="<|endoftext|>",
         eos="<|im_end|>",
@@ -291,18 +297,18 @@ def internvl() -> Built:
         "intermediate_size": 48,
         "num_hidden_layers": 2,
         "num_attention_heads": 2,
-        "image_size": [2 * SIDE, 2 * SIDE],
+        "image_size": [side, side],
         "patch_size": [PATCH, PATCH],
     }
-    seen = (2 * SIDE // PATCH) ** 2 // 4
+    seen = (side // PATCH) ** 2 // 4
     config = InternVLConfig(
         vision_config=vision,
-        text_config=Qwen2Config(**_text(words)),
+        text_config=text(words),
         image_token_id=_id(words, "<IMG_CONTEXT>"),
         image_seq_length=seen,
         tie_word_embeddings=False,
     )
-    images = GotOcr2ImageProcessorPil(size={"height": 2 * SIDE, "width": 2 * SIDE}, crop_to_patches=True, min_patches=1, max_patches=4)
+    images = GotOcr2ImageProcessorPil(size={"height": side, "width": side}, crop_to_patches=True, min_patches=1, max_patches=4)
     processor = image_only(InternVLProcessor)(images, words, None, image_seq_length=seen, chat_template=words.chat_template)
     return InternVLForConditionalGeneration(config), processor
 

@@ -28,9 +28,6 @@ from transformers import (
     Glm4vProcessor,
     GotOcr2ImageProcessorPil,
     GptOssConfig,
-    InternVLConfig,
-    InternVLForConditionalGeneration,
-    InternVLProcessor,
     Lfm2Config,
     Lfm2VlConfig,
     Lfm2VlForConditionalGeneration,
@@ -45,6 +42,7 @@ from transformers import (
     MistralConfig,
     PixtralImageProcessorPil,
     PixtralVisionConfig,
+    PreTrainedTokenizerFast,
     ProcessorMixin,
     Qwen3_5Config,
     Qwen3_5ForConditionalGeneration,
@@ -72,6 +70,7 @@ from .families import (
     _siglip,
     _template,
     _text,
+    internvl_around,
 )
 from .words import tokenizer
 
@@ -344,41 +343,16 @@ def llama4() -> Built:
 
 def internvl_gpt_oss() -> Built:
     """InternVL around a GPT-OSS text model: attention sinks, sliding layers, experts that return a tuple."""
-    words = tokenizer(
-        pad="<|endoftext|>",
-        eos="<|im_end|>",
-        special=["<|im_start|>"],
-        named={
-            "start_image_token": "<img>",
-            "end_image_token": "</img>",
-            "context_image_token": "<IMG_CONTEXT>",
-            "video_token": "<video>",
-        },
-        chat=_im("<IMG_CONTEXT>\n"),
-    )
-    vision: dict[str, Any] = {
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 2,
-        "image_size": [SIDE, SIDE],
-        "patch_size": [PATCH, PATCH],
-    }
-    text = _text(words, intermediate_size=32, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=12)
-    text |= {
-        "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
-        "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
-    }
-    config = InternVLConfig(
-        vision_config=vision,
-        text_config=GptOssConfig(**text),
-        image_token_id=_id(words, "<IMG_CONTEXT>"),
-        image_seq_length=1,
-        tie_word_embeddings=False,
-    )
-    images = GotOcr2ImageProcessorPil(size={"height": SIDE, "width": SIDE}, crop_to_patches=True, min_patches=1, max_patches=4)
-    processor = image_only(InternVLProcessor)(images, words, None, image_seq_length=1, chat_template=words.chat_template)
-    return InternVLForConditionalGeneration(config), processor
+
+    def text(words: PreTrainedTokenizerFast) -> GptOssConfig:
+        given = _text(words, intermediate_size=32, head_dim=16, num_local_experts=4, num_experts_per_tok=2, sliding_window=12)
+        given |= {
+            "layer_types": ["sliding_attention", "full_attention", "sliding_attention"],
+            "rope_parameters": {"rope_type": "default", "rope_theta": 10000.0},
+        }
+        return GptOssConfig(**given)
+
+    return internvl_around(SIDE, text)
 
 
 class ImagesByRows(ProcessorMixin):
