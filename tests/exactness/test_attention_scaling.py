@@ -2,7 +2,6 @@
 
 import dataclasses
 import functools
-import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -23,7 +22,7 @@ from scale_interp.evaluation.attention_scaling.answers import Tuned, evaluate_sc
 from scale_interp.evaluation.attention_scaling.weight_curve import ScalingCurve, scaling_curve
 from scale_interp.interventions.prefix import PrefixStore
 from scale_interp.vlm.cache import CACHE
-from tests.support.oracle import plain_inputs
+from tests.support.oracle import eager_attention, plain_inputs
 from tests.support.zoo_models import CAUSAL, FIRST, noise, three_questions
 
 
@@ -49,12 +48,8 @@ def long_question():
 def written_out(vlm, change):
     """The decoder's attention written out, its logits [B, H, S, K] passed through change(layer, logits)."""
     modules = [layer.self_attn for layer in vlm.hf_model.get_decoder().layers]
-    place = sys.modules[type(modules[0]).__module__]
-    original, kernel = place.eager_attention_forward, vlm.decoder.config._attn_implementation
 
     def attend(module, query, key, value, mask, scaling=None, softcap=None, **kwargs):
-        if module not in modules:
-            return original(module, query, key, value, mask, scaling=scaling, **kwargs)
         B, H, S, D = query.shape
         out = torch.empty(B, S, H, D)
         logits = torch.stack([query[:, h] @ key[:, h * key.shape[1] // H].transpose(1, 2) for h in range(H)], 1) * scaling
@@ -66,13 +61,8 @@ def written_out(vlm, change):
             out[:, :, h] = torch.softmax(logits[:, h], -1) @ value[:, h * value.shape[1] // H]
         return out, None
 
-    place.eager_attention_forward = attend
-    vlm.decoder.set_attn_implementation("eager")
-    try:
+    with eager_attention(vlm, modules, attend):
         yield
-    finally:
-        place.eager_attention_forward = original
-        vlm.decoder.set_attn_implementation(kernel)
 
 
 def multiplied(weight, image, T, rows="last", steps="prefill", on=None):

@@ -1,7 +1,6 @@
 """Attention knockout: packed rows and whole passes against attention that is written out here, on every family."""
 
 import functools
-import sys
 from contextlib import contextmanager
 
 import pytest
@@ -12,7 +11,7 @@ from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.engine import run_with_clean
 from scale_interp.interventions.positions import choose_path_at
 from scale_interp.models import zoo
-from tests.support.oracle import hooked_scores, plain_inputs
+from tests.support.oracle import eager_attention, hooked_scores, plain_inputs
 from tests.support.zoo_models import CAUSAL, RECENT, mostly_full, three_questions
 
 NOT_SEEN = "llama4"
@@ -36,12 +35,8 @@ def questions():
 def written_out(vlm, mode, on, source, target, image):
     """The decoder's attention written out; on [L, H]: the edited heads, the others are sets of places."""
     modules = [block.attention() for block in vlm.head_layers]
-    place = sys.modules[type(modules[0]).__module__]
-    original, kernel = place.eager_attention_forward, vlm.decoder.config._attn_implementation
 
     def attend(module, query, key, value, attention_mask, scaling=None, softcap=None, **kwargs):
-        if module not in modules:
-            return original(module, query, key, value, attention_mask, scaling=scaling, **kwargs)
         _, H, S, _ = query.shape
         out, sinks = torch.empty(1, S, H, value.shape[-1]), getattr(module, "sinks", None)
         for h in range(H):
@@ -64,13 +59,8 @@ def written_out(vlm, mode, on, source, target, image):
             out[0, :, h] = weights @ value[0, kv]
         return out, None
 
-    place.eager_attention_forward = attend
-    vlm.decoder.set_attn_implementation("eager")
-    try:
+    with eager_attention(vlm, modules, attend):
         yield
-    finally:
-        place.eager_attention_forward = original
-        vlm.decoder.set_attn_implementation(kernel)
 
 
 def expected(vlm, question, edit, variant, source, target):

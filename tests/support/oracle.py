@@ -3,6 +3,9 @@
 The inputs come from the processor itself, not from `vlm.encode`, so that an input which `encode` loses is missed here.
 """
 
+import sys
+from contextlib import contextmanager
+
 import torch
 
 
@@ -136,3 +139,21 @@ def hooked_at(model, inputs, changes, positions):
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@contextmanager
+def eager_attention(vlm, modules, attend):
+    """These modules' attention is attend(module, query, key, value, mask, ...), in the place of the modelling file's eager one."""
+    place = sys.modules[type(modules[0]).__module__]
+    original, kernel = place.eager_attention_forward, vlm.decoder.config._attn_implementation
+
+    def chosen(module, *args, **kwargs):
+        return (attend if module in modules else original)(module, *args, **kwargs)
+
+    place.eager_attention_forward = chosen
+    vlm.decoder.set_attn_implementation("eager")
+    try:
+        yield
+    finally:
+        place.eager_attention_forward = original
+        vlm.decoder.set_attn_implementation(kernel)
