@@ -106,7 +106,7 @@ def speed(found: Benchmark) -> str:
 |---|---|---|---|---|
 {rows}
 
-Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's own share of the packed sweep:
+Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's share of the same sweep in a trace:
 {found.nnsight_share:.1%}{" (less than the noise)" if found.nnsight_share < 0 else ""}.{peak}
 """
 

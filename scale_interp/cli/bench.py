@@ -73,7 +73,7 @@ def _bench_table(found: Benchmark) -> None:
     for way, why in found.left_out.items():
         out.print(f"left out: {way}: {escape(why)}", highlight=False, soft_wrap=True)
     out.print(f"ours / one plain forward over as many tokens: {found.over_limit:.2f}", highlight=False)
-    out.print(f"nnsight's own share of the packed sweep: {found.nnsight_share:.1%}", highlight=False)
+    out.print(f"nnsight's share of the same sweep in a trace: {found.nnsight_share:.1%}", highlight=False)
     if found.memory is not None:
         loaded, forward, sweep = (f"{n / 1e9:.2f} GB" for n in (found.memory.loaded, found.memory.forward, found.memory.sweep))
         text = f"peak memory: {loaded} once loaded, {forward} with one forward, {sweep} with the sweep ({found.memory.ratio:.2f} times)"

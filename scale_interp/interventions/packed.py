@@ -6,12 +6,16 @@ prompt. A copy joins at the first layer that its edit changes ("staircase"): bel
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.mode import require_ready
@@ -46,40 +50,76 @@ def run_packed(
     order = starts.argsort(stable=True)
     alive, starts = variants[order], starts[order]
     R = prefix.choices.tokens.shape[1]
-    B = len(prefix.choices.tokens)
-    blocks = {block.number: (row, block) for row, block in enumerate(vlm.head_layers)}
-    n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
     own_attention = isinstance(edit, AttentionEdit)
     attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
-    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n, apart=vlm.parts.keys_as_cached and not own_attention)):
-        for number, layer in enumerate(vlm.text_layers):
-            row, block = blocks.get(number, (-1, None))
-            new = 0
-            if block is not None and vlm.staircase:
-                n, new = int((starts <= row).sum()), int((starts == row).sum())
-            if block is not None and vlm.staircase and (new or (n and R > 1)):
-                layer.inputs = with_copies(layer.inputs, R, n, new)
-            if block is None or edit is None:
-                continue
-            on = int((starts <= row).sum())
-            later = n - on
-            part = edit.part(row, alive[:on], starts[:on], prefix.rows) if on else None
-            if part is None:
-                continue
-            if part.scale is not None or part.shift is not None:
-                output = block.output(layer)
-                output.input = edit_heads(output.input, part, block, R, edit.scope, later)
-            if part.mlp_scale is not None and block.edits_mlp(part.mlp_scale):
-                mlp = block.mlp(layer)
-                edited = _edit_mlp(mlp_rows(mlp.output, B), part.mlp_scale, R, edit.scope, later)
-                mlp.output = with_mlp_rows(mlp.output, edited)
-        hidden = vlm.text_norm.output.save()
+    inputs = prefix.inputs(1 if vlm.staircase else 1 + len(alive), apart=vlm.parts.keys_as_cached and not own_attention)
+    with prefix.state_layers(vlm), attend, _variants_beside(vlm, prefix, edit, alive, starts), _normed(vlm) as found:
+        vlm.decoder(**inputs)
+    (hidden,) = found
     scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
     clean = scores[:, 0]
     # A variant that no layer changes was never copied, so its scores are those of the clean row.
     rows = torch.empty(len(variants), dtype=torch.long)
     rows[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
     return clean, scores[:, rows.to(scores.device)]
+
+
+@contextmanager
+def _variants_beside(vlm: VLM, prefix: Prefix, edit: Variants | None, alive: Tensor, starts: Tensor) -> Iterator[None]:
+    """A block in which a pass of the decoder over the clean rows also runs these variants, in the order of the layers where they join.
+
+    Hooks of torch do it: behind prompts that were read a pass is short, and an nnsight trace would take a good part of its time. As in a
+    trace, an edit comes after what other hooks do before a module, and before what they do behind it.
+    """
+    if edit is None or not len(alive):
+        yield
+        return
+    R, B = prefix.choices.tokens.shape[1], len(prefix.choices.tokens)
+    layers = starts.tolist()
+    # Both hooks of a layer ask for its part of the edit.
+    part = lru_cache(1)(lambda row: edit.part(row, alive[: (on := bisect_right(layers, row))], starts[:on], prefix.rows))
+
+    def join(row: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        n, new = bisect_right(layers, row), layers.count(row)
+        return with_copies((args, kwargs), R, n, new) if new or R > 1 else None
+
+    def heads(row: int, module: nn.Module, args: tuple) -> tuple | None:
+        its = part(row)
+        if its is None or (its.scale is None and its.shift is None):
+            return None
+        return (edit_heads(args[0], its, vlm.head_layers[row], R, edit.scope, later(row)), *args[1:])
+
+    def mlp(row: int, module: nn.Module, args: tuple, out: Any) -> Any:
+        its = part(row)
+        if its is None or its.mlp_scale is None:
+            return None
+        return with_mlp_rows(out, _edit_mlp(mlp_rows(out, B), its.mlp_scale, R, edit.scope, later(row)))
+
+    def later(row: int) -> int:
+        return 0 if vlm.staircase else len(layers) - bisect_right(layers, row)
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # what was compiled before does not see hooks
+        for row, block in enumerate(vlm.head_layers):
+            if bisect_right(layers, row) == 0:
+                continue
+            if vlm.staircase:
+                stack.callback(block.module.register_forward_pre_hook(partial(join, row), with_kwargs=True).remove)
+            stack.callback(block.output().register_forward_pre_hook(partial(heads, row)).remove)
+            if block.mlp_name is not None or ((its := part(row)) is not None and block.edits_mlp(its.mlp_scale)):
+                stack.callback(block.mlp().register_forward_hook(partial(mlp, row), prepend=True).remove)
+        yield
+
+
+@contextmanager
+def _normed(vlm: VLM) -> Iterator[list[Tensor]]:
+    """A block whose passes of the decoder leave the output of the norm behind its last layer in the list."""
+    found: list[Tensor] = []
+    hook = vlm.norm.register_forward_hook(lambda module, args, out: found.append(out), prepend=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()

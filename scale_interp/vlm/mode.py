@@ -12,7 +12,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, RunWarning
-from .plain import device_of, is_quantised
+from .plain import device_of, is_quantised, walk
 
 
 class Addressed(Protocol):
@@ -29,7 +29,7 @@ def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) 
     gradients_for: what needs gradients, such as "fitting"; then they have to be on, too.
     """
     model = vlm if isinstance(vlm, nn.Module) else vlm.hf_model
-    if any(module.training and _matters(module) for module in model.modules()):
+    if any(module.training and _matters(module) for module in walk(model)):
         name = next(name for name, module in model.named_modules() if module.training and _matters(module)) or "all of it"
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         checkpointing = " and gradient checkpointing, which takes the cache away" if checkpointed else ""

@@ -47,7 +47,7 @@ def test_gradients_accumulate_to_the_same_numbers(vlm, train):
     options = FitSettings(batch_size=12)
     slopes = []
     for micro in (12, 5, 1):
-        learner = fits._Learner(vlm, train, [si.Fit(), si.Fit("few", ((2, 1), (3, 0)), seed=1)], options, None)
+        learner = fits.Learner(vlm, train, [si.Fit(), si.Fit("few", ((2, 1), (3, 0)), seed=1)], options, None)
         with torch.no_grad():
             learner.theta += 0.3
         prompts = PrefixStore(vlm, train, micro, within=12)

@@ -314,7 +314,7 @@ def fit_scales(
             PathWarning,
             stacklevel=3,
         )
-    learner = _Learner(vlm, train, fits, options, layers)
+    learner = Learner(vlm, train, fits, options, layers)
     if prompts is None:
         prompts = prompts_to_fit(vlm, train, len(fits), options)
     prompts.require(train)
@@ -363,7 +363,7 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
-class _Learner:
+class Learner:
     """Free parameters of F fits, their optimiser, and the best scalars of each by validation loss."""
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
@@ -597,8 +597,7 @@ class _Retained:
         """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
         edited = edited_scores(self.vlm, part, edit).log_softmax(-1)
         base = self.base[part.rows, None, : edited.shape[-1]]
-        size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
-        whole = min(size, stop - start // size * size)
+        whole = self.prompts.step_of(part.rows.start)
         return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
 
 
