@@ -213,7 +213,7 @@ def steps(found: dict[str, Any]) -> str:
     rows = [f"| {said} | " + " | ".join(f"{1000 * found[c][name]:.1f}" for c in columns) + " |" for name, said in parts.items()]
     shares = " | ".join(f"**{found[c]['beside_the_model']:.1%}**" for c in columns)
     return f"""**A step of a fit.** One fit of all heads and MLPs, forward and backward, behind prompts that were read, in milliseconds: on
-`{found["model"]}` with {found["small"]["rows"] // 2} questions, and on {found["questions"]} prompts of 595 tokens in one and two layers of
+`{found["model"]}` with {found["small"]["rows"]} questions, and on {found["questions"]} prompts of 595 tokens in one and two layers of
 LLaVA-1.5-7B's shape in float32, by which all {found["all"]["layers"]} are worked out: each further layer adds what the second did. The
 first two rows are the model, the others are not; medians of {found["repeats"]} repeats.
 

@@ -17,7 +17,7 @@ from ..adapters.scale.fit import Fit, FitSettings, Learner, prompts_to_fit
 from ..core.progress import track
 from ..data.question import Question
 from ..interventions.edit import Edit
-from ..interventions.packed import run_packed
+from ..interventions.packed import run_edited
 from ..interventions.prefix import Prefix
 from ..interventions.rows import attention
 from ..vlm.vlm import VLM
@@ -34,7 +34,7 @@ class FitStep:
         attention: what the rows' attention to their prompts and to themselves adds.
         edits: what the engine adds around it: which rows join where, the edits, reading the choices.
         rest: what the step adds: losses, the optimiser, checks.
-        rows: rows that run side by side: a clean one and one for each fit, of each question.
+        rows: rows that run side by side: one for each fit, of each question.
         layers: how many layers the decoder has.
     """
 
@@ -87,7 +87,7 @@ def measure_fit_step(vlm: VLM, questions: Sequence[Question], fits: int = 1, rep
     mlp_scale = torch.ones(fits, vlm.n_layers, requires_grad=True)
 
     def packed() -> None:
-        scores = run_packed(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))[1]
+        scores = run_edited(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))
         torch.autograd.grad(scores.clamp(min=-1e4).sum(), [scale, mlp_scale])
 
     parts: dict[str, Callable[[], object]] = {
@@ -104,14 +104,14 @@ def measure_fit_step(vlm: VLM, questions: Sequence[Question], fits: int = 1, rep
                 seconds[name].append(took)
     middle = [statistics.median(times) for times in seconds.values()]
     added = [b - a for a, b in zip([0.0, *middle], middle, strict=False)]
-    return FitStep(**dict(zip(parts, added, strict=True)), rows=n * (1 + fits), layers=len(vlm.all_layers))
+    return FitStep(**dict(zip(parts, added, strict=True)), rows=n * fits, layers=len(vlm.all_layers))
 
 
 def _pass(vlm: VLM, prefix: Prefix, fits: int, kind: str | None = None) -> None:
-    """The decoder alone, forward and backward, over the clean rows and one for each fit, with a factor on every head from the first on."""
+    """The decoder alone, forward and backward, over the rows of all fits, with a factor on every head from the first layer on."""
     factors = [torch.ones(vlm.n_heads * block.head_dim, device=vlm.device, requires_grad=True) for block in vlm.head_layers]
     with attention(vlm.decoder, *([] if kind is None else [kind])), _scaled(vlm, factors):
-        hidden = vlm.decoder(**prefix.inputs(1 + fits, apart=vlm.parts.keys_as_cached)).last_hidden_state
+        hidden = vlm.decoder(**prefix.inputs(fits, apart=vlm.parts.keys_as_cached)).last_hidden_state
     torch.autograd.grad(hidden.float().sum(), factors)
 
 

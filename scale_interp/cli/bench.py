@@ -95,3 +95,6 @@ def _fits_table(found: FitsBenchmark) -> None:
         table.add_row(name, f"{seconds:,.2f}", f"{ratio:.2f}")
     console().print(table)
     console().print(f"largest difference of a scalar to the same fit alone: {found.largest_difference:.1e}", highlight=False)
+    if found.step:
+        whole, beside = found.step["whole"], found.step["beside_the_model"]
+        console().print(f"one step of one fit: {1000 * whole:,.1f} ms, of which {beside:.1%} are not the model", highlight=False)

@@ -95,7 +95,7 @@ def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
     Args:
         vlm: The model.
         tokens: Of a prompt.
-        rows: Per question: the clean row and one for each fit, times the rows of the tree of choices.
+        rows: Per question: one for each fit, times the rows of the tree of choices.
         batch_size: Questions per step of the optimiser.
 
     Returns:

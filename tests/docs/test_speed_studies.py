@@ -34,7 +34,7 @@ def test_the_parts_of_a_step_add_up():
     for name in ("small", "one", "two", "all"):
         parts = [found[name][part] for part in ("modules", "attention", "edits", "rest")]
         assert found[name]["whole"] == pytest.approx(sum(parts)) and "the step" in speed.steps(found)
-    assert found["all"]["layers"] == 32 and found["all"]["rows"] == found["one"]["rows"] == 4
+    assert found["all"]["layers"] == 32 and found["all"]["rows"] == found["one"]["rows"] == 2
     for part in ("modules", "rest"):
         each = found["two"][part] - found["one"][part]
         assert found["all"][part] == pytest.approx(found["one"][part] + 31 * each)

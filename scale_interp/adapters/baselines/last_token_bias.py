@@ -18,7 +18,7 @@ from ...data.question import Question
 from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited
 from ...vlm.vlm import VLM
 from ..attach import attach
 from .training import FREE_RATES, Fitted, in_steps, prepare_training, train_parameters, try_rates
@@ -108,7 +108,7 @@ def fit_bias(
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
-        scores = lambda prefix: run_packed(vlm, prefix, edit)[1][:, 0]  # noqa: E731
+        scores = lambda prefix: run_edited(vlm, prefix, edit)[:, 0]  # noqa: E731
         return train_parameters([shift], scores, training, training.prompts.__getitem__, options, rate, checkpoints)
 
     best, info = try_rates(trial, learning_rates, options, seed)

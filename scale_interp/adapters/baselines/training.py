@@ -90,7 +90,7 @@ def in_steps(
     asked = [q for part in (*learn, *later) for q in part]
     R = read_choices(vlm, asked[:1], torch.zeros(1, dtype=torch.long)).tokens.shape[1]
     tokens = vlm.encode(asked[0])["input_ids"].shape[1]
-    rows = tokens + R if whole_prompt else 2 * R
+    rows = tokens + R if whole_prompt else R
     micro = micro_batch(vlm, tokens, rows, max(map(len, (*learn, *later))))
     prompts = PrefixStore(vlm, asked, micro, keep=keep, within=[len(part) for part in (*learn, *later)])
     return Training(prompts, prompts.steps[: len(learn)], prompts.steps[len(learn) :], rows)
@@ -195,7 +195,7 @@ def _in_parts(training: Training, read: Callable[[int], Prefix], batches: Sequen
     """The results of work on these batches; where memory runs out, on smaller parts."""
     for i in batches:
         prefix = read(i)
-        yield from in_parts(training.prompts.vlm, prefix, training.rows // prefix.choices.tokens.shape[1] - 1, work)
+        yield from in_parts(training.prompts.vlm, prefix, training.rows // prefix.choices.tokens.shape[1], work)
 
 
 @dataclass

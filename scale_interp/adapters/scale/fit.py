@@ -31,7 +31,7 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited, run_packed
 from ...interventions.parts import in_parts
 from ...interventions.paths import check_finite, join
 from ...interventions.positions import choose_path_at
@@ -359,7 +359,7 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     if micro is None:
         choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
         tokens = vlm.encode(train[0])["input_ids"].shape[1]
-        micro = micro_batch(vlm, tokens, (1 + n_fits) * choices.tokens.shape[1], size)
+        micro = micro_batch(vlm, tokens, n_fits * choices.tokens.shape[1], size)
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
@@ -604,7 +604,7 @@ class _Retained:
 def edited_scores(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
     """Scores [B, N, C] of an edit, with the graph; one at a token group reads the prompts in full, as it begins before their end."""
     if not positioned(edit):
-        return run_packed(vlm, prefix, edit)[1]
+        return run_edited(vlm, prefix, edit)
     read = replace(read_whole(vlm, prefix.questions), choices=prefix.choices)
     return run_suffix(vlm, read, edit, [positions_at(vlm, q, edit.at) for q in prefix.questions])[1]
 
