@@ -6,6 +6,7 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from ..core.suggest import near
@@ -48,3 +49,17 @@ def quantization_config(wanted: Any) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def take_any_width(model: nn.Module) -> None:
+    """Leave layers of four bits that bitsandbytes cannot pack for its fast kernel on CPUs to its other one.
+
+    The fast one asks for inputs in whole blocks of the quantisation and for outputs in groups of 32, and fails in the first pass otherwise.
+    """
+    for module in model.modules():
+        state = getattr(getattr(module, "weight", None), "quant_state", None)
+        if state is None or not getattr(module, "support_avx512bf16_for_cpu", False):
+            continue
+        linear: Any = module
+        if linear.in_features % state.blocksize or linear.out_features % 32:
+            linear.support_avx512bf16_for_cpu = False
