@@ -141,12 +141,14 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Int[Tenso
                 row[b][c][k], token[b][c][k], used[b][c][k] = tree[tuple(ids[:k])], t, 1
     device = last_tokens.device
     return Choices(
-        *(torch.tensor(part, device=device) for part in (tokens, depth)),
-        torch.tensor(own, device=device),
-        *(torch.tensor(part, device=device) for part in (row, token)),
-        torch.tensor(used, dtype=torch.bool, device=device),
-        torch.tensor([as_likelihoods(s, scoring) for s in sequences], device=device),
-        scoring == "mean",
+        tokens=torch.tensor(tokens, device=device),
+        depth=torch.tensor(depth, device=device),
+        own=torch.tensor(own, device=device),
+        row=torch.tensor(row, device=device),
+        token=torch.tensor(token, device=device),
+        used=torch.tensor(used, dtype=torch.bool, device=device),
+        long=torch.tensor([as_likelihoods(s, scoring) for s in sequences], device=device),
+        per_token=scoring == "mean",
     )
 
 

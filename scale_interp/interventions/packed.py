@@ -13,7 +13,6 @@ from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -200,21 +199,21 @@ def edit_heads(z: Tensor, part: LayerEdit, block: HeadLayer, R: int, scope: str,
     So are the last `later` variants, whose first edited layer comes later.
     """
     kept, end = (lead + part.first) * R, z.shape[1] - later * R
-    heads = rearrange(z[:, kept:end], "b (n r) (h d) -> b n r h d", r=R, h=block.n_heads)
+    heads = z[:, kept:end].unflatten(2, (block.n_heads, -1)).unflatten(1, (-1, R))
     scale = None if part.scale is None else part.scale[:, :, None]
     shift = None if part.shift is None else part.shift[:, :, None, :, : block.head_dim]
     if scope == "last" and R > 1:
         edited = torch.cat([affine(heads[:, :, :1], scale, shift), heads[:, :, 1:]], 2)
     else:
         edited = affine(heads, scale, shift)
-    rows = rearrange(edited, "b n r h d -> b (n r) (h d)")
+    rows = edited.flatten(3).flatten(1, 2)
     return torch.cat([z[:, :kept], rows, z[:, end:]], 1) if kept or later else rows
 
 
 def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str, later: int, lead: int) -> Tensor:
     kept, end = lead * R, out.shape[1] - later * R
-    rows = rearrange(out[:, kept:end], "b (n r) d -> b n r d", r=R)
+    rows = out[:, kept:end].unflatten(1, (-1, R))
     factor = factor.to(out.device)[None, :, None, None]
     edited = rows * factor if scope != "last" or R == 1 else torch.cat([rows[:, :, :1] * factor, rows[:, :, 1:]], 2)
-    edited = rearrange(edited, "b n r d -> b (n r) d").to(out.dtype)
+    edited = edited.flatten(1, 2).to(out.dtype)
     return torch.cat([out[:, :kept], edited, out[:, end:]], 1) if kept or later else edited

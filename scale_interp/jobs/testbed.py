@@ -74,7 +74,7 @@ def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None,
 def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> dict[str, Recovery]:
     """Fit scalars on a planted shortfall, without and with a penalty on mean |s - 1|, and test them on test questions."""
     chosen = PLANTINGS[name]
-    damaged, intact = (with_journal(vlm, journal) for vlm in (planted(name, device), load(chosen.model, device=device)))
+    damaged, intact = with_journal(planted(name, device), journal), with_journal(load(chosen.model, device=device), journal)
     train, test = load_questions(chosen.data, "train", n=N_FIT), load_questions(chosen.data, "test", n=2 * N_TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 

@@ -263,11 +263,11 @@ class VLM(NotebookView):
         """The hub commit of the weights, or None if they do not come from a hub."""
         return getattr(self.hf_model.config, "_commit_hash", None)
 
-    def renew(self) -> None:
-        """Make nnsight's views of the model again where its modules have changed since: an adapter was added, say."""
-        modules = [id(module) for module in walk(self.hf_model)]
-        if modules != self._modules:
-            self._modules = modules
+    def renew(self, modules: Sequence[nn.Module] | None = None) -> None:
+        """Make nnsight's views of the model again where its modules, from `walk`, have changed since: an adapter was added, say."""
+        found = [id(module) for module in (walk(self.hf_model) if modules is None else modules)]
+        if found != self._modules:
+            self._modules = found
             self.nn, self.text = NNsight(self.hf_model), NNsight(self.decoder)
             vars(self).pop("layers", None)
 

@@ -1,5 +1,6 @@
 """The device that these tests run on: a GPU, or the one that SCALE_INTERP_TEST_DEVICE names (`cpu` runs every body without a GPU)."""
 
+import ctypes
 import gc
 import os
 import resource
@@ -79,6 +80,7 @@ def capped(device):
                 torch.cuda.set_per_process_memory_fraction(1.0, device)
                 torch.cuda.empty_cache()
             return
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would be room beyond the cap
         before = resource.getrlimit(resource.RLIMIT_AS)
         resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, before[1]))
         try:

@@ -42,8 +42,8 @@ def test_a_sweep_goes_on_in_halves(greedy, train, capped):
 
 
 def test_fits_go_on_in_halves(greedy, train, capped):
-    """32 questions of 48 fits: their graph takes about 200 MB."""
-    fits = [si.Fit(f"seed {seed}", seed=seed) for seed in range(48)]
+    """32 questions of 128 fits: their graph takes about 350 MB."""
+    fits = [si.Fit(f"seed {seed}", seed=seed) for seed in range(128)]
     prompts = PrefixStore(greedy, train, 32)
     settings = {"epochs": 1, "batch_size": 32, "micro_batch": 32, "lr": 0.02, "prompts": prompts}
     expected = si.fit_scales(greedy, train, fits, **settings)
