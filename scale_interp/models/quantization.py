@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -51,15 +51,16 @@ def quantization_config(wanted: Any) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def take_any_width(model: nn.Module) -> None:
-    """Leave layers of four bits that bitsandbytes cannot pack for its fast kernel on CPUs to its other one.
+def settle(model: nn.Module) -> None:
+    """Let layers of four bits on a CPU take the form in which they run, which bitsandbytes otherwise changes in their first pass.
 
-    The fast one asks for inputs in whole blocks of the quantisation and for outputs in groups of 32, and fails in the first pass otherwise.
+    Its fast kernel asks for inputs in whole blocks of the quantisation and outputs in groups of 32; other layers are left to the plain one.
     """
     for module in model.modules():
-        state = getattr(getattr(module, "weight", None), "quant_state", None)
-        if state is None or not getattr(module, "support_avx512bf16_for_cpu", False):
+        state, linear = getattr(getattr(module, "weight", None), "quant_state", None), cast(Any, module)
+        if state is None or linear.weight.device.type != "cpu":
             continue
-        linear: Any = module
         if linear.in_features % state.blocksize or linear.out_features % 32:
             linear.support_avx512bf16_for_cpu = False
+        with torch.no_grad():
+            linear(torch.zeros(1, linear.in_features))
