@@ -10,6 +10,7 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -79,6 +80,18 @@ KNOWN = {
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }
 """Quirks by model_type. Any other family is treated as a plain one and checked when it is loaded."""
+
+
+BROKEN = {("llama4", "5.24.0"): "its Llama 4 asks its own outputs for the features of images, which they do not hold"}
+"""Families that one release of transformers cannot run at all, with or without this package."""
+
+
+def cannot_run(family: str) -> str:
+    """Why the transformers that is installed cannot run a family, with what to do; nothing where it can."""
+    why = BROKEN.get((family, release := transformers.__version__))
+    if why is None:
+        return ""
+    return f"transformers {release} itself cannot run it ({why}): install another release: pip install 'transformers==5.23.0'"
 
 
 def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
