@@ -100,6 +100,7 @@ def loaded(with_torchvision, folder, names, code=LOADS):
 WITHOUT_VIDEO = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
 
 
+@pytest.mark.full
 def test_families_of_videos_load_beside_torchvision(tmp_path):
     names = [f"tiny-random/{name}" for name in WITHOUT_VIDEO]
     found = loaded(True, tmp_path, names)
