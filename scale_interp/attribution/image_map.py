@@ -49,8 +49,8 @@ class ImageMap(Result):
 
     >>> import scale_interp as si
     >>> m = si.knockout_image(si.load("demo"), si.load_questions("scenes/relation", n=2))
-    >>> m, m.effects.shape
-    (<ImageMap knockout last -> one patch: 2 questions of 49 patches; subject +0.014, object +0.063, elsewhere -0.001>, torch.Size([2, 49]))
+    >>> m.effects.shape, m.method
+    (torch.Size([2, 49]), 'knockout last -> one patch')
     """
 
     method: str

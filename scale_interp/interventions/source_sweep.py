@@ -124,7 +124,7 @@ def same_beginning(source: WholePrompts, prompts: WholePrompts, columns: Sequenc
     if not all(_equal(a.given, b.given) and _equal(a.seen, b.seen) for a, b in pairs):
         return L, 0
     layer = max((number + 1 for number, (a, b) in enumerate(pairs) if not _equal(a.between, b.between)), default=0)
-    first = prompts.length - 1
+    first = prompts.length - 1 if layer < L else 0
     for a, b in pairs[layer:]:
         same = (a.hidden == b.hidden).all(-1)
         for row, own in zip(same, columns, strict=True):

@@ -109,10 +109,8 @@ def _layers(
                 copies = read.hidden[:, first:].unsqueeze(1).expand(-1, more, -1, -1)
                 hidden = copies if hidden is None else torch.cat([hidden, copies.to(hidden.device)], 1)
             assert hidden is not None
-            own = read.seen[:, :, first:, first:]
-            seen = (
-                Seen(own, prefix.keys[:, :, :first], prefix.values[:, :, :first], read.seen[:, :, first:, :first]) if first else Seen(own)
-            )
+            before = (prefix.keys[:, :, :first], prefix.values[:, :, :first], read.seen[:, :, first:, :first]) if first else ()
+            seen = Seen(read.seen[:, :, first:, first:], *before)
             seen.change = None if cut is None else partial(cut_suffix, cut, number, lead)
             given = with_cache(layer_arguments(read.given, total, first, lead + n), None) | {"attention_mask": seen}
             with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):

@@ -45,7 +45,7 @@ def localise_positions(vlm: VLM, draws: Sequence[Sequence[Question]], circuit: C
     groups = ("image", "question", *(RELAY if circuit.relay else ()), "last")
     maps = []
     for questions in draws:
-        named = [replace(q, meta=q.meta | {"spans": RELAY}) for q in questions] if circuit.relay else questions
+        named = [replace(q, meta={**q.meta, "spans": RELAY}) for q in questions] if circuit.relay else questions
         maps.append(patch_positions(vlm, contrasts(named), groups=groups))
     rows = []
     for axis, words in AXES.items():
