@@ -134,7 +134,7 @@ TENSORS = (
 )
 SAYS = {"known": "pairs", "heads": "heads|not iterable", "method": "method|not iterable"}
 """What is said of metadata whose name is not in the message."""
-WHOLE = ("groups", "codes", "verdicts", "trained", "tuning", "top", "tokens", "lengths", "answers", "given")
+WHOLE = ("groups", "codes", "verdicts", "trained", "tuning", "top", "tokens", "lengths", "inside", "answers", "given")
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
