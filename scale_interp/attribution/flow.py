@@ -5,20 +5,18 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core import statistics
 from ..core.arguments import Count, Raises, checked
 from ..core.figures import draw
-from ..core.notebook import MOST, FigureView
-from ..core.result import Misfit, Result
+from ..core.notebook import MOST
+from ..core.result import Misfit
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError, RunWarning
@@ -28,6 +26,7 @@ from ..interventions.positions import choose_path_at
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
+from .effects import Effects
 from .headmap import HeadMap
 from .metric import Metric, measure
 
@@ -35,7 +34,7 @@ By = Annotated[Literal["layer", "head"], Raises(EditError)]
 
 
 @dataclass(frozen=True, eq=False)
-class FlowMap(Result, FigureView):
+class FlowMap(Effects):
     """How much the metric falls when, in one window of layers or in one head, source tokens do not see target tokens.
 
     Args:
@@ -84,32 +83,6 @@ class FlowMap(Result, FigureView):
     def per_question(self) -> Float[Tensor, "*questions_layers_heads"]:
         """The fall of the metric on each question: [Q, L], or [Q, L, H] by head."""
         return self.effects[..., 0] if self.by == "layer" else self.effects
-
-    @cached_property
-    def scores(self) -> Float[Tensor, "*layers_heads"]:
-        """The mean over the questions: [L], or [L, H] by head."""
-        return self.per_question.double().mean(0)
-
-    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "*layers_heads"], Float[Tensor, "*layers_heads"]]:
-        """Bootstrap interval of every score, whole images drawn with replacement.
-
-        Args:
-            level: the interval's coverage, between 0 and 1.
-
-        Returns:
-            The lower and the upper end, each of the shape of `scores`.
-        """
-        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
-        return torch.from_numpy(low), torch.from_numpy(high)
-
-    @cached_property
-    def p_values(self) -> Float[Tensor, "*layers_heads"]:
-        """Two-sided t-test that a mean fall is 0, Holm-corrected over all layers or heads."""
-        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
-
-    def significant(self, alpha: float = 0.05) -> Bool[Tensor, "*layers_heads"]:
-        """Which mean falls differ from 0, after Holm's correction."""
-        return self.p_values < alpha
 
     @property
     def heads(self) -> HeadMap:

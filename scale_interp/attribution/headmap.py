@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any, ClassVar, Literal
 
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from scipy import stats
 from torch import Tensor
 
 from ..core import statistics
 from ..core.figures import draw
-from ..core.notebook import MOST, FigureView
-from ..core.result import Result
+from ..core.notebook import MOST
 from ..errors import DataError
 from ..interventions.edit import Head
+from .effects import Effects
 
 
 @dataclass(frozen=True, eq=False)
-class HeadMap(Result, FigureView):
+class HeadMap(Effects):
     """Scores of all heads by one method.
 
     Args:
@@ -57,36 +56,10 @@ class HeadMap(Result, FigureView):
         heads = self.top(min(MOST, self.scores.numel()))
         return ({"layer": layer, "head": head, self.unit: float(self.scores[layer, head])} for layer, head in heads)
 
-    @cached_property
-    def scores(self) -> Float[Tensor, "layers heads"]:
-        """Mean effect of each head over the questions [L, H]."""
-        return self.per_question.double().mean(0)
-
     @property
     def layer_numbers(self) -> list[int]:
         """The number in the decoder of each layer of the map: in a hybrid, layers without heads are not in it."""
         return list(self.provenance.get("layer_numbers") or range(self.per_question.shape[1]))
-
-    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "layers heads"], Float[Tensor, "layers heads"]]:
-        """Bootstrap interval of every score, whole images drawn with replacement.
-
-        Args:
-            level: the interval's coverage, between 0 and 1.
-
-        Returns:
-            The lower and the upper end, [L, H] each.
-        """
-        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
-        return torch.from_numpy(low), torch.from_numpy(high)
-
-    @cached_property
-    def p_values(self) -> Float[Tensor, "layers heads"]:
-        """Two-sided t-test that a head's mean effect is 0, Holm-corrected over all heads [L, H]."""
-        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
-
-    def significant(self, alpha: float = 0.05) -> Bool[Tensor, "layers heads"]:
-        """Which heads' mean effect differs from 0, after Holm's correction over all heads: bool [L, H]."""
-        return self.p_values < alpha
 
     def top(self, k: int, by: Literal["score", "abs"] = "score") -> list[Head]:
         """The k heads with the largest score, largest first.

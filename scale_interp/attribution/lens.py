@@ -14,11 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..core import statistics
 from ..core.arguments import Count, checked
 from ..core.figures import draw
-from ..core.notebook import FigureView
-from ..core.result import Misfit, Result
+from ..core.result import Misfit
 from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, ModelError
@@ -30,10 +28,11 @@ from ..interventions.prompt_end import require_none_attached
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
+from .effects import PerQuestion
 
 
 @dataclass(frozen=True, eq=False)
-class LogitLens(Result, FigureView):
+class LogitLens(PerQuestion):
     """The choices and the most likely words that the model's head reads after each layer, at P tokens of each prompt.
 
     Attributes:
@@ -113,23 +112,6 @@ class LogitLens(Result, FigureView):
     def per_question(self) -> Float[Tensor, "questions layers"]:
         """The right choice's probability on each question, mean over its tokens [Q, L]."""
         return self.right.sum(-1) / self.lengths[:, None]
-
-    @cached_property
-    def scores(self) -> Float[Tensor, " layers"]:
-        """The right choice's probability, mean over the questions [L]."""
-        return self.per_question.mean(0)
-
-    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, " layers"], Float[Tensor, " layers"]]:
-        """Bootstrap interval of `scores`, whole images drawn with replacement.
-
-        Args:
-            level: the interval's coverage, between 0 and 1.
-
-        Returns:
-            The lower and the upper end, [L] each.
-        """
-        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
-        return torch.from_numpy(low), torch.from_numpy(high)
 
     @cached_property
     def appears(self) -> Int[Tensor, " questions"]:

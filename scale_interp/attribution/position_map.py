@@ -4,24 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
-import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..core import statistics
 from ..core.figures import draw
-from ..core.notebook import MOST, FigureView
-from ..core.result import Result
+from ..core.notebook import MOST
 from ..errors import DataError
+from .effects import Effects
 
 
 @dataclass(frozen=True, eq=False)
-class PositionMap(Result, FigureView):
+class PositionMap(Effects):
     """Scores of one component at every layer and token group.
 
     Args:
@@ -58,32 +55,6 @@ class PositionMap(Result, FigureView):
     def _notebook_rows(self) -> Iterable[Mapping[str, Any]]:
         most = self.top(min(MOST, self.scores.numel()))
         return ({"layer": i, "tokens": name, self.unit: float(self.scores[i, self.positions.index(name)])} for i, name in most)
-
-    @cached_property
-    def scores(self) -> Float[Tensor, "layers positions"]:
-        """Mean effect over the questions [L, G]."""
-        return self.per_question.double().mean(0)
-
-    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "layers positions"], Float[Tensor, "layers positions"]]:
-        """Bootstrap interval of every score, whole images drawn with replacement.
-
-        Args:
-            level: the interval's coverage, between 0 and 1.
-
-        Returns:
-            The lower and the upper end, [L, G] each.
-        """
-        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
-        return torch.from_numpy(low), torch.from_numpy(high)
-
-    @cached_property
-    def p_values(self) -> Float[Tensor, "layers positions"]:
-        """Two-sided t-test that a mean effect is 0, Holm-corrected over all layers and groups [L, G]."""
-        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
-
-    def significant(self, alpha: float = 0.05) -> Bool[Tensor, "layers positions"]:
-        """Where the mean effect differs from 0, after Holm's correction over all of them: bool [L, G]."""
-        return self.p_values < alpha
 
     def top(self, k: int) -> list[tuple[int, str]]:
         """The k places with the largest score, (layer, group), largest first.

@@ -24,6 +24,8 @@ ATTEMPTS = 3
 AHEAD = 4
 """How many finished batches may wait, per busy worker, for an earlier one."""
 Keep = Callable[[int, dict[str, Tensor]], dict[str, Tensor]]
+Asked = tuple[str | None, ChoiceSpace]
+"""How a view of the model asks: its prompt, and how its choices are scored."""
 
 
 @checked
@@ -92,21 +94,22 @@ class Worker:
     def __init__(self, ray: Any):
         self.ray = ray
         self.known: dict[Any, Any] = {}
-        self.views: dict[str | None, VLM] = {}
+        self.views: dict[Asked, VLM] = {}
 
-    def open(self, reopen: Callable[[], VLM], threads: int, memory: int, choice_space: ChoiceSpace) -> str:
+    def open(self, reopen: Callable[[], VLM], threads: int, memory: int) -> str:
         """Load the model, and return its fingerprint."""
         torch.set_num_threads(threads)
         self.vlm = reopen()
-        self.vlm.memory, self.vlm.choice_space = memory, choice_space
-        self.views = {self.vlm.prompt: self.vlm}
+        self.vlm.memory = memory
         return self.vlm.fingerprint
 
-    def run(self, plan: list[Any], work: list[Any], index: int, prompt: str | None) -> dict[str, Tensor]:
-        """Run one batch, asked with this prompt. plan and work are references that are fetched once."""
-        if prompt not in self.views:
-            self.views[prompt] = self.vlm.with_prompt(prompt)
-        vlm = self.views[prompt]
+    def run(self, plan: list[Any], work: list[Any], index: int, asked: Asked) -> dict[str, Tensor]:
+        """Run one batch, asked in this way. plan and work are references that are fetched once."""
+        if asked not in self.views:
+            prompt, choice_space = asked
+            self.views[asked] = self.vlm.with_prompt(prompt)
+            self.views[asked].choice_space = choice_space
+        vlm = self.views[asked]
         if plan[0] not in self.known:
             self.known = {plan[0]: self.ray.get(plan[0])(vlm), work[0]: self.ray.get(work[0])}
         found = self.known[work[0]](vlm, self.known[plan[0]][index])
@@ -129,7 +132,7 @@ class Cluster:
 
     def __init__(self, ray: Any, workers: int | None, gpus: int | None):
         self.ray, self.workers, self.gpus = ray, workers, gpus
-        self.teams: dict[tuple[str, ChoiceSpace], Team] = {}
+        self.teams: dict[str, Team] = {}
 
     def close(self) -> None:
         """Stop all workers."""
@@ -152,7 +155,7 @@ class Cluster:
                 while wanted not in arrived:
                     while waiting and team.free and (not running or len(arrived) < AHEAD * len(running)):
                         worker, i = team.free.pop(), waiting.popleft()
-                        running[worker.run.remote(*references, i, vlm.prompt)] = worker, i
+                        running[worker.run.remote(*references, i, (vlm.prompt, vlm.choice_space))] = worker, i
                     (ready,), _ = ray.wait([*running, *team.starting], num_returns=1)
                     if ready in team.starting:
                         self._joined(team, ready)
@@ -177,8 +180,7 @@ class Cluster:
 
     def _team(self, vlm: VLM) -> Team:
         mark = vlm.fingerprint
-        of = (mark, vlm.choice_space)
-        if of not in self.teams:
+        if mark not in self.teams:
             reopen = vlm.reopen
             if reopen is None:
                 raise ModelError(
@@ -196,11 +198,11 @@ class Cluster:
 
             def start() -> tuple[Any, Any]:
                 worker = remote.remote(self.ray)
-                return worker.open.remote(reopen, threads, memory, vlm.choice_space), worker
+                return worker.open.remote(reopen, threads, memory), worker
 
-            team = self.teams[of] = Team(mark, start)
+            team = self.teams[mark] = Team(mark, start)
             team.starting = dict(start() for _ in range(self.workers or capacity))
-        return self.teams[of]
+        return self.teams[mark]
 
     def _joined(self, team: Team, ready: Any) -> None:
         worker = team.starting.pop(ready)

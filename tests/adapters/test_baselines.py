@@ -155,6 +155,7 @@ def test_the_same_pictures_are_held_out_as_by_fit_scale(vlm, train):
     assert not torch.equal(learning_mask(train, 0.2, 0), learning_mask(train, 0.2, 3))
 
 
+@pytest.mark.full
 def test_fits_are_repeatable(vlm, train, lora):
     again = si.fit_lora(vlm, train, rank=2, epochs=3, learning_rates=[1e-2])
     assert all(torch.equal(again.weights[name], weight) for name, weight in lora.weights.items())
@@ -209,6 +210,7 @@ def table(vlm, train, test):
     return si.compare_baselines(vlm, train[:16], test[:20], others=others, ranks=(1, 2), epochs=1, rates=1)
 
 
+@pytest.mark.full
 def test_table(table, tmp_path):
     frame = table.to_frame()
     assert frame["method"].tolist() == ["ScAle", "last-token bias", "IA3", "LoRA r=1", "LoRA r=2"]
@@ -233,6 +235,7 @@ def test_a_leak_is_refused(vlm, train, test):
         si.compare_baselines(vlm, train, test, others=train[:4])
 
 
+@pytest.mark.full
 def test_the_test_answers_choose_nothing(vlm, train, test):
     """With every test answer changed the fits, their rates and the LoRA that is compared with stay the same."""
     poisoned = [replace(q, answer=(q.answer + 1) % 4, id=q.id) for q in test]
@@ -242,6 +245,7 @@ def test_the_test_answers_choose_nothing(vlm, train, test):
     assert [row["accuracy"] for row in one.rows] != [row["accuracy"] for row in other.rows]
 
 
+@pytest.mark.full
 def test_command_line(tmp_path):
     from typer.testing import CliRunner
 

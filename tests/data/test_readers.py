@@ -79,7 +79,7 @@ def test_the_catalogue_is_the_table_of_counts():
 
 @no_pictures
 @pytest.mark.parametrize(
-    ("name", "split"), [pytest.param(*asked, marks=pytest.mark.full if n > 50_000 else ()) for asked, n in COUNTS.items()]
+    ("name", "split"), [pytest.param(*asked, marks=pytest.mark.full if n > 30_000 else ()) for asked, n in COUNTS.items()]
 )
 def test_official_counts(full, no_hub, name, split):
     questions = si.load_questions(name, split, root=full)

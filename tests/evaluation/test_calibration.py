@@ -24,6 +24,7 @@ def ran(tmp_path_factory):
     return calibrate(2, 1, folder=folder, of=SMALL), folder
 
 
+@pytest.mark.full
 def test_every_suite_is_there_with_questions_of_its_own(ran):
     found, _ = ran
     assert [(r["kind"], r["number"]) for r in found.rows] == [(NULL, 0), (NULL, 1), (PLANTED, 0)]
@@ -33,6 +34,7 @@ def test_every_suite_is_there_with_questions_of_its_own(ran):
     assert found.about["n_test"] == 16 and set(found.to_frame()["kind"]) == {NULL, PLANTED}
 
 
+@pytest.mark.full
 def test_a_stopped_calibration_goes_on_and_gives_the_same(ran, tmp_path, monkeypatch):
     found, whole = ran
     stopped = tmp_path / "suites"
@@ -63,6 +65,7 @@ def test_a_stopped_calibration_goes_on_and_gives_the_same(ran, tmp_path, monkeyp
         calibrate(2, 1, folder=stopped, of=Suites(n_train=25))
 
 
+@pytest.mark.full
 def test_it_survives_the_disk(ran, tmp_path):
     found, _ = ran
     found.save(tmp_path / "c.json")
@@ -88,6 +91,7 @@ def test_random_answers_follow_neither_picture_nor_words():
     assert abs(agree - 0.25) < 0.07 and (abs(counts / 400 - 0.25) < 0.07).all()
 
 
+@pytest.mark.full
 def test_the_command_writes_numbers_and_a_log(tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "Suites", lambda: SMALL)
     result = CliRunner().invoke(cli.app, ["calibrate", "--suites", "1", "--power", "0", "--out", str(tmp_path / "a")])

@@ -379,7 +379,16 @@ def compiled_mlps(model):
     return model
 
 
-@pytest.mark.parametrize("compiled", [compiled_whole, compiled_layers, compiled_forward, compiled_beside, compiled_mlps])
+@pytest.mark.parametrize(
+    "compiled",
+    [
+        compiled_whole,
+        compiled_layers,
+        pytest.param(compiled_forward, marks=pytest.mark.full),
+        pytest.param(compiled_beside, marks=pytest.mark.full),
+        compiled_mlps,
+    ],
+)
 def test_compiled_models_are_edited(questions, compiled):
     vlm = si.load("tiny-random/llava")
     inputs, method = plain_inputs(vlm, questions[0]), scalars(vlm)

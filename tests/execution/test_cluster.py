@@ -62,11 +62,14 @@ def workers():
 def test_every_kind_of_work_is_the_same_there(small, questions, nodes, tmp_path):
     pairs = si.contrasts(questions[:16])
     scale = si.fit_scale(small, questions, epochs=1)
+    unspaced = small.with_prompt("{images}\n{text} ")
+    unspaced.choice_space = "without"
     asked = {
         "patch": lambda: si.patch(small, pairs).per_question,
         "mean ablation": lambda: si.ablate(small, questions[:16], "mean").per_question,
         "gradient": lambda: si.attribute(small, questions[:16]).per_question,
         "evaluate": lambda: si.evaluate(small, questions, scale).scores,
+        "asked otherwise, by the same workers": lambda: si.evaluate(unspaced, questions, scale).scores,
         "reference": lambda: si.evaluate(small, questions[:4], scale, path="reference").scores,
         "AdaptVis": lambda: si.evaluate_scaled(small, questions[:16], [si.AdaptVis(0.5, 2.0, 0.4)])[0].scores,
         "suite": lambda: torch.tensor(
@@ -79,6 +82,7 @@ def test_every_kind_of_work_is_the_same_there(small, questions, nodes, tmp_path)
         ),
     }
     plain = {name: ask() for name, ask in asked.items()}
+    assert not torch.equal(plain["asked otherwise, by the same workers"], plain["evaluate"])
     with si.cluster(), si.resumable(tmp_path):
         for name, ask in asked.items():
             assert torch.equal(ask(), plain[name]), name

@@ -53,7 +53,10 @@ ANALYSES = {
 }
 
 
-@pytest.mark.parametrize("name", ANALYSES)
+LONG = {"fit of a bias", "fit of LoRA", "fit with retention"}
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=pytest.mark.full if name in LONG else ()) for name in ANALYSES])
 def test_a_stopped_analysis_goes_on_with_the_same_bits(vlm, pairs, monkeypatch, tmp_path, name):
     """Stopped after the n-th thing it wrote, then run again: equal to one that was never stopped, and nothing was done twice."""
     questions = [p.clean for p in pairs]

@@ -28,7 +28,7 @@ FLIPPED = 24
 
 
 def every_class() -> list[type]:
-    """All that inherit from Result or Adapter, from every module of the layers that hold results."""
+    """All dataclasses that inherit from Result or Adapter, from every module of the layers that hold results."""
     for layer in ("attribution", "adapters", "evaluation"):
         package = import_module(f"scale_interp.{layer}")
         for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
@@ -38,7 +38,7 @@ def every_class() -> list[type]:
         own = [kind for kind in todo.pop().__subclasses__() if kind.__module__.startswith(scale_interp.__name__)]
         found += own
         todo += own
-    return found
+    return [kind for kind in found if is_dataclass(kind)]
 
 
 def saved(kind: type, place: Path) -> Any:

@@ -23,6 +23,7 @@ from scale_interp.evaluation.comparison.comparison import Comparison, compare
 from scale_interp.evaluation.comparison.head_sets import HeadSets
 from scale_interp.evaluation.comparison.tuning import LEARN, Chosen, Option, Tuner, describe_setting
 
+pytestmark = pytest.mark.full
 N = {"train": 48, "validation": 32, "test": 32}
 COLUMNS = {
     "method",
@@ -302,7 +303,6 @@ def test_figures_show_the_numbers(kept, dark):
         viz.head_overlap(HeadSets(2, 4, {}))
 
 
-@pytest.mark.full
 def test_the_command_writes_a_table_and_goes_on(kept, small, tmp_path):
     flags = ["--n-train=40", "--n-validation=16", "--n-test=16", "--n-others=4", "--others=scenes/exists", "--top=2"]
     command = ["compare", "--model", "tiny-random/llava", "--data", "scenes/relation", "--out", str(tmp_path / "c"), *flags]

@@ -78,6 +78,7 @@ def loaded(with_torchvision, folder, names):
 WITHOUT_VIDEO = ("llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "smolvlm")
 
 
+@pytest.mark.full
 def test_families_of_videos_load_beside_torchvision(tmp_path):
     names = [f"tiny-random/{name}" for name in WITHOUT_VIDEO]
     found = loaded(True, tmp_path, names)

@@ -307,7 +307,7 @@ class TestLook:
                 assert contrast(figure.layout.title.subtitle.font.color, layout.paper_bgcolor) > 4.5
 
 
-@pytest.fixture(scope="module", params=["light", "dark"])
+@pytest.fixture(scope="module", params=["light", pytest.param("dark", marks=pytest.mark.full)])
 def every(request):
     """Every public figure of a model of 12 x 8 heads and of one of a single head: Look, name -> figure."""
     dark = request.param == "dark"
