@@ -64,13 +64,16 @@ def rank(found: dict[str, float | None]) -> str:
 
 
 def suite(title: str, found: dict[str, Any]) -> str:
-    elsewhere = {n: f"{r['others_change']:+.3f}" if "others_change" in r else "" for n, r in found["controls"].items()}
-    rows = "\n".join(f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {elsewhere[n]} |" for n, r in found["controls"].items())
+    lines = [f"| base model | | | | {found['base_split']['mass']:.3f} |"]
+    for name, r in found["controls"].items():
+        elsewhere = f"{r['others_change']:+.3f}" if "others_change" in r else ""
+        lines.append(f"| {name} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {elsewhere} | {r['mass']:.3f} |")
+    rows = "\n".join(lines)
     return f"""**Falsification, {title}, mean of three seeds.** {found["verdict"]} With scalars frozen at 1,
 {found["frozen_changed"]} answers and {found["frozen_bits_changed"]} logits changed.
 
-| control | gain | corrected p | non-spatial change |
-|---|---|---|---|
+| control | gain | corrected p | non-spatial change | P(any option) |
+|---|---|---|---|---|
 {rows}"""
 
 

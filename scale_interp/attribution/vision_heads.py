@@ -96,7 +96,7 @@ def ablate_vision(
     mean = capture_vision(vlm, questions).mean(0) if mode == "mean" else None
     clean, edited = _run(vlm, questions, partial(edited_work, mean=mean), path, f"{mode} ablation of vision heads")
     effect = measure(metric, clean, questions) - measure(metric, edited, questions)
-    made = provenance(vlm, questions, metric=metric, component="vision", mode=mode, path=choose_path(vlm, questions, path))
+    made = _provenance(vlm, questions, metric=metric, mode=mode, path=choose_path(vlm, questions, path))
     per_question = effect.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
     return HeadMap(f"{mode} ablation of vision heads", metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
@@ -134,9 +134,15 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     if abs(gap) < 1e-6:
         raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
     fraction = (m_patched - m_corrupt) / gap
-    made = provenance(vlm, pairs, component="vision", path=choose_path(vlm, corrupt, path))
+    made = _provenance(vlm, pairs, path=choose_path(vlm, corrupt, path))
     per_question = fraction.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
     return HeadMap("patching of vision heads", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
+
+
+def _provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **settings: Any) -> dict[str, Any]:
+    made = provenance(vlm, items, component="vision", **settings)
+    made.pop("layer_numbers", None)  # those of the text decoder
+    return made
 
 
 Batch = tuple[int, Question]

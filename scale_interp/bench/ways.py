@@ -175,7 +175,7 @@ def _limit(vlm: VLM, n_prompts: int, n_tokens: int) -> None:
     """One causal forward pass of the text decoder over prompts of random tokens."""
     tokens = torch.randint(vlm.decoder.get_input_embeddings().num_embeddings, (n_prompts, n_tokens), device=vlm.device)
     hidden = vlm.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    vlm.hf_model.get_output_embeddings()(hidden[:, -1:])
+    vlm.head(hidden[:, -1:])
 
 
 def _bare(vlm: VLM, prefix: Prefix, sweep: HeadSweep) -> Tensor:

@@ -77,7 +77,7 @@ class Choices:
         Returns:
             Scores [B, n, C]; -inf where a question has fewer choices.
         """
-        head = vlm.hf_model.get_output_embeddings()
+        head = vlm.head
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
         if self.long.any():

@@ -33,7 +33,9 @@ from .states import StateLayer, concatenate_states, rows_in_batch
 from .storage import PlaceName, cheapest, now, on_host, rooms
 from .vision import FeatureSource, Vision
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+SEEN_IMAGES = ("cross_attention_mask", "image_attention_mask")
+"""Inputs [B, T, images, ...] that say which images each token sees; an answer sees those that the prompt's last token does."""
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask", *SEEN_IMAGES)
 
 
 class PrefixLayer(DynamicLayer):
@@ -270,8 +272,9 @@ def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] 
         Arguments of the transformers model.
     """
     end = None if vlm.quirks.bidirectional else -1
-    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in (inputs if whole is None else whole).items()}
-    return short | {"position_ids": vlm.position_ids(inputs)[..., :end]}  # type: ignore[arg-type]
+    given = inputs if whole is None else whole
+    short = {k: v[:, :end] if k in PER_TOKEN and v.shape[:2] == inputs["input_ids"].shape else v for k, v in given.items()}
+    return short | {"position_ids": vlm.position_ids(inputs)[..., :end].contiguous()}  # type: ignore[arg-type]
 
 
 def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[KeptLayer, ...], tuple[int | None, ...]]:

@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ..errors import DataError
 from .colour import fill, readable
-from .heatmap import ALPHA, coloraxis, limit
+from .heatmap import ALPHA, coloraxis, layer_ticks, limit
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
@@ -92,7 +92,8 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
         )
         fig.add_trace(dots, row=1, col=column)
         fig.update_xaxes(tickangle=-35, showgrid=False, row=1, col=column)
-        fig.update_yaxes(showgrid=False, tickvals=list(range(L)), title_text="layer" if column == 1 else None, row=1, col=column)
+        axis = layer_ticks(range(L), m.provenance) | ({} if column == 1 else {"title_text": None})
+        fig.update_yaxes(showgrid=False, **axis, row=1, col=column)
     fig.update_layout(coloraxis=coloraxis(dark, reach, maps[0].unit))
     questions = ", ".join(dict.fromkeys(str(len(m.per_question)) for m in maps))
     notes = f"{questions} questions. ● differs from 0 (Holm, {ALPHA})."

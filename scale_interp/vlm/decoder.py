@@ -35,7 +35,16 @@ class Parts:
     """
 
     layers: tuple[str, ...] = ("layers", "h", "blocks", "block")
-    norm: tuple[str, ...] = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "layer_norm", "ln_f", "norm_f")
+    norm: tuple[str, ...] = (
+        "norm",
+        "final_layernorm",
+        "final_layer_norm",
+        "embedding_norm",
+        "layer_norm",
+        "ln_f",
+        "norm_f",
+        "hyper_connection_mixer",
+    )
     attention: tuple[str, ...] = ("self_attn", "attn", "attention", "mixer")
     output: tuple[str, ...] = ("o_proj", "out_proj", "dense", "wo", "c_proj")
     query: tuple[str, ...] = ("q_proj", "q_b_proj", "wq", "qkv_proj", "qkv", "query_key_value", "att_proj", "Wqkv", "c_attn")

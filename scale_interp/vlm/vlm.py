@@ -294,6 +294,11 @@ class VLM(NotebookView):
         """The norm after the decoder's last layer."""
         return getattr(self.decoder, self.parts.norm_name)
 
+    @property
+    def head(self) -> Any:
+        """The head that makes logits of the stream after the last norm."""
+        return families.head_of(self.hf_model, self.name)
+
     def view(self, module: nn.Module) -> Any:
         """nnsight's view of a module of the model, for use inside `trace`."""
         path = next(name for name, m in self.hf_model.named_modules() if m is module)
@@ -456,7 +461,9 @@ class VLM(NotebookView):
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
         """The processor's output; DataError names the question that it refuses."""
-        images = [q.images for q in questions]
+        images: list[Any] = [q.images for q in questions]
+        if self.quirks.flat_images:
+            images = [image for some in images for image in some]
         bos = self.tokenizer.bos_token
         try:
             with alone(self.tokenizer):

@@ -125,5 +125,7 @@ def test_pixtral_has_a_grid_and_what_is_not_known_is_refused():
     question = three_questions()[0]
     grid = si.patch_grid(vlm, question)
     assert int(grid.shown.sum()) == int((vlm.encode(question)["input_ids"] == vlm.image_token_id).sum())
-    with pytest.raises(si.errors.ModelError, match=r"'lfm2_vl' with a Lfm2VlProcessor is not known.*read_attention"):
-        si.patch_grid(si.load("tiny-random/lfm2_vl"), question)
+    vlm = si.load("tiny-random/lfm2_vl")
+    vlm.family = "lfm3_vl"
+    with pytest.raises(si.errors.ModelError, match=r"'lfm3_vl' with a Lfm2VlProcessor is not known.*read_attention"):
+        si.patch_grid(vlm, question)

@@ -11,18 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.progress import track
-from ...data.items import groups, require
+from ...data.items import require
 from ...data.question import Question
-from ...errors import DataError, EditError
+from ...errors import EditError
 from ...execution.journal import Checkpoints
 from ...interventions.engine import Path, require_packed
 from ...interventions.prefix import Prefix, read_prefix
 from ...vlm.vlm import VLM
-from ..scale.fit import FitSettings
+from ..scale.fit import FitSettings, learning_mask
 
 FREE_RATES = (1e-2, 3e-3, 3e-2)
 """Learning rates tried for IA3 and for the shift."""
@@ -183,18 +183,3 @@ class _Trial:
                 self.optimiser.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in adam.items()}
         self.best = [tensors[f"{i} best"].to(p.device) for i, p in enumerate(self.parameters) if f"{i} best" in tensors]
         return int(self.history[-1]["epoch"])
-
-
-def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
-    """Which questions to learn from [Q]; the held-out images are the same as in fit_scales.
-
-    Raises:
-        DataError: where no question is left to learn from.
-    """
-    group = groups(train)
-    count = int(group.max()) + 1
-    held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * validation))]
-    learns = torch.from_numpy(~np.isin(group, held))
-    if not learns.any():
-        raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
-    return learns

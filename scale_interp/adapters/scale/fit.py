@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
@@ -363,6 +363,23 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
+def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
+    """Which questions to learn from [Q]: a share of the images, drawn with the seed, is held out.
+
+    Raises:
+        DataError: where no question is left to learn from.
+    """
+    if not validation:
+        return torch.ones(len(train), dtype=torch.bool)
+    group = groups(train)
+    count = int(group.max()) + 1
+    held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * validation))]
+    learns = torch.from_numpy(~np.isin(group, held))
+    if not learns.any():
+        raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
+    return learns
+
+
 class _Learner:
     """Free parameters of F fits, their optimiser, and the best scalars of each by validation loss."""
 
@@ -384,7 +401,7 @@ class _Learner:
         self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
-        self.trains = torch.stack([self._split(train, f.seed) for f in fits])
+        self.trains = torch.stack([learning_mask(train, options.validation, f.seed) for f in fits])
         self.best = [(float("inf"), 0)] * F_
         self.best_scalars = [t.detach().clone() for t in self.scalars()]
         self.stopped = ~self.learning
@@ -396,18 +413,6 @@ class _Learner:
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
         L, H = self.vlm.n_layers, self.vlm.n_heads
         return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
-
-    def _split(self, train: Sequence[Question], seed: int) -> Tensor:
-        """True on the questions that this fit learns from [Q]; whole images are held out."""
-        if not self.options.validation:
-            return torch.ones(len(train), dtype=torch.bool)
-        group = groups(train)
-        count = int(group.max()) + 1
-        held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
-        learns = ~np.isin(group, held)
-        if not learns.any():
-            raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
-        return torch.from_numpy(learns)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
