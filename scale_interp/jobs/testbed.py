@@ -16,6 +16,7 @@ from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from ..evaluation.ground_truth.localisation import ranking
+from ..evaluation.ground_truth.positions import localise_positions
 from ..execution.execution import with_journal
 from ..execution.journal import Journal
 from ..models.load import load
@@ -41,19 +42,20 @@ SHOWN = ("patching", "zero ablation", "probe", "attention to object")
 
 @dataclass(frozen=True)
 class ScoredCircuit:
-    """What was measured on one known-circuit model: accuracy (with interval), methods, and faithfulness curves."""
+    """What was measured on one known-circuit model: accuracy (with interval), methods, faithfulness curves, and where heads are fed."""
 
     name: str
     found: Localisation
     accuracy: tuple[float, float, float]
     curves: Mapping[str, Faithfulness]
+    positions: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
         """The printed table: method, AUROC and precision with intervals, CPR and CMD."""
         table = self.found.to_frame()
         parts = {"AUROC": "auroc", "precision": "precision", "CPR": "cpr", "CMD": "cmd"}
         return pd.DataFrame(
-            {"method": table["method"]} | {title: [_interval(r, key) for r in table.itertuples()] for title, key in parts.items()}
+            {"method": table["method"]} | {title: [_interval(r, key) for r in table.to_dict("records")] for title, key in parts.items()}
         )
 
 
@@ -68,7 +70,8 @@ def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None,
     curves = {
         m: faithfulness(vlm, test[:N_FAITHFULNESS], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN
     }
-    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
+    positions = localise_positions(vlm, sets, chosen)
+    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves, positions)
 
 
 def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> dict[str, Recovery]:
@@ -200,7 +203,7 @@ def _recovered(plantings: Mapping[str, Recovery]) -> list[str]:
 
 
 def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
-    """Write testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
+    """Write testbeds.json, testbeds.md and images/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
     from ..viz import faithfulness_curves, localisation
 
     record: dict[str, Any] = {
@@ -212,6 +215,7 @@ def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery]
                 "accuracy": dict(zip(("accuracy", "low", "high"), k.accuracy, strict=True)),
                 "methods": k.found.to_frame().to_dict("records"),
                 "auroc": {m: row.tolist() for m, row in zip(k.found.methods, k.found.auroc(), strict=True)},
+                "positions": k.positions.to_dict("records"),
                 "provenance": dict(k.found.provenance),
             }
             for k in known
@@ -219,48 +223,54 @@ def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery]
         "plantings": recovery_frame(plantings).to_dict("records"),
     }
     write_json(folder / "testbeds.json", record)
-    write_bytes(folder / "testbeds.md", _page(known, plantings, command).encode())
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "testbeds.md", page(record).encode())
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
     drawn = {f"testbed_faithfulness_{k.name.removeprefix(PREFIX)}.png": faithfulness_curves(k.curves) for k in known}
     drawn |= {"testbed_methods.png": localisation({k.name: k.found for k in known})} if known else {}
     for name, figure in drawn.items():
-        figure.write_image(pictures / name, scale=2)
-    return ["testbeds.json", "testbeds.md", *(f"pictures/{name}" for name in drawn)]
+        figure.write_image(images / name, scale=2)
+    return ["testbeds.json", "testbeds.md", *(f"images/{name}" for name in drawn)]
 
 
-def _page(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], command: str) -> str:
+def page(record: Mapping[str, Any]) -> str:
+    """The page of what testbeds.json records."""
     circuits = [
         {
-            "name": k.name,
-            "short": k.name.removeprefix(PREFIX),
-            "listed": k.found.known,
-            "heads": k.found.scores[0, 0].numel(),
-            "accuracy": k.accuracy,
+            "name": name,
+            "short": name.removeprefix(PREFIX),
+            "listed": [tuple(head) for head in found["known"]],
+            "heads": circuit(name).n_layers * circuit(name).n_heads,
+            "accuracy": [found["accuracy"][part] for part in ("accuracy", "low", "high")],
             "methods": [
-                {"name": r.method, "scores": [_interval(r, part) for part in ("auroc", "precision", "cpr", "cmd")], "why": r.why}
-                for r in k.found.to_frame().itertuples(index=False)
+                {
+                    "name": row["method"],
+                    "scores": [_interval(row, part) for part in ("auroc", "precision", "cpr", "cmd")],
+                    "why": row["why"],
+                }
+                for row in found["methods"]
             ],
+            "positions": [row | {"auroc": _interval(row, "auroc")} for row in found["positions"]],
         }
-        for k in known
+        for name, found in record["circuits"].items()
     ]
-    page = render(
+    plantings = record["plantings"]
+    text = render(
         "scale_interp.jobs",
         "testbeds.md.jinja",
-        command=command,
+        command=record["command"],
         first=NAMES[0],
         task=TASK,
-        draws=known[0].found.scores.shape[1] if known else DRAWS,
+        draws=max((len(draws) for found in record["circuits"].values() for draws in found["auroc"].values()), default=DRAWS),
         locate=N_LOCATE,
         circuits=circuits,
-        plantings=recovery_frame(plantings).to_dict("records"),
-        fits=len(next(iter(plantings.values())).scalars) if plantings else 0,
+        plantings=plantings,
+        fits=plantings[0]["ranks"].count(";") + 1 if plantings else 0,
         fit=N_FIT,
         test=2 * N_TEST,
     )
-    return str(page)
+    return str(text)
 
 
-def _interval(row: Any, name: str) -> str:
-    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return f"{getattr(row, name):.3f} [{low:.3f}, {high:.3f}]"
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"
