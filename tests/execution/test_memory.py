@@ -5,6 +5,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.errors import MemoryWarning, ModelError
+from scale_interp.evaluation.falsification.suite import _frozen
 from scale_interp.execution.memory import free_memory, working_bytes
 from scale_interp.vlm.vlm import VLM
 
@@ -74,6 +75,7 @@ def test_whole_passes_go_on_in_halves(monkeypatch):
     for found, whole in ((si.capture(vlm, asked), expected), (si.capture(vlm, asked, at="image"), at)):
         assert (found.z - whole.z).abs().max() <= 1e-5 and (found.mlp - whole.mlp).abs().max() <= 1e-5
         assert (found.logits - whole.logits).nan_to_num(0, 0, 0).abs().max() <= 1e-4
+    assert _frozen(vlm, asked, si.ScAle.neutral(vlm)) == (0, 0)
     most[0] = 0
     with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=rf"no memory for question {asked[0].id}: give a smaller image"):
         si.answer_texts(vlm, asked)
