@@ -16,7 +16,7 @@ from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.jobs.ask import AskSettings
 from scale_interp.jobs.inputs import Inputs, has_split, usual_others
 from scale_interp.jobs.plan import make_plan
-from scale_interp.jobs.run.duration import expected
+from scale_interp.jobs.run.duration import as_found, expected
 from scale_interp.jobs.run.settings import Settings
 from scale_interp.models import placement
 
@@ -184,3 +184,14 @@ def test_a_model_that_cannot_be_fitted_says_so_before_any_map(tmp_path):
 def test_a_keyword_of_the_wrong_type_names_it(name):
     with pytest.raises((ModelError, ArgumentError), match=name):
         si.load("demo", **{name: 16})
+
+
+def test_a_plan_counts_the_questions_that_there_are(tmp_path):
+    lines = [{"question": f"Is it {i}?", "choices": ["yes", "no"], "answer": i % 2, "id": str(i)} for i in range(30)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = Settings("demo", f"jsonl:{tmp_path}/few.jsonl", others=())
+    train, test = (settings.questions(settings.data, split) for split in ("train", "test"))
+    found = as_found(settings, train, test)
+    assert (found.n_train, found.n_locate, found.n_test) == (len(train), len(train), len(test)) and 0 < len(test) < len(train) < 30
+    seconds, steps = {"reading": 0.1, "heads": 0.5, "fit": 0.2, "row": 0.05}, settings.steps()
+    assert sum(expected(found, seconds, steps).values()) < sum(expected(settings, seconds, steps).values()) / 5

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from ...attribution.rescaling import FACTORS
+from ...data.question import Question
 from ...vlm.vlm import VLM
 from ..plan import FITS, Plan, make_plan
 from .settings import OF_PAIRS, RETAINED, Settings
@@ -25,9 +26,17 @@ CONTROLS = 5
 
 def plan_run(vlm: VLM, settings: Settings) -> Plan:
     """The plan of a run that does not exist yet."""
-    train = settings.questions(settings.data, "train", settings.n_train, settings.seed, settings.elsewhere)
+    train, test = (
+        settings.questions(settings.data, split, n, settings.seed, settings.elsewhere)
+        for split, n in (("train", settings.n_train), ("test", settings.n_test))
+    )
     found = make_plan(vlm, train)
-    return replace(found, steps=expected(settings, found.seconds, settings.steps()))
+    return replace(found, steps=expected(as_found(settings, train, test), found.seconds, settings.steps()))
+
+
+def as_found(settings: Settings, train: Sequence[Question], test: Sequence[Question]) -> Settings:
+    """The settings with as many questions as there are, where a set has fewer than were asked for."""
+    return replace(settings, n_train=len(train), n_locate=min(settings.n_locate, len(train)), n_test=len(test))
 
 
 def expected(settings: Settings, seconds: Mapping[str, float], steps: list[str]) -> dict[str, float]:
