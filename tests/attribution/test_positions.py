@@ -116,6 +116,12 @@ def test_a_patched_image_is_not_run_again(name):
     for number in range(model.n_layers):
         again = rows[number][2:]  # clean and corrupt prompts are read first
         assert (again[-1] == behind) == (number >= added) and len(again) == 1 + (0 < added <= number)
+    words = ("left of", "right above")
+    longer = [si.Contrast(*(replace(q, choices=words) for q in (pairs[1].clean, pairs[1].corrupt)))]
+    packed, whole = (
+        si.patch_positions(model, longer, groups=("image", "last"), path=path).per_question for path in ("packed", "reference")
+    )
+    assert (packed - whole).abs().max() <= 1e-4 * max(1, float(whole.abs().max()))
 
 
 def test_heads_at_a_group_and_the_reference_path(vlm, pairs):
