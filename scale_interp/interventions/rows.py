@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
@@ -51,6 +52,8 @@ def packed_attention(
     Returns:
         [B, n * R, H, Dv], and None in place of attention weights.
     """
+    if attention_mask.is_floating_point():
+        return of_images(query, key, value, attention_mask, scaling), None
     query = with_own_temperature(module, query, attention_mask)
     B, H, S, D = query.shape
     apart = getattr(key, PROMPT, None)
@@ -84,6 +87,12 @@ def packed_attention(
     from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, Dv)).sum(-2)
     out = out.view(B, Hkv, G, n, R, Dv) * of_prompt + from_own
     return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2).contiguous(), None
+
+
+def of_images(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention [B, S, H, D] of a layer of cross-attention, whose mask alone is one of numbers: all rows see the same parts of images."""
+    rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), scale=scaling, enable_gqa=True)
+    return rows.transpose(1, 2).contiguous()
 
 
 def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:
