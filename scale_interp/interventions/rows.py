@@ -29,7 +29,7 @@ def packed_attention(
     query: Float[Tensor, "questions heads rows head_dim"],
     key: Float[Tensor, "questions kv_heads keys head_dim"],
     value: Float[Tensor, "questions kv_heads keys value_dim"],
-    attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"],
+    attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"] | Float[Tensor, "questions 1 1 keys"],
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -43,7 +43,8 @@ def packed_attention(
         key: The rows' own keys [B, Hkv, n * R, D] with the prompt's apart (`prefix.ApartLayer`), or [B, Hkv, K + n * R, D], the prompt's
             first.
         value: The same with Dv numbers for each.
-        attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
+        attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P); in a
+            layer of cross-attention numbers that are added to the scores.
         scaling: The factor on the products.
         dropout: Ignored, as models are in evaluation mode.
         softcap: The soft cap of the scores, if the model has one.
