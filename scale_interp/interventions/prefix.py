@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -468,7 +469,8 @@ class PrefixStore(Sequence[Prefix]):
         keep: Whether the prefixes will be needed again.
         scoring: How choices are scored (see `run_edits`).
         cache: Where prefixes are kept; by default `vlm.prefix_cache`.
-        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`).
+        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`); where steps are of
+            different sizes, the size of each.
 
     Attributes:
         reads: How many times the model has read a batch.
@@ -486,11 +488,11 @@ class PrefixStore(Sequence[Prefix]):
         keep: bool = True,
         scoring: Scoring = "auto",
         cache: PrefixCache | None = None,
-        within: int | None = None,
+        within: int | Sequence[int] | None = None,
     ):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
-        self.within = within
+        self.within = within if within is None or isinstance(within, int) else tuple(within)
         self.reads = 0
         self.ahead = vlm.device.type != "cpu" and not vlm.quirks.unpadded  # those are read one by one
         self.clean: tuple[Tensor, Tensor] | None = None
@@ -532,17 +534,27 @@ class PrefixStore(Sequence[Prefix]):
     @cached_property
     def slices(self) -> list[slice]:
         """The rows of the questions of each batch."""
-        Q, step = len(self.questions), self.within or max(self.batch_size, len(self.questions))
-        ends = [(i, min(start + step, Q)) for start in range(0, Q, step) for i in range(start, min(start + step, Q), self.batch_size)]
-        return [slice(i, min(i + self.batch_size, end)) for i, end in ends]
+        size = self.batch_size
+        return [slice(i, min(i + size, end)) for start, end in pairwise(self._bounds) for i in range(start, end, size)]
+
+    @property
+    def _bounds(self) -> list[int]:
+        """The first question of each step, and how many questions there are; one step where none are given."""
+        Q = len(self.questions)
+        if isinstance(self.within, tuple):
+            return [0, *accumulate(self.within)]
+        return [*range(0, Q, self.within or max(Q, 1)), Q]
 
     @cached_property
     def steps(self) -> list[list[int]]:
         """The numbers of the batches that belong together: those of each `within` questions, or each alone."""
         if self.within is None:
             return [[i] for i in range(len(self))]
-        numbers = [rows.start // self.within for rows in self.slices]
-        return [[i for i, number in enumerate(numbers) if number == step] for step in range(numbers[-1] + 1)]
+        return [[i for i, rows in enumerate(self.slices) if start <= rows.start < end] for start, end in pairwise(self._bounds)]
+
+    def step_of(self, row: int) -> int:
+        """How many questions are in the step of this one."""
+        return next(end - start for start, end in pairwise(self._bounds) if start <= row < end)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -618,7 +630,9 @@ class PrefixStore(Sequence[Prefix]):
         self._room[place] -= size
 
 
-def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | None, vlm: VLM) -> PrefixStore:
+def open_store(
+    questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | Sequence[int] | None, vlm: VLM
+) -> PrefixStore:
     """The same store for the model of another process."""
     return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring, within=within)
 

@@ -147,7 +147,8 @@ def token_groups(vlm: VLM, question: Question, *, spans: dict[str, Any] | None =
     )
     sizes = {name: len(groups.get(name, ())) for name in ("image", "question", "template")}
     counts = f"{sizes['image']} image tokens, {sizes['question']} of the question, {sizes['template']} of the template."
-    return frame(fig, f"Token groups: {question.text}", counts, width=wide, height=text_high + top + 60, dark=dark, legend=True, left=20)
+    frame(fig, f"Token groups: {question.text}", counts, width=wide, height=text_high + top + 20, dark=dark, legend=True, left=20)
+    return fig.update_layout(margin_b=20)
 
 
 def _draw_patches(

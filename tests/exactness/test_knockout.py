@@ -171,6 +171,27 @@ def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_one_patch_is_hidden_per_variant(questions, name):
+    """From the last token and from words, by whole passes too; of a prompt with fewer patches, none."""
+    vlm = model(name)
+    images = [vlm.token_groups(question)["image"] for question in questions]
+    nth = torch.tensor([0, min(map(len, images)), max(map(len, images)) - 1])
+    for source, path in (("last", "packed"), ("question", "packed"), ("question", "reference")):
+        edit = si.AttentionEdit(torch.ones(3, vlm.n_layers, vlm.n_heads, dtype=torch.bool), source, nth=nth)
+        edited, clean = run_with_clean(vlm, questions, edit, path)
+        for q, (question, image) in enumerate(zip(questions, images, strict=True)):
+            mine = set(vlm.token_groups(question)[source])
+            for n, number in enumerate(nth.tolist()):
+                hidden = set(image[number : number + 1])
+                wanted = expected(vlm, question, edit, n, lambda T, _, mine=mine: mine, lambda T, _, hidden=hidden: hidden)
+                assert (edited[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5, (source, path, q, n)
+            assert (edited[q, 0] - clean[q, 0]).nan_to_num(0, 0, 0).abs().max() > 1e-5, (source, path, q)
+    assert torch.equal(edit[2].nth, nth[2:]) and "one token of image" in repr(edit)
+    with pytest.raises(EditError, match=r"nth is torch\.int64 \[2\]: give 3 whole numbers"):
+        si.AttentionEdit(edit.heads, nth=nth[:2])
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
 def test_both_paths_agree_in_every_mode_on_longer_answers(questions, name):
     vlm = model(name)
     asked = [si.Question(q.text, ("left circle", "left square", "above"), 0, picture=q.picture, id=q.id) for q in questions[:2]]

@@ -405,16 +405,17 @@ def _steps_in(folder: Path, settings: Settings) -> list[str]:
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:
+    kept = ("accuracy", "gain", "low", "high", "effect", "p_corrected", "mass", "others_change")
     return {
         "gain": found.gain,
         "text_share": found.text_share,
         "frozen_changed": found.frozen_changed,
         "frozen_bits_changed": found.frozen_bits_changed,
         "heads_matter": found.heads_matter,
+        "format": found.format,
+        "format_share": found.format_share,
+        "base_split": dict(found.base_split),
         "not_beaten": found.not_beaten,
         "reasons": found.reasons,
-        "controls": {
-            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change") if k in row}
-            for row in found.rows
-        },
+        "controls": {row["control"]: {k: row[k] for k in kept if k in row} for row in found.rows},
     }
