@@ -59,10 +59,10 @@ class ScoredCircuit:
         )
 
 
-def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None) -> ScoredCircuit:
+def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> ScoredCircuit:
     """Score all methods on training questions of `draws` seeds, and the faithfulness of some rankings on test questions."""
     chosen = circuit(name)
-    vlm = with_journal(load(PREFIX + chosen.name), journal)
+    vlm = with_journal(load(PREFIX + chosen.name, device=device), journal)
     sets = [load_questions(f"scenes/{TASK}", "train", n=N_LOCATE, seed=seed) for seed in range(draws)]
     test = load_questions(f"scenes/{TASK}", "test", n=N_TEST)
     found = localise(vlm, sets, chosen.heads, faithful_on=test[:N_FAITHFULNESS])
@@ -74,22 +74,24 @@ def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None)
     return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves, positions)
 
 
-def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None) -> dict[str, Recovery]:
+def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> dict[str, Recovery]:
     """Fit scalars on a planted shortfall, without and with a penalty on mean |s - 1|, and test them on test questions."""
     chosen = PLANTINGS[name]
-    damaged, intact = with_journal(planted(name), journal), with_journal(load(chosen.model), journal)
+    damaged, intact = with_journal(planted(name, device), journal), with_journal(load(chosen.model, device=device), journal)
     train, test = load_questions(chosen.data, "train", n=N_FIT), load_questions(chosen.data, "test", n=2 * N_TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
 
-def measure(name: str | None = None, draws: int = DRAWS, journal: Journal | None = None) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
+def measure(
+    name: str | None = None, draws: int = DRAWS, journal: Journal | None = None, device: str | None = None
+) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
     """Score one known-circuit model or planted shortfall by name, or all of them; the work is kept in the journal."""
     if name is None:
-        found = [score_planting(n, draws, journal) for n in PLANTINGS]
-        return [score_circuit(n, draws, journal) for n in NAMES], {k: r for part in found for k, r in part.items()}
+        found = [score_planting(n, draws, journal, device) for n in PLANTINGS]
+        return [score_circuit(n, draws, journal, device) for n in NAMES], {k: r for part in found for k, r in part.items()}
     if name in PLANTINGS:
-        return [], score_planting(name, draws, journal)
-    return [score_circuit(name, draws, journal)], {}
+        return [], score_planting(name, draws, journal, device)
+    return [score_circuit(name, draws, journal, device)], {}
 
 
 def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, float], None] | None = None) -> None:
@@ -156,7 +158,9 @@ def recovery_summary(found: Mapping[str, Recovery]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None]) -> list[str]:
+def run_testbeds(
+    name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None], device: str | None = None
+) -> list[str]:
     """Measure in a run's folder, with a page and images.
 
     Args:
@@ -165,19 +169,20 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
         folder: the run's folder.
         say: called with a line about the step.
         show: called with the title and the table of each model as soon as it is measured.
+        device: where the models run.
 
     Returns:
         The findings in words.
     """
 
     def make() -> list[str]:
-        known, plantings = measure(name, draws, run_folder.working_journal)
+        known, plantings = measure(name, draws, run_folder.working_journal, device)
         show_tables(known, plantings, show)
         best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
         made = write_docs(known, plantings, folder, job.command)
         return [*made, run_folder.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
 
-    again = command("testbed", *filter(None, [name]), draws=draws)
+    again = command("testbed", *filter(None, [name]), draws=draws, device=device)
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
     run_folder = RunFolder(folder, job, lambda: (None, {}), say)
     with run_folder.working():
