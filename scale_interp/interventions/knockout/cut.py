@@ -222,6 +222,8 @@ def _attend_rows(
 ) -> tuple[Tensor, None]:
     """Packed attention [B, (1 + n) * R, H, D], with the edited heads of the variants computed again."""
     out = packed_attention(module, query, key, value, attention_mask, scaling, **given)[0]
+    if module not in _RUNNING:  # a layer of cross-attention
+        return out, None
     cut, layer = _RUNNING[module]
     (B, H, S, D), R, Hkv = query.shape, attention_mask.shape[2], key.shape[1]
     n, K, G = S // R, key.shape[2] - S, H // key.shape[1]
@@ -262,6 +264,8 @@ def _attend_whole(
     """The base function's output [1, S, H, D], with the edited heads of the source computed again."""
     capped = {} if softcap is None else {"softcap": softcap}
     out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **given)[0]
+    if module not in _RUNNING:  # a layer of cross-attention
+        return out, None
     cut, layer = _RUNNING[module]
     heads, rows = cut.heads[0, layer].to(query.device), cut.source[0].nonzero()[:, 0]
     if not heads.any() or not len(rows):
