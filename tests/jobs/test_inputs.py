@@ -137,7 +137,7 @@ def test_int8_weights_by_a_stand_in(monkeypatch):
 def test_a_plan_says_what_the_work_itself_asks(vlm):
     train = si.load_questions("scenes/relation", "train", n=20)
     plan = make_plan(vlm, train)
-    assert plan.prompt == read_prefix(vlm, train[:1]).nbytes and plan.reading == PrefixStore(vlm, train).batch_size
+    assert plan.prompt == read_prefix(vlm, train[:1]).nbytes and plan.reading == min(20, PrefixStore(vlm, train).batch_size)
     assert plan.weights == vlm.n_bytes and plan.places == {"memory": 20} and plan.batch == 20 >= plan.micro_batch
     assert set(plan.seconds) == {"reading", "heads", "fit", "row"} and all(0 <= s < 10 for s in plan.seconds.values())
     assert json.loads(json.dumps(plan.content()))["seconds"] == plan.seconds
