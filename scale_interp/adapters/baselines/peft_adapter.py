@@ -16,21 +16,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...attribution.ablation import provenance
 from ...core.arguments import Seed, checked
 from ...core.files import write_json
 from ...core.notebook import NotebookView
 from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
-from ...execution.batches import checkpoints_of
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
 from ...interventions.prefix import prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.lock import changed
 from ...vlm.vlm import VLM
-from .training import FREE_RATES, Batch, Fitted, prepare_training, read_batches, train_parameters, try_rates
+from .training import FREE_RATES, Batch, Fitted, Training
 
 KEYS = ("k_proj", "v_proj")
 """The modules whose outputs IA3 rescales; it also rescales the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
@@ -183,11 +181,10 @@ def _fit_peft(
     path: Path,
     settings: Mapping[str, Any],
 ) -> PeftAdapter:
-    train, options = prepare_training(vlm, train, path, settings)
-    learn, held = read_batches(vlm, train, options, seed)
-    given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
+    made = _plain_json(config.to_dict())
+    training = Training.of(vlm, train, name, path, seed, settings, made)
+    given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*training.learn, *training.held)}
     names: list[str] = []
-    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain_json(config.to_dict()))
 
     def scores(batch: Batch) -> Tensor:
         # The weights have changed, so the prompt is run again.
@@ -197,11 +194,10 @@ def _fit_peft(
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
+            return training.fit(list(weights.values()), scores, rate)
 
-    best, info = try_rates(trial, rates, options, seed)
-    made = provenance(vlm, train, path="packed")
-    return PeftAdapter(name, _plain_json(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
+    best, info = training.best_of(trial, rates)
+    return PeftAdapter(name, made, dict(zip(names, best.state, strict=True)), info, training.provenance, best.history)
 
 
 @torch.no_grad()
