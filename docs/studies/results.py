@@ -1,9 +1,14 @@
-"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results"""
+"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results
 
+With the folders of benchmarks, the section of speed alone and the files that it is made of: python -m docs.studies.results runs/bench-*
+"""
+
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scale_interp.bench import Benchmark, read_benchmarks
+from scale_interp.bench import Benchmark, read_benchmarks, write_benchmarks
 from scale_interp.core.files import read_json, write_bytes
 from scale_interp.jobs.run.page import FITS, change
 
@@ -12,11 +17,26 @@ DOCS = HERE.parent
 MODELS = ("demo", "demo-healthy", "demo-prior")
 
 
-def main() -> None:
+def main(folders: Sequence[str]) -> None:
+    if folders:
+        measure_speed([found for folder in folders for found in read_benchmarks(Path(folder) / "bench.json")])
+        return
     summaries = {name: read_json(Path("runs") / f"{name}-scenes-relation" / "summary.json") for name in MODELS}
     measured = [found for name in ("realistic", "demo") for found in read_benchmarks(HERE / f"bench-{name}.json")]
     parts = [HEAD, *(model(name, found) for name, found in summaries.items()), SPEED, *map(speed, measured)]
     write_bytes(DOCS / "results.md", "\n".join(parts).encode())
+
+
+def measure_speed(measured: Sequence[Benchmark]) -> None:
+    """The benchmarks' files, their image, and the section of speed."""
+    from scale_interp.viz import speed as draw
+
+    of_shapes = [found for found in measured if found.about["model"] != "demo"]
+    write_benchmarks(HERE / "bench-realistic.json", of_shapes)
+    write_benchmarks(HERE / "bench-demo.json", [found for found in measured if found.about["model"] == "demo"])
+    draw(of_shapes).write_image(DOCS / "images" / "speed.png", scale=2)
+    before, *_ = (DOCS / "results.md").read_text().partition(SPEED.partition("\n")[0])
+    write_bytes(DOCS / "results.md", "\n".join([before + SPEED, *map(speed, measured)]).encode())
 
 
 HEAD = """# What was measured
@@ -79,9 +99,10 @@ def suite(title: str, found: dict[str, Any]) -> str:
 
 SPEED = """## Speed
 
-    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/images/speed.png
-    scale-interp bench demo --out runs/bench-demo
-    for name in realistic demo; do cp runs/bench-$name/bench.json docs/studies/bench-$name.json; done
+    scale-interp bench realistic/8x8x512 --questions 1 --memory --repeats 3 --out runs/bench-64
+    scale-interp bench realistic/32x32x1024 --questions 1 --memory --repeats 3 --sample 9 --out runs/bench-1024
+    scale-interp bench demo --repeats 3 --out runs/bench-demo
+    python -m docs.studies.results runs/bench-64 runs/bench-1024 runs/bench-demo
 
 All heads zero-ablated one by one, in every way on the same questions in one run, including reading the prompts; medians over the repeats,
 ratios within a repeat. Where one run per head would take more than a minute, the heads that were timed are spread over layers and repeats
@@ -109,10 +130,10 @@ def speed(found: Benchmark) -> str:
 |---|---|---|---|---|
 {rows}
 
-Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's own share of the packed sweep:
+Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's share of the same sweep in a trace:
 {found.nnsight_share:.1%}{" (less than the noise)" if found.nnsight_share < 0 else ""}.{peak}
 """
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

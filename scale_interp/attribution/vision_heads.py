@@ -18,7 +18,6 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
-from ..execution.memory import MOST_QUESTIONS
 from ..interventions.edit import Head
 from ..interventions.engine import Path, choose_path, run_edits
 from ..interventions.packed import run_packed
@@ -32,6 +31,8 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 
+AT_ONCE = 15
+"""Edited images that a prompt is read with at once, beside the intact one."""
 VisionMode = Annotated[Literal["zero", "mean"], Raises(EditError)]
 
 
@@ -90,15 +91,15 @@ def ablate_vision(
 
     >>> import scale_interp as si
     >>> ablate_vision(si.load("demo"), si.load_questions("scenes/relation", n=4)).method
-    'ablate vision zero'
+    'zero ablation of vision heads'
     """
     questions, tower = _with_images(require(questions)), vision_tower(vlm)
     mean = capture_vision(vlm, questions).mean(0) if mode == "mean" else None
-    clean, edited = _run(vlm, questions, partial(edited_work, mean=mean), path, f"ablate vision {mode}")
+    clean, edited = _run(vlm, questions, partial(edited_work, mean=mean), path, f"{mode} ablation of vision heads")
     effect = measure(metric, clean, questions) - measure(metric, edited, questions)
     made = _provenance(vlm, questions, metric=metric, mode=mode, path=choose_path(vlm, questions, path))
     per_question = effect.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
-    return HeadMap(f"ablate vision {mode}", metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
+    return HeadMap(f"{mode} ablation of vision heads", metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
 
 @checked
@@ -127,7 +128,7 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     """
     pairs, tower = require(pairs, Contrast), vision_tower(vlm)
     corrupt, clean = _with_images([p.corrupt for p in pairs]), _with_images([p.clean for p in pairs])
-    before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patch vision")
+    before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patching of vision heads")
     after = run_edits(vlm, clean, path=path, what="clean runs")
     m_corrupt, m_patched, m_clean = (contrast_diff(scores, pairs) for scores in (before, edited, after))
     gap = float((m_clean - m_corrupt).mean())
@@ -136,7 +137,7 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     fraction = (m_patched - m_corrupt) / gap
     made = _provenance(vlm, pairs, path=choose_path(vlm, corrupt, path))
     per_question = fraction.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
-    return HeadMap("patch vision", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
+    return HeadMap("patching of vision heads", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
 
 
 def _provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **settings: Any) -> dict[str, Any]:
@@ -203,8 +204,8 @@ def _batched(vlm: VLM, tower: VisionTower, question: Question, heads: Sequence[H
         if not same_features(features, intact):  # of a layer that the model does not use, nothing arrives
             changed.append((n, features))
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for first in range(0, max(1, len(changed)), MOST_QUESTIONS - 1):
-        chunk = changed[first : first + MOST_QUESTIONS - 1]
+    for first in range(0, max(1, len(changed)), AT_ONCE):
+        chunk = changed[first : first + AT_ONCE]
         given = [intact, *(features for _, features in chunk)]
         plain, *scores = run_packed(vlm, read_prefix(vlm, [question] * len(given), vision=_Features(vlm, given)), None)[0]
         found |= {n: (row, plain) for (n, _), row in zip(chunk, scores, strict=True)}

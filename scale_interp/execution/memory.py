@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import psutil
 import torch
 
+from ..data.question import Question
+from ..errors import MemoryWarning, ModelError
 from ..vlm.vlm import VLM
 from .execution import execution_of
 
+T = TypeVar("T")
+
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
-MOST_QUESTIONS = 16
+MOST_QUESTIONS = 32
 """Prompts that are read at once at most."""
 GRAPH_TIMES = 8
 """A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""
@@ -95,7 +102,7 @@ def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
     Args:
         vlm: The model.
         tokens: Of a prompt.
-        rows: Per question: the clean row and one for each fit, times the rows of the tree of choices.
+        rows: Per question: one for each fit, times the rows of the tree of choices.
         batch_size: Questions per step of the optimiser.
 
     Returns:
@@ -122,3 +129,23 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[Question]], T]) -> list[T]:
+    """The result of work(questions), or where memory runs out the results of its halves, in order.
+
+    Raises:
+        ModelError: There is not enough memory for a single question.
+    """
+    try:
+        return [work(questions)]
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    release(vlm.device)
+    n = len(questions)
+    if n == 1:
+        raise ModelError(f"{vlm.name}: no memory for question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
+    warnings.warn(f"{vlm.name}: no memory for {n} questions at once; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
+    return [part for half in (questions[: n // 2], questions[n // 2 :]) for part in in_halves(vlm, half, work)]

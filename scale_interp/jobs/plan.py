@@ -16,7 +16,7 @@ from ..data.question import Question
 from ..execution.memory import free_memory, out_of_memory
 from ..interventions.edit import Edit
 from ..interventions.engine import choose_path
-from ..interventions.packed import run_packed
+from ..interventions.packed import run_edited
 from ..interventions.paths import packed_batch, reference_work, variants_at_once
 from ..interventions.placement import measure_places, placement
 from ..interventions.prefix import Prefix, PrefixStore, read_prefix
@@ -171,7 +171,7 @@ def _fit(vlm: VLM, prefix: Prefix) -> float:
     mlp_scale = torch.ones(FITS, vlm.n_layers, requires_grad=True)
 
     def one_pass() -> None:
-        scores = run_packed(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))[1]
+        scores = run_edited(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))
         torch.autograd.grad(scores[scores.isfinite()].sum(), [scale, mlp_scale])
 
     try:

@@ -62,6 +62,8 @@ class Parts:
 PARTS = Parts()
 STATES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "linear")
 """Layer types of a configuration whose layers keep a state of the whole past instead of keys and values."""
+CROSS = "cross-attention"
+"""What a layer is called that attends to images alone."""
 
 
 USUAL_INPUTS = {
@@ -296,7 +298,7 @@ def _what(layer: nn.Module) -> str:
     """What a layer without heads is, in a word."""
     names = [name for name, _ in layer.named_children() if "norm" not in name]
     if any("cross" in name for name in names):
-        return "cross-attention"
+        return CROSS
     return " and ".join(names) or type(layer).__name__
 
 

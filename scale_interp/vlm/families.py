@@ -71,6 +71,7 @@ KNOWN = {
     "blip-2": Family(prompt="Question: {text} Answer:", images_first=True),
     "instructblip": Family(prompt="{text} Short answer:", images_first=True, unpadded=True),
     "llama4": Family(unpadded=True),
+    "mllama": Family(unpadded=True),
     "kosmos-2.5": Family(after_padding=True, prompt="{images}{text}"),
     "got_ocr2": Family(
         flat_images=True,

@@ -1,22 +1,49 @@
 """Every family by every analysis, on tiny models: packed and reference against plain torch hooks on whole passes."""
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import scale_interp as si
 from scale_interp.models import zoo
+from tests.exactness.test_quantised import KINDS
 from tests.support.oracle import heads_of, hooked_logits, plain_inputs
 from tests.support.zoo_models import BIDIRECTIONAL, FIRST, RECENT, Models, noise
 
 EXACT = 1e-5
 QUICK = ("llava", "qwen3_5")
 """A plain decoder and a hybrid; all others are in the full suite."""
-FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*FIRST, *RECENT)]
+ADAPTED = ("llava, LoRA", "qwen3_5, LoRA")
+"""A live PeftModel, with an adapter on what reads the heads and on MLPs."""
+QUANTISED = ("llava, torchao int8", "llava, bitsandbytes 4 bits")
+"""Where the libraries are installed (`.ci/matrix`)."""
+FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*FIRST, *RECENT, *ADAPTED, *QUANTISED)]
+
+
+class Rows(Models):
+    """The zoo, and models of it with an adapter or fewer bits."""
+
+    def __missing__(self, name):
+        family, _, change = name.partition(", ")
+        vlm = super().__missing__(family)
+        if not change:
+            return vlm
+        model = copy.deepcopy(vlm.hf_model)
+        if change == "LoRA":
+            torch.manual_seed(0)
+            targets = r".*language_model\.layers\..*(o_proj|down_proj)"
+            model = get_peft_model(model, LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+        else:
+            KINDS[change](model.get_decoder())
+        self[name] = si.load(model, vlm.processor)
+        return self[name]
 
 
 @pytest.fixture(scope="module")
 def models():
-    return Models()
+    return Rows()
 
 
 def pairs():
@@ -162,6 +189,8 @@ def test_heads_of_a_map_are_those_that_edits_hit(models):
     places = si.patch_positions(vlm, [pair], groups=("last",))
     assert list(places.plot().layout.yaxis.ticktext) == list(flow.heads.plot().layout.yaxis.ticktext) == ["0 (1)", "1 (2)"]
     assert list(si.knockout(vlm, [pair.clean]).plot().layout.xaxis.ticktext) == ["0 (1)", "1 (2)"]
+    for table in (places.to_frame(), si.knockout(vlm, [pair.clean]).to_frame()):
+        assert table["decoder_layer"].tolist() == [1, 2] and table["layer"].tolist() == [0, 1]
     tower = si.ablate_vision(vlm, [pair.clean])
     assert "decoder_layer" not in tower.to_frame() and tower.plot().layout.yaxis.ticktext is None, "those are the encoder's layers"
 

@@ -37,6 +37,15 @@ TEXTS = {
         "head_dim": 16,
         "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "MiMoV2FlashConfig": {
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "sliding_window": 12,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "GraniteConfig": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.2},
 }
 

@@ -184,7 +184,7 @@ def test_bench_shows_ratios(tmp_path):
     assert run(*command).stdout == result.stdout
     differences = {row["way"]: row["largest_difference"] for row in found["rows"]}
     assert differences.pop("one plain forward over as many tokens") is None and max(differences.values()) < 1e-5
-    assert {"one nnsight trace a head", "copied cache, batch repeat", "packed with bare hooks", "packed (ours)"} <= set(differences)
+    assert {"one nnsight trace a head", "copied cache, batch repeat", "packed in an nnsight trace", "packed (ours)"} <= set(differences)
     assert "packed (ours)" in (tmp_path / "bench.html").read_text() and "peak memory" not in result.output
     assert isinstance(run("bench", "demo", "--figure", tmp_path / "bench.doc").exception, FileError)
 

@@ -11,15 +11,17 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ...attribution.ablation import provenance
 from ...core.arguments import Seed, checked
 from ...core.notebook import NotebookView
 from ...data.question import Question
+from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited
 from ...vlm.vlm import VLM
 from ..attach import attach
-from .training import FREE_RATES, Fitted, Training
+from .training import FREE_RATES, Fitted, in_steps, prepare_training, train_parameters, try_rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,12 +101,16 @@ def fit_bias(
     >>> fit_bias(vlm, train, epochs=1, learning_rates=[1e-2])
     <LastTokenBias of 768 parameters>
     """
-    training = Training.of(vlm, train, "last-token bias", path, seed, settings)
+    train, options = prepare_training(vlm, train, path, settings)
+    training = in_steps(vlm, train, options, seed)
+    checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
-        edit = Edit(shift=shift, scope=training.options.scope)
-        return training.fit([shift], lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0], rate)
+        edit = Edit(shift=shift, scope=options.scope)
+        scores = lambda prefix: run_edited(vlm, prefix, edit)[:, 0]  # noqa: E731
+        return train_parameters([shift], scores, training, training.prompts.__getitem__, options, rate, checkpoints)
 
-    best, info = training.best_of(trial, learning_rates)
-    return LastTokenBias(best.state[0][0], training.options.scope, info, training.provenance, best.history)
+    best, info = try_rates(trial, learning_rates, options, seed)
+    made = provenance(vlm, train, path="packed")
+    return LastTokenBias(best.state[0][0], options.scope, info, made, best.history)

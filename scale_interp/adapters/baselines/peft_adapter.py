@@ -10,25 +10,28 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from ...attribution.ablation import provenance
 from ...core.arguments import Seed, checked
 from ...core.files import write_json
 from ...core.notebook import NotebookView
 from ...core.tensors import write_tensors
 from ...data.question import Question
 from ...errors import EditError, ModelError
+from ...execution.batches import checkpoints_of
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
-from ...interventions.prefix import prompt_inputs, run_prompts
+from ...interventions.prefix import Prefix, prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.lock import changed
 from ...vlm.vlm import VLM
-from .training import FREE_RATES, Batch, Fitted, Training
+from .training import FREE_RATES, Fitted, in_steps, prepare_training, train_parameters, try_rates
 
 KEYS = ("k_proj", "v_proj")
 """The modules whose outputs IA3 rescales; it also rescales the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
@@ -181,23 +184,29 @@ def _fit_peft(
     path: Path,
     settings: Mapping[str, Any],
 ) -> PeftAdapter:
-    made = _plain_json(config.to_dict())
-    training = Training.of(vlm, train, name, path, seed, settings, made)
-    given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*training.learn, *training.held)}
+    train, options = prepare_training(vlm, train, path, settings)
+    training = in_steps(vlm, train, options, seed, whole_prompt=True, keep=False)
     names: list[str] = []
+    # Only the vision tower's features are kept; the weights change, so prompts are run again at every step.
+    given: dict[tuple[int, int], dict[str, Any]] = {}
+    read = lru_cache(None)(lambda i: replace(training.prompts[i], layers=()))
+    checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain_json(config.to_dict()))
 
-    def scores(batch: Batch) -> Tensor:
-        # The weights have changed, so the prompt is run again.
-        layers, _ = run_prompts(vlm, given[id(batch)])
-        return run_packed(vlm, replace(batch.prefix, layers=layers), None)[0]
+    def scores(prefix: Prefix) -> Tensor:
+        rows = prefix.rows.start, prefix.rows.stop
+        if rows not in given:
+            given[rows] = _inputs(vlm, prefix.questions)
+        layers, _ = run_prompts(vlm, given[rows])
+        return run_packed(vlm, replace(prefix, layers=layers), None)[0]
 
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return training.fit(list(weights.values()), scores, rate)
+            return train_parameters(list(weights.values()), scores, training, read, options, rate, checkpoints)
 
-    best, info = training.best_of(trial, rates)
-    return PeftAdapter(name, made, dict(zip(names, best.state, strict=True)), info, training.provenance, best.history)
+    best, info = try_rates(trial, rates, options, seed)
+    made = provenance(vlm, train, path="packed")
+    return PeftAdapter(name, _plain_json(config.to_dict()), dict(zip(names, best.state, strict=True)), info, made, best.history)
 
 
 @torch.no_grad()

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -14,33 +15,85 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ...attribution.ablation import provenance
 from ...core.progress import track
 from ...data.items import require
 from ...data.question import Question
 from ...errors import EditError
-from ...execution.batches import checkpoints_of
 from ...execution.journal import Checkpoints
+from ...execution.memory import micro_batch
+from ...interventions.choices import read_choices
 from ...interventions.engine import Path, require_packed
-from ...interventions.prefix import Prefix, read_prefix
+from ...interventions.parts import in_parts
+from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.vlm import VLM
 from ..scale.fit import FitSettings, learning_mask
 
+T = TypeVar("T")
 FREE_RATES = (1e-2, 3e-3, 3e-2)
 """Learning rates tried for IA3 and for the shift."""
 BUDGET = ("epochs", "batch_size", "validation", "patience")
 
 
+def prepare_training(
+    vlm: VLM, train: Sequence[Question], path: Path, settings: Mapping[str, Any]
+) -> tuple[Sequence[Question], FitSettings]:
+    """Check the training questions and the settings of a baseline.
+
+    Raises:
+        EditError: for a model or path that is not packed, as there are no gradients, and for a setting that no baseline has.
+    """
+    if wrong := settings.keys() - {*BUDGET, "scope"}:
+        raise EditError(f"settings {sorted(wrong)}: a baseline has no such settings; use epochs, batch_size, validation, patience or scope")
+    train = require(train)
+    require_packed(vlm, train, path, "training a baseline")
+    return train, FitSettings(**settings)
+
+
 @dataclass(frozen=True)
-class Batch:
-    """Prompts that were read, and the indices [B] of the right answers."""
+class Training:
+    """The questions of a baseline in steps, each in the micro-batches that memory holds.
 
-    prefix: Prefix
-    answers: Int[Tensor, " questions"]
+    Attributes:
+        prompts: the prompts to learn from, then the held-out ones.
+        learn: the batches of each step, which are those of fit_scales without the held-out images.
+        held: the batches of held-out questions.
+        rows: rows of one question that a pass with gradients keeps.
+    """
+
+    prompts: PrefixStore
+    learn: list[list[int]]
+    held: list[list[int]]
+    rows: int
+
+    def answers(self, rows: slice) -> Int[Tensor, " questions"]:
+        """The right answers of some of the prompts."""
+        return torch.tensor([q.answer for q in self.prompts.questions[rows]], device=self.prompts.vlm.device)
 
 
-def _read(vlm: VLM, questions: Sequence[Question]) -> Batch:
-    return Batch(read_prefix(vlm, questions), torch.tensor([q.answer for q in questions], device=vlm.device))
+def in_steps(
+    vlm: VLM, train: Sequence[Question], options: FitSettings, seed: int, whole_prompt: bool = False, keep: bool = True
+) -> Training:
+    """The steps of a baseline.
+
+    Args:
+        vlm: the model.
+        train: the training questions.
+        options: its settings.
+        seed: for the held-out images.
+        whole_prompt: whether gradients go through the whole prompt, and not only through a copy of its last token.
+        keep: whether prompts that were read are kept.
+    """
+    learns, size = learning_mask(train, options.validation, seed).tolist(), options.batch_size
+    chosen = [[q for q, on in zip(train[i : i + size], learns[i : i + size], strict=True) if on] for i in range(0, len(train), size)]
+    learn, held = [part for part in chosen if part], [q for q, on in zip(train, learns, strict=True) if not on]
+    later = [held[i : i + size] for i in range(0, len(held), size)]
+    asked = [q for part in (*learn, *later) for q in part]
+    R = read_choices(vlm, asked[:1], torch.zeros(1, dtype=torch.long)).tokens.shape[1]
+    tokens = vlm.encode(asked[0])["input_ids"].shape[1]
+    rows = tokens + R if whole_prompt else R
+    micro = micro_batch(vlm, tokens, rows, max(map(len, (*learn, *later))))
+    prompts = PrefixStore(vlm, asked, micro, keep=keep, within=[len(part) for part in (*learn, *later)])
+    return Training(prompts, prompts.steps[: len(learn)], prompts.steps[len(learn) :], rows)
 
 
 @dataclass(frozen=True)
@@ -54,119 +107,95 @@ class Fitted:
     seconds: float
 
 
-@dataclass(frozen=True)
-class Training:
-    """What the trials of a baseline share: settings, batches, and where epochs are kept.
+def try_rates(trial: Callable[[float], Fitted], rates: Sequence[float], options: FitSettings, seed: int) -> tuple[Fitted, dict[str, Any]]:
+    """Train once per learning rate. Returns the trial with the lowest held-out loss, and what was tried."""
+    if not rates or min(rates) <= 0:
+        raise EditError(f"learning_rates={list(rates)}: give at least one, all above 0")
+    trials = [trial(rate) for rate in rates]
+    best = min(range(len(trials)), key=lambda i: trials[i].loss)
+    budget = {name: getattr(options, name) for name in BUDGET}
+    found = {"lr": rates[best], "best_epoch": trials[best].epoch, "validation_loss": trials[best].loss, "seconds": trials[best].seconds}
+    tried = [{"lr": rate, "validation_loss": t.loss, "seconds": t.seconds} for rate, t in zip(rates, trials, strict=True)]
+    return trials[best], budget | found | {"seed": seed, "tried": tried}
+
+
+def train_parameters(
+    parameters: list[Tensor],
+    scores: Callable[[Prefix], Float[Tensor, "questions choices"]],
+    training: Training,
+    read: Callable[[int], Prefix],
+    options: FitSettings,
+    rate: float,
+    checkpoints: Checkpoints | None = None,
+) -> Fitted:
+    """Minimise the cross-entropy over the choices [B, C] by AdamW without weight decay, in the order of epochs of fit_scales.
+
+    The history's train_loss is the mean over the epoch's steps, each before its own update.
 
     Args:
-        options: epochs, patience and scope.
-        seed: of the held-out images.
-        learn: batches to learn from, which are those of fit_scales without the held-out images.
-        held: held-out batches, for early stopping.
+        parameters: what is trained, in place.
+        scores: the choice scores of prompts [B, C].
+        training: the questions in steps; the held-out ones are for early stopping.
+        read: the prompts of a batch, by its number.
+        options: epochs and patience.
+        rate: the learning rate.
         checkpoints: where each epoch is stored, to resume from.
-        provenance: model, data and versions.
+
+    Raises:
+        EditError: where the held-out loss is not finite from the start.
+        ModelError: where there is no memory for one question.
     """
+    started = time.perf_counter()
 
-    options: FitSettings
-    seed: int
-    learn: list[Batch]
-    held: list[Batch]
-    checkpoints: Checkpoints | None
-    provenance: Mapping[str, Any]
+    def losses_of(prefix: Prefix) -> Tensor:
+        return F.cross_entropy(scores(prefix), training.answers(prefix.rows), reduction="none")
 
-    @classmethod
-    def of(cls, vlm: VLM, train: Sequence[Question], name: str, path: Path, seed: int, settings: Mapping[str, Any], *kind: Any) -> Training:
-        """Check the training questions and the settings of a baseline, and read the prompts.
+    def learn_from(prefix: Prefix, whole: int) -> tuple[Tensor, ...]:
+        loss = losses_of(prefix).mean() * (len(prefix.questions) / whole)
+        return loss.detach(), *torch.autograd.grad(loss, parameters)
 
-        Args:
-            vlm: the model.
-            train: training questions.
-            name: the baseline's name.
-            path: "auto" or "packed".
-            seed: of the held-out images.
-            settings: epochs, batch_size, validation, patience and scope of FitSettings.
-            kind: what else tells this training from others of that name.
+    trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
+    done = trial.resume(checkpoints, rate)
+    order = np.random.default_rng(0)
+    for epoch in track(range(options.epochs + 1), f"training {sum(p.numel() for p in parameters):,} parameters", options.epochs + 1):
+        steps: list[int] = order.permutation(len(training.learn)).tolist() if epoch else []
+        if epoch <= done:
+            continue
+        if trial.history and trial.history[-1]["epoch"] - trial.best_epoch >= options.patience:
+            break
+        row = {"epoch": float(epoch)}
+        if epoch:
+            losses = []
+            for step in steps:
+                batches = training.learn[step]
+                whole = training.prompts.slices[batches[-1]].stop - training.prompts.slices[batches[0]].start
+                (loss, *slopes), *more = _in_parts(training, read, batches, partial(learn_from, whole=whole))
+                for part in more:
+                    loss, slopes = loss + part[0], [slope + other for slope, other in zip(slopes, part[1:], strict=True)]
+                for parameter, slope in zip(parameters, slopes, strict=True):
+                    parameter.grad = slope
+                trial.optimiser.step()
+                losses.append(float(loss))
+            row["train_loss"] = float(np.mean(losses))
+        with torch.no_grad():
+            found = [part for batches in training.held for part in _in_parts(training, read, batches, losses_of)]
+        row["validation_loss"] = float(torch.cat(found).mean())
+        trial.history.append(row)
+        if row["validation_loss"] < trial.best_loss:
+            trial.best_loss, trial.best_epoch = row["validation_loss"], epoch
+            trial.best = [p.detach().clone() for p in parameters]
+        trial.keep(checkpoints, rate, time.perf_counter() - started)
+    if not trial.best:
+        raise EditError(f"lr={rate:g}: the held-out loss is not finite from the start; check the model's weights")
+    seconds = trial.seconds + time.perf_counter() - started
+    return Fitted(trial.best, trial.best_loss, trial.best_epoch, tuple(trial.history), seconds)
 
-        Raises:
-            EditError: for a model or path that is not packed, as there are no gradients, and for a setting that no baseline has.
-        """
-        if wrong := settings.keys() - {*BUDGET, "scope"}:
-            raise EditError(
-                f"settings {sorted(wrong)}: a baseline has no such settings; use epochs, batch_size, validation, patience or scope"
-            )
-        train = require(train)
-        require_packed(vlm, train, path, "training a baseline")
-        options = FitSettings(**settings)
-        learns, size = learning_mask(train, options.validation, seed).tolist(), options.batch_size
-        chosen = [[q for q, on in zip(train[i : i + size], learns[i : i + size], strict=True) if on] for i in range(0, len(train), size)]
-        held = [q for q, on in zip(train, learns, strict=True) if not on]
-        return cls(
-            options,
-            seed,
-            [_read(vlm, part) for part in chosen if part],
-            [_read(vlm, held[i : i + size]) for i in range(0, len(held), size)],
-            checkpoints_of(vlm, name, train, options, seed, *kind),
-            provenance(vlm, train, path="packed"),
-        )
 
-    def best_of(self, trial: Callable[[float], Fitted], rates: Sequence[float]) -> tuple[Fitted, dict[str, Any]]:
-        """Train once per learning rate. Returns the trial with the lowest held-out loss, and what was tried."""
-        if not rates or min(rates) <= 0:
-            raise EditError(f"learning_rates={list(rates)}: give at least one, all above 0")
-        trials = [trial(rate) for rate in rates]
-        best = min(range(len(trials)), key=lambda i: trials[i].loss)
-        budget = {name: getattr(self.options, name) for name in BUDGET}
-        found = {"lr": rates[best], "best_epoch": trials[best].epoch, "validation_loss": trials[best].loss, "seconds": trials[best].seconds}
-        tried = [{"lr": rate, "validation_loss": t.loss, "seconds": t.seconds} for rate, t in zip(rates, trials, strict=True)]
-        return trials[best], budget | found | {"seed": self.seed, "tried": tried}
-
-    def fit(self, parameters: list[Tensor], scores: Callable[[Batch], Float[Tensor, "questions choices"]], rate: float) -> Fitted:
-        """Minimise the cross-entropy over the choices [B, C] by AdamW without weight decay, in the order of epochs of fit_scales.
-
-        The history's train_loss is the mean over the epoch's steps, each before its own update.
-
-        Args:
-            parameters: what is trained, in place.
-            scores: the choice scores of a batch [B, C].
-            rate: the learning rate.
-
-        Raises:
-            EditError: where the held-out loss is not finite from the start.
-        """
-        started = time.perf_counter()
-        trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
-        done = trial.resume(self.checkpoints, rate)
-        order = np.random.default_rng(0)
-        for epoch in track(
-            range(self.options.epochs + 1), f"training {sum(p.numel() for p in parameters):,} parameters", self.options.epochs + 1
-        ):
-            batches: list[int] = order.permutation(len(self.learn)).tolist() if epoch else []
-            if epoch <= done:
-                continue
-            if trial.history and trial.history[-1]["epoch"] - trial.best_epoch >= self.options.patience:
-                break
-            row = {"epoch": float(epoch)}
-            if epoch:
-                losses = []
-                for i in batches:
-                    loss = F.cross_entropy(scores(self.learn[i]), self.learn[i].answers)
-                    for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                        parameter.grad = gradient
-                    trial.optimiser.step()
-                    losses.append(float(loss.detach()))
-                row["train_loss"] = float(np.mean(losses))
-            with torch.no_grad():
-                found = [F.cross_entropy(scores(batch), batch.answers, reduction="none") for batch in self.held]
-            row["validation_loss"] = float(torch.cat(found).mean())
-            trial.history.append(row)
-            if row["validation_loss"] < trial.best_loss:
-                trial.best_loss, trial.best_epoch = row["validation_loss"], epoch
-                trial.best = [p.detach().clone() for p in parameters]
-            trial.keep(self.checkpoints, rate, time.perf_counter() - started)
-        if not trial.best:
-            raise EditError(f"lr={rate:g}: the held-out loss is not finite from the start; check the model's weights")
-        seconds = trial.seconds + time.perf_counter() - started
-        return Fitted(trial.best, trial.best_loss, trial.best_epoch, tuple(trial.history), seconds)
+def _in_parts(training: Training, read: Callable[[int], Prefix], batches: Sequence[int], work: Callable[[Prefix], T]) -> Iterator[T]:
+    """The results of work on these batches; where memory runs out, on smaller parts."""
+    for i in batches:
+        prefix = read(i)
+        yield from in_parts(training.prompts.vlm, prefix, training.rows // prefix.choices.tokens.shape[1], work)
 
 
 @dataclass

@@ -31,7 +31,7 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited, run_packed
 from ...interventions.parts import in_parts
 from ...interventions.paths import check_finite, join
 from ...interventions.positions import choose_path_at
@@ -314,7 +314,7 @@ def fit_scales(
             PathWarning,
             stacklevel=3,
         )
-    learner = _Learner(vlm, train, fits, options, layers)
+    learner = Learner(vlm, train, fits, options, layers)
     if prompts is None:
         prompts = prompts_to_fit(vlm, train, len(fits), options)
     prompts.require(train)
@@ -359,7 +359,7 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     if micro is None:
         choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
         tokens = vlm.encode(train[0])["input_ids"].shape[1]
-        micro = micro_batch(vlm, tokens, (1 + n_fits) * choices.tokens.shape[1], size)
+        micro = micro_batch(vlm, tokens, n_fits * choices.tokens.shape[1], size)
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
@@ -380,7 +380,7 @@ def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bo
     return learns
 
 
-class _Learner:
+class Learner:
     """Free parameters of F fits, their optimiser, and the best scalars of each by validation loss."""
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
@@ -602,15 +602,14 @@ class _Retained:
         """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
         edited = edited_scores(self.vlm, part, edit).log_softmax(-1)
         base = self.base[part.rows, None, : edited.shape[-1]]
-        size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
-        whole = min(size, stop - start // size * size)
+        whole = self.prompts.step_of(part.rows.start)
         return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
 
 
 def edited_scores(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
     """Scores [B, N, C] of an edit, with the graph; one at a token group reads the prompts in full, as it begins before their end."""
     if not positioned(edit):
-        return run_packed(vlm, prefix, edit)[1]
+        return run_edited(vlm, prefix, edit)
     read = replace(read_whole(vlm, prefix.questions), choices=prefix.choices)
     return run_suffix(vlm, read, edit, [positions_at(vlm, q, edit.at) for q in prefix.questions])[1]
 

@@ -41,14 +41,11 @@ def longest(settings: Settings, seconds: Mapping[str, float], steps: list[str]) 
     of_pairs = any(name in OF_PAIRS for name in maps)
     found = {"locate": s.n_locate * (reading * (1 + of_pairs) + seconds["heads"] * sum(name not in GRADIENTS for name in maps))}
     if "fit" in seconds:
-        # A pass holds a clean row and one for each fit.
-        passes, row = 1 + TWICE * FitSettings().epochs, seconds["fit"] / (1 + FITS)
-        found["locate"] += s.n_locate * row * 2 * sum(name in GRADIENTS for name in maps)
-        found["fit"] = s.n_train * (reading + passes * row * (1 + 2)) + (retained + s.n_train) * (reading + passes * row * 2) * (
-            retained > 0
-        )
+        passes, row = 1 + TWICE * FitSettings().epochs, seconds["fit"] / FITS
+        found["locate"] += s.n_locate * row * sum(name in GRADIENTS for name in maps)
+        found["fit"] = s.n_train * (reading + passes * row * 2) + (retained + s.n_train) * (reading + passes * row) * (retained > 0)
         fits = 4 + 4 * s.seeds
-        suite = s.n_train * (reading + passes * row * (1 + fits)) + (3 * s.n_test + others) * (reading + row * (1 + 3 * fits))
+        suite = s.n_train * (reading + passes * row * fits) + (3 * s.n_test + others) * (reading + row * (1 + 3 * fits))
         found["falsify"] = SUITES * suite
     found["evaluate"] = (s.n_test + others) * (reading + seconds.get("fit", 0.0))
     return found
