@@ -52,6 +52,12 @@ def lens_over_image(dark: bool) -> go.Figure:
     return viz.lens_over_image(lens, questions[0], si.patch_grid(vlm, questions[0]), dark=dark)
 
 
+def image_maps(dark: bool) -> go.Figure:
+    vlm, questions, _ = made.lens()
+    maps = [si.knockout_image(vlm, questions[:1], source) for source in ("last", ("subject", "object"))]
+    return viz.image_maps(maps, questions[0], si.patch_grid(vlm, questions[0]), ["hidden from the last token", "from the words"], dark=dark)
+
+
 def token_groups(dark: bool) -> go.Figure:
     vlm, questions, _ = made.lens()
     return viz.token_groups(vlm, questions[0], dark=dark)
@@ -71,6 +77,7 @@ FIXED: dict[str, Draw] = {
     "flow_curves-relations": lambda dark: viz.flow_curves(made.flow_maps(8, 2), by_relation=True, dark=dark),
     "function_heatmap": lambda dark: viz.function_heatmap(made.matrix(), dark=dark),
     "gains_of_runs": lambda dark: viz.gains_of_runs(made.run_rows(), ("first", "second"), dark=dark),
+    "image_maps": image_maps,
     "lens_curves": lambda dark: viz.lens_curves([made.lens()[2], made.lens("image")[2]], dark=dark),
     "lens_over_image": lens_over_image,
     "retention": lambda dark: viz.retention(made.retained(), dark=dark),

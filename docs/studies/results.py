@@ -1,9 +1,14 @@
-"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results"""
+"""docs/results.md from the run folders of the three embedded models and a benchmark: python -m docs.studies.results
 
+With the folders of benchmarks, the section of speed alone and the files that it is made of: python -m docs.studies.results runs/bench-*
+"""
+
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from scale_interp.bench import Benchmark, read_benchmarks
+from scale_interp.bench import Benchmark, read_benchmarks, write_benchmarks
 from scale_interp.core.files import read_json, write_bytes
 from scale_interp.jobs.run.page import FITS, change
 
@@ -12,18 +17,35 @@ DOCS = HERE.parent
 MODELS = ("demo", "demo-healthy", "demo-prior")
 
 
-def main() -> None:
+def main(folders: Sequence[str]) -> None:
+    if folders:
+        measure_speed([found for folder in folders for found in read_benchmarks(Path(folder) / "bench.json")])
+        return
     summaries = {name: read_json(Path("runs") / f"{name}-scenes-relation" / "summary.json") for name in MODELS}
     measured = [found for name in ("realistic", "demo") for found in read_benchmarks(HERE / f"bench-{name}.json")]
     parts = [HEAD, *(model(name, found) for name, found in summaries.items()), SPEED, *map(speed, measured)]
     write_bytes(DOCS / "results.md", "\n".join(parts).encode())
 
 
+def measure_speed(measured: Sequence[Benchmark]) -> None:
+    """The benchmarks' files, their image, and the section of speed."""
+    from scale_interp.viz import speed as draw
+
+    of_shapes = [found for found in measured if found.about["model"] != "demo"]
+    write_benchmarks(HERE / "bench-realistic.json", of_shapes)
+    write_benchmarks(HERE / "bench-demo.json", [found for found in measured if found.about["model"] == "demo"])
+    draw(of_shapes).write_image(DOCS / "images" / "speed.png", scale=2)
+    before, *_ = (DOCS / "results.md").read_text().partition(SPEED.partition("\n")[0])
+    write_bytes(DOCS / "results.md", "\n".join([before + SPEED, *map(speed, measured)]).encode())
+
+
 HEAD = """# What was measured
 
 On two CPU cores. `python -m docs.studies.results` writes this page from the runs and the benchmark that it names; `python -m
 docs.studies.images runs/demo-scenes-relation` draws the images. Base and gains are on 400 balanced test questions of scenes whose set
-of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite.
+of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite, and for the rows on
+format (raw prompt, bias over the vocabulary) among themselves. P(any option) is the mean probability that the answer is any of the options
+([what the controls are](falsification.md)).
 """
 
 
@@ -64,21 +86,25 @@ def rank(found: dict[str, float | None]) -> str:
 
 
 def suite(title: str, found: dict[str, Any]) -> str:
-    elsewhere = {n: f"{r['others_change']:+.3f}" if "others_change" in r else "" for n, r in found["controls"].items()}
-    rows = "\n".join(f"| {n} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {elsewhere[n]} |" for n, r in found["controls"].items())
+    lines = [f"| base model | | | | {found['base_split']['mass']:.3f} |"]
+    for name, r in found["controls"].items():
+        elsewhere = f"{r['others_change']:+.3f}" if "others_change" in r else ""
+        lines.append(f"| {name} | {change(r, 'gain')} | {r['p_corrected']:.2g} | {elsewhere} | {r['mass']:.3f} |")
+    rows = "\n".join(lines)
     return f"""**Falsification, {title}, mean of three seeds.** {found["verdict"]} With scalars frozen at 1,
 {found["frozen_changed"]} answers and {found["frozen_bits_changed"]} logits changed.
 
-| control | gain | corrected p | non-spatial change |
-|---|---|---|---|
+| control | gain | corrected p | non-spatial change | P(any option) |
+|---|---|---|---|---|
 {rows}"""
 
 
 SPEED = """## Speed
 
-    scale-interp bench --repeats 5 --sample 20 --out runs/bench-realistic --figure docs/images/speed.png
-    scale-interp bench demo --out runs/bench-demo
-    for name in realistic demo; do cp runs/bench-$name/bench.json docs/studies/bench-$name.json; done
+    scale-interp bench realistic/8x8x512 --questions 1 --memory --repeats 3 --out runs/bench-64
+    scale-interp bench realistic/32x32x1024 --questions 1 --memory --repeats 3 --sample 9 --out runs/bench-1024
+    scale-interp bench demo --repeats 3 --out runs/bench-demo
+    python -m docs.studies.results runs/bench-64 runs/bench-1024 runs/bench-demo
 
 All heads zero-ablated one by one, in every way on the same questions in one run, including reading the prompts; medians over the repeats,
 ratios within a repeat. Where one run per head would take more than a minute, the heads that were timed are spread over layers and repeats
@@ -106,10 +132,10 @@ def speed(found: Benchmark) -> str:
 |---|---|---|---|---|
 {rows}
 
-Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's own share of the packed sweep:
+Ours takes {found.over_limit:.2f} times a plain forward pass over as many tokens. nnsight's share of the same sweep in a trace:
 {found.nnsight_share:.1%}{" (less than the noise)" if found.nnsight_share < 0 else ""}.{peak}
 """
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

@@ -21,6 +21,8 @@ from .head_maps import head_maps as head_maps
 from .head_probe import ProbeMap as ProbeMap
 from .head_probe import probe as probe
 from .headmap import HeadMap as HeadMap
+from .image_map import ImageMap as ImageMap
+from .image_map import knockout_image as knockout_image
 from .integrated import integrated_gradients as integrated_gradients
 from .lens import LogitLens as LogitLens
 from .lens import logit_lens as logit_lens

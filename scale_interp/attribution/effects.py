@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core import statistics
@@ -43,7 +45,12 @@ class PerQuestion(Result, FigureView):
 
 
 class Effects(PerQuestion):
-    """A result whose values per question are effects, to be compared with 0."""
+    """A result whose values per question are effects, [Q, layers, ...], to be compared with 0."""
+
+    if TYPE_CHECKING:
+
+        @property
+        def provenance(self) -> Mapping[str, Any]: ...
 
     @cached_property
     def p_values(self) -> Float[Tensor, ...]:
@@ -53,3 +60,14 @@ class Effects(PerQuestion):
     def significant(self, alpha: float = 0.05) -> Bool[Tensor, ...]:
         """Which mean effects differ from 0, after Holm's correction over all of them."""
         return self.p_values < alpha
+
+    @property
+    def layer_numbers(self) -> list[int]:
+        """The number in the decoder of each layer of the map: in a hybrid, layers without heads are not in it."""
+        return list(self.provenance.get("layer_numbers") or range(self.per_question.shape[1]))
+
+    def layer_columns(self, each: int) -> dict[str, Int[np.ndarray, " rows"]]:
+        """The columns of a table with as many rows for each layer: layer, and of a hybrid before it decoder_layer."""
+        L = self.per_question.shape[1]
+        numbers = {"decoder_layer": np.repeat(self.layer_numbers, each)} if self.layer_numbers != [*range(L)] else {}
+        return numbers | {"layer": np.repeat(np.arange(L), each)}

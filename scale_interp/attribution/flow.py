@@ -104,10 +104,10 @@ class FlowMap(Effects):
         return {name: self.relation(name) for name in sorted({r for r in self.relations if r is not None})}
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer or head: layer, head (by head), score, low, high, p (Holm)."""
+        """One row per layer or head: layer (of a hybrid also decoder_layer), head (by head), score, low, high, p (Holm)."""
         low, high = self.interval()
         L, H = self.effects.shape[1:]
-        columns = {"layer": np.repeat(np.arange(L), H)} | ({"head": np.tile(np.arange(H), L)} if self.by == "head" else {})
+        columns = self.layer_columns(H) | ({"head": np.tile(np.arange(H), L)} if self.by == "head" else {})
         values = {"score": self.scores, "low": low, "high": high, "p": self.p_values}
         return pd.DataFrame(columns | {name: value.flatten().numpy() for name, value in values.items()})
 

@@ -18,7 +18,7 @@ from ..errors import EditError
 from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
-from ..interventions.packed import last_token, run_packed
+from ..interventions.packed import last_token, run_edited
 from ..interventions.parts import joined_parts
 from ..interventions.places import Places
 from ..interventions.positions import PromptBatches, batches_of, choose_path_at
@@ -159,4 +159,4 @@ def _slopes(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
 
 def _edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
     """Scores [B, C] of the edited row, with the graph; the edit's question axis is this batch's own."""
-    return run_packed(vlm, replace(prefix, rows=slice(None)), edit)[1][:, 0]
+    return run_edited(vlm, replace(prefix, rows=slice(None)), edit)[:, 0]

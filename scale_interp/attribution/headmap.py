@@ -56,11 +56,6 @@ class HeadMap(Effects):
         heads = self.top(min(MOST, self.scores.numel()))
         return ({"layer": layer, "head": head, self.unit: float(self.scores[layer, head])} for layer, head in heads)
 
-    @property
-    def layer_numbers(self) -> list[int]:
-        """The number in the decoder of each layer of the map: in a hybrid, layers without heads are not in it."""
-        return list(self.provenance.get("layer_numbers") or range(self.per_question.shape[1]))
-
     def top(self, k: int, by: Literal["score", "abs"] = "score") -> list[Head]:
         """The k heads with the largest score, largest first.
 
@@ -144,11 +139,9 @@ class HeadMap(Effects):
         low, high = self.interval()
         L, H = self.scores.shape
         flat = self.scores.flatten().numpy()
-        numbers = {"decoder_layer": np.repeat(self.layer_numbers, H)} if self.layer_numbers != [*range(L)] else {}
         return pd.DataFrame(
-            numbers
+            self.layer_columns(H)
             | {
-                "layer": np.repeat(np.arange(L), H),
                 "head": np.tile(np.arange(H), L),
                 "score": flat,
                 "low": low.flatten().numpy(),

@@ -15,7 +15,7 @@ from ..errors import EditError
 from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
-from ..interventions.packed import run_packed
+from ..interventions.packed import run_edited
 from ..interventions.parts import joined_parts
 from ..interventions.prefix import Prefix, PrefixStore
 from ..vlm.vlm import VLM
@@ -76,6 +76,6 @@ def _slopes(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult
     alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()
     # the edit's question axis is this batch's own
-    _, scores = run_packed(vlm, replace(prefix, rows=slice(None)), Edit(scale=scale))
+    scores = run_edited(vlm, replace(prefix, rows=slice(None)), Edit(scale=scale))
     (slope,) = torch.autograd.grad(measure(metric, scores, members).sum(), scale)
     return {"effects": slope.mean(1)}

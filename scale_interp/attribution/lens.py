@@ -271,5 +271,5 @@ def residual_streams(vlm: VLM, inputs: Mapping[str, Any], places: Int[Tensor, " 
 
 def read_out(vlm: VLM, stream: Float[Tensor, "tokens width"]) -> Float[Tensor, "tokens vocabulary"]:
     """Logits of every word from a residual stream: the model's final norm, head and soft cap."""
-    head: nn.Module = vlm.hf_model.get_output_embeddings()
+    head = vlm.head
     return vlm.cap(head(vlm.norm(stream[None])))[0].float()

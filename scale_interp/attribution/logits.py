@@ -170,7 +170,7 @@ def heads_out(block: HeadLayer, z: Float[Tensor, "*rows heads dim"]) -> Float[Te
 def _contributions(vlm: VLM, stream: Stream, questions: Sequence[Question]) -> Tensor:
     """Each head's share of the logit difference, [B, L, H]."""
     firsts = [_first_tokens(vlm, q) for q in questions]
-    unembed = vlm.hf_model.get_output_embeddings()
+    unembed = vlm.head
     logits = unembed(vlm.norm(stream.end)).float()
     right = torch.tensor([tokens[q.answer] for q, tokens in zip(questions, firsts, strict=True)])
     other = torch.tensor([_largest_other(row, q, tokens) for row, q, tokens in zip(logits, questions, firsts, strict=True)])

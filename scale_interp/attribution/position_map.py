@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Any
 
-import numpy as np
 import pandas as pd
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -86,12 +85,12 @@ class PositionMap(Effects):
         return replace(self, per_question=effects, groups=self.groups[rows], relations=named, provenance=made)
 
     def to_frame(self) -> pd.DataFrame:
-        """One row per layer and group: layer, tokens, score, low, high, p (Holm)."""
+        """One row per layer and group: layer (of a hybrid also decoder_layer), tokens, score, low, high, p (Holm)."""
         low, high = self.interval()
         L, G = self.scores.shape
         return pd.DataFrame(
-            {
-                "layer": np.repeat(np.arange(L), G),
+            self.layer_columns(G)
+            | {
                 "tokens": list(self.positions) * L,
                 "score": self.scores.flatten().numpy(),
                 "low": low.flatten().numpy(),

@@ -22,8 +22,7 @@ from ..interventions.edit import Component
 from ..interventions.engine import Path
 from ..interventions.places import Places
 from ..interventions.positions import batches_of, choose_path_at, reference_at
-from ..interventions.source_sweep import SourceSweep
-from ..interventions.suffix import suffix_batch
+from ..interventions.source_sweep import SourceSweep, patch_from
 from ..interventions.whole_prompt import WholePrompts, read_whole
 from ..vlm.token_groups import At, Groups, group_of, positions_at
 from ..vlm.vlm import VLM
@@ -202,9 +201,7 @@ def packed_work(vlm: VLM, batch: tuple[Sequence[Contrast], Sequence[tuple]], com
     before = contrast_diff(corrupt.clean, pairs)
     effects = []
     for from_clean, to_corrupt in _by_group(aligned):
-        places = Places.of(clean.columns(from_clean), vlm.device)
-        source = [places.take(read.component(component)) for read in clean.layers]
-        found, unpatched = suffix_batch(vlm, corrupt, SourceSweep(component, source, vlm.n_heads), to_corrupt)
+        found, unpatched = patch_from(vlm, clean, corrupt, component, from_clean, to_corrupt)
         effects.append(contrast_diff(found, pairs) - contrast_diff(unpatched, pairs))
     return {"effects": torch.cat(effects, 1), "gaps": contrast_diff(clean.clean, pairs) - before}
 

@@ -90,15 +90,15 @@ def ablate_vision(
 
     >>> import scale_interp as si
     >>> ablate_vision(si.load("demo"), si.load_questions("scenes/relation", n=4)).method
-    'ablate vision zero'
+    'zero ablation of vision heads'
     """
     questions, tower = _with_images(require(questions)), vision_tower(vlm)
     mean = capture_vision(vlm, questions).mean(0) if mode == "mean" else None
-    clean, edited = _run(vlm, questions, partial(edited_work, mean=mean), path, f"ablate vision {mode}")
+    clean, edited = _run(vlm, questions, partial(edited_work, mean=mean), path, f"{mode} ablation of vision heads")
     effect = measure(metric, clean, questions) - measure(metric, edited, questions)
-    made = provenance(vlm, questions, metric=metric, component="vision", mode=mode, path=choose_path(vlm, questions, path))
+    made = _provenance(vlm, questions, metric=metric, mode=mode, path=choose_path(vlm, questions, path))
     per_question = effect.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
-    return HeadMap(f"ablate vision {mode}", metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
+    return HeadMap(f"{mode} ablation of vision heads", metric.replace("_", " "), per_question, torch.from_numpy(groups(questions)), made)
 
 
 @checked
@@ -127,16 +127,22 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     """
     pairs, tower = require(pairs, Contrast), vision_tower(vlm)
     corrupt, clean = _with_images([p.corrupt for p in pairs]), _with_images([p.clean for p in pairs])
-    before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patch vision")
+    before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patching of vision heads")
     after = run_edits(vlm, clean, path=path, what="clean runs")
     m_corrupt, m_patched, m_clean = (contrast_diff(scores, pairs) for scores in (before, edited, after))
     gap = float((m_clean - m_corrupt).mean())
     if abs(gap) < 1e-6:
         raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
     fraction = (m_patched - m_corrupt) / gap
-    made = provenance(vlm, pairs, component="vision", path=choose_path(vlm, corrupt, path))
+    made = _provenance(vlm, pairs, path=choose_path(vlm, corrupt, path))
     per_question = fraction.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
-    return HeadMap("patch vision", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
+    return HeadMap("patching of vision heads", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)
+
+
+def _provenance(vlm: VLM, items: Sequence[Question] | Sequence[Contrast], **settings: Any) -> dict[str, Any]:
+    made = provenance(vlm, items, component="vision", **settings)
+    made.pop("layer_numbers", None)  # those of the text decoder
+    return made
 
 
 Batch = tuple[int, Question]

@@ -1,11 +1,11 @@
 """How much the packed sweep saves: all heads zero-ablated in every usual way, in one run."""
 
-from .result import BARE as BARE
 from .result import BRIDGE as BRIDGE
 from .result import COPIED as COPIED
 from .result import LIMIT as LIMIT
 from .result import OURS as OURS
 from .result import PER_HEAD as PER_HEAD
+from .result import TRACED as TRACED
 from .result import Benchmark as Benchmark
 from .result import Memory as Memory
 from .result import Row as Row

@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from ..data.question import Question
 from ..errors import EditError, FileError
 from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
+from .fit_step import measure_fit_step
 
 BATCH = 8
 """Questions per step."""
@@ -35,6 +36,7 @@ class FitsBenchmark:
         ratio: median over the repeats of the second by the first.
         reading: seconds that reading the prompts takes.
         largest_difference: of any scalar between a fit side by side and the same fit alone.
+        step: what is in a step of one fit, as FitStep has it; nothing in older files.
     """
 
     fits: int
@@ -44,6 +46,7 @@ class FitsBenchmark:
     reading: float
     largest_difference: float
     about: dict[str, Any]
+    step: dict[str, Any] = field(default_factory=dict)
 
 
 def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int = 10, repeats: int = 3) -> FitsBenchmark:
@@ -98,6 +101,7 @@ def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int 
         statistics.median(reading),
         max(_difference(a, b) for a, b in zip(beside, alone, strict=True)),
         about,
+        measure_fit_step(vlm, train[:BATCH], repeats=repeats).content(),
     )
 
 

@@ -24,7 +24,7 @@ from ..interventions.rows import attention
 from ..interventions.sweep import HeadSweep
 from ..vlm.cache import CACHE
 from ..vlm.vlm import VLM
-from .result import BARE, BRIDGE, COPIED, LIMIT, OURS, PER_HEAD
+from .result import BRIDGE, COPIED, LIMIT, OURS, PER_HEAD, TRACED
 
 COPIES = 64
 """How many variants the cache is copied for at once, where memory allows."""
@@ -52,7 +52,7 @@ def ways(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Way], dict[
         found[BRIDGE] = Way(lambda sweep: _bridge_per_head(bridge, vlm, questions, sweep), by_head=True)
     B, T = vlm.encode(questions)["input_ids"].shape
     found[COPIED] = Way(lambda sweep: _copied(vlm, questions, sweep))
-    found[BARE] = Way(lambda sweep: _bare(vlm, read_prefix(vlm, questions), sweep))
+    found[TRACED] = Way(lambda sweep: _traced(vlm, read_prefix(vlm, questions), sweep))
     found[OURS] = Way(lambda sweep: packed_batch(vlm, read_prefix(vlm, questions), sweep)[0])
     found[LIMIT] = Way(lambda sweep: _limit(vlm, B, T + sweep.n_variants))
     return found, left_out
@@ -175,37 +175,27 @@ def _limit(vlm: VLM, n_prompts: int, n_tokens: int) -> None:
     """One causal forward pass of the text decoder over prompts of random tokens."""
     tokens = torch.randint(vlm.decoder.get_input_embeddings().num_embeddings, (n_prompts, n_tokens), device=vlm.device)
     hidden = vlm.decoder(input_ids=tokens, use_cache=False).last_hidden_state
-    vlm.hf_model.get_output_embeddings()(hidden[:, -1:])
+    vlm.head(hidden[:, -1:])
 
 
-def _bare(vlm: VLM, prefix: Prefix, sweep: HeadSweep) -> Tensor:
-    """The packed sweep with torch hooks instead of nnsight, in the same chunks."""
-    out = [_bare_chunk(vlm, prefix, sweep, chunk) for chunk in torch.arange(sweep.n_variants).split(variants_at_once(vlm, prefix))]
+def _traced(vlm: VLM, prefix: Prefix, sweep: HeadSweep) -> Tensor:
+    """The packed sweep in nnsight traces instead of torch's hooks, in the same chunks."""
+    out = [_traced_chunk(vlm, prefix, sweep, chunk) for chunk in torch.arange(sweep.n_variants).split(variants_at_once(vlm, prefix))]
     return torch.cat(out, 1)
 
 
-def _bare_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Tensor:
-    starts, hooks, R = sweep.starts(vlm.n_layers)[alive], [], prefix.choices.tokens.shape[1]
-
-    def copies(number: int) -> Callable:
-        n, new = int((starts <= number).sum()), int((starts == number).sum())
-        return lambda module, args, kwargs: with_copies((args, kwargs), R, n, new) if new or (n and R > 1) else None
-
-    def edits(number: int) -> Callable:
-        n = int((starts <= number).sum())
-        part = sweep.part(number, alive[:n], starts[:n], prefix.rows) if n else None
-        block = vlm.head_layers[number]
-        return lambda module, args: None if part is None else (edit_heads(args[0], part, block, R, sweep.scope),)
-
-    for number, block in enumerate(vlm.head_layers):
-        hooks.append(block.module.register_forward_pre_hook(copies(number), with_kwargs=True))
-        hooks.append(block.output().register_forward_pre_hook(edits(number)))
-    try:
-        with attention(vlm.decoder):
-            hidden = vlm.decoder(**prefix.inputs(apart=vlm.parts.keys_as_cached)).last_hidden_state
-    finally:
-        for hook in hooks:
-            hook.remove()
+def _traced_chunk(vlm: VLM, prefix: Prefix, sweep: HeadSweep, alive: Tensor) -> Tensor:
+    starts, R = sweep.starts(vlm.n_layers)[alive], prefix.choices.tokens.shape[1]
+    with attention(vlm.decoder), vlm.text.trace(**prefix.inputs(apart=vlm.parts.keys_as_cached)):
+        for row, block in enumerate(vlm.head_layers):
+            layer, n, new = vlm.text_layers[block.number], int((starts <= row).sum()), int((starts == row).sum())
+            if new or (n and R > 1):
+                layer.inputs = with_copies(layer.inputs, R, n, new)
+            part = sweep.part(row, alive[:n], starts[:n], prefix.rows) if n else None
+            if part is not None:
+                output = block.output(layer)
+                output.input = edit_heads(output.input, part, block, R, sweep.scope)
+        hidden = vlm.text_norm.output.save()
     return prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))[:, 1:]
 
 

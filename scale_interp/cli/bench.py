@@ -73,7 +73,7 @@ def _bench_table(found: Benchmark) -> None:
     for way, why in found.left_out.items():
         out.print(f"left out: {way}: {escape(why)}", highlight=False, soft_wrap=True)
     out.print(f"ours / one plain forward over as many tokens: {found.over_limit:.2f}", highlight=False)
-    out.print(f"nnsight's own share of the packed sweep: {found.nnsight_share:.1%}", highlight=False)
+    out.print(f"nnsight's share of the same sweep in a trace: {found.nnsight_share:.1%}", highlight=False)
     if found.memory is not None:
         loaded, forward, sweep = (f"{n / 1e9:.2f} GB" for n in (found.memory.loaded, found.memory.forward, found.memory.sweep))
         text = f"peak memory: {loaded} once loaded, {forward} with one forward, {sweep} with the sweep ({found.memory.ratio:.2f} times)"
@@ -95,3 +95,6 @@ def _fits_table(found: FitsBenchmark) -> None:
         table.add_row(name, f"{seconds:,.2f}", f"{ratio:.2f}")
     console().print(table)
     console().print(f"largest difference of a scalar to the same fit alone: {found.largest_difference:.1e}", highlight=False)
+    if found.step:
+        whole, beside = found.step["whole"], found.step["beside_the_model"]
+        console().print(f"one step of one fit: {1000 * whole:,.1f} ms, of which {beside:.1%} are not the model", highlight=False)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from .app import Model, Others, app
-from .options import DATA, MODEL, takes
+from .options import DATA, MODEL, Device, takes
 from .printed import console, frame_table, say
 
 if TYPE_CHECKING:
@@ -62,11 +62,12 @@ def calibrate(
     suites: Annotated[int, typer.Option(help="suites on answers without signal")] = 200,
     power: Annotated[int, typer.Option(help="suites on planted shortfalls")] = 40,
     out: Annotated[Path, typer.Option(help="the run's folder; a stopped calibration continues there")] = Path("runs/calibration"),
+    device: Device = None,
 ) -> None:
     """Measure how often the falsification suite is wrong: rejections without signal, and gains found on planted shortfalls."""
     from ..jobs.calibrate import run_calibration
 
-    found = run_calibration(suites, power, out, say())
+    found = run_calibration(suites, power, out, say(), device)
     frame_table(found.table(), f"{suites} suites without signal, {power} on planted shortfalls")
     console().print(f"numbers: {out / 'calibration.json'}", soft_wrap=True)
 
@@ -80,6 +81,7 @@ def score_testbeds(
     out: Annotated[Path | None, typer.Option(help="write testbeds.json, testbeds.md and pictures/ into this folder")] = None,
     rebuild: Annotated[bool, typer.Option("--rebuild", help="instead, train the model NAME again")] = False,
     training: Annotated[Path, typer.Option(help="where --rebuild works; a stopped run resumes there")] = Path("testbed-training"),
+    device: Device = None,
 ) -> None:
     """Do attribution methods find the heads that are known to matter? AUROC, precision and faithfulness on test-beds."""
     from ..core.progress import StageBars
@@ -92,9 +94,9 @@ def score_testbeds(
         return
     show = lambda title, table: frame_table(table, title)  # noqa: E731
     if out is None:
-        bed.show_tables(*bed.measure(name, draws), show)
+        bed.show_tables(*bed.measure(name, draws, device=device), show)
         return
-    for line in bed.run_testbeds(name, draws, out, say(), show):
+    for line in bed.run_testbeds(name, draws, out, say(), show, device):
         console().print(line, highlight=False)
     console().print(f"page: {out / 'testbeds.md'}", soft_wrap=True)
 

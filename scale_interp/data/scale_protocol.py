@@ -37,9 +37,14 @@ def scale_split(counts: Sequence[int], seed: int) -> list[tuple[Int[np.ndarray, 
     Returns:
         The places of the training and of the test questions of each task, in the order in which they are used.
 
+    Raises:
+        DataError: for a seed that numpy's RandomState does not take.
+
     >>> [(len(train), len(test)) for train, test in scale_split([1500, 1500], seed=0)]
     [(300, 1200), (300, 1200)]
     """
+    if not 0 <= seed < 2**32:
+        raise DataError(f"seed={seed}: protocol='scale' draws with numpy's RandomState; give 0 to {2**32 - 1}")
     generator = np.random.RandomState(seed)
     orders = [generator.permutation(count) for count in counts]
     return [(order[: math.floor(len(order) * TRAIN)], order[math.floor(len(order) * TRAIN) :]) for order in orders]
@@ -87,7 +92,9 @@ def scale_part(questions: Questions, split: str | None, seed: int) -> Questions:
 
 
 def part_of(parts: tuple[Any, Any], split: str | None, name: str) -> Any:
-    """The training or the test part of a split. Raises DataError for another one."""
+    """The training or the test part of a split. Raises DataError for another one, and where nothing is left to train on."""
     if split not in (None, "train", "test"):
         raise DataError(f"unknown split {split!r} of {name} by protocol='scale': choose from train, test")
+    if not len(parts[0]):
+        raise DataError(f"{name}: a fifth of {len(parts[1])} questions is none to train on; give at least {math.ceil(1 / TRAIN)}")
     return parts[0] if split == "train" else parts[1]

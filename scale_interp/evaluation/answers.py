@@ -21,6 +21,7 @@ from ..data.items import describe, require
 from ..data.question import Question
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, map_batches
+from ..execution.memory import in_halves
 from ..interventions.edit import Edit
 from ..vlm.generation import own_settings
 from ..vlm.vlm import VLM
@@ -149,7 +150,8 @@ def answer_texts(
 def text_work(vlm: VLM, questions: Sequence[Question], edit: Edit | None, max_new_tokens: int) -> BatchResult:
     """One batch's answers as UTF-8, one tensor of bytes per question."""
     with nullcontext() if edit is None else attach(vlm.hf_model, edit):
-        texts = vlm.generate(list(questions), max_new_tokens=max_new_tokens)
+        parts = in_halves(vlm, questions, lambda part: vlm.generate(list(part), max_new_tokens=max_new_tokens))
+    texts = [text for part in parts for text in part]
     return {f"{i:06}": torch.tensor(list(text.encode()), dtype=torch.uint8) for i, text in enumerate(texts)}
 
 

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import gc
 import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import psutil
 import torch
 
-from ..vlm.vlm import VLM
+from ..data.question import Question
+from ..errors import MemoryWarning, ModelError
+from ..vlm.vlm import NO_MEMORY, VLM
 from .execution import execution_of
+
+T = TypeVar("T")
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
@@ -95,7 +102,7 @@ def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
     Args:
         vlm: The model.
         tokens: Of a prompt.
-        rows: Per question: the clean row and one for each fit, times the rows of the tree of choices.
+        rows: Per question: one for each fit, times the rows of the tree of choices.
         batch_size: Questions per step of the optimiser.
 
     Returns:
@@ -114,7 +121,7 @@ def _inner(vlm: VLM) -> int:
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device, or the machine, has run out of memory."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in said for part in ("OutOfMemoryError", *NO_MEMORY))
 
 
 def release(device: torch.device) -> None:
@@ -122,3 +129,23 @@ def release(device: torch.device) -> None:
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+
+
+def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[Question]], T]) -> list[T]:
+    """The result of work(questions), or where memory runs out the results of its halves, in order.
+
+    Raises:
+        ModelError: There is not enough memory for a single question.
+    """
+    try:
+        return [work(questions)]
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        reason = str(error).splitlines()[0]
+    release(vlm.device)
+    n = len(questions)
+    if n == 1:
+        raise ModelError(f"{vlm.name}: no memory for question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
+    warnings.warn(f"{vlm.name}: no memory for {n} questions at once; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
+    return [part for half in (questions[: n // 2], questions[n // 2 :]) for part in in_halves(vlm, half, work)]

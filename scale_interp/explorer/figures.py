@@ -20,6 +20,7 @@ from ..data.question import Question
 from ..viz.attention_map import HEAT
 from ..viz.heatmap import coloraxis, layer_head_axes, limit, score_trace
 from ..viz.theme import LETTER, frame, look
+from ..vlm.vlm import VLM
 from .explorer import Component, Looking, component_name
 
 WIDTH = 296
@@ -122,9 +123,9 @@ def _boxes(question: Question, dark: bool) -> Iterator[dict[str, Any]]:
 class HeadsFigure(_Figure):
     """The scores of all heads, and a column of MLPs. A click chooses one."""
 
-    def __init__(self, head_map: HeadMap | None, L: int, H: int) -> None:
+    def __init__(self, head_map: HeadMap | None, vlm: VLM) -> None:
         super().__init__()
-        self.head_map, self.L, self.H = head_map, L, H
+        self.head_map, self.L, self.H = head_map, (L := vlm.n_layers), (H := vlm.n_heads)
         self.wide = WIDTH if H <= FEW else 2 * WIDTH + GAP
         self.high = 240 if L <= FEW else 480
         wide = max(1.0, H / 10)
@@ -145,7 +146,7 @@ class HeadsFigure(_Figure):
         )
         marker = {"size": 9, "symbol": "diamond", "line": {"width": 1.5}}
         self.widget.add_scatter(x=[], y=[], mode="markers", marker=marker, hoverinfo="skip", name="edited")
-        layer_head_axes(self.widget, L, H, self.wide - 80, self.high)
+        layer_head_axes(self.widget, L, H, self.wide - 80, self.high, of=vlm.describe())
         ticks = list(self.widget.layout.xaxis.tickvals)
         self.widget.update_xaxes(
             tickvals=[*ticks, self.at_mlp], ticktext=[*map(str, ticks), "MLP"], range=[-0.5, self.at_mlp + wide / 2], fixedrange=True

@@ -15,6 +15,7 @@ import ipywidgets as widgets
 import traitlets
 
 from ..errors import ModelError, ScaleInterpError
+from ..viz.heatmap import layer_names
 from .event_queue import DeferredCall, handle_in_order
 from .explorer import LARGEST, Component, Explorer, component_name
 from .figures import WIDTH, AnswersFigure, HeadsFigure, ImageFigure
@@ -56,7 +57,7 @@ class Panel:
             head_map = explorer.head_map
         except ScaleInterpError as error:
             self._unmapped = f"No head map: {error}"
-        self.heads = HeadsFigure(head_map, vlm.n_layers, vlm.n_heads)
+        self.heads = HeadsFigure(head_map, vlm)
         self._redraw = DeferredCall(self.show)
         self.root = self._build()
         explorer.watchers.append(self._redraw.ask)
@@ -76,7 +77,8 @@ class Panel:
         after.on_click(lambda _: self._step(1))
         self.which = widgets.Dropdown(description="Image", layout={"width": "150px"})
         self.said = widgets.HTML()
-        layers, heads = ([(str(i), i) for i in range(n)] for n in (vlm.n_layers, vlm.n_heads))
+        layers = list(zip(layer_names(range(vlm.n_layers), vlm.describe()), range(vlm.n_layers), strict=True))
+        heads = [(str(i), i) for i in range(vlm.n_heads)]
         narrow = {"width": "136px"}
         self.layer = widgets.Dropdown(options=[("–", None), *layers], description="Layer", layout=narrow)
         self.head = widgets.Dropdown(options=[*heads, ("MLP", MLP)], description="Head", layout=narrow)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from math import inf
 from typing import Annotated, Any, Literal, overload
 
 import torch
@@ -18,6 +19,7 @@ from ..data.question import Question
 from ..data.wording import short
 from ..errors import DataError
 from ..execution.batches import BatchResult, Rows, SingleQuestions, Work, map_batches
+from ..execution.memory import in_halves
 from ..vlm.decoder import mlp_rows
 from ..vlm.token_groups import At, positions_at
 from ..vlm.vlm import VLM
@@ -107,9 +109,20 @@ def capture(
     return Activations(torch.stack(z), torch.stack(mlp), torch.stack(padded))
 
 
-@torch.no_grad()
 def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     """Activations of one batch of prompts with the same length: z [B, L, H, D], mlp [B, L, d_model], logits [B, C]."""
+    return _joined(in_halves(vlm, questions, partial(_last_token, vlm)))
+
+
+def _joined(parts: Sequence[BatchResult]) -> BatchResult:
+    """Parts of a batch as one, with -inf where a part has fewer choices."""
+    C = max(part["logits"].shape[1] for part in parts)
+    padded = [part | {"logits": torch.nn.functional.pad(part["logits"], (0, C - part["logits"].shape[1]), value=-inf)} for part in parts]
+    return {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+
+
+@torch.no_grad()
+def _last_token(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     inputs = vlm.encode(questions)
     heads, mlps = [], []
     with vlm.nn.trace(**inputs, use_cache=False):
@@ -125,9 +138,13 @@ def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
     return {"z": z, "mlp": mlp, "logits": scores}
 
 
-@torch.no_grad()
 def capture_at_work(vlm: VLM, questions: Sequence[Question], at: At) -> BatchResult:
     """The same with the mean over the tokens that `at` names."""
+    return _joined(in_halves(vlm, questions, lambda part: _mean_at(vlm, part, at)))
+
+
+@torch.no_grad()
+def _mean_at(vlm: VLM, questions: Sequence[Question], at: At) -> BatchResult:
     places = [positions_at(vlm, q, at) for q in questions]
     for question, place in zip(questions, places, strict=True):
         if not place:

@@ -176,7 +176,7 @@ def _packed_against(vlm: VLM, prefix: Prefix, edit: Edit, whole: list[tuple[Tens
 
 def _larger_logits(vlm: VLM, question: Question, largest: float) -> float:
     """How far logits, at a size at which a final cap shows, are from the model's own: the differences of usual size, scaled back."""
-    head, factor, seen = vlm.hf_model.get_output_embeddings(), LARGE / max(largest, 1e-6), []
+    head, factor, seen = vlm.head, LARGE / max(largest, 1e-6), []
 
     def enlarge(_: object, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         seen.append(given[0][0, -1:] * factor)

@@ -77,7 +77,7 @@ class Choices:
         Returns:
             Scores [B, n, C]; -inf where a question has fewer choices.
         """
-        head = vlm.hf_model.get_output_embeddings()
+        head = vlm.head
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
         if self.long.any():
@@ -125,23 +125,31 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Int[Tenso
     trees = [_tree(s) for s in sequences]
     B, C = len(questions), max(map(len, sequences))
     K, R = max(len(c) for s in sequences for c in s), max(map(len, trees))
-    tokens, depth = last_tokens[:, None].repeat(1, R).cpu(), torch.zeros(B, R, dtype=torch.long)
-    own = torch.eye(R, dtype=torch.bool).repeat(B, 1, 1)
-    row, token = torch.zeros(B, C, K, dtype=torch.long), torch.zeros(B, C, K, dtype=torch.long)
-    used = torch.zeros(B, C, K, dtype=torch.bool)
+    # Lists, as writing one number to a tensor takes longer than all of this.
+    tokens = [[last] * R for last in last_tokens.tolist()]
+    depth = [[0] * R for _ in range(B)]
+    own = [[[r == other for other in range(R)] for r in range(R)] for _ in range(B)]
+    row, token, used = ([[[0] * K for _ in range(C)] for _ in range(B)] for _ in range(3))
     for b, (sequence, tree) in enumerate(zip(sequences, trees, strict=True)):
         for node, r in tree.items():
-            depth[b, r] = len(node)
+            depth[b][r] = len(node)
             if node:
-                tokens[b, r] = node[-1]
-                own[b, r] |= own[b, tree[node[:-1]]]
+                tokens[b][r] = node[-1]
+                own[b][r] = [mine or above for mine, above in zip(own[b][r], own[b][tree[node[:-1]]], strict=True)]
         for c, ids in enumerate(sequence):
             for k, t in enumerate(ids):
-                row[b, c, k], token[b, c, k], used[b, c, k] = tree[tuple(ids[:k])], t, True
-    long = torch.tensor([as_likelihoods(s, scoring) for s in sequences])
+                row[b][c][k], token[b][c][k], used[b][c][k] = tree[tuple(ids[:k])], t, 1
     device = last_tokens.device
-    tokens, depth, own, row, token, used, long = (x.to(device) for x in (tokens, depth, own, row, token, used, long))
-    return Choices(tokens, depth, own, row, token, used, long, scoring == "mean")
+    return Choices(
+        tokens=torch.tensor(tokens, device=device),
+        depth=torch.tensor(depth, device=device),
+        own=torch.tensor(own, device=device),
+        row=torch.tensor(row, device=device),
+        token=torch.tensor(token, device=device),
+        used=torch.tensor(used, dtype=torch.bool, device=device),
+        long=torch.tensor([as_likelihoods(s, scoring) for s in sequences], device=device),
+        per_token=scoring == "mean",
+    )
 
 
 def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") -> list[list[int]]:

@@ -6,17 +6,20 @@ prompt. A copy joins at the first layer that its edit changes ("staircase"): bel
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from einops import rearrange
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
-from .edit import LayerEdit, Variants, affine
+from .edit import Edit, LayerEdit, Variants, affine
 from .knockout.cut import cut_rows
 from .knockout.edit import AttentionEdit
 from .prefix import Prefix
@@ -44,42 +47,102 @@ def run_packed(
         variants = torch.arange(edit.n_variants) if variants is None else variants
         starts = edit.starts(vlm.n_layers)[variants]
     order = starts.argsort(stable=True)
-    alive, starts = variants[order], starts[order]
-    R = prefix.choices.tokens.shape[1]
-    B = len(prefix.choices.tokens)
-    blocks = {block.number: (row, block) for row, block in enumerate(vlm.head_layers)}
-    n, later = (0, 0) if vlm.staircase else (len(alive), len(alive))
-    own_attention = isinstance(edit, AttentionEdit)
-    attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
-    with prefix.state_layers(vlm), attend, vlm.text.trace(**prefix.inputs(1 + n, apart=vlm.parts.keys_as_cached and not own_attention)):
-        for number, layer in enumerate(vlm.text_layers):
-            row, block = blocks.get(number, (-1, None))
-            new = 0
-            if block is not None and vlm.staircase:
-                n, new = int((starts <= row).sum()), int((starts == row).sum())
-            if block is not None and vlm.staircase and (new or (n and R > 1)):
-                layer.inputs = with_copies(layer.inputs, R, n, new)
-            if block is None or edit is None:
-                continue
-            on = int((starts <= row).sum())
-            later = n - on
-            part = edit.part(row, alive[:on], starts[:on], prefix.rows) if on else None
-            if part is None:
-                continue
-            if part.scale is not None or part.shift is not None:
-                output = block.output(layer)
-                output.input = edit_heads(output.input, part, block, R, edit.scope, later)
-            if part.mlp_scale is not None and block.edits_mlp(part.mlp_scale):
-                mlp = block.mlp(layer)
-                edited = _edit_mlp(mlp_rows(mlp.output, B), part.mlp_scale, R, edit.scope, later)
-                mlp.output = with_mlp_rows(mlp.output, edited)
-        hidden = vlm.text_norm.output.save()
-    scores = prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
+    scores = _run(vlm, prefix, edit, variants[order], starts[order])
+    starts = starts[order]
     clean = scores[:, 0]
     # A variant that no layer changes was never copied, so its scores are those of the clean row.
     rows = torch.empty(len(variants), dtype=torch.long)
     rows[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
     return clean, scores[:, rows.to(scores.device)]
+
+
+def run_edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Float[Tensor, "questions variants choices"]:
+    """Choice scores [B, N, C] of all variants without the clean row, which gradients do not need.
+
+    Args:
+        vlm: The model.
+        prefix: B prompts that were read.
+        edit: The edit.
+    """
+    require_ready(vlm)
+    every = torch.arange(edit.n_variants)
+    return _run(vlm, prefix, edit, every, torch.zeros_like(every), clean=False)
+
+
+def _run(
+    vlm: VLM, prefix: Prefix, edit: Variants | None, alive: Int[Tensor, " alive"], starts: Int[Tensor, " alive"], clean: bool = True
+) -> Float[Tensor, "questions rows choices"]:
+    """Scores of the clean row, where it runs too, and behind it of these variants, ordered by the layers at which they start.
+
+    With the clean row, variants join it where they start, unless layers hand on more than the residual stream (`VLM.staircase`).
+    """
+    R, join = prefix.choices.tokens.shape[1], clean and vlm.staircase
+    copies = clean + (0 if join else len(alive))
+    cut = isinstance(edit, AttentionEdit)
+    attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
+    inputs = prefix.inputs(copies, apart=vlm.parts.keys_as_cached and not cut)
+    with prefix.state_layers(vlm), attend, _edited(vlm, prefix, edit, alive, starts, int(clean), join), _normed(vlm) as found:
+        vlm.decoder(**inputs)
+    (hidden,) = found
+    return prefix.choices.read(vlm, hidden.unflatten(1, (-1, R)))
+
+
+@contextmanager
+def _edited(vlm: VLM, prefix: Prefix, edit: Variants | None, alive: Tensor, starts: Tensor, lead: int, join: bool) -> Iterator[None]:
+    """A block in which a pass of the decoder edits these variants' rows, which follow `lead` clean ones, or join them where they start.
+
+    Hooks of torch do it: behind prompts that were read a pass is short, and an nnsight trace would take a good part of its time. As in a
+    trace, an edit comes after what other hooks do before a module, and before what they do behind it.
+    """
+    if edit is None or not len(alive):
+        yield
+        return
+    R, B = prefix.choices.tokens.shape[1], len(prefix.choices.tokens)
+    layers = starts.tolist()
+    # Both hooks of a layer ask for its part of the edit.
+    part = lru_cache(1)(lambda row: edit.part(row, alive[: (on := bisect_right(layers, row))], starts[:on], prefix.rows))
+
+    def later(row: int) -> int:
+        return 0 if join else len(layers) - bisect_right(layers, row)
+
+    def more(row: int, module: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
+        n, new = bisect_right(layers, row), layers.count(row)
+        return with_copies((args, kwargs), R, n, new) if new or R > 1 else None
+
+    def heads(row: int, module: nn.Module, args: tuple) -> tuple | None:
+        its = part(row)
+        if its is None or (its.scale is None and its.shift is None):
+            return None
+        return (edit_heads(args[0], its, vlm.head_layers[row], R, edit.scope, later(row), lead), *args[1:])
+
+    def mlp(row: int, module: nn.Module, args: tuple, out: Any) -> Any:
+        its = part(row)
+        if its is None or its.mlp_scale is None:
+            return None
+        return with_mlp_rows(out, _edit_mlp(mlp_rows(out, B), its.mlp_scale, R, edit.scope, later(row), lead))
+
+    with ExitStack() as stack:
+        stack.enter_context(torch.compiler.set_stance("force_eager"))  # what was compiled before does not see hooks
+        for row, block in enumerate(vlm.head_layers):
+            if bisect_right(layers, row) == 0:
+                continue
+            if join:
+                stack.callback(block.module.register_forward_pre_hook(partial(more, row), with_kwargs=True).remove)
+            stack.callback(block.output().register_forward_pre_hook(partial(heads, row)).remove)
+            if block.mlp_name is not None or ((its := part(row)) is not None and block.edits_mlp(its.mlp_scale)):
+                stack.callback(block.mlp().register_forward_hook(partial(mlp, row), prepend=True).remove)
+        yield
+
+
+@contextmanager
+def _normed(vlm: VLM) -> Iterator[list[Tensor]]:
+    """A block whose passes of the decoder leave the output of the norm behind its last layer in the list."""
+    found: list[Tensor] = []
+    hook = vlm.norm.register_forward_hook(lambda module, args, out: found.append(out), prepend=True)
+    try:
+        yield found
+    finally:
+        hook.remove()
 
 
 @torch.no_grad()
@@ -130,25 +193,27 @@ def _repeated(positions: Any, n: int) -> Any:
     return positions.repeat(1, n, 1) if angles else positions.tile(n)
 
 
-def edit_heads(z: Tensor, part: LayerEdit, block: HeadLayer, R: int, scope: str, later: int = 0) -> Tensor:
-    """z [B, (1 + n) * R, H * D] with the heads of the variants edited; the clean rows are passed on unchanged, bit for bit.
+def edit_heads(z: Tensor, part: LayerEdit, block: HeadLayer, R: int, scope: str, later: int = 0, lead: int = 1) -> Tensor:
+    """z [B, (lead + n) * R, H * D] with the heads of the variants edited; the clean rows are passed on unchanged, bit for bit.
 
     So are the last `later` variants, whose first edited layer comes later.
     """
-    kept, end = (1 + part.first) * R, z.shape[1] - later * R
-    heads = rearrange(z[:, kept:end], "b (n r) (h d) -> b n r h d", r=R, h=block.n_heads)
+    kept, end = (lead + part.first) * R, z.shape[1] - later * R
+    heads = z[:, kept:end].unflatten(2, (block.n_heads, -1)).unflatten(1, (-1, R))
     scale = None if part.scale is None else part.scale[:, :, None]
     shift = None if part.shift is None else part.shift[:, :, None, :, : block.head_dim]
     if scope == "last" and R > 1:
         edited = torch.cat([affine(heads[:, :, :1], scale, shift), heads[:, :, 1:]], 2)
     else:
         edited = affine(heads, scale, shift)
-    return torch.cat([z[:, :kept], rearrange(edited, "b n r h d -> b (n r) (h d)"), z[:, end:]], 1)
+    rows = edited.flatten(3).flatten(1, 2)
+    return torch.cat([z[:, :kept], rows, z[:, end:]], 1) if kept or later else rows
 
 
-def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str, later: int = 0) -> Tensor:
-    end = out.shape[1] - later * R
-    rows = rearrange(out[:, R:end], "b (n r) d -> b n r d", r=R)
+def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str, later: int, lead: int) -> Tensor:
+    kept, end = lead * R, out.shape[1] - later * R
+    rows = out[:, kept:end].unflatten(1, (-1, R))
     factor = factor.to(out.device)[None, :, None, None]
     edited = rows * factor if scope != "last" or R == 1 else torch.cat([rows[:, :, :1] * factor, rows[:, :, 1:]], 2)
-    return torch.cat([out[:, :R], rearrange(edited, "b n r d -> b (n r) d").to(out.dtype), out[:, end:]], 1)
+    edited = edited.flatten(1, 2).to(out.dtype)
+    return torch.cat([out[:, :kept], edited, out[:, end:]], 1) if kept or later else edited

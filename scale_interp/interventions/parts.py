@@ -34,7 +34,7 @@ def in_parts(vlm: VLM, prefix: Prefix, variants: int, work: Callable[[Prefix], T
         ModelError: There is not enough memory for one question.
     """
     B, R = prefix.choices.tokens.shape
-    rows, done = (1 + variants) * R, 0
+    rows, done = variants * R, 0
     while done < B:
         n = min(B - done, usual or B)
         if (most := vlm.measured.graph_bytes.get(vlm.memory)) is not None:
@@ -49,7 +49,7 @@ def in_parts(vlm: VLM, prefix: Prefix, variants: int, work: Callable[[Prefix], T
 
 def joined_parts(vlm: VLM, prefix: Prefix, variants: int, work: Callable[[Prefix], BatchResult]) -> BatchResult:
     """The results [b, ...] of `in_parts` as one batch [B, ...]; parts are as large as a graph may be (`graph_questions`)."""
-    usual = graph_questions(vlm, (1 + variants) * prefix.choices.tokens.shape[1])
+    usual = graph_questions(vlm, variants * prefix.choices.tokens.shape[1])
     found = [*in_parts(vlm, prefix, variants, work, usual)]
     return {name: torch.cat([part[name] for part in found]) for name in found[0]}
 

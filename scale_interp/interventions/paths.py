@@ -165,9 +165,9 @@ def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor, edit: 
     Raises:
         ModelError: A score is not finite. The message names the question, the edit, the layer and the weight or dtype at fault.
     """
-    bad = torch.isnan(scores) | (scores == float("inf"))
-    for q, question in enumerate(questions):
-        bad[q, :, : len(question.choices)] |= scores[q, :, : len(question.choices)] == float("-inf")
+    choices = torch.tensor([len(question.choices) for question in questions])
+    given = (torch.arange(scores.shape[-1]) < choices[:, None])[:, None].to(scores.device)
+    bad = ~(scores < float("inf")) | (given & (scores == float("-inf")))
     if bad.any():
         q, n, _ = (int(i) for i in bad.nonzero()[0])
         where = first_not_finite(vlm, questions[q], row + q, edit, n)

@@ -9,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
+from itertools import accumulate, pairwise
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from ..data.question import Question
 from ..errors import EditError, MemoryWarning, ModelError
 from ..execution.memory import out_of_memory, prompts_at_once, release
 from ..vlm.cache import CACHE
-from ..vlm.decoder import STATES
+from ..vlm.decoder import CROSS, STATES
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -33,7 +34,9 @@ from .states import StateLayer, concatenate_states, rows_in_batch
 from .storage import PlaceName, cheapest, now, on_host, rooms
 from .vision import FeatureSource, Vision
 
-PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+SEEN_IMAGES = ("cross_attention_mask", "image_attention_mask")
+"""Inputs [B, T, images, ...] that say which images each token sees; an answer sees those that the prompt's last token does."""
+PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask", *SEEN_IMAGES)
 
 
 class PrefixLayer(DynamicLayer):
@@ -73,7 +76,27 @@ class EmptyLayer(DummyLayer):
         return self
 
 
-KeptLayer = PrefixLayer | StateLayer | EmptyLayer
+class ImageLayer(DynamicLayer):
+    """The keys and values of images [B, Hkv, N, D] in a layer of cross-attention, which rows read as they are."""
+
+    keys: Tensor
+    values: Tensor
+
+    def __init__(self, keys: Tensor, values: Tensor):
+        super().__init__()
+        self.keys, self.values, self.is_initialized = keys, values, True
+
+    @property
+    def nbytes(self) -> int:
+        """The size of the keys and values in bytes."""
+        return self.keys.nbytes + self.values.nbytes
+
+    def part(self, some: slice) -> ImageLayer:
+        """Those of some prompts, as views."""
+        return ImageLayer(self.keys[some], self.values[some])
+
+
+KeptLayer = PrefixLayer | ImageLayer | StateLayer | EmptyLayer
 """What one layer keeps of the prompt."""
 
 
@@ -103,6 +126,7 @@ class Prefix:
         windows: The sliding window of each layer, in tokens, or None.
         tokens: The token ids of the prompts, [B, P].
         mask_names: The name of each layer's mask, where the decoder takes masks by name.
+        images_seen: Which keys of images the last token sees in layers of cross-attention, [B, N]; None without such layers.
     """
 
     questions: Sequence[Question]
@@ -114,6 +138,7 @@ class Prefix:
     windows: tuple[int | None, ...]
     tokens: Int[Tensor, "questions prompt"]
     mask_names: tuple[str, ...] = ()
+    images_seen: Bool[Tensor, "questions keys"] | None = None
 
     @property
     def nbytes(self) -> int:
@@ -141,7 +166,17 @@ class Prefix:
             "attention_mask": self._masks(),
             CACHE: Cache(layers=layers),
             "use_cache": True,
-        }
+        } | self._image_masks()
+
+    def _image_masks(self) -> dict[str, Tensor]:
+        """What layers of cross-attention are given besides; a prompt without an image has zeros there for keys and values."""
+        if self.images_seen is None:
+            return {}
+        dtype = next(layer.keys.dtype for layer in self.layers if isinstance(layer, ImageLayer))
+        some = self.images_seen.any(1, keepdim=True)
+        hidden = torch.zeros(self.images_seen.shape, dtype=dtype, device=some.device)
+        hidden = hidden.masked_fill(~self.images_seen & some, torch.finfo(dtype).min)
+        return {"cross_attention_mask": hidden[:, None, None], "full_text_row_masked_out_mask": some[:, None, None].to(dtype)}
 
     def _masks(self) -> Any:
         """One mask for all layers, or one for each kind of layer, by the name that the decoder gives it."""
@@ -192,6 +227,7 @@ class Prefix:
             positions=self.positions[..., some, :],
             choices=self.choices.part(some),
             tokens=self.tokens[some],
+            images_seen=None if self.images_seen is None else self.images_seen[some],
         )
 
     def _mask(self, window: int | None) -> Tensor:
@@ -249,13 +285,25 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
-    inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
-    if vlm.quirks.unpadded and not bool(inputs["attention_mask"].all()):
+    alike = len({bool(q.pictures) for q in questions}) == 1
+    if alike or not vlm.quirks.unpadded:
+        inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
+    if vlm.quirks.unpadded and (not alike or inputs is None or not bool(inputs["attention_mask"].all())):
         return _concatenate(vlm, questions, rows, [read_prefix(vlm, [q], rows, vision, scoring) for q in questions], scoring)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     seen, positions = inputs["attention_mask"][:, :-1].bool(), vlm.position_ids(inputs)[..., -1:] + choices.depth
-    return Prefix(questions, rows, layers, seen, positions, choices, windows, inputs["input_ids"][:, :-1], vlm.parts.mask_names)
+    tokens, images = inputs["input_ids"][:, :-1], _images_seen(inputs, layers)
+    return Prefix(questions, rows, layers, seen, positions, choices, windows, tokens, vlm.parts.mask_names, images)
+
+
+def _images_seen(inputs: Mapping[str, Any], layers: Sequence[KeptLayer]) -> Tensor | None:
+    """Which keys of images each prompt's last token sees, [B, N]; None without layers of cross-attention that have some."""
+    kept = next((layer for layer in layers if isinstance(layer, ImageLayer)), None)
+    if kept is None:
+        return None
+    tiles = inputs["cross_attention_mask"][:, -1].flatten(1).bool()
+    return tiles.repeat_interleave(kept.keys.shape[2] // tiles.shape[1], 1)
 
 
 def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] | None = None) -> dict[str, Any]:
@@ -270,8 +318,9 @@ def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] 
         Arguments of the transformers model.
     """
     end = None if vlm.quirks.bidirectional else -1
-    short = {k: v[:, :end] if k in PER_TOKEN else v for k, v in (inputs if whole is None else whole).items()}
-    return short | {"position_ids": vlm.position_ids(inputs)[..., :end]}  # type: ignore[arg-type]
+    given = inputs if whole is None else whole
+    short = {k: v[:, :end] if k in PER_TOKEN and v.shape[:2] == inputs["input_ids"].shape else v for k, v in given.items()}
+    return short | {"position_ids": vlm.position_ids(inputs)[..., :end].contiguous()}  # type: ignore[arg-type]
 
 
 def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[KeptLayer, ...], tuple[int | None, ...]]:
@@ -299,6 +348,8 @@ def _kept(vlm: VLM, number: int, layer: Any, drop: int | None) -> KeptLayer:
         return StateLayer(layer.conv_states, layer.recurrent_states)
     if isinstance(layer, DummyLayer) or (type(layer) is DynamicLayer and layer.keys is None):
         return EmptyLayer()
+    if vlm.parts.others.get(number) == CROSS and type(layer) is DynamicLayer:
+        return ImageLayer(layer.keys, layer.values)
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None:
         raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__} and not keys and values: use path='reference'")
     return PrefixLayer(layer.keys[:, :, :drop], layer.values[:, :, :drop])
@@ -365,6 +416,9 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     P = max(part.seen.shape[1] for part in parts)
     layers = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
+        if any(isinstance(piece, ImageLayer) for piece in pieces):
+            layers.append(_concatenate_images(parts, pieces))
+            continue
         if not isinstance(pieces[0], PrefixLayer):
             layers.append(concatenate_states(list(pieces)) if isinstance(pieces[0], StateLayer) else pieces[0])
             continue
@@ -376,7 +430,33 @@ def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Se
     seen, tokens = (torch.cat([F.pad(getattr(part, name), (P - part.seen.shape[1], 0)) for part in parts]) for name in ("seen", "tokens"))
     choices = read_choices(vlm, questions, torch.cat([part.choices.tokens[:, 0] for part in parts]), scoring)
     positions = torch.cat([part.positions[..., :1] for part in parts], -2) + choices.depth
-    return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens, parts[0].mask_names)
+    images, N = [part.images_seen for part in parts], _most_images(parts)
+    known = [
+        seen.new_zeros(len(part.seen), N) if one is None else F.pad(one, (0, N - one.shape[1]))
+        for part, one in zip(parts, images, strict=True)
+    ]
+    joined = torch.cat(known) if N else None
+    return Prefix(questions, rows, tuple(layers), seen, positions, choices, parts[0].windows, tokens, parts[0].mask_names, joined)
+
+
+def _most_images(parts: Sequence[Prefix]) -> int:
+    return max((part.images_seen.shape[1] for part in parts if part.images_seen is not None), default=0)
+
+
+def _concatenate_images(parts: Sequence[Prefix], pieces: Sequence[KeptLayer]) -> ImageLayer:
+    """Keys and values of images of several batches, filled with zeros to the same number; a prompt without an image has zeros alone."""
+    N, like = _most_images(parts), next(piece for piece in pieces if isinstance(piece, ImageLayer))
+
+    def joined(name: str) -> Tensor:
+        found = []
+        for part, piece in zip(parts, pieces, strict=True):
+            whole = (
+                getattr(piece, name) if isinstance(piece, ImageLayer) else getattr(like, name)[:1, :, :0].expand(len(part.seen), -1, -1, -1)
+            )
+            found.append(F.pad(whole, (0, 0, 0, N - whole.shape[2])))
+        return torch.cat(found)
+
+    return ImageLayer(joined("keys"), joined("values"))
 
 
 class PrefixStore(Sequence[Prefix]):
@@ -389,7 +469,8 @@ class PrefixStore(Sequence[Prefix]):
         keep: Whether the prefixes will be needed again.
         scoring: How choices are scored (see `run_edits`).
         cache: Where prefixes are kept; by default `vlm.prefix_cache`.
-        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`).
+        within: Questions that belong together, such as the batch of a fit, of which a batch here is a part (`steps`); where steps are of
+            different sizes, the size of each.
 
     Attributes:
         reads: How many times the model has read a batch.
@@ -407,13 +488,13 @@ class PrefixStore(Sequence[Prefix]):
         keep: bool = True,
         scoring: Scoring = "auto",
         cache: PrefixCache | None = None,
-        within: int | None = None,
+        within: int | Sequence[int] | None = None,
     ):
         self.vlm, self.questions, self._asked, self.scoring = vlm, questions, batch_size, scoring
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
-        self.within = within
+        self.within = within if within is None or isinstance(within, int) else tuple(within)
         self.reads = 0
-        self.ahead = vlm.device.type != "cpu"
+        self.ahead = vlm.device.type != "cpu" and not vlm.quirks.unpadded  # those are read one by one
         self.clean: tuple[Tensor, Tensor] | None = None
         self._prepared: dict[int, Future[BatchFeature]] = {}
         self._weights = _versions(vlm)
@@ -453,17 +534,27 @@ class PrefixStore(Sequence[Prefix]):
     @cached_property
     def slices(self) -> list[slice]:
         """The rows of the questions of each batch."""
-        Q, step = len(self.questions), self.within or max(self.batch_size, len(self.questions))
-        ends = [(i, min(start + step, Q)) for start in range(0, Q, step) for i in range(start, min(start + step, Q), self.batch_size)]
-        return [slice(i, min(i + self.batch_size, end)) for i, end in ends]
+        size = self.batch_size
+        return [slice(i, min(i + size, end)) for start, end in pairwise(self._bounds) for i in range(start, end, size)]
+
+    @property
+    def _bounds(self) -> list[int]:
+        """The first question of each step, and how many questions there are; one step where none are given."""
+        Q = len(self.questions)
+        if isinstance(self.within, tuple):
+            return [0, *accumulate(self.within)]
+        return [*range(0, Q, self.within or max(Q, 1)), Q]
 
     @cached_property
     def steps(self) -> list[list[int]]:
         """The numbers of the batches that belong together: those of each `within` questions, or each alone."""
         if self.within is None:
             return [[i] for i in range(len(self))]
-        numbers = [rows.start // self.within for rows in self.slices]
-        return [[i for i, number in enumerate(numbers) if number == step] for step in range(numbers[-1] + 1)]
+        return [[i for i, rows in enumerate(self.slices) if start <= rows.start < end] for start, end in pairwise(self._bounds)]
+
+    def step_of(self, row: int) -> int:
+        """How many questions are in the step of this one."""
+        return next(end - start for start, end in pairwise(self._bounds) if start <= row < end)
 
     def __len__(self) -> int:
         return len(self.slices)
@@ -539,7 +630,9 @@ class PrefixStore(Sequence[Prefix]):
         self._room[place] -= size
 
 
-def open_store(questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | None, vlm: VLM) -> PrefixStore:
+def open_store(
+    questions: Sequence[Question], batch_size: int, scoring: Scoring, within: int | Sequence[int] | None, vlm: VLM
+) -> PrefixStore:
     """The same store for the model of another process."""
     return PrefixStore(vlm, questions, batch_size, keep=False, scoring=scoring, within=within)
 

@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
+import torch.nn.functional as F
 from jaxtyping import Bool, Float
 from torch import Tensor
 from transformers import AttentionInterface, PreTrainedModel
@@ -28,7 +29,7 @@ def packed_attention(
     query: Float[Tensor, "questions heads rows head_dim"],
     key: Float[Tensor, "questions kv_heads keys head_dim"],
     value: Float[Tensor, "questions kv_heads keys value_dim"],
-    attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"],
+    attention_mask: Bool[Tensor, "questions 1 rows_per_variant seen"] | Float[Tensor, "questions 1 1 keys"],
     scaling: float,
     dropout: float = 0.0,
     softcap: float | None = None,
@@ -42,7 +43,8 @@ def packed_attention(
         key: The rows' own keys [B, Hkv, n * R, D] with the prompt's apart (`prefix.ApartLayer`), or [B, Hkv, K + n * R, D], the prompt's
             first.
         value: The same with Dv numbers for each.
-        attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P).
+        attention_mask: Which keys each row of one variant sees, [B, 1, R, P + R], with P >= K (a sliding layer keeps the last K of P); in a
+            layer of cross-attention numbers that are added to the scores.
         scaling: The factor on the products.
         dropout: Ignored, as models are in evaluation mode.
         softcap: The soft cap of the scores, if the model has one.
@@ -51,6 +53,8 @@ def packed_attention(
     Returns:
         [B, n * R, H, Dv], and None in place of attention weights.
     """
+    if attention_mask.is_floating_point():
+        return of_images(query, key, value, attention_mask, scaling), None
     query = with_own_temperature(module, query, attention_mask)
     B, H, S, D = query.shape
     apart = getattr(key, PROMPT, None)
@@ -84,6 +88,12 @@ def packed_attention(
     from_own = (of_own[..., None] * value.reshape(B, Hkv, 1, n, 1, R, Dv)).sum(-2)
     out = out.view(B, Hkv, G, n, R, Dv) * of_prompt + from_own
     return out.view(B, H, S, Dv).to(value.dtype).transpose(1, 2).contiguous(), None
+
+
+def of_images(query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float) -> Tensor:
+    """Attention [B, S, H, D] of a layer of cross-attention, whose mask alone is one of numbers: all rows see the same parts of images."""
+    rows = F.scaled_dot_product_attention(query, key, value, attn_mask=mask.to(query.dtype), scale=scaling, enable_gqa=True)
+    return rows.transpose(1, 2).contiguous()
 
 
 def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:

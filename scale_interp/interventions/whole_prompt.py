@@ -85,7 +85,10 @@ class WholePrompts:
 
     def first_reached(self, columns: Sequence[Sequence[int]]) -> int:
         """The first column that an edit of these columns can reach: an image's tokens may attend to later ones."""
-        first = min((min(own) for own in columns if own), default=self.length - 1)
+        return self.apart_from(min((min(own) for own in columns if own), default=self.length - 1))
+
+    def apart_from(self, first: int) -> int:
+        """The last column up to this one before which no column attends to it or to what follows it."""
         masks = {id(layer.seen): layer.seen for layer in self.layers}.values()
         while True:
             reached = first
@@ -95,6 +98,19 @@ class WholePrompts:
             if reached == first:
                 return first
             first = reached
+
+
+@dataclass(frozen=True)
+class Start:
+    """Where a run of suffixes begins.
+
+    Attributes:
+        first: The first column that is run.
+        before: The reading whose keys and values stand before it.
+    """
+
+    first: int
+    before: WholePrompts
 
 
 class _Record:

@@ -11,7 +11,7 @@ import pandas as pd
 
 from .. import viz
 from ..attribution import HeadMap, ablate, patch
-from ..core.files import read_json, write_bytes, write_json
+from ..core.files import write_bytes, write_json
 from ..core.versions import versions
 from ..data import Contrasts, Question, contrasts
 from ..data.contrast import Change
@@ -21,9 +21,10 @@ from ..evaluation import Evaluation, benchmark, evaluate, evaluate_text
 from ..evaluation.answers import TextEvaluation
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import ModelAndQuestions, RunFolder, Say
+from .folder import ModelAndQuestions, Say
 from .inputs import Inputs
 from .job import Job, command
+from .page import run_page
 
 SHOWN = 12
 """How many questions the page shows, wrong answers first."""
@@ -119,19 +120,12 @@ def run_ask(settings: AskSettings, folder: Path, say: Say = lambda _: None) -> t
     Returns:
         The table of the set's metrics, and the findings in words.
     """
-    s, message = settings, f"asking {settings.model} the questions of {settings.data}"
 
-    def make() -> list[str]:
-        found = ask(vlm, asked["all"], change=s.change, sweep=s.sweep, text=s.text)
-        first, *others = notes(found)
-        return [*write_results(found, vlm, folder, s.job.command), run_folder.write_findings(first, others)]
+    def write(vlm: VLM, questions: Sequence[Question]) -> tuple[list[str], list[str]]:
+        found = ask(vlm, questions, change=settings.change, sweep=settings.sweep, text=settings.text)
+        return notes(found), write_results(found, vlm, folder, settings.job.command)
 
-    def load_found() -> tuple[pd.DataFrame, list[str]]:
-        return pd.read_csv(folder / "benchmark.csv"), read_json(folder / "summary.json")["notes"]
-
-    run_folder = RunFolder(folder, s.job, s.asked, say)
-    with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("ask", make, load_found, message)
+    return run_page(settings, folder, say, f"asking {settings.model} the questions of {settings.data}", "benchmark.csv", write)
 
 
 def write_results(found: AskResults, vlm: VLM, folder: Path, command: str) -> list[str]:

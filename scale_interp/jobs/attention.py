@@ -15,15 +15,16 @@ from ..attribution.attention.grid import patch_grid
 from ..attribution.attention.last_token import read_attention
 from ..attribution.attention.localization import LocalizationHeads, choose_localization
 from ..attribution.attention.objects import ObjectAttention, object_attention
-from ..core.files import read_json, write_bytes, write_json
+from ..core.files import write_bytes, write_json
 from ..data import Question
 from ..errors import DataError
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import ModelAndQuestions, RunFolder, Say
+from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
+from .page import run_page
 
 SHOWN = 10
 """How many heads the printed table shows, most attention on the boxes first."""
@@ -132,20 +133,14 @@ def run_attention(settings: AttentionSettings, folder: Path, say: Say = lambda _
     Returns:
         The table of heads, and the findings in words.
     """
-    s, message = settings, f"reading the attention of {settings.model} to the images of {settings.data}"
 
-    def make() -> None:
-        result = study_attention(vlm, asked["all"], s.pictures)
-        write_results(result, folder, s.job.command)
-        first, *others = notes(result)
-        run_folder.write_findings(first, others)
+    def write(vlm: VLM, questions: Sequence[Question]) -> tuple[list[str], list[str]]:
+        result = study_attention(vlm, questions, settings.pictures)
+        write_results(result, folder, settings.job.command)
+        return notes(result), [*FILES]
 
-    def load_found() -> tuple[pd.DataFrame, list[str]]:
-        return pd.read_csv(folder / "heads.csv"), read_json(folder / "summary.json")["notes"]
-
-    run_folder = RunFolder(folder, s.job, s.asked, say)
-    with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("attention", make, load_found, message)
+    message = f"reading the attention of {settings.model} to the images of {settings.data}"
+    return run_page(settings, folder, say, message, "heads.csv", write)
 
 
 def write_results(result: AttentionResults, folder: Path, command: str) -> None:

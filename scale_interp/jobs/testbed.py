@@ -16,6 +16,7 @@ from ..data.load import load_questions
 from ..errors import ModelError
 from ..evaluation import Faithfulness, Localisation, Recovery, evaluate, faithfulness, localise, recover
 from ..evaluation.ground_truth.localisation import ranking
+from ..evaluation.ground_truth.positions import localise_positions
 from ..execution.execution import with_journal
 from ..execution.journal import Journal
 from ..models.load import load
@@ -41,26 +42,27 @@ SHOWN = ("patching", "zero ablation", "probe", "attention to object")
 
 @dataclass(frozen=True)
 class ScoredCircuit:
-    """What was measured on one known-circuit model: accuracy (with interval), methods, and faithfulness curves."""
+    """What was measured on one known-circuit model: accuracy (with interval), methods, faithfulness curves, and where heads are fed."""
 
     name: str
     found: Localisation
     accuracy: tuple[float, float, float]
     curves: Mapping[str, Faithfulness]
+    positions: pd.DataFrame
 
     def summary(self) -> pd.DataFrame:
         """The printed table: method, AUROC and precision with intervals, CPR and CMD."""
         table = self.found.to_frame()
         parts = {"AUROC": "auroc", "precision": "precision", "CPR": "cpr", "CMD": "cmd"}
         return pd.DataFrame(
-            {"method": table["method"]} | {title: [_interval(r, key) for r in table.itertuples()] for title, key in parts.items()}
+            {"method": table["method"]} | {title: [_interval(r, key) for r in table.to_dict("records")] for title, key in parts.items()}
         )
 
 
-def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None) -> ScoredCircuit:
+def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> ScoredCircuit:
     """Score all methods on training questions of `draws` seeds, and the faithfulness of some rankings on test questions."""
     chosen = circuit(name)
-    vlm = with_journal(load(PREFIX + chosen.name), journal)
+    vlm = with_journal(load(PREFIX + chosen.name, device=device), journal)
     sets = [load_questions(f"scenes/{TASK}", "train", n=N_LOCATE, seed=seed) for seed in range(draws)]
     test = load_questions(f"scenes/{TASK}", "test", n=N_TEST)
     found = localise(vlm, sets, chosen.heads, faithful_on=test[:N_FAITHFULNESS])
@@ -68,25 +70,28 @@ def score_circuit(name: str, draws: int = DRAWS, journal: Journal | None = None)
     curves = {
         m: faithfulness(vlm, test[:N_FAITHFULNESS], ranking(found.scores[found.methods.index(m), 0]), chosen_on=sets[0]) for m in SHOWN
     }
-    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves)
+    positions = localise_positions(vlm, sets, chosen)
+    return ScoredCircuit(PREFIX + chosen.name, found, (answers.accuracy, *answers.interval()), curves, positions)
 
 
-def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None) -> dict[str, Recovery]:
+def score_planting(name: str, seeds: int = DRAWS, journal: Journal | None = None, device: str | None = None) -> dict[str, Recovery]:
     """Fit scalars on a planted shortfall, without and with a penalty on mean |s - 1|, and test them on test questions."""
     chosen = PLANTINGS[name]
-    damaged, intact = with_journal(planted(name), journal), with_journal(load(chosen.model), journal)
+    damaged, intact = with_journal(planted(name, device), journal), with_journal(load(chosen.model, device=device), journal)
     train, test = load_questions(chosen.data, "train", n=N_FIT), load_questions(chosen.data, "test", n=2 * N_TEST)
     return {f"{name}, penalty {l1:g}": recover(damaged, intact, train, test, seeds=seeds, l1=l1, **BOUND) for l1 in PENALTIES}
 
 
-def measure(name: str | None = None, draws: int = DRAWS, journal: Journal | None = None) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
+def measure(
+    name: str | None = None, draws: int = DRAWS, journal: Journal | None = None, device: str | None = None
+) -> tuple[list[ScoredCircuit], dict[str, Recovery]]:
     """Score one known-circuit model or planted shortfall by name, or all of them; the work is kept in the journal."""
     if name is None:
-        found = [score_planting(n, draws, journal) for n in PLANTINGS]
-        return [score_circuit(n, draws, journal) for n in NAMES], {k: r for part in found for k, r in part.items()}
+        found = [score_planting(n, draws, journal, device) for n in PLANTINGS]
+        return [score_circuit(n, draws, journal, device) for n in NAMES], {k: r for part in found for k, r in part.items()}
     if name in PLANTINGS:
-        return [], score_planting(name, draws, journal)
-    return [score_circuit(name, draws, journal)], {}
+        return [], score_planting(name, draws, journal, device)
+    return [score_circuit(name, draws, journal, device)], {}
 
 
 def rebuild(name: str | None, folder: Path, progress: Callable[[str, int, int, float], None] | None = None) -> None:
@@ -153,7 +158,9 @@ def recovery_summary(found: Mapping[str, Recovery]) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None]) -> list[str]:
+def run_testbeds(
+    name: str | None, draws: int, folder: Path, say: Say, show: Callable[[str, pd.DataFrame], None], device: str | None = None
+) -> list[str]:
     """Measure in a run's folder, with a page and images.
 
     Args:
@@ -162,19 +169,20 @@ def run_testbeds(name: str | None, draws: int, folder: Path, say: Say, show: Cal
         folder: the run's folder.
         say: called with a line about the step.
         show: called with the title and the table of each model as soon as it is measured.
+        device: where the models run.
 
     Returns:
         The findings in words.
     """
 
     def make() -> list[str]:
-        known, plantings = measure(name, draws, run_folder.working_journal)
+        known, plantings = measure(name, draws, run_folder.working_journal, device)
         show_tables(known, plantings, show)
         best = [f"{k.name}: {', '.join(f'{row.method} {row.AUROC}' for row in k.summary().itertuples())}" for k in known]
         made = write_docs(known, plantings, folder, job.command)
         return [*made, run_folder.write_findings("AUROC and recovered shares, by test-bed", [*best, *_recovered(plantings)])]
 
-    again = command("testbed", *filter(None, [name]), draws=draws)
+    again = command("testbed", *filter(None, [name]), draws=draws, device=device)
     job = Job("testbed", again, {"name": name, "draws": draws}, {"testbed": ()})
     run_folder = RunFolder(folder, job, lambda: (None, {}), say)
     with run_folder.working():
@@ -195,7 +203,7 @@ def _recovered(plantings: Mapping[str, Recovery]) -> list[str]:
 
 
 def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], folder: Path, command: str) -> list[str]:
-    """Write testbeds.json, testbeds.md and pictures/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
+    """Write testbeds.json, testbeds.md and images/testbed_*.png (PNG needs kaleido and Chrome); returns their names."""
     from ..viz import faithfulness_curves, localisation
 
     record: dict[str, Any] = {
@@ -207,6 +215,7 @@ def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery]
                 "accuracy": dict(zip(("accuracy", "low", "high"), k.accuracy, strict=True)),
                 "methods": k.found.to_frame().to_dict("records"),
                 "auroc": {m: row.tolist() for m, row in zip(k.found.methods, k.found.auroc(), strict=True)},
+                "positions": k.positions.to_dict("records"),
                 "provenance": dict(k.found.provenance),
             }
             for k in known
@@ -214,48 +223,54 @@ def write_docs(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery]
         "plantings": recovery_frame(plantings).to_dict("records"),
     }
     write_json(folder / "testbeds.json", record)
-    write_bytes(folder / "testbeds.md", _page(known, plantings, command).encode())
-    pictures = folder / "pictures"
-    pictures.mkdir(parents=True, exist_ok=True)
+    write_bytes(folder / "testbeds.md", page(record).encode())
+    images = folder / "images"
+    images.mkdir(parents=True, exist_ok=True)
     drawn = {f"testbed_faithfulness_{k.name.removeprefix(PREFIX)}.png": faithfulness_curves(k.curves) for k in known}
     drawn |= {"testbed_methods.png": localisation({k.name: k.found for k in known})} if known else {}
     for name, figure in drawn.items():
-        figure.write_image(pictures / name, scale=2)
-    return ["testbeds.json", "testbeds.md", *(f"pictures/{name}" for name in drawn)]
+        figure.write_image(images / name, scale=2)
+    return ["testbeds.json", "testbeds.md", *(f"images/{name}" for name in drawn)]
 
 
-def _page(known: Sequence[ScoredCircuit], plantings: Mapping[str, Recovery], command: str) -> str:
+def page(record: Mapping[str, Any]) -> str:
+    """The page of what testbeds.json records."""
     circuits = [
         {
-            "name": k.name,
-            "short": k.name.removeprefix(PREFIX),
-            "listed": k.found.known,
-            "heads": k.found.scores[0, 0].numel(),
-            "accuracy": k.accuracy,
+            "name": name,
+            "short": name.removeprefix(PREFIX),
+            "listed": [tuple(head) for head in found["known"]],
+            "heads": circuit(name).n_layers * circuit(name).n_heads,
+            "accuracy": [found["accuracy"][part] for part in ("accuracy", "low", "high")],
             "methods": [
-                {"name": r.method, "scores": [_interval(r, part) for part in ("auroc", "precision", "cpr", "cmd")], "why": r.why}
-                for r in k.found.to_frame().itertuples(index=False)
+                {
+                    "name": row["method"],
+                    "scores": [_interval(row, part) for part in ("auroc", "precision", "cpr", "cmd")],
+                    "why": row["why"],
+                }
+                for row in found["methods"]
             ],
+            "positions": [row | {"auroc": _interval(row, "auroc")} for row in found["positions"]],
         }
-        for k in known
+        for name, found in record["circuits"].items()
     ]
-    page = render(
+    plantings = record["plantings"]
+    text = render(
         "scale_interp.jobs",
         "testbeds.md.jinja",
-        command=command,
+        command=record["command"],
         first=NAMES[0],
         task=TASK,
-        draws=known[0].found.scores.shape[1] if known else DRAWS,
+        draws=max((len(draws) for found in record["circuits"].values() for draws in found["auroc"].values()), default=DRAWS),
         locate=N_LOCATE,
         circuits=circuits,
-        plantings=recovery_frame(plantings).to_dict("records"),
-        fits=len(next(iter(plantings.values())).scalars) if plantings else 0,
+        plantings=plantings,
+        fits=plantings[0]["ranks"].count(";") + 1 if plantings else 0,
         fit=N_FIT,
         test=2 * N_TEST,
     )
-    return str(page)
+    return str(text)
 
 
-def _interval(row: Any, name: str) -> str:
-    low, high = getattr(row, f"{name}_low"), getattr(row, f"{name}_high")
-    return f"{getattr(row, name):.3f} [{low:.3f}, {high:.3f}]"
+def _interval(row: Mapping[str, Any], name: str) -> str:
+    return f"{row[name]:.3f} [{row[f'{name}_low']:.3f}, {row[f'{name}_high']:.3f}]"

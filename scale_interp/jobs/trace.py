@@ -13,16 +13,17 @@ from ..attribution.headmap import HeadMap
 from ..attribution.patching import patch
 from ..attribution.position_map import PositionMap
 from ..attribution.position_patching import patch_positions
-from ..core.files import read_json, write_bytes, write_json
+from ..core.files import write_bytes, write_json
 from ..data import Question
 from ..data.contrast import contrasts
 from ..errors import DataError
 from ..viz import Section
 from ..vlm.vlm import VLM
-from .folder import ModelAndQuestions, RunFolder, Say
+from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
+from .page import run_page
 
 COMPONENTS = ("resid", "attn", "mlp")
 FILES = (*(f"{name}.safetensors" for name in (*COMPONENTS, "heads")), "positions.csv", "summary.json", "report.html")
@@ -141,20 +142,13 @@ def run_trace(settings: TraceSettings, folder: Path, say: Say = lambda _: None) 
     Returns:
         The table of the residual stream's map, and the findings in words.
     """
-    s, message = settings, f"tracing the answers of {settings.model} to {settings.data}"
 
-    def make() -> None:
-        result = study_trace(vlm, asked["all"], s.change, s.groups)
-        write_results(vlm, result, folder, s.job.command)
-        first, *others = notes(result)
-        run_folder.write_findings(first, others)
+    def write(vlm: VLM, questions: Sequence[Question]) -> tuple[list[str], list[str]]:
+        result = study_trace(vlm, questions, settings.change, settings.groups)
+        write_results(vlm, result, folder, settings.job.command)
+        return notes(result), [*FILES]
 
-    def load_found() -> tuple[pd.DataFrame, list[str]]:
-        return pd.read_csv(folder / "positions.csv"), read_json(folder / "summary.json")["notes"]
-
-    run_folder = RunFolder(folder, s.job, s.asked, say)
-    with run_folder.working() as (vlm, asked):
-        return run_folder.run_step("trace", make, load_found, message)
+    return run_page(settings, folder, say, f"tracing the answers of {settings.model} to {settings.data}", "positions.csv", write)
 
 
 def write_results(vlm: VLM, result: TraceResults, folder: Path, command: str) -> None:

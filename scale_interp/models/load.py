@@ -16,7 +16,7 @@ from transformers import PreTrainedModel, ProcessorMixin
 from ..core.arguments import OwnCheck, checked
 from ..errors import ModelError, PathWarning, ScaleInterpError
 from ..interventions.check import check as compare
-from ..vlm.families import KNOWN
+from ..vlm.families import KNOWN, cannot_run
 from ..vlm.named_prompts import prompt_template
 from ..vlm.vlm import VLM, ChoiceSpace, PrefixCache, check_cache, check_choice_space
 from . import demo, testbeds, zoo
@@ -159,6 +159,8 @@ def _within_peft(model: Any) -> tuple[Any, str]:
 
 def _checked(vlm: VLM, check: bool | None) -> VLM:
     known = vlm.family in KNOWN
+    if why := cannot_run(vlm.family):
+        raise ModelError(f"{vlm.name} ({vlm.family}): {why}")
     if check or (check is None and not (known and tested_transformers())):
         try:
             report = vlm.report = compare(vlm)

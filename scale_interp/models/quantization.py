@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import nn
 from transformers import BitsAndBytesConfig, TorchAoConfig
 
 from ..core.suggest import near
@@ -48,3 +49,18 @@ def quantization_config(wanted: Any) -> Any:
     from torchao.quantization import Int8WeightOnlyConfig
 
     return TorchAoConfig(Int8WeightOnlyConfig())
+
+
+def settle(model: nn.Module) -> None:
+    """Let layers of four bits on a CPU take the form in which they run, which bitsandbytes otherwise changes in their first pass.
+
+    Its fast kernel asks for inputs in whole blocks of the quantisation and outputs in groups of 32; other layers are left to the plain one.
+    """
+    for module in model.modules():
+        state, linear = getattr(getattr(module, "weight", None), "quant_state", None), cast(Any, module)
+        if state is None or linear.weight.device.type != "cpu":
+            continue
+        if linear.in_features % state.blocksize or linear.out_features % 32:
+            linear.support_avx512bf16_for_cpu = False
+        with torch.no_grad():
+            linear(torch.zeros(1, linear.in_features))

@@ -32,6 +32,7 @@ from .functional import removal_curves as removal_curves
 from .heatmap import head_heatmap as head_heatmap
 from .heatmap import head_heatmaps as head_heatmaps
 from .heatmap import scalar_heatmap as scalar_heatmap
+from .image_map import image_maps as image_maps
 from .lens import lens_curves as lens_curves
 from .lens import lens_over_image as lens_over_image
 from .localisation import faithfulness_curves as faithfulness_curves

@@ -66,7 +66,7 @@ def coefficients_vs_attribution(scale: ScAle, head_map: HeadMap, *, dark: bool =
     fig.add_trace(score_trace(head_map, coloraxis="coloraxis"), row=1, col=1)
     fig.add_trace(_moved_trace(scale), row=1, col=2)
     for column in (1, 2):
-        layer_head_axes(fig, L, H, wide, high, row=1, col=column)
+        layer_head_axes(fig, L, H, wide, high, of=head_map.provenance, row=1, col=column)
     ground(fig, -0.5, H - 0.5, L, dark, row=1, col=2)
     _scatter(fig, scale, x, y, head_map.unit, dark)
     for name, title, values, place in (

@@ -11,6 +11,7 @@ from plotly.subplots import make_subplots
 
 from ..errors import DataError
 from .colour import fill
+from .heatmap import layer_ticks
 from .theme import frame, look
 
 if TYPE_CHECKING:
@@ -61,12 +62,14 @@ def flow_curves(maps: Sequence[FlowMap], *, by_relation: bool = False, title: st
             elif names[place] in one.relations:
                 _curve(fig, one.relation(names[place]), called, i, dark, place == 0, **at)
         fig.add_hline(y=0, line={"color": look(dark).muted, "width": 1}, layer="below", **at)
-    fig.update_xaxes(tickmode="array", tickvals=_ticks(len(maps[0].scores)))
-    fig.update_xaxes(title_text="layer", row=rows)
+    axis = layer_ticks(_ticks(len(maps[0].scores)), maps[0].provenance)
+    titled = {"title_text": axis.pop("title_text")}
+    fig.update_xaxes(tickmode="array", **axis)
+    fig.update_xaxes(**titled, row=rows)
     fig.update_yaxes(title_text=f"fall of {maps[0].unit}", col=1)
     for empty in range(len(names), rows * columns) if names else ():
         fig.update_xaxes(visible=False, row=empty // columns + 1, col=empty % columns + 1)
-        fig.update_xaxes(title_text="layer", showticklabels=True, row=empty // columns, col=empty % columns + 1)
+        fig.update_xaxes(**titled, showticklabels=True, row=empty // columns, col=empty % columns + 1)
     width, height = (WIDTH, HEIGHT) if not names else (max(WIDTH, PANEL_WIDTH * columns + 60), PANEL_HEIGHT * rows + 60)
     frame(fig, title or _title(maps), _notes(maps), width=width, height=height, dark=dark, legend=len(maps) > 1)
     if names:  # the legend is above the panels' titles

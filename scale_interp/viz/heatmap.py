@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from math import ceil
 from typing import TYPE_CHECKING, Any
 
@@ -56,9 +56,7 @@ def head_heatmap(head_map: HeadMap, *, marks: Iterable[Head] = (), title: str | 
     cells = width - 190, height - 60
     _dots(fig, head_map, dark, cell=cell_size(L, H, *cells))
     fig.update_layout(coloraxis=coloraxis(dark, limit(head_map.scores.numpy()), head_map.unit))
-    layer_head_axes(fig, L, H, *cells)
-    if head_map.layer_numbers != [*range(L)]:
-        fig.update_yaxes(title="layer of the decoder", tickvals=[*range(L)], ticktext=[str(n) for n in head_map.layer_numbers])
+    layer_head_axes(fig, L, H, *cells, of=head_map.provenance)
     outline(fig, outlined, dark, (cells[0] / H, cells[1] / L))
     Q = len(head_map.per_question)
     notes = f"{Q} question{'s' * (Q != 1)}.{_key([head_map], outlined)}"
@@ -134,7 +132,7 @@ def panels(
         gap = int(cell_size(L, H, wide, high) >= SMALL)
         fig.add_trace(score_trace(head_map, coloraxis="coloraxis", divide=part, xgap=gap, ygap=gap), **at)
         _dots(fig, head_map, dark, cell=cell_size(L, H, wide, high), reach=part * axis["cmax"], **at)
-        layer_head_axes(fig, L, H, wide, high, **at)
+        layer_head_axes(fig, L, H, wide, high, of=head_map.provenance, **at)
         outline(fig, _checked(marked, head_map), dark, (wide / H, high / L), **at)
     fig.update_layout(coloraxis=axis)
     notes = _key(maps, [mark for marked in marks for mark in marked]).strip()
@@ -229,12 +227,26 @@ def coloraxis(dark: bool, reach: float, title: str, *, centre: float = 0.0) -> d
     return {"colorscale": scale, "cmin": centre - reach, "cmax": centre + reach, "cmid": centre, "colorbar": bar}
 
 
-def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, **at: int) -> None:
-    """Axes with whole-numbered ticks, as many as fit into wide x high pixels."""
+def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, *, of: Mapping[str, Any] | None = None, **at: int) -> None:
+    """Axes with whole-numbered ticks, as many as fit into wide x high pixels; `of` is the provenance of what is drawn."""
     # Frames of small cells at the edge are drawn slightly outside.
     x, y = (3 / (pixels / count) if min(wide / H, high / L) < SMALL else 0.0 for pixels, count in ((wide, H), (high, L)))
     fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5 - x, H - 0.5 + x], showgrid=False, **at)
-    fig.update_yaxes(title_text="layer", tickvals=_ticks(L, high, 18), range=[-0.5 - y, L - 0.5 + y], showgrid=False, **at)
+    layers = layer_ticks(_ticks(L, high, 18), of or {})
+    fig.update_yaxes(**layers, range=[-0.5 - y, L - 0.5 + y], showgrid=False, **at)
+
+
+def layer_ticks(ticks: Sequence[int], of: Mapping[str, Any]) -> dict[str, Any]:
+    """The ticks and the title of an axis of layers."""
+    if not of.get("layer_numbers"):
+        return {"title_text": "layer", "tickvals": list(ticks)}
+    return {"title_text": "layer (in the decoder)", "tickvals": list(ticks), "ticktext": layer_names(ticks, of)}
+
+
+def layer_names(layers: Sequence[int], of: Mapping[str, Any]) -> list[str]:
+    """Layers by their numbers in maps and edits; in a hybrid, with those in the decoder in brackets. `of` is a result's provenance."""
+    numbers = of.get("layer_numbers")
+    return [f"{i} ({numbers[i]})" if numbers else str(i) for i in layers]
 
 
 def _ticks(count: int, pixels: float, room: float) -> list[int]:

@@ -108,7 +108,7 @@ def frame(
             "font": {"size": 18, "color": colours.ink},
         },
         showlegend=legend,
-        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": 1, "yanchor": "bottom", "tracegroupgap": 0},
     )
     return fig
 

@@ -35,7 +35,16 @@ class Parts:
     """
 
     layers: tuple[str, ...] = ("layers", "h", "blocks", "block")
-    norm: tuple[str, ...] = ("norm", "final_layernorm", "final_layer_norm", "embedding_norm", "layer_norm", "ln_f", "norm_f")
+    norm: tuple[str, ...] = (
+        "norm",
+        "final_layernorm",
+        "final_layer_norm",
+        "embedding_norm",
+        "layer_norm",
+        "ln_f",
+        "norm_f",
+        "hyper_connection_mixer",
+    )
     attention: tuple[str, ...] = ("self_attn", "attn", "attention", "mixer")
     output: tuple[str, ...] = ("o_proj", "out_proj", "dense", "wo", "c_proj")
     query: tuple[str, ...] = ("q_proj", "q_b_proj", "wq", "qkv_proj", "qkv", "query_key_value", "att_proj", "Wqkv", "c_attn")
@@ -53,6 +62,8 @@ class Parts:
 PARTS = Parts()
 STATES = ("linear_attention", "conv", "mamba", "mamba2", "recurrent", "linear")
 """Layer types of a configuration whose layers keep a state of the whole past instead of keys and values."""
+CROSS = "cross-attention"
+"""What a layer is called that attends to images alone."""
 
 
 USUAL_INPUTS = {
@@ -287,7 +298,7 @@ def _what(layer: nn.Module) -> str:
     """What a layer without heads is, in a word."""
     names = [name for name, _ in layer.named_children() if "norm" not in name]
     if any("cross" in name for name in names):
-        return "cross-attention"
+        return CROSS
     return " and ".join(names) or type(layer).__name__
 
 

@@ -10,9 +10,11 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
+import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from ..errors import ModelError
 from .decoder import PARTS, Decoder, Parts, find_decoder, setting
 
 
@@ -23,10 +25,12 @@ class Family:
     Attributes:
         bidirectional: Whether prompt tokens attend to later ones, so that an edit of the last token affects them all.
         first_position: The position number of the first token.
+        after_padding: Whether positions begin behind the padding token's id, as in fairseq, beside `first_position`.
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
         answer_type: The `token_type_ids` of tokens after the prompt.
         images_first: Whether the processor itself puts an image's tokens before the prompt, which then has no placeholder.
+        flat_images: Whether the processor takes the images of several prompts as one list.
         unpadded: Whether prompts of different lengths are read one by one, as the model itself counts padding as text.
         staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
         parts: The names of its text decoder's parts, where they are not the usual ones.
@@ -34,10 +38,12 @@ class Family:
 
     bidirectional: bool = False
     first_position: int = 0
+    after_padding: bool = False
     prompt: str | None = None
     prompt_end: str = ""
     answer_type: int = 0
     images_first: bool = False
+    flat_images: bool = False
     unpadded: bool = False
     staircase: bool = True
     parts: Parts = PARTS
@@ -65,9 +71,28 @@ KNOWN = {
     "blip-2": Family(prompt="Question: {text} Answer:", images_first=True),
     "instructblip": Family(prompt="{text} Short answer:", images_first=True, unpadded=True),
     "llama4": Family(unpadded=True),
+    "mllama": Family(unpadded=True),
+    "kosmos-2.5": Family(after_padding=True, prompt="{images}{text}"),
+    "got_ocr2": Family(
+        flat_images=True,
+        prompt="<|im_start|>system\nYou should follow the instructions carefully and explain your answers in detail.<|im_end|>"
+        "<|im_start|>user\n<img>{images}</img>\n{text}<|im_end|><|im_start|>assistant\n",
+    ),
     "paligemma": Family(bidirectional=True, first_position=1, prompt="{images}answer en {text}", prompt_end="\n", answer_type=1),
 }
 """Quirks by model_type. Any other family is treated as a plain one and checked when it is loaded."""
+
+
+BROKEN = {("llama4", "5.24.0"): "its Llama 4 asks its own outputs for the features of images, which they do not hold"}
+"""Families that one release of transformers cannot run at all, with or without this package."""
+
+
+def cannot_run(family: str) -> str:
+    """Why the transformers that is installed cannot run a family, with what to do; nothing where it can."""
+    why = BROKEN.get((family, release := transformers.__version__))
+    if why is None:
+        return ""
+    return f"transformers {release} itself cannot run it ({why}): install another release: pip install 'transformers==5.23.0'"
 
 
 def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
@@ -87,7 +112,8 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
     if hasattr(core, "get_rope_index"):
         takes = inspect.signature(core.get_rope_index).parameters
         return core.get_rope_index(**{k: v for k, v in inputs.items() if k in takes})[0]
-    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + family.first_position
+    first = family.first_position + (model.config.get_text_config().pad_token_id + 1 if family.after_padding else 0)
+    return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + first
 
 
 def after_head(model: PreTrainedModel) -> tuple[float, float | None]:
@@ -98,13 +124,21 @@ def after_head(model: PreTrainedModel) -> tuple[float, float | None]:
     config, factor, cap = model.config.get_text_config(), 1.0, None
     parts = [model, *(inner for inner in model.children() if hasattr(inner, "lm_head"))]
     code = "".join(inspect.getsource(inspect.unwrap(type(part).forward)) for part in parts)
-    for name in ("logits_scaling", "logit_scale"):
+    for name in ("logits_scaling", "logit_scale", "output_multiplier"):
         found = re.search(rf"([*/])\s*self\.(?:[\w.]+\.)?{name}\b", code)
         if found and isinstance(value := setting(config, name), float | int):
             factor = factor * value if found[1] == "*" else factor / value
     if "final_logit_softcapping" in code:
         cap = setting(config, "final_logit_softcapping")
     return factor, cap
+
+
+def head_of(model: PreTrainedModel, name: str) -> Any:
+    """The head that makes logits: the model's own, or that of the text model within it (Nemotron-H Omni). ModelError without one."""
+    for part in (model, *model.children(), *getattr(model, "base_model", model).children()):
+        if isinstance(part, PreTrainedModel) and (head := part.get_output_embeddings()) is not None:
+            return head
+    raise ModelError(f"{name}: it has no head that makes logits (get_output_embeddings): load a model that generates text")
 
 
 def describe(model: PreTrainedModel, name: str) -> Decoder:

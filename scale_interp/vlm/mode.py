@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -12,7 +13,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from transformers import PreTrainedModel
 
 from ..errors import ModelError, RunWarning
-from .plain import device_of, is_quantised
+from .plain import device_of, is_quantised, walk
 
 
 class Addressed(Protocol):
@@ -20,7 +21,7 @@ class Addressed(Protocol):
 
     hf_model: Any
 
-    def renew(self) -> None: ...
+    def renew(self, modules: Sequence[nn.Module]) -> None: ...
 
 
 def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) -> None:
@@ -29,7 +30,8 @@ def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) 
     gradients_for: what needs gradients, such as "fitting"; then they have to be on, too.
     """
     model = vlm if isinstance(vlm, nn.Module) else vlm.hf_model
-    if any(module.training and _matters(module) for module in model.modules()):
+    modules = walk(model)
+    if any(module.training and _matters(module) for module in modules):
         name = next(name for name, module in model.named_modules() if module.training and _matters(module)) or "all of it"
         checkpointed = any(getattr(module, "gradient_checkpointing", False) for module in model.modules())
         checkpointing = " and gradient checkpointing, which takes the cache away" if checkpointed else ""
@@ -48,7 +50,7 @@ def require_ready(vlm: Addressed | nn.Module, gradients_for: str | None = None) 
     if gradients_for is not None:
         _require_gradients(model, gradients_for)
     if not isinstance(vlm, nn.Module):
-        vlm.renew()
+        vlm.renew(modules)
 
 
 def _matters(module: nn.Module) -> bool:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from math import ceil, isqrt, sqrt
+from math import ceil, floor, isqrt, sqrt
 from typing import Any, Protocol
 
 import numpy as np
@@ -173,6 +173,38 @@ def _tiled(size: Size, down: int, across: int, side: int) -> list[Raster]:
     return [_whole(size, side, side, first=down * across * side**2), tiles]
 
 
+def _lfm2(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """Squeezed into rows and columns of tiles, then the whole image in its own aspect ratio; a small one is one view."""
+    images, found = vlm.processor.image_processor, _processed(vlm, size, return_row_col_info=True)
+    (down,), (across,) = found["image_rows"], found["image_cols"]
+    rows, cols = (ceil(n // images.encoder_patch_size / images.downsample_factor) for n in found["image_sizes"])
+    if down * across == 1:
+        return [_whole(size, rows, cols)], rows * cols
+    side = ceil(images.tile_size // images.encoder_patch_size / images.downsample_factor)
+    parts, n = _tiled(size, down, across, side)[1:], down * across * side**2
+    if images.use_thumbnail:
+        parts, n = [_whole(size, rows, cols, first=n), *parts], n + rows * cols
+    return parts, n
+
+
+def _llama4(vlm: ImageModel, size: Size, alone: bool) -> Layout:
+    """In its own aspect ratio on a canvas of tiles, black to the right or below; then squeezed whole, if there are several tiles."""
+    images, found = vlm.processor.image_processor, _processed(vlm, size)
+    (down, across), (height, width) = found["aspect_ratios"], found["pixel_values"][-2:]
+    side = isqrt((height // vlm.processor.patch_size) * (width // vlm.processor.patch_size) // vlm.processor.downsample_ratio)
+    w, h = size
+    wide, high = across * width, down * height
+    if not images.resize_to_max_canvas:
+        wide, high = min(max(w, height), wide), min(max(h, height), high)
+    if wide / w < high / h:
+        high = min(floor(h * (wide / w)), high)
+    else:
+        wide = min(floor(w * (high / h)), wide)
+    tiles = _tiles(down, across, side), _cells(0, width * w / wide, side, across), _cells(0, height * h / high, side, down)
+    n = down * across * side**2
+    return ([tiles], n) if down * across == 1 else ([_whole(size, side, side, first=n), tiles], n + side**2)
+
+
 def _gemma(vlm: ImageModel, size: Size, alone: bool) -> Layout:
     """Squeezed into one square; with pan and scan, followed by crops along the longer side."""
     side = isqrt(vlm.processor.image_seq_length)
@@ -221,6 +253,8 @@ LAYOUTS: Mapping[str, Callable[[ImageModel, Size, bool], Layout]] = {
     "mistral3": _pixtral,
     "gemma4": _gemma4,
     "aya_vision": _aya,
+    "lfm2_vl": _lfm2,
+    "llama4": _llama4,
     "internvl": _internvl,
     "gemma3": _gemma,
     "idefics3": _idefics,

@@ -38,6 +38,18 @@ def replaced(module: nn.Module) -> bool:
     return getattr(inner, "__func__", inner) is not inspect.unwrap(type(module).forward)
 
 
+def walk(module: nn.Module) -> list[nn.Module]:
+    """A module and every one within it, once. `modules` yields the same through a chain of generators, which every run would notice."""
+    found: dict[int, nn.Module] = {}
+    left = [module]
+    while left:
+        one = left.pop()
+        if id(one) not in found:
+            found[id(one)] = one
+            left.extend(inner for inner in one._modules.values() if inner is not None)
+    return list(found.values())
+
+
 def device_of(module: nn.Module, otherwise: torch.device) -> torch.device:
     """Where a module's input belongs; a module whose weights are moved in by hooks, or that has none, takes it where it is."""
     tensor = next((t for t in (*module.parameters(), *module.buffers()) if not t.is_meta), None)

@@ -28,7 +28,7 @@ from .fingerprint import fingerprint, numerics, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
-from .plain import replaced
+from .plain import replaced, walk
 from .report import Report
 from .token_groups import Groups, Span, token_groups
 
@@ -47,10 +47,12 @@ ChoiceSpace = Literal["auto", "with", "without", "apart"]
 """
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
+NO_MEMORY = ("can't allocate memory", "Unable to allocate")
+"""What torch and numpy say on a CPU when memory runs out, within errors of other types."""
 PROMPT_END = 16
 """Characters at a prompt's end that decide, together with the word they begin in, how a choice behind it is cut into tokens."""
 CHOICE_SETS = 4096
-"""Sets of choices, each behind one prompt's end, whose tokens are kept."""
+"""Sets of choices, each behind one prompt's end, whose tokens are kept, and prompts whose text is."""
 ChoiceTokens = tuple[str, list[list[int]], list[list[int]]]
 """What stands before each choice (a space or nothing), the choices' tokens, and those that they have the other way."""
 
@@ -80,6 +82,7 @@ class Measured:
         choices: The sets of choices of which it was said how they are scored.
         positions: Why edits at tokens of the prompt take whole passes, by the model's state; "" where they do not.
         choice_tokens: The tokens of choices, by the prompt's end, the choices, `VLM.choice_space` and the tokenizer's size.
+        prompts: Prompts by the chat template, the question's text and how many images it has.
     """
 
     reports: dict[str, Report] = field(default_factory=dict)
@@ -88,6 +91,7 @@ class Measured:
     choices: set[tuple[str, ...]] = field(default_factory=set)
     positions: dict[str, str] = field(default_factory=dict)
     choice_tokens: dict[tuple[Any, ...], ChoiceTokens] = field(default_factory=dict)
+    prompts: dict[tuple[str, str, int], str] = field(default_factory=dict)
 
 
 class VLM(NotebookView):
@@ -261,11 +265,11 @@ class VLM(NotebookView):
         """The hub commit of the weights, or None if they do not come from a hub."""
         return getattr(self.hf_model.config, "_commit_hash", None)
 
-    def renew(self) -> None:
-        """Make nnsight's views of the model again where its modules have changed since: an adapter was added, say."""
-        modules = [id(module) for module in self.hf_model.modules()]
-        if modules != self._modules:
-            self._modules = modules
+    def renew(self, modules: Sequence[nn.Module] | None = None) -> None:
+        """Make nnsight's views of the model again where its modules, from `walk`, have changed since: an adapter was added, say."""
+        found = [id(module) for module in (walk(self.hf_model) if modules is None else modules)]
+        if found != self._modules:
+            self._modules = found
             self.nn, self.text = NNsight(self.hf_model), NNsight(self.decoder)
             vars(self).pop("layers", None)
 
@@ -293,6 +297,11 @@ class VLM(NotebookView):
     def norm(self) -> Any:
         """The norm after the decoder's last layer."""
         return getattr(self.decoder, self.parts.norm_name)
+
+    @property
+    def head(self) -> Any:
+        """The head that makes logits of the stream after the last norm."""
+        return families.head_of(self.hf_model, self.name)
 
     def view(self, module: nn.Module) -> Any:
         """nnsight's view of a module of the model, for use inside `trace`."""
@@ -367,8 +376,16 @@ class VLM(NotebookView):
         n = len(question.pictures)
         if prompt is not None:
             return prompt.replace("{images}", self._mark_in(prompt) * n).replace("{text}", question.text)
-        content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
-        return self.processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False)
+        # It is asked for twice, for the prompt's tokens and for those of its choices.
+        key, known = (str(self.processor.chat_template), question.text, n), self.measured.prompts
+        if key not in known:
+            if len(known) >= CHOICE_SETS:
+                known.clear()
+            content: Any = [*[{"type": "image"}] * n, {"type": "text", "text": question.text}]
+            known[key] = self.processor.apply_chat_template(
+                [{"role": "user", "content": content}], add_generation_prompt=True, tokenize=False
+            )
+        return known[key]
 
     def with_prompt(self, prompt: str | None) -> VLM:
         """This model asked with another prompt: a second view of the same weights, which takes no memory.
@@ -456,7 +473,9 @@ class VLM(NotebookView):
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
         """The processor's output; DataError names the question that it refuses."""
-        images = [q.images for q in questions]
+        images: list[Any] = [q.images for q in questions]
+        if self.quirks.flat_images:
+            images = [image for some in images for image in some]
         bos = self.tokenizer.bos_token
         try:
             with alone(self.tokenizer):
@@ -469,7 +488,7 @@ class VLM(NotebookView):
                     add_special_tokens=not (bos and texts[0].startswith(bos)),
                 )
         except (ValueError, TypeError, LookupError, AttributeError, StopIteration, ArithmeticError, RuntimeError) as error:
-            if isinstance(error, DataError | torch.OutOfMemoryError) or "allocate memory" in str(error):
+            if isinstance(error, DataError | torch.OutOfMemoryError) or any(said in str(error) for said in NO_MEMORY):
                 raise
             if len(questions) > 1:  # one of them by itself says which
                 for q, text in zip(questions, texts, strict=True):

@@ -11,8 +11,7 @@ from peft import PeftModel
 import scale_interp as si
 from scale_interp import viz
 from scale_interp.adapters.baselines.peft_adapter import _linear_names, _name_pattern
-from scale_interp.adapters.baselines.training import learning_mask
-from scale_interp.adapters.scale.fit import FitSettings
+from scale_interp.adapters.scale.fit import FitSettings, learning_mask
 from scale_interp.errors import EditError, FileError, LeakError, ModelError
 
 FAST = {"epochs": 1, "learning_rates": [3e-3]}

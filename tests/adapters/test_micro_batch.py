@@ -47,7 +47,7 @@ def test_gradients_accumulate_to_the_same_numbers(vlm, train):
     options = FitSettings(batch_size=12)
     slopes = []
     for micro in (12, 5, 1):
-        learner = fits._Learner(vlm, train, [si.Fit(), si.Fit("few", ((2, 1), (3, 0)), seed=1)], options, None)
+        learner = fits.Learner(vlm, train, [si.Fit(), si.Fit("few", ((2, 1), (3, 0)), seed=1)], options, None)
         with torch.no_grad():
             learner.theta += 0.3
         prompts = PrefixStore(vlm, train, micro, within=12)
@@ -85,8 +85,8 @@ class Scarce:
 
 def test_memory_that_runs_out_halves_the_micro_batch(train, retain, whole, monkeypatch):
     vlm = si.load("demo")
-    scarce = Scarce(fits.run_packed, 3, lambda vlm, prefix, edit: len(prefix.questions) if edit is not None else 0)
-    monkeypatch.setattr(fits, "run_packed", scarce)
+    scarce = Scarce(fits.run_edited, 3, lambda vlm, prefix, edit: len(prefix.questions))
+    monkeypatch.setattr(fits, "run_edited", scarce)
     with pytest.warns(MemoryWarning, match=r"no memory for gradients of 6 questions; continuing with 3"):
         found = si.fit_scale(vlm, train[:9], retain=retain, l1=0.1, micro_batch=6, **SETTINGS)
     assert differs(found, whole) <= 1e-5
@@ -110,7 +110,7 @@ def test_memory_that_runs_out_in_backward(train, whole, retain, monkeypatch):
 
 def test_no_memory_for_one_question(train, monkeypatch):
     vlm = si.load("demo")
-    monkeypatch.setattr(fits, "run_packed", Scarce(fits.run_packed, 0, lambda *_: 1))
+    monkeypatch.setattr(fits, "run_edited", Scarce(fits.run_edited, 0, lambda *_: 1))
     with pytest.warns(MemoryWarning), pytest.raises(ModelError, match=r"no memory for the gradients of one question of .* tokens"):
         si.fit_scale(vlm, train[:4], **SETTINGS)
 
@@ -127,7 +127,7 @@ def test_gradient_maps_in_parts(train, monkeypatch, method):
     }[method]
     expected = run()
     module = integrated if method == "integrated" else gradient
-    monkeypatch.setattr(module, "run_packed", Scarce(packed.run_packed, 2, lambda vlm, prefix, edit: len(prefix.questions)))
+    monkeypatch.setattr(module, "run_edited", Scarce(packed.run_edited, 2, lambda vlm, prefix, edit: len(prefix.questions)))
     with pytest.warns(MemoryWarning, match="no memory for gradients of 6 questions; continuing with 3"):
         found = run()
     away = (found.per_question - expected.per_question).abs().max()
@@ -153,3 +153,34 @@ def test_the_suite_is_the_same_in_micro_batches(vlm, train):
     test = si.load_questions("scenes/relation", "test", n=12)
     whole, parts = (si.falsify(vlm, train, test, heads=[(2, 1), (3, 0)], seeds=1, micro_batch=m, **SETTINGS) for m in (6, 4))
     assert [row["gain"] for row in whole.rows] == pytest.approx([row["gain"] for row in parts.rows], abs=1e-6)
+
+
+BASELINES = {
+    "bias": lambda vlm, train: si.fit_bias(vlm, train, epochs=1, batch_size=12, learning_rates=[1e-2]).shift,
+    "IA3": lambda vlm, train: torch.cat(
+        [w.flatten() for w in si.fit_ia3(vlm, train, epochs=1, batch_size=12, learning_rates=[1e-2]).weights.values()]
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BASELINES)
+def test_baselines_in_micro_batches(train, name, monkeypatch):
+    vlm = si.load("demo")
+    whole, plain, failed = BASELINES[name](vlm, train), torch.autograd.grad, []
+    vlm.memory = 2**23  # two whole prompts with gradients, or a few last tokens
+    few = BASELINES[name](vlm, train)
+    vlm.memory = None
+
+    def grad(loss, *args, **kwargs):
+        if not failed:
+            failed.append(True)
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 GiB")
+        return plain(loss, *args, **kwargs)
+
+    monkeypatch.setattr(torch.autograd, "grad", grad)
+    with pytest.warns(MemoryWarning, match="no memory for gradients of"):
+        halved = BASELINES[name](vlm, train)
+    moved = float((whole - float(name == "IA3")).abs().max())
+    assert moved > 1e-3
+    for other in (few, halved):
+        assert float((other - whole).abs().max()) <= 1e-2 * moved  # AdamW's first steps are as long for a small slope as for a large one

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 import scale_interp as si
-from scale_interp.adapters.scale.fit import RECIPES, _Learner
+from scale_interp.adapters.scale.fit import RECIPES, Learner
 from scale_interp.errors import EditError
 from scale_interp.interventions.prefix import PrefixStore
 from tests.support.released import Loop, letter_ids, raw_inputs
@@ -24,18 +24,18 @@ def opened(family):
 @contextmanager
 def watched_epochs(most):
     """Ctrl-C after so many epochs were kept."""
-    keep = _Learner.keep
+    keep = Learner.keep
 
     def stopping(self, checkpoints):
         keep(self, checkpoints)
         if self.epoch == most:
             raise KeyboardInterrupt
 
-    _Learner.keep = stopping
+    Learner.keep = stopping
     try:
         yield
     finally:
-        _Learner.keep = keep
+        Learner.keep = keep
 
 
 def lettered(n, split="train"):

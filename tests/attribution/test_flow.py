@@ -5,7 +5,7 @@ import torch
 
 import scale_interp as si
 from scale_interp.attribution.metric import measure
-from scale_interp.errors import DataError, RunWarning
+from scale_interp.errors import DataError, EditError, RunWarning
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +92,40 @@ def test_circuits_lose_what_their_construction_says(name):
     seen = si.run_edits(bed, asked)[:, 0]
     blind = si.run_edits(bed, asked, si.AttentionEdit(everywhere, source=through if circuit.relay else "last", target="image"))[:, 0]
     assert (blind - blind[:1]).abs().max() <= 1e-5 and (seen - seen[:1]).abs().max() > 1
+
+
+def test_a_map_over_the_image_is_one_knockout_per_patch(vlm, questions, tmp_path):
+    some = questions[:3]
+    found = si.knockout_image(vlm, some, source=["subject", "object"], layers=[1, 2])
+    heads = torch.zeros(1, vlm.n_layers, vlm.n_heads, dtype=torch.bool)
+    heads[0, 1:3] = True
+    for q, question in enumerate(some):
+        groups, per_patch = vlm.token_groups(question), found.of(question.id)
+        assert list(per_patch) == groups["image"]
+        for token in groups["box:object"][:2] + groups["image"][-1:]:
+            edit = si.AttentionEdit(heads, ("subject", "object"), [token])
+            clean, edited = (measure("logit_diff", si.run_edits(vlm, [question], e)[:, 0], [question]) for e in (None, edit))
+            assert per_patch[token] == pytest.approx(float(clean - edited), abs=1e-4)
+        at_object = sum(per_patch[token] for token in groups["box:object"]) / len(groups["box:object"])
+        assert float(found.per_place[q, 1]) == pytest.approx(at_object, abs=1e-6)
+    table = found.to_frame()
+    assert table["place"].tolist() == ["subject", "object", "elsewhere"] and (table["low"] <= table["high"]).all()
+    found.save(tmp_path / "image.safetensors")
+    again = si.ImageMap.load(tmp_path / "image.safetensors")
+    assert torch.equal(again.effects, found.effects) and again.ids == found.ids and repr(again) == repr(found)
+    figure = found.plot(some[0], si.patch_grid(vlm, some[0]))
+    assert figure.data[1].z.size == len(found.of(some[0].id)) and len(figure.layout.shapes) == 4
+    with pytest.raises(EditError, match=r"layers=\[6\]: give some of 0 to 5"):
+        si.knockout_image(vlm, some, layers=[6])
+    with pytest.raises(DataError, match="the map has no question"):
+        found.of("x")
+    with pytest.raises(DataError, match="2 maps and 1 names"):
+        si.viz.image_maps([found, found], some[0], si.patch_grid(vlm, some[0]), ["a"])
+
+
+@pytest.mark.parametrize("name", ["one-head", "relay"])
+def test_a_circuit_reads_the_object_it_is_asked_about(name):
+    """In `one-head` the last token reads the image at one object alone; in `relay` it does not see the image at all."""
+    vlm, questions = si.load(f"testbed/{name}"), si.load_questions("scenes/position", n=4)
+    effects = si.knockout_image(vlm, questions).effects
+    assert (effects.abs().max() <= 1e-5) == (name == "relay")

@@ -1,6 +1,8 @@
 """Patching at token groups: against whole passes with plain hooks, on circuits whose construction says what feeds the known heads."""
 
+from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 
 import pytest
 import torch
@@ -8,8 +10,10 @@ import torch
 import scale_interp as si
 from scale_interp.attribution.metric import measure
 from scale_interp.errors import DataError, EditError
+from scale_interp.interventions.whole_prompt import read_whole
 from scale_interp.vlm.token_groups import positions_at
 from tests.support.oracle import hooked_at, plain_inputs
+from tests.support.zoo_models import BIDIRECTIONAL, FIRST, noise
 
 
 @pytest.fixture(scope="module")
@@ -22,7 +26,8 @@ def streams(vlm, question, component):
     found, hooks = [], []
     for layer in vlm.decoder.layers:
         if component == "resid":
-            hooks.append(layer.register_forward_pre_hook(lambda _, args: found.append(args[0][0])))
+            keep = lambda _, args, kwargs: found.append((args[0] if args else kwargs["hidden_states"])[0])  # noqa: E731
+            hooks.append(layer.register_forward_pre_hook(keep, with_kwargs=True))
         elif component == "head":
             hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(lambda _, args: found.append(args[0][0])))
         else:
@@ -69,6 +74,54 @@ def test_a_map_is_what_whole_passes_with_plain_hooks_give(vlm, pairs, component)
             places = dict(zip(union, union, strict=True)) if name.startswith("box:") else dict(zip(clean, corrupt, strict=True))
             effect, _ = expected(vlm, pair, component, places, layer)
             assert float(pm.per_question[q, layer, g]) * pm.provenance["gap"] == pytest.approx(effect, abs=2e-5), (q, layer, name)
+
+
+@contextmanager
+def rows_of_layers(vlm):
+    """How many rows of a prompt each call of each layer runs, by layer."""
+    found = [[] for _ in vlm.head_layers]
+
+    def count(layer, args, kwargs, number):
+        found[number].append((args[0] if args else kwargs["hidden_states"]).shape[1])
+
+    hooks = [
+        block.module.register_forward_pre_hook(partial(count, number=number), with_kwargs=True)
+        for number, block in enumerate(vlm.head_layers)
+    ]
+    yield found
+    for hook in hooks:
+        hook.remove()
+
+
+@pytest.mark.parametrize("name", [n if n in ("llava", "qwen3_vl", "gemma3") else pytest.param(n, marks=pytest.mark.full) for n in FIRST])
+def test_a_patched_image_is_not_run_again(name):
+    """Its keys and values are the clean run's, except in layers to which the image is added once more (DeepStack)."""
+    model = si.load(f"tiny-random/{name}", check=False)
+    texts = ("Where is the cup?", "Where is the cup on the table, left or right?", "Where?")
+    questions = [si.Question(text, ("left", "right"), i % 2, picture=noise(60, 40, i), id=text) for i, text in enumerate(texts)]
+    pairs = [si.Contrast(q, replace(q, answer=1 - q.answer, picture=noise(60, 40, 9 + i), id=f"{i}")) for i, q in enumerate(questions)]
+    for some, groups in ((pairs, ("image", "question")), (pairs[1:2], ("image",))):
+        with rows_of_layers(model) as rows:
+            pm = si.patch_positions(model, some, groups=groups, path="packed")
+        for q, pair in enumerate(some):
+            for g, group in enumerate(groups):
+                for layer in range(model.n_layers):
+                    places = {token: token for token in model.token_groups(pair.corrupt)[group]}
+                    effect, _ = expected(model, pair, "resid", places, layer)
+                    assert float(pm.per_question[q, layer, g]) * pm.provenance["gap"] == pytest.approx(effect, abs=2e-5), (q, layer, group)
+    image, tokens = model.token_groups(questions[1])["image"], len(model.encode(questions[1])["input_ids"][0])
+    behind = tokens - next(token for token in range(image[0], tokens) if token not in image)
+    added = sum(layer.between is not None for layer in read_whole(model, questions[1:2]).layers)
+    assert added == {"qwen3_vl": 2}.get(name, 0)
+    for number in range(model.n_layers if name not in BIDIRECTIONAL else 0):
+        again = rows[number][2:]  # clean and corrupt prompts are read first
+        assert (again[-1] == behind) == (number >= added) and len(again) == 1 + (0 < added <= number)
+    words = ("left of", "right above")
+    longer = [si.Contrast(*(replace(q, choices=words) for q in (pairs[1].clean, pairs[1].corrupt)))]
+    packed, whole = (
+        si.patch_positions(model, longer, groups=("image", "last"), path=path).per_question for path in ("packed", "reference")
+    )
+    assert (packed - whole).abs().max() <= 1e-4 * max(1, float(whole.abs().max()))
 
 
 def test_heads_at_a_group_and_the_reference_path(vlm, pairs):

@@ -11,7 +11,7 @@ import torch
 import scale_interp as si
 from scale_interp.errors import ArgumentError, DataError, EditError, LeakError, ModelError, ScaleInterpError
 from tests.bad_input.kind import Kind
-from tests.bad_input.saved import FIVE, drawn, lens
+from tests.bad_input.saved import FIVE, drawn, image_map, lens
 
 CHOICES = ("left", "right")
 
@@ -322,6 +322,7 @@ RESULTS = (
         Kind("si.LogitLens", f"the words of no such {name}", DataError, "there are 5 questions", lambda room, at=at: lens().top_words(*at))
         for name, at in {"question": (5, 0), "layer": (0, 6), "token": (0, 0, 1)}.items()
     ),
+    Kind("si.ImageMap", "the patches of no such question", DataError, "no question 'x'", lambda room: image_map().of("x")),
     Kind("si.elbow", "no values", DataError, "at least one", lambda room: si.elbow(torch.zeros(0))),
     Kind("si.elbow", "values of nan", DataError, "all finite", lambda room: si.elbow(torch.tensor([1.0, float("nan")]))),
     Kind(

@@ -516,6 +516,8 @@ REQUESTS = (
     asked("the task and split of ScAle on another set", "trains on spatialeval/vqa/map", "pope/random", protocol="scale"),
     asked("a split that ScAle does not have", "choose from train, test", "generated/vqa/map", "validation", root=None, protocol="scale"),
     asked("ScAle's task in other words", "the set's own words", "spatialeval/vqa/map", template="{text}", protocol="scale"),
+    asked("too few questions for ScAle's split", "fifth of 4 questions is none", "generated/vqa/map", n=4, root=None, protocol="scale"),
+    asked("a seed beyond RandomState", "give 0 to 4294967295", "generated/vqa/map", seed=2**32, root=None, protocol="scale"),
     asked("an unknown protocol", "choose 'ours' or 'scale'", "spatialeval/vqa/map", protocol="paper"),
     asked("boxes without a path", "give the path", "boxes:"),
     asked("boxes of an unknown form", "choose 'pope'", "boxes/where:mine.json"),

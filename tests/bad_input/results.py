@@ -68,6 +68,12 @@ TENSORS = (
         {"method": 3, "unit": None, "relations": [1], "by": "token", "window": "2", "provenance": "x"},
     ),
     Saved(
+        "ImageMap",
+        si.ImageMap.load,
+        {"effects": 2, "tokens": 2, "inside": 3, "lengths": 1, "groups": 1},
+        {"method": 3, "unit": None, "ids": "abc", "provenance": "x"},
+    ),
+    Saved(
         "LogitLens",
         si.LogitLens.load,
         {"logits": 4, "log_total": 3, "top": 4, "top_probs": 4, "tokens": 2, "lengths": 1, "answers": 1, "given": 1, "groups": 1},
@@ -128,7 +134,7 @@ TENSORS = (
 )
 SAYS = {"known": "pairs", "heads": "heads|not iterable", "method": "method|not iterable"}
 """What is said of metadata whose name is not in the message."""
-WHOLE = ("groups", "codes", "verdicts", "trained", "tuning", "top", "tokens", "lengths", "answers", "given")
+WHOLE = ("groups", "codes", "verdicts", "trained", "tuning", "top", "tokens", "lengths", "inside", "answers", "given")
 
 
 def parts(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
@@ -397,6 +403,7 @@ def _tensors_apart(target: str, mistake: str, says: str, name: str, change: Call
 
 SINGLE = (
     _tensors_apart("FlowMap", "heads where layers are cut", "8 columns, by layer", "effects", lambda t: t.expand(-1, -1, 8)),
+    _tensors_apart("ImageMap", "more patches than there are", "lengths and patches do not fit", "lengths", lambda t: t + 1),
     _tensors_apart("LogitLens", "a word beyond its words", "words or tokens do not fit", "top", lambda t: t + 7),
     _tensors_apart("LogitLens", "a prompt of no tokens", "words or tokens do not fit", "lengths", lambda t: t * 0),
     _tensors_apart("LogitLens", "more tokens than there are", "words or tokens do not fit", "lengths", lambda t: t + 1),

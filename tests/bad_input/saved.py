@@ -101,6 +101,12 @@ def functional_heads() -> si.FunctionalHeads:
     return si.FunctionalHeads(("a", "b"), drawn(6, 6, 8), SIX % 2, SIX % 2, SIX, drawn(3, 2, 6, 8), drawn(3), ("p",), ABOUT)
 
 
+def image_map() -> si.ImageMap:
+    """Four patches, one of them at the object."""
+    tokens, inside = torch.arange(3, 7).expand(5, 4), torch.tensor([[0, 0, 1], [0, 1, 0], [0, 0, 1], [0, 0, 1]]).expand(5, 4, 3)
+    return si.ImageMap("knockout", "logit diff", drawn(5, 4), tokens, inside, 4 - FIVE % 2, FIVE, tuple(map(str, range(5))), ABOUT)
+
+
 def lens() -> si.LogitLens:
     """Two tokens of each of five prompts, except of the first, which has one."""
     logits, top = drawn(5, 6, 2, 4), torch.arange(5 * 6 * 2 * 3).view(5, 6, 2, 3) % 7
@@ -124,6 +130,7 @@ INSTANCES: Mapping[type[Result | Adapter], Callable[[], Result | Adapter]] = {
     si.ProbeMap: probe_map,
     si.PositionMap: lambda: si.PositionMap("patch", "fraction", "resid", ("image", "last"), drawn(5, 6, 2), FIVE, ("left",) * 5, ABOUT),
     si.FlowMap: lambda: si.FlowMap("knockout", "probability", drawn(5, 6, 1), FIVE, ("left",) * 5, "layer", 2, ABOUT),
+    si.ImageMap: image_map,
     si.LogitLens: lens,
     si.ObjectAttention: object_attention,
     si.FunctionalHeads: functional_heads,

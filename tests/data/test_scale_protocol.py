@@ -96,3 +96,11 @@ def test_generated_questions_are_split_alike():
     order = np.random.RandomState(1).permutation(50)
     assert [q.id for q in (*train, *test)] == [whole[int(i)].id for i in order] and len(train) == 10
     assert TASKS == ("map", "maze", "grid")
+
+
+def test_splits_that_cannot_be_drawn_are_refused():
+    with pytest.raises(DataError, match="a fifth of 4 questions is none to train on; give at least 5"):
+        si.load_questions("generated/vqa/map", "test", 4, protocol="scale")
+    assert len(si.load_questions("generated/vqa/map", "train", 5, protocol="scale")) == 1
+    with pytest.raises(DataError, match="seed=4294967296: protocol='scale' draws with numpy's RandomState; give 0 to 4294967295"):
+        si.load_questions("generated/vqa/map", n=5, seed=2**32, protocol="scale")

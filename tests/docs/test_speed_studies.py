@@ -27,3 +27,14 @@ def test_the_speed_study_measures_what_it_says():
     for clock in ("wall", "cpu"):
         assert found["ratio"][clock] == pytest.approx(sum(took[clock] for took in found["one_by_one"].values()) / found["together"][clock])
         assert speed.evaluate(2, TINY, repeats=1)["ratio"][clock] > 0
+
+
+def test_the_parts_of_a_step_add_up():
+    found = speed.step(2, "realistic/{}x2x32", "tiny-random/llava", repeats=1)
+    for name in ("small", "one", "two", "all"):
+        parts = [found[name][part] for part in ("modules", "attention", "edits", "rest")]
+        assert found[name]["whole"] == pytest.approx(sum(parts)) and "the step" in speed.steps(found)
+    assert found["all"]["layers"] == 32 and found["all"]["rows"] == found["one"]["rows"] == 2
+    for part in ("modules", "rest"):
+        each = found["two"][part] - found["one"][part]
+        assert found["all"][part] == pytest.approx(found["one"][part] + 31 * each)

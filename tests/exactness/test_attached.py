@@ -6,7 +6,6 @@ The oracle is a whole pass without a cache for each token, one prompt at a time,
 import copy
 import sys
 import warnings
-from contextlib import contextmanager
 
 import pytest
 import torch
@@ -31,7 +30,7 @@ from scale_interp.attribution.attention.last_token import read_attention
 from scale_interp.errors import EditError, ModelError, RunWarning
 from scale_interp.evaluation.attention_scaling.answers import evaluate_scaled
 from scale_interp.vlm.cache import CACHE
-from tests.support.oracle import hooked_logits, plain_inputs
+from tests.support.oracle import eager_attention, hooked_logits, plain_inputs
 from tests.support.zoo_models import three_questions
 
 FAMILIES = ("llava", "qwen2_5_vl", "gemma3")
@@ -458,12 +457,8 @@ def with_sinks(text):
     return si.load(model.requires_grad_(False), base.processor)
 
 
-@contextmanager
 def written_out(vlm, weight, image, T):
     """Attention written out with sinks, in the place of the modelling file's own; the last row's image logits times weight."""
-    modules = [layer.self_attn for layer in vlm.decoder.layers]
-    place = sys.modules[type(modules[0]).__module__]
-    original = place.eager_attention_forward
 
     def attend(module, query, key, value, mask, scaling, **kwargs):
         H, K = query.shape[1], key.shape[2]
@@ -473,11 +468,7 @@ def written_out(vlm, weight, image, T):
         sunk = torch.cat([logits + mask[..., :K], module.sinks.view(1, H, 1, 1).expand(*logits.shape[:3], 1)], -1)
         return (sunk.softmax(-1)[..., :-1] @ value.repeat_interleave(groups, 1)).transpose(1, 2), None
 
-    place.eager_attention_forward = attend
-    try:
-        yield
-    finally:
-        place.eager_attention_forward = original
+    return eager_attention(vlm, [layer.self_attn for layer in vlm.decoder.layers], attend)
 
 
 @pytest.mark.parametrize("text", [GptOssConfig, GraniteSWAConfig])
@@ -520,9 +511,8 @@ def test_attention_that_is_more_than_a_softmax_is_refused(questions):
     """A gate on each head's output, a bias of the logits, another function of the user's own."""
     vlm = si.load("tiny-random/llava", dtype=torch.float32)
     inputs = plain_inputs(vlm, questions[0])
-    vlm.hf_model.set_attn_implementation("eager")
-    place = sys.modules[type(vlm.decoder.layers[0].self_attn).__module__]
-    own = place.eager_attention_forward
+    modules = [layer.self_attn for layer in vlm.decoder.layers]
+    own = sys.modules[type(modules[0]).__module__].eager_attention_forward
 
     def gated(module, *args, **kwargs):
         out, weights = own(module, *args, **kwargs)
@@ -532,14 +522,11 @@ def test_attention_that_is_more_than_a_softmax_is_refused(questions):
         K = key.shape[2]
         return own(module, query, key, value, mask - 0.1 * (torch.arange(K - 1, -1, -1)), **kwargs)
 
-    try:
-        for other in (gated, biased):
-            place.eager_attention_forward = other
+    for other in (gated, biased):
+        with eager_attention(vlm, modules, other):
             for method in (AttentionScale(1.0001), AttentionScale(1.0001, "all", layers=[1])):
                 with pytest.raises(EditError, match="cannot be rewritten"), torch.no_grad(), method.attached(vlm):
                     vlm.hf_model(**inputs)
-    finally:
-        place.eager_attention_forward = own
     AttentionInterface.register("of_my_own", gated)
     AttentionMaskInterface.register("of_my_own", ALL_MASK_ATTENTION_FUNCTIONS["eager"])
     vlm.decoder.set_attn_implementation("of_my_own")

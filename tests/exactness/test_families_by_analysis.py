@@ -1,22 +1,49 @@
 """Every family by every analysis, on tiny models: packed and reference against plain torch hooks on whole passes."""
 
+import copy
+
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 import scale_interp as si
 from scale_interp.models import zoo
+from tests.exactness.test_quantised import KINDS
 from tests.support.oracle import heads_of, hooked_logits, plain_inputs
 from tests.support.zoo_models import BIDIRECTIONAL, FIRST, RECENT, Models, noise
 
 EXACT = 1e-5
 QUICK = ("llava", "qwen3_5")
 """A plain decoder and a hybrid; all others are in the full suite."""
-FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*FIRST, *RECENT)]
+ADAPTED = ("llava, LoRA", "qwen3_5, LoRA")
+"""A live PeftModel, with an adapter on what reads the heads and on MLPs."""
+QUANTISED = ("llava, torchao int8", "llava, bitsandbytes 4 bits")
+"""Where the libraries are installed (`.ci/matrix`)."""
+FAMILIES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.full) for name in (*FIRST, *RECENT, *ADAPTED, *QUANTISED)]
+
+
+class Rows(Models):
+    """The zoo, and models of it with an adapter or fewer bits."""
+
+    def __missing__(self, name):
+        family, _, change = name.partition(", ")
+        vlm = super().__missing__(family)
+        if not change:
+            return vlm
+        model = copy.deepcopy(vlm.hf_model)
+        if change == "LoRA":
+            torch.manual_seed(0)
+            targets = r".*language_model\.layers\..*(o_proj|down_proj)"
+            model = get_peft_model(model, LoraConfig(target_modules=targets, r=2, init_lora_weights=False))
+        else:
+            KINDS[change](model.get_decoder())
+        self[name] = si.load(model, vlm.processor)
+        return self[name]
 
 
 @pytest.fixture(scope="module")
 def models():
-    return Models()
+    return Rows()
 
 
 def pairs():
@@ -124,9 +151,48 @@ def test_layers_without_heads_are_not_in_the_map(models):
     assert found.scores.shape == (2, 4) and found.layer_numbers == [1, 2]
     assert {layer for layer, _ in found.top(8)} == {0, 1}, "pairs count the layers of the map, as Edit(scale=[N, L, H]) does"
     assert found.to_frame()["decoder_layer"].tolist() == [1] * 4 + [2] * 4 and found.to_frame()["layer"].tolist() == [0] * 4 + [1] * 4
-    assert list(found.plot().layout.yaxis.ticktext) == ["1", "2"]
+    assert list(found.plot().layout.yaxis.ticktext) == ["0 (1)", "1 (2)"], "the number that edits take, and the decoder's"
     plain = si.ablate(models["llava"], [pair.clean])
     assert "decoder_layer" not in plain.to_frame() and plain.layer_numbers == [0, 1, 2]
+
+
+@torch.no_grad()
+def test_heads_of_a_map_are_those_that_edits_hit(models):
+    """Pairs of a hybrid's maps go into edits as they are, and hit the heads that the map is about."""
+    vlm, (pair,) = models["qwen3_5"], pairs()
+    found = si.ablate(vlm, [pair.clean])
+    plain = difference(vlm, pair.clean)
+    decoder = vlm.hf_model.get_decoder()
+    for layer, head in found.top(3):
+        silent = si.Edit.scaling([(layer, head)], 0.0, vlm.n_layers, vlm.n_heads)
+        left, right = si.run_edits(vlm, pair.clean, silent)[0, 0]
+        assert abs(float(plain - (left - right)) - float(found.scores[layer, head])) <= EXACT
+
+        def zero(_, args, head=head):
+            z = args[0].clone()
+            z[0, -1].view(vlm.n_heads, -1)[head] = 0
+            return (z, *args[1:])
+
+        hook = decoder.layers[found.layer_numbers[layer]].self_attn.o_proj.register_forward_pre_hook(zero)
+        try:
+            assert abs(float(plain - difference(vlm, pair.clean)) - float(found.scores[layer, head])) <= EXACT
+        finally:
+            hook.remove()
+    with torch.enable_grad():
+        fitted = si.fit_scale(vlm, [pair.clean, pair.corrupt] * 2, epochs=1, mlp=False, heads=found.top(2))
+    assert set(fitted.heads) == set(found.top(2))
+    flow = si.knockout(vlm, [pair.clean], by="head")
+    blind = torch.zeros(1, vlm.n_layers, vlm.n_heads, dtype=torch.bool)
+    blind[(0, *(top := flow.heads.top(1)[0]))] = True
+    left, right = si.run_edits(vlm, pair.clean, si.AttentionEdit(blind))[0, 0]
+    assert abs(float(plain - (left - right)) - float(flow.heads.scores[top])) <= EXACT
+    places = si.patch_positions(vlm, [pair], groups=("last",))
+    assert list(places.plot().layout.yaxis.ticktext) == list(flow.heads.plot().layout.yaxis.ticktext) == ["0 (1)", "1 (2)"]
+    assert list(si.knockout(vlm, [pair.clean]).plot().layout.xaxis.ticktext) == ["0 (1)", "1 (2)"]
+    for table in (places.to_frame(), si.knockout(vlm, [pair.clean]).to_frame()):
+        assert table["decoder_layer"].tolist() == [1, 2] and table["layer"].tolist() == [0, 1]
+    tower = si.ablate_vision(vlm, [pair.clean])
+    assert "decoder_layer" not in tower.to_frame() and tower.plot().layout.yaxis.ticktext is None, "those are the encoder's layers"
 
 
 def test_heads_of_other_names_are_found_and_others_are_named():

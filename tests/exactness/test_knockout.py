@@ -132,7 +132,7 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
     tried = {
         "block": ("image", "image", whole_image, whole_image),
         "only": ((-4, -2), (*at[:2], -3, -2), places(-4, -2), places(*at[:2], -3, -2)),
-        "move": ((-3, at[-1], -1), at[1:4], places(-3, at[-1], -1), places(*at[1:4])),
+        "move": ((-3, at[-1], -1), at[-4:-1], places(-3, at[-1], -1), places(*at[-4:-1])),
     }
     for mode, (source, target, source_places, target_places) in tried.items():
         edit = si.AttentionEdit(heads, source, target, mode)
@@ -168,6 +168,27 @@ def test_suffixes_are_cut_as_whole_passes_are(questions, name, kernel):
                 wanted = expected(vlm, question, edit, n, lambda T, image, mine=mine: mine, lambda T, image, seen=seen: seen)
                 assert (edited[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5, (mode, source, q, n)
         assert mode == "move" or name == NOT_SEEN or (edited - clean)[edited.isfinite()].abs().max() > 1e-5, (mode, source)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])
+def test_one_patch_is_hidden_per_variant(questions, name):
+    """From the last token and from words, by whole passes too; of a prompt with fewer patches, none."""
+    vlm = model(name)
+    images = [vlm.token_groups(question)["image"] for question in questions]
+    nth = torch.tensor([0, min(map(len, images)), max(map(len, images)) - 1])
+    for source, path in (("last", "packed"), ("question", "packed"), ("question", "reference")):
+        edit = si.AttentionEdit(torch.ones(3, vlm.n_layers, vlm.n_heads, dtype=torch.bool), source, nth=nth)
+        edited, clean = run_with_clean(vlm, questions, edit, path)
+        for q, (question, image) in enumerate(zip(questions, images, strict=True)):
+            mine = set(vlm.token_groups(question)[source])
+            for n, number in enumerate(nth.tolist()):
+                hidden = set(image[number : number + 1])
+                wanted = expected(vlm, question, edit, n, lambda T, _, mine=mine: mine, lambda T, _, hidden=hidden: hidden)
+                assert (edited[q, n, : len(wanted)] - wanted).abs().max() <= 1e-5, (source, path, q, n)
+            assert (edited[q, 0] - clean[q, 0]).nan_to_num(0, 0, 0).abs().max() > 1e-5, (source, path, q)
+    assert torch.equal(edit[2].nth, nth[2:]) and "one token of image" in repr(edit)
+    with pytest.raises(EditError, match=r"nth is torch\.int64 \[2\]: give 3 whole numbers"):
+        si.AttentionEdit(edit.heads, nth=nth[:2])
 
 
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "gemma3"])

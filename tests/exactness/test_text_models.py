@@ -37,6 +37,15 @@ TEXTS = {
         "head_dim": 16,
         "rope_parameters": YARN | {"beta_fast": 32.0, "beta_slow": 1.0, "mscale": 1.0, "mscale_all_dim": 1.0},
     },
+    "MiMoV2FlashConfig": {
+        "head_dim": 24,
+        "v_head_dim": 16,
+        "sliding_window": 12,
+        "layer_types": ["full_attention", "sliding_attention", "sliding_attention"],
+        "n_routed_experts": 4,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 32,
+    },
     "GraniteConfig": {"residual_multiplier": 0.5, "embedding_multiplier": 2.0, "attention_multiplier": 0.2},
 }
 
@@ -125,5 +134,7 @@ def test_pixtral_has_a_grid_and_what_is_not_known_is_refused():
     question = three_questions()[0]
     grid = si.patch_grid(vlm, question)
     assert int(grid.shown.sum()) == int((vlm.encode(question)["input_ids"] == vlm.image_token_id).sum())
-    with pytest.raises(si.errors.ModelError, match=r"'lfm2_vl' with a Lfm2VlProcessor is not known.*read_attention"):
-        si.patch_grid(si.load("tiny-random/lfm2_vl"), question)
+    vlm = si.load("tiny-random/lfm2_vl")
+    vlm.family = "lfm3_vl"
+    with pytest.raises(si.errors.ModelError, match=r"'lfm3_vl' with a Lfm2VlProcessor is not known.*read_attention"):
+        si.patch_grid(vlm, question)

@@ -77,9 +77,9 @@ def test_the_folder_says_what_it_is_of(finished):
     assert {"python", "torch", "transformers", "nnsight", "scale-interp"} == set(told["versions"])
     assert state["status"] == "finished" and list(state["steps"]) == list(STEPS) == told["steps"]
     planned, took = sum(json.loads((folder / "plan.json").read_text())["steps"].values()), sum(state["steps"].values())
-    assert planned / 20 < took < 20 * planned
+    assert planned / 3 < took < 3 * planned
     log = (folder / "log.txt").read_text()
-    assert "expected: up to about" in log and "locating heads: patch" in log and log.splitlines()[-1].endswith("finished")
+    assert "expected: about" in log and "locating heads: patch" in log and log.splitlines()[-1].endswith("finished")
     assert not [part for part in (folder / "parts").glob("*/")]
 
 
@@ -184,7 +184,7 @@ def test_bench_shows_ratios(tmp_path):
     assert run(*command).stdout == result.stdout
     differences = {row["way"]: row["largest_difference"] for row in found["rows"]}
     assert differences.pop("one plain forward over as many tokens") is None and max(differences.values()) < 1e-5
-    assert {"one nnsight trace a head", "copied cache, batch repeat", "packed with bare hooks", "packed (ours)"} <= set(differences)
+    assert {"one nnsight trace a head", "copied cache, batch repeat", "packed in an nnsight trace", "packed (ours)"} <= set(differences)
     assert "packed (ours)" in (tmp_path / "bench.html").read_text() and "peak memory" not in result.output
     assert isinstance(run("bench", "demo", "--figure", tmp_path / "bench.doc").exception, FileError)
 

@@ -103,6 +103,22 @@ def test_a_run_continues_where_it_stopped(run):
     assert "reproduce scale" in invoke("show", folder)
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (("scale", "--task", "road"), "task 'road': ScAle's code trains on map, maze, grid; give one of these"),
+        (("scale", "--data", "spatialeval/vqa/maze"), "data 'spatialeval/vqa/maze' is of task 'maze', not 'map': give task='maze' too"),
+        (("scale", "--n-train", 0), "n_train=0: give at least 1"),
+        (("scale", "--n-test", -5), "n_test=-5: give at least 1"),
+        (("scale", "--epochs", 0), "epochs=0: give at least 1"),
+        (("adaptvis", "--n", -3), "n=-3: give at least 1"),
+    ],
+)
+def test_what_cannot_be_repeated_is_refused_before_anything_is_read(words, says, tmp_path):
+    result = CliRunner().invoke(cli.app, ["reproduce", words[0], "demo", "--out", str(tmp_path / "run"), *map(str, words[1:])])
+    assert result.exit_code != 0 and says in str(result.exception) and not (tmp_path / "run").exists()
+
+
 def test_the_paper_s_rows():
     assert scale_paper("llava-hf/llava-v1.6-vicuna-7b-hf", "map") == {"base": 0.227, "heads": 0.45, "MLPs": 0.38, "both": 0.453}
     assert scale_paper("Qwen/Qwen2.5-VL-3B-Instruct", "grid") == {"base": 0.637, "heads": None, "MLPs": None, "both": 0.758}

@@ -187,3 +187,14 @@ def test_other_wrong_models_are_refused(vlm, monkeypatch):
     ):
         with pytest.raises(ModelError, match=message):
             call()
+
+
+def test_a_release_of_transformers_that_cannot_run_a_family_is_named(monkeypatch):
+    """No edit would be right there, and nothing in this package is to blame."""
+    from scale_interp.vlm import families
+
+    live = si.load("tiny-random/llava")
+    monkeypatch.setitem(families.BROKEN, ("llava", families.transformers.__version__), "it asks for what is not there")
+    for given in ((live.hf_model, live.processor), ("tiny-random/llava",)):
+        with pytest.raises(ModelError, match=r"transformers \S+ itself cannot run it \(it asks for what is not there\): install another"):
+            si.load(*given)

@@ -9,6 +9,7 @@ import pytest
 import scale_interp as si
 from scale_interp.errors import ModelError
 from scale_interp.models.missing_package import package_of
+from tests.support.zoo_models import RECENT
 
 load_module = sys.modules["scale_interp.models.load"]
 
@@ -29,6 +30,7 @@ def center_crop(image, size):
     top, left = (image.shape[-2] - size[0]) // 2, (image.shape[-1] - size[1]) // 2
     return image[..., top : top + size[0], left : left + size[1]]
 def pad(image, padding, fill=0, padding_mode="constant"):
+    fill = fill[0] if isinstance(fill, list) else fill
     return torch.nn.functional.pad(image, (padding[0], padding[2], padding[1], padding[3]), value=fill)
 """
 MODES = """
@@ -48,6 +50,26 @@ for name in sys.argv[2:]:
     vlm = si.load(name)
     print(name, type(vlm.processor).__name__, float(si.run_edits(vlm, question).isfinite().all()))
 """
+TILES = """
+import numpy, sys, transformers
+from PIL import Image
+from scale_interp.models.zoo import images
+made = {"Lfm2Vl": {"encoder_patch_size": 14, "tile_size": 56, "min_tiles": 2, "max_tiles": 4, "min_image_tokens": 2,
+                   "max_image_tokens": 6, "max_pixels_tolerance": 1.0},
+        "Llama4": {"size": {"height": 56, "width": 56}, "max_patches": 3}}
+for family, options in made.items():
+    own = getattr(transformers, f"{family}ImageProcessor")(**options)
+    ours = getattr(images, f"{family}Images")(**options)
+    asked = {"return_row_col_info": True} if family == "Lfm2Vl" else {}
+    for size in ((64, 90), (150, 50), (20, 20), (31, 200), (400, 300), (57, 56)):
+        drawn = Image.radial_gradient("L").resize(size).convert("RGB")
+        right, found = (reader([drawn], return_tensors="pt", **asked) for reader in (own, ours))
+        assert right.keys() == found.keys(), (family, right.keys(), found.keys())
+        for key in right:
+            a, b = (numpy.asarray(out[key], dtype=float) if key != "pixel_values" else out[key].float().numpy() for out in (right, found))
+            away = abs(a - b).max() if a.shape == b.shape else numpy.inf
+            assert away <= (0.05 if key == "pixel_values" else 0), (family, size, key, a.shape, b.shape, away)
+"""
 
 
 def stand_in(folder):
@@ -66,9 +88,9 @@ def stand_in(folder):
     return folder
 
 
-def loaded(with_torchvision, folder, names):
+def loaded(with_torchvision, folder, names, code=LOADS):
     path = [str(Path(si.__file__).parents[1]), *([str(stand_in(folder))] if with_torchvision else [])]
-    code = f"import sys; sys.path[:0] = {path!r}\n{LOADS}"
+    code = f"import sys; sys.path[:0] = {path!r}\n{code}"
     given = [sys.executable, "-c", code, "with" if with_torchvision else "without", *names]
     done = subprocess.run(given, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -83,6 +105,22 @@ def test_families_of_videos_load_beside_torchvision(tmp_path):
     names = [f"tiny-random/{name}" for name in WITHOUT_VIDEO]
     found = loaded(True, tmp_path, names)
     assert [(name, scores) for name, _, scores in found] == [(name, "1.0") for name in names]
+
+
+@pytest.mark.full
+def test_recent_families_load_beside_torchvision(tmp_path):
+    names = [f"tiny-random/{name}" for name in RECENT]
+    found = loaded(True, tmp_path, names)
+    assert [(name, scores) for name, _, scores in found] == [(name, "1.0") for name in names]
+    kinds = {name.removeprefix("tiny-random/"): kind for name, kind, _ in found}
+    own = {"mistral3": "PixtralProcessor", "lfm2_vl": "Lfm2VlProcessor", "llama4": "Llama4Processor"}
+    assert {name: kinds[name] for name in own if name in kinds} == {name: kind for name, kind in own.items() if name in kinds}
+
+
+@pytest.mark.full
+def test_the_zoo_cuts_images_as_the_families_own_processors_do(tmp_path):
+    """LFM2-VL's and Llama 4's want torchvision; without it the zoo cuts their tiles itself."""
+    assert loaded(True, tmp_path, [], TILES) == []
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from torch import nn
 import scale_interp as si
 from scale_interp.core.files import read_json
 from scale_interp.evaluation.ground_truth import localisation
+from scale_interp.evaluation.ground_truth.positions import localise_positions
 from scale_interp.models import testbeds
 from scale_interp.models.testbeds import build, training
 from scale_interp.models.testbeds.build import HEAD_DIM, WIDTH, Construction
@@ -362,6 +363,8 @@ def test_docs_hold_the_promises(record):
         rows = {r["method"]: r for r in found["methods"]}
         assert set(rows) == set(localisation.METHODS), name
         assert all(rows[m]["auroc"] >= 0.99 for m in ABLATIONS)
+        assert [row["pairs"] for row in found["positions"]] == ["left or right", "top or bottom"]
+        assert all(row["auroc"] == 1 and row["lowest_feeding"] > 0.9 and row["largest_other"] < 0.1 for row in found["positions"]), name
     plantings = {p["planting"]: p for p in record["plantings"]}
     assert {name.split(",")[0] for name in plantings} == set(testbeds.PLANTINGS)
     for name in ("loud", "inverted", "soft-relay"):
@@ -380,6 +383,7 @@ def test_the_docs_numbers_of_circuits_are_measured_again(bed, record):
     found = si.localise(vlm, draws, circuit.heads, ABLATIONS)
     assert found.auroc().mean(1) == pytest.approx([rows[m]["auroc"] for m in ABLATIONS], abs=0.02)
     assert found.precision().mean(1) == pytest.approx([rows[m]["precision"] for m in ABLATIONS], abs=0.02)
+    assert localise_positions(vlm, draws[:1], circuit)["auroc"].tolist() == [row["auroc"] for row in written["positions"]]
 
 
 @pytest.mark.full

@@ -71,7 +71,8 @@ def plain_inputs(vlm, question):
     out = vlm.processor(
         text=[text], images=[question.images] if question.pictures else None, return_tensors="pt", add_special_tokens=special
     )
-    return {k: v for k, v in out.items() if k != "labels"}
+    place = vlm.hf_model.device, vlm.hf_model.dtype
+    return {k: v.to(*(place if v.is_floating_point() else place[:1])) for k, v in out.items() if k != "labels"}
 
 
 def hooked_scores(vlm, question, edit, variant, scope="last"):

@@ -18,10 +18,10 @@ from ...data.question import Question
 from ...execution.batches import checkpoints_of
 from ...interventions.edit import Edit, Scope
 from ...interventions.engine import Path
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited
 from ...vlm.vlm import VLM
 from ..attach import attach
-from .training import FREE_RATES, Fitted, prepare_training, read_batches, train_parameters, try_rates
+from .training import FREE_RATES, Fitted, in_steps, prepare_training, train_parameters, try_rates
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,14 +102,14 @@ def fit_bias(
     <LastTokenBias of 768 parameters>
     """
     train, options = prepare_training(vlm, train, path, settings)
-    learn, held = read_batches(vlm, train, options, seed)
+    training = in_steps(vlm, train, options, seed)
     checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
         shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
-        scores = lambda batch: run_packed(vlm, batch.prefix, edit)[1][:, 0]  # noqa: E731
-        return train_parameters([shift], scores, learn, held, options, rate, checkpoints)
+        scores = lambda prefix: run_edited(vlm, prefix, edit)[:, 0]  # noqa: E731
+        return train_parameters([shift], scores, training, training.prompts.__getitem__, options, rate, checkpoints)
 
     best, info = try_rates(trial, learning_rates, options, seed)
     made = provenance(vlm, train, path="packed")

@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import lru_cache
 from pathlib import Path as FilePath
 from typing import Any
 
@@ -26,11 +27,11 @@ from ...errors import EditError, ModelError
 from ...execution.batches import checkpoints_of
 from ...interventions.engine import Path
 from ...interventions.packed import run_packed
-from ...interventions.prefix import prompt_inputs, run_prompts
+from ...interventions.prefix import Prefix, prompt_inputs, run_prompts
 from ...interventions.vision import image_features, in_pixels_place, takes_features
 from ...vlm.lock import changed
 from ...vlm.vlm import VLM
-from .training import FREE_RATES, Batch, Fitted, prepare_training, read_batches, train_parameters, try_rates
+from .training import FREE_RATES, Fitted, in_steps, prepare_training, train_parameters, try_rates
 
 KEYS = ("k_proj", "v_proj")
 """The modules whose outputs IA3 rescales; it also rescales the input of FEED_FORWARD (Liu et al. 2022, section 3.3)."""
@@ -184,20 +185,24 @@ def _fit_peft(
     settings: Mapping[str, Any],
 ) -> PeftAdapter:
     train, options = prepare_training(vlm, train, path, settings)
-    learn, held = read_batches(vlm, train, options, seed)
-    given = {id(batch): _inputs(vlm, batch.prefix.questions) for batch in (*learn, *held)}
+    training = in_steps(vlm, train, options, seed, whole_prompt=True, keep=False)
     names: list[str] = []
+    # Only the vision tower's features are kept; the weights change, so prompts are run again at every step.
+    given: dict[tuple[int, int], dict[str, Any]] = {}
+    read = lru_cache(None)(lambda i: replace(training.prompts[i], layers=()))
     checkpoints = checkpoints_of(vlm, name, train, options, seed, _plain_json(config.to_dict()))
 
-    def scores(batch: Batch) -> Tensor:
-        # The weights have changed, so the prompt is run again.
-        layers, _ = run_prompts(vlm, given[id(batch)])
-        return run_packed(vlm, replace(batch.prefix, layers=layers), None)[0]
+    def scores(prefix: Prefix) -> Tensor:
+        rows = prefix.rows.start, prefix.rows.stop
+        if rows not in given:
+            given[rows] = _inputs(vlm, prefix.questions)
+        layers, _ = run_prompts(vlm, given[rows])
+        return run_packed(vlm, replace(prefix, layers=layers), None)[0]
 
     def trial(rate: float) -> Fitted:
         with _injected(vlm, config.to_dict(), None, seed) as weights:
             names[:] = weights
-            return train_parameters(list(weights.values()), scores, learn, held, options, rate, checkpoints)
+            return train_parameters(list(weights.values()), scores, training, read, options, rate, checkpoints)
 
     best, info = try_rates(trial, rates, options, seed)
     made = provenance(vlm, train, path="packed")

@@ -4,26 +4,31 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from ...core.progress import track
-from ...data.items import groups, require
+from ...data.items import require
 from ...data.question import Question
-from ...errors import DataError, EditError
+from ...errors import EditError
 from ...execution.journal import Checkpoints
+from ...execution.memory import micro_batch
+from ...interventions.choices import read_choices
 from ...interventions.engine import Path, require_packed
-from ...interventions.prefix import Prefix, read_prefix
+from ...interventions.parts import in_parts
+from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.vlm import VLM
-from ..scale.fit import FitSettings
+from ..scale.fit import FitSettings, learning_mask
 
+T = TypeVar("T")
 FREE_RATES = (1e-2, 3e-3, 3e-2)
 """Learning rates tried for IA3 and for the shift."""
 BUDGET = ("epochs", "batch_size", "validation", "patience")
@@ -45,23 +50,50 @@ def prepare_training(
 
 
 @dataclass(frozen=True)
-class Batch:
-    """Prompts that were read, and the indices [B] of the right answers."""
+class Training:
+    """The questions of a baseline in steps, each in the micro-batches that memory holds.
 
-    prefix: Prefix
-    answers: Int[Tensor, " questions"]
+    Attributes:
+        prompts: the prompts to learn from, then the held-out ones.
+        learn: the batches of each step, which are those of fit_scales without the held-out images.
+        held: the batches of held-out questions.
+        rows: rows of one question that a pass with gradients keeps.
+    """
+
+    prompts: PrefixStore
+    learn: list[list[int]]
+    held: list[list[int]]
+    rows: int
+
+    def answers(self, rows: slice) -> Int[Tensor, " questions"]:
+        """The right answers of some of the prompts."""
+        return torch.tensor([q.answer for q in self.prompts.questions[rows]], device=self.prompts.vlm.device)
 
 
-def read_batches(vlm: VLM, train: Sequence[Question], options: FitSettings, seed: int) -> tuple[list[Batch], list[Batch]]:
-    """Read the batches to learn from, which are those of fit_scales without the held-out images, and the held-out batches."""
+def in_steps(
+    vlm: VLM, train: Sequence[Question], options: FitSettings, seed: int, whole_prompt: bool = False, keep: bool = True
+) -> Training:
+    """The steps of a baseline.
+
+    Args:
+        vlm: the model.
+        train: the training questions.
+        options: its settings.
+        seed: for the held-out images.
+        whole_prompt: whether gradients go through the whole prompt, and not only through a copy of its last token.
+        keep: whether prompts that were read are kept.
+    """
     learns, size = learning_mask(train, options.validation, seed).tolist(), options.batch_size
     chosen = [[q for q, on in zip(train[i : i + size], learns[i : i + size], strict=True) if on] for i in range(0, len(train), size)]
-    held = [q for q, on in zip(train, learns, strict=True) if not on]
-    return [_read(vlm, part) for part in chosen if part], [_read(vlm, held[i : i + size]) for i in range(0, len(held), size)]
-
-
-def _read(vlm: VLM, questions: Sequence[Question]) -> Batch:
-    return Batch(read_prefix(vlm, questions), torch.tensor([q.answer for q in questions], device=vlm.device))
+    learn, held = [part for part in chosen if part], [q for q, on in zip(train, learns, strict=True) if not on]
+    later = [held[i : i + size] for i in range(0, len(held), size)]
+    asked = [q for part in (*learn, *later) for q in part]
+    R = read_choices(vlm, asked[:1], torch.zeros(1, dtype=torch.long)).tokens.shape[1]
+    tokens = vlm.encode(asked[0])["input_ids"].shape[1]
+    rows = tokens + R if whole_prompt else R
+    micro = micro_batch(vlm, tokens, rows, max(map(len, (*learn, *later))))
+    prompts = PrefixStore(vlm, asked, micro, keep=keep, within=[len(part) for part in (*learn, *later)])
+    return Training(prompts, prompts.steps[: len(learn)], prompts.steps[len(learn) :], rows)
 
 
 @dataclass(frozen=True)
@@ -89,9 +121,9 @@ def try_rates(trial: Callable[[float], Fitted], rates: Sequence[float], options:
 
 def train_parameters(
     parameters: list[Tensor],
-    scores: Callable[[Batch], Float[Tensor, "questions choices"]],
-    learn: list[Batch],
-    held: list[Batch],
+    scores: Callable[[Prefix], Float[Tensor, "questions choices"]],
+    training: Training,
+    read: Callable[[int], Prefix],
     options: FitSettings,
     rate: float,
     checkpoints: Checkpoints | None = None,
@@ -102,22 +134,31 @@ def train_parameters(
 
     Args:
         parameters: what is trained, in place.
-        scores: the choice scores of a batch [B, C].
-        learn: batches to learn from.
-        held: held-out batches, for early stopping.
+        scores: the choice scores of prompts [B, C].
+        training: the questions in steps; the held-out ones are for early stopping.
+        read: the prompts of a batch, by its number.
         options: epochs and patience.
         rate: the learning rate.
         checkpoints: where each epoch is stored, to resume from.
 
     Raises:
         EditError: where the held-out loss is not finite from the start.
+        ModelError: where there is no memory for one question.
     """
     started = time.perf_counter()
+
+    def losses_of(prefix: Prefix) -> Tensor:
+        return F.cross_entropy(scores(prefix), training.answers(prefix.rows), reduction="none")
+
+    def learn_from(prefix: Prefix, whole: int) -> tuple[Tensor, ...]:
+        loss = losses_of(prefix).mean() * (len(prefix.questions) / whole)
+        return loss.detach(), *torch.autograd.grad(loss, parameters)
+
     trial = _Trial(parameters, torch.optim.AdamW(parameters, lr=rate, weight_decay=0.0))
     done = trial.resume(checkpoints, rate)
     order = np.random.default_rng(0)
     for epoch in track(range(options.epochs + 1), f"training {sum(p.numel() for p in parameters):,} parameters", options.epochs + 1):
-        batches: list[int] = order.permutation(len(learn)).tolist() if epoch else []
+        steps: list[int] = order.permutation(len(training.learn)).tolist() if epoch else []
         if epoch <= done:
             continue
         if trial.history and trial.history[-1]["epoch"] - trial.best_epoch >= options.patience:
@@ -125,15 +166,19 @@ def train_parameters(
         row = {"epoch": float(epoch)}
         if epoch:
             losses = []
-            for i in batches:
-                loss = F.cross_entropy(scores(learn[i]), learn[i].answers)
-                for parameter, gradient in zip(parameters, torch.autograd.grad(loss, parameters), strict=True):
-                    parameter.grad = gradient
+            for step in steps:
+                batches = training.learn[step]
+                whole = training.prompts.slices[batches[-1]].stop - training.prompts.slices[batches[0]].start
+                (loss, *slopes), *more = _in_parts(training, read, batches, partial(learn_from, whole=whole))
+                for part in more:
+                    loss, slopes = loss + part[0], [slope + other for slope, other in zip(slopes, part[1:], strict=True)]
+                for parameter, slope in zip(parameters, slopes, strict=True):
+                    parameter.grad = slope
                 trial.optimiser.step()
-                losses.append(float(loss.detach()))
+                losses.append(float(loss))
             row["train_loss"] = float(np.mean(losses))
         with torch.no_grad():
-            found = [F.cross_entropy(scores(batch), batch.answers, reduction="none") for batch in held]
+            found = [part for batches in training.held for part in _in_parts(training, read, batches, losses_of)]
         row["validation_loss"] = float(torch.cat(found).mean())
         trial.history.append(row)
         if row["validation_loss"] < trial.best_loss:
@@ -144,6 +189,13 @@ def train_parameters(
         raise EditError(f"lr={rate:g}: the held-out loss is not finite from the start; check the model's weights")
     seconds = trial.seconds + time.perf_counter() - started
     return Fitted(trial.best, trial.best_loss, trial.best_epoch, tuple(trial.history), seconds)
+
+
+def _in_parts(training: Training, read: Callable[[int], Prefix], batches: Sequence[int], work: Callable[[Prefix], T]) -> Iterator[T]:
+    """The results of work on these batches; where memory runs out, on smaller parts."""
+    for i in batches:
+        prefix = read(i)
+        yield from in_parts(training.prompts.vlm, prefix, training.rows // prefix.choices.tokens.shape[1], work)
 
 
 @dataclass
@@ -183,18 +235,3 @@ class _Trial:
                 self.optimiser.state[parameter] = {k: t if k == "step" else t.to(parameter.device) for k, t in adam.items()}
         self.best = [tensors[f"{i} best"].to(p.device) for i, p in enumerate(self.parameters) if f"{i} best" in tensors]
         return int(self.history[-1]["epoch"])
-
-
-def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
-    """Which questions to learn from [Q]; the held-out images are the same as in fit_scales.
-
-    Raises:
-        DataError: where no question is left to learn from.
-    """
-    group = groups(train)
-    count = int(group.max()) + 1
-    held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * validation))]
-    learns = torch.from_numpy(~np.isin(group, held))
-    if not learns.any():
-        raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
-    return learns

@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import numpy as np
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ...attribution.ablation import provenance
@@ -31,7 +31,7 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_packed
+from ...interventions.packed import run_edited, run_packed
 from ...interventions.parts import in_parts
 from ...interventions.paths import check_finite, join
 from ...interventions.positions import choose_path_at
@@ -314,7 +314,7 @@ def fit_scales(
             PathWarning,
             stacklevel=3,
         )
-    learner = _Learner(vlm, train, fits, options, layers)
+    learner = Learner(vlm, train, fits, options, layers)
     if prompts is None:
         prompts = prompts_to_fit(vlm, train, len(fits), options)
     prompts.require(train)
@@ -359,11 +359,28 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     if micro is None:
         choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
         tokens = vlm.encode(train[0])["input_ids"].shape[1]
-        micro = micro_batch(vlm, tokens, (1 + n_fits) * choices.tokens.shape[1], size)
+        micro = micro_batch(vlm, tokens, n_fits * choices.tokens.shape[1], size)
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
 
 
-class _Learner:
+def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
+    """Which questions to learn from [Q]: a share of the images, drawn with the seed, is held out.
+
+    Raises:
+        DataError: where no question is left to learn from.
+    """
+    if not validation:
+        return torch.ones(len(train), dtype=torch.bool)
+    group = groups(train)
+    count = int(group.max()) + 1
+    held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * validation))]
+    learns = torch.from_numpy(~np.isin(group, held))
+    if not learns.any():
+        raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
+    return learns
+
+
+class Learner:
     """Free parameters of F fits, their optimiser, and the best scalars of each by validation loss."""
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
@@ -384,7 +401,7 @@ class _Learner:
         self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
-        self.trains = torch.stack([self._split(train, f.seed) for f in fits])
+        self.trains = torch.stack([learning_mask(train, options.validation, f.seed) for f in fits])
         self.best = [(float("inf"), 0)] * F_
         self.best_scalars = [t.detach().clone() for t in self.scalars()]
         self.stopped = ~self.learning
@@ -396,18 +413,6 @@ class _Learner:
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
         L, H = self.vlm.n_layers, self.vlm.n_heads
         return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
-
-    def _split(self, train: Sequence[Question], seed: int) -> Tensor:
-        """True on the questions that this fit learns from [Q]; whole images are held out."""
-        if not self.options.validation:
-            return torch.ones(len(train), dtype=torch.bool)
-        group = groups(train)
-        count = int(group.max()) + 1
-        held = np.random.default_rng([seed, 1]).permutation(count)[: max(1, round(count * self.options.validation))]
-        learns = ~np.isin(group, held)
-        if not learns.any():
-            raise DataError(f"{len(train)} training questions on {count} image(s): none is left to learn from; give more images")
-        return torch.from_numpy(learns)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
@@ -597,15 +602,14 @@ class _Retained:
         """The share of some questions in the mean KL(base || edited) over their batch, for each variant [N]."""
         edited = edited_scores(self.vlm, part, edit).log_softmax(-1)
         base = self.base[part.rows, None, : edited.shape[-1]]
-        size, (start, stop) = self.prompts.within or len(part.questions), (part.rows.start, len(self.prompts.questions))
-        whole = min(size, stop - start // size * size)
+        whole = self.prompts.step_of(part.rows.start)
         return torch.where(base.isinf(), 0.0, base.exp() * (base - edited)).sum((0, 2)) / whole
 
 
 def edited_scores(vlm: VLM, prefix: Prefix, edit: Edit) -> Tensor:
     """Scores [B, N, C] of an edit, with the graph; one at a token group reads the prompts in full, as it begins before their end."""
     if not positioned(edit):
-        return run_packed(vlm, prefix, edit)[1]
+        return run_edited(vlm, prefix, edit)
     read = replace(read_whole(vlm, prefix.questions), choices=prefix.choices)
     return run_suffix(vlm, read, edit, [positions_at(vlm, q, edit.at) for q in prefix.questions])[1]
 

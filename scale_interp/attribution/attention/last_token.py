@@ -19,7 +19,7 @@ from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batc
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
-from ...interventions.rows import attention, sink_logits, with_own_temperature
+from ...interventions.rows import attention, of_images, sink_logits, with_own_temperature
 from ...vlm.vlm import VLM
 from .grid import PatchGrid
 
@@ -54,6 +54,8 @@ def attention_with_weights(
     Returns:
         The output [B, R, H, D], and the weights [B, H, R, K + R] in float32.
     """
+    if attention_mask.is_floating_point():  # a layer of cross-attention, whose weights nobody asks for
+        return of_images(query, key, value, attention_mask, scaling), attention_mask
     query = with_own_temperature(module, query, attention_mask)
     B, H, R, D = query.shape
     Hkv, S = key.shape[1:3]

@@ -200,6 +200,7 @@ def calibrate(
     folder: str | Path | None = None,
     journal: Journal | None = None,
     of: Suites | None = None,
+    device: str | None = None,
 ) -> Calibration:
     """Run falsification suites on answers without signal and on planted shortfalls, each on new questions with a seed of its own.
 
@@ -210,6 +211,7 @@ def calibrate(
             computes a suite whose file is damaged again.
         journal: in place of folder, the journal of the command that calibrates.
         of: models, data and sizes.
+        device: where the models run, as in `si.load`.
 
     Returns:
         A Calibration, one row per suite.
@@ -223,7 +225,7 @@ def calibrate(
         raise DataError(f"{suites} null and {power} planted suites: give 0 or more of each, and at least one in all")
     if journal is None and folder is not None:
         with Journal(folder).opened() as journal:
-            return calibrate(suites, power, journal=journal, of=of)
+            return calibrate(suites, power, journal=journal, of=of, device=device)
     if journal is not None:
         journal.claim("calibration", asdict(of))
     models: dict[Any, VLM] = {}
@@ -231,7 +233,7 @@ def calibrate(
     # Both kinds advance together, so that a stopped calibration has results of each.
     jobs = sorted([((i + 1) / suites, NULL, i) for i in range(suites)] + [((i + 1) / power, PLANTED, i) for i in range(power)])
     for _, kind, number in track(jobs, "suites", len(jobs)):
-        asked = kind, number, of, models
+        asked = kind, number, of, models, device
         rows[kind, number] = _suite(*asked) if journal is None else _kept_suite(journal, *asked)
     in_order = (rows[kind, number] for kind, n in ((NULL, suites), (PLANTED, power)) for number in range(n))
     # Without the seconds, so that the same suites give an equal calibration.
@@ -239,24 +241,27 @@ def calibrate(
     return Calibration(untimed, _plain(asdict(of)) | {"versions": versions()})
 
 
-def _kept_suite(journal: Journal, kind: str, number: int, of: Suites, models: dict[Any, VLM]) -> dict[str, Any]:
+def _kept_suite(journal: Journal, kind: str, number: int, of: Suites, models: dict[Any, VLM], device: str | None) -> dict[str, Any]:
     """The suite from the journal, or computed now and kept there."""
     name = f"{kind.replace(' ', '-')}-{number:04}.json"
     path = journal.folder / name
 
     def write() -> list[str]:
-        write_bytes(path, (json.dumps(_suite(kind, number, of, models, journal)) + "\n").encode())
+        write_bytes(path, (json.dumps(_suite(kind, number, of, models, device, journal)) + "\n").encode())
         return [name]
 
     found: dict[str, Any] = journal.step(f"{kind} {number}", write, lambda: json.loads(path.read_text()))
     return found
 
 
-def _suite(kind: str, number: int, of: Suites, models: dict[Any, VLM], journal: Journal | None = None) -> dict[str, Any]:
+def _suite(
+    kind: str, number: int, of: Suites, models: dict[Any, VLM], device: str | None, journal: Journal | None = None
+) -> dict[str, Any]:
     started = time.perf_counter()
     shortfall = of.shortfalls[number % len(of.shortfalls)] if kind == PLANTED else None
     if shortfall not in models:
-        opened = load(of.null_model) if shortfall is None else plant(load(of.planted_model), *shortfall)
+        opened = load(of.null_model if shortfall is None else of.planted_model, device=device)
+        opened = opened if shortfall is None else plant(opened, *shortfall)
         models[shortfall] = with_journal(opened, journal)
     # An offset of 20,000 keeps the seeds of the two kinds apart.
     seed = of.seed + number + 20_000 * (kind == PLANTED)

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import numpy as np
 import pandas as pd
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy import stats
 from torch import Tensor
 
@@ -64,7 +64,7 @@ def _scalars(vlm: VLM, questions: Sequence[Question], seed: int) -> Tensor:
 METHODS: Mapping[str, Method] = {
     "zero ablation": Method(
         lambda vlm, qs, seed: ablate(vlm, qs, "zero").scores,
-        "takes a head's constant part away too, so a head that says the same to every question scores as well.",
+        "removes a head's constant part too, so a head that says the same to every question also scores.",
     ),
     "mean ablation": Method(
         lambda vlm, qs, seed: ablate(vlm, qs, "mean").scores,
@@ -80,7 +80,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "patching": Method(
         lambda vlm, qs, seed: patch(vlm, contrasts(qs)).scores,
-        "compares two pictures behind the same words: only what depends on the picture and moves the answer scores.",
+        "compares two images with the same words: only what depends on the image and moves the answer scores.",
     ),
     "gradient": Method(
         lambda vlm, qs, seed: attribute(vlm, qs).scores,
@@ -96,7 +96,7 @@ METHODS: Mapping[str, Method] = {
     ),
     "attention to object": Method(
         lambda vlm, qs, seed: object_attention(vlm, qs).box.scores,
-        "sees where a head looks, not what it passes on; a head that reads the picture from another token looks at no object.",
+        "sees where a head looks, not what it passes on; a head that reads the image from another token looks at no object.",
     ),
     "knockout of the image": Method(
         lambda vlm, qs, seed: knockout(vlm, qs, by="head").scores,
@@ -152,10 +152,7 @@ class Localisation(Result, FigureView):
 
     def auroc(self) -> Float[np.ndarray, "methods draws"]:
         """The probability that a known head scores higher than another head, where ties count half [M, S]."""
-        scores, known = self._flat()
-        ranks = stats.rankdata(scores, axis=-1)
-        k, rest = known.sum(), (~known).sum()
-        return np.asarray((ranks[..., known].sum(-1) - k * (k + 1) / 2) / (k * rest))
+        return auroc(*self._flat())
 
     def precision(self) -> Float[np.ndarray, "methods draws"]:
         """The share of known heads among the k best, where k is their number; the expectation over random breaking of ties [M, S]."""
@@ -205,6 +202,13 @@ class Localisation(Result, FigureView):
         require_heads(self.known, L, H)
         if not 0 < len(self.known) < L * H:
             raise Misfit(f"{APART}: {len(self.known)} of {L * H} heads are known")
+
+
+def auroc(scores: Float[np.ndarray, "*draws places"], known: Bool[np.ndarray, " places"]) -> Float[np.ndarray, "*draws"]:
+    """The probability that a known place scores higher than another one, where ties count half."""
+    ranks = stats.rankdata(scores, axis=-1)
+    k, rest = known.sum(), (~known).sum()
+    return np.asarray((ranks[..., known].sum(-1) - k * (k + 1) / 2) / (k * rest))
 
 
 @checked

@@ -160,11 +160,11 @@ class ScaleRun(Result):
         """The findings in plain words, the paper's row beside them."""
         rows = self.to_frame().set_index("part")
         both, paper = rows.loc["both"], paper_row(model, task)
-        Q, trained = len(self.trained), int(self.trained.sum())
+        Q, trained, last = len(self.trained), int(self.trained.sum()), self.right.shape[1] - 1
         out = [
             f"As released: {both['base']:.1%} before, "
             + ", ".join(f"{part} {rows.loc[part, 'last']:.1%}" for part in PARTS)
-            + f" after {self.right.shape[1] - 1} epochs, on {Q:,} test questions.",
+            + f" after {last} epoch{'s' * (last > 1)}, on {Q:,} test questions.",
         ]
         if paper is None:
             out.append(f"The paper has no {model}.")
@@ -187,7 +187,6 @@ class ScaleRun(Result):
             f"epoch {both['chosen_epoch']:.0f}: on images that were not trained on {both['chosen']:.1%}; the choice is worth "
             f"{100 * both['choice']:+.1f} points."
         )
-        last = self.right.shape[1] - 1
         out.append(
             f"Probability that the answer is a letter at all: {self.letters[-1, 0]:.1%} before, {self.letters[-1, last]:.1%} after (both)."
         )

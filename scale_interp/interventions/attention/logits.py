@@ -147,6 +147,8 @@ def _attend(
     """The base function's output [B, S, H, D], with the chosen heads' chosen rows computed again from changed logits."""
     capped = {} if softcap is None else {"softcap": softcap}
     out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **kwargs)[0]
+    if module not in _RUNNING:  # a layer of cross-attention
+        return out, None
     running, layer = _RUNNING[module]
     running.ran.add(layer)
     S, edit = query.shape[2], running.edit

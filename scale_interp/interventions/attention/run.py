@@ -84,7 +84,7 @@ class PackedAnswers:
 
     @torch.no_grad()
     def next_logits(self) -> Tensor:
-        head = self.vlm.hf_model.get_output_embeddings()
+        head = self.vlm.head
         return self.vlm.cap(head(self._plain[:, 0])).float()
 
 

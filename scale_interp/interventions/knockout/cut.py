@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
@@ -38,15 +38,25 @@ class Cut:
         mode: As in `AttentionEdit`.
         heads: Which heads each variant edits, [n, L, H].
         source: Which rows are edited, [B, R].
-        target: The columns that the source attends to, [B, C].
+        target: The columns that the source attends to, [B, n, C], or [B, 1, C] for all variants.
         image: The columns of the image, [B, C].
     """
 
     mode: Mode
     heads: Bool[Tensor, "variants layers heads"]
     source: Bool[Tensor, "questions rows"]
-    target: Bool[Tensor, "questions columns"]
+    target: Bool[Tensor, "questions _ columns"]
     image: Bool[Tensor, "questions columns"]
+
+    def of(self, variants: Int[Tensor, " some"]) -> Cut:
+        """The same for some of the variants."""
+        target = self.target if self.target.shape[1] == 1 else self.target[:, variants.to(self.target.device)]
+        return replace(self, heads=self.heads[variants.to(self.heads.device)], target=target)
+
+    @property
+    def away(self) -> Bool[Tensor, "questions _ columns"]:
+        """The columns that the source no longer sees, its own apart."""
+        return {"block": self.target, "only": ~self.target, "move": self.image[:, None] & ~self.target}[self.mode]
 
     def rewrite(
         self, scores: Float[Tensor, "questions heads variants rows keys"], own: Bool[Tensor, "rows keys"]
@@ -60,8 +70,9 @@ class Cut:
         Returns:
             The scores, and True for rows of the source that saw something of what is taken away.
         """
-        target, image = (columns[:, None, None, None, -scores.shape[-1] :] for columns in (self.target, self.image))
-        away = {"block": target, "only": ~target, "move": image & ~target}[self.mode] & ~own
+        image = self.image[:, None, None, None, -scores.shape[-1] :]
+        target, away = (columns[:, None, :, None, -scores.shape[-1] :] for columns in (self.target, self.away))
+        away = away & ~own
         changed = scores.masked_fill(away, float("-inf"))
         if self.mode == "move":
             on_image, on_target = (
@@ -103,8 +114,8 @@ def cut_rows(vlm: VLM, prefix: Prefix, edit: AttentionEdit, variants: Tensor) ->
     P, R = prefix.seen.shape[1], prefix.choices.tokens.shape[1]
     parts = []
     for question, ids, seen, last in zip(prefix.questions, prefix.tokens, prefix.seen, prefix.choices.tokens[:, :1], strict=True):
-        tokens = edit.tokens(vlm, question, torch.cat([ids[seen], last]))
-        parts.append([F.pad(part, (P + 1 - len(part), R - 1)) for part in tokens])
+        tokens = edit.tokens(vlm, question, torch.cat([ids[seen], last]), variants)
+        parts.append([F.pad(part, (P + 1 - part.shape[-1], R - 1)) for part in tokens])
     source, target, image = (torch.stack(part).to(vlm.device) for part in zip(*parts, strict=True))
     with _running(vlm, Cut(edit.mode, edit.heads[variants], source[:, P:], target, image), PACKED):
         yield
@@ -113,7 +124,7 @@ def cut_rows(vlm: VLM, prefix: Prefix, edit: AttentionEdit, variants: Tensor) ->
 @contextmanager
 def cut_whole(vlm: VLM, question: Question, edit: AttentionEdit, variant: int) -> Iterator[None]:
     """A block in which whole passes over a question's prompt, and over answers after it, run one variant."""
-    tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0])
+    tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0], torch.tensor([variant]))
     source, target, image = (part[None].to(vlm.device) for part in tokens)
     with _running(vlm, Cut(edit.mode, edit.heads[variant][None], source, target, image), base_of(vlm.decoder)):
         yield
@@ -131,7 +142,7 @@ def cut_of_suffix(vlm: VLM, prompts: WholePrompts, edit: AttentionEdit, variants
     """
     parts = []
     for question, pad in zip(prompts.questions, prompts.pads, strict=True):
-        tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0])
+        tokens = edit.tokens(vlm, question, vlm.encode(question)["input_ids"][0], variants)
         parts.append([F.pad(part, (pad, prompts.rows - 1)) for part in tokens])
     source, target, image = (torch.stack(part).to(vlm.device) for part in zip(*parts, strict=True))
     return Cut(edit.mode, edit.heads[variants], source[:, first:], target, image)
@@ -139,7 +150,7 @@ def cut_of_suffix(vlm: VLM, prompts: WholePrompts, edit: AttentionEdit, variants
 
 def reached(cut: Cut, prompts: WholePrompts, first: int) -> Bool[Tensor, " questions"]:
     """The questions in which a row of the source sees something of what is taken away; the others are the clean run, bit for bit."""
-    away = {"block": cut.target, "only": ~cut.target, "move": cut.image & ~cut.target}[cut.mode]
+    away = cut.away.any(1)
     others = ~torch.eye(away.shape[1], dtype=torch.bool, device=away.device)[first:]
     masks = {id(layer.seen): layer.seen for layer in prompts.layers}.values()
     parts = [layer[:, 0, first:].to(away.device) & cut.source[:, :, None] & away[:, None] & others for layer in masks]
@@ -193,7 +204,7 @@ def cut_suffix(
     if softcap is not None:
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~sees[:, None].to(query.device), float("-inf")).transpose(1, 2)
-    scores, changed = replace(cut, source=cut.source[:, rows]).rewrite(scores, F.one_hot(rows + K, K + S).bool())
+    scores, changed = replace(cut.of(active), source=cut.source[:, rows]).rewrite(scores, F.one_hot(rows + K, K + S).bool())
     weights = softmax(scores, sinks).transpose(1, 2).to(values.dtype)
     again = weights[..., K:] @ values
     if K:
@@ -211,6 +222,8 @@ def _attend_rows(
 ) -> tuple[Tensor, None]:
     """Packed attention [B, (1 + n) * R, H, D], with the edited heads of the variants computed again."""
     out = packed_attention(module, query, key, value, attention_mask, scaling, **given)[0]
+    if module not in _RUNNING:  # a layer of cross-attention
+        return out, None
     cut, layer = _RUNNING[module]
     (B, H, S, D), R, Hkv = query.shape, attention_mask.shape[2], key.shape[1]
     n, K, G = S // R, key.shape[2] - S, H // key.shape[1]
@@ -228,7 +241,7 @@ def _attend_rows(
         scores = torch.tanh(scores / softcap) * softcap
     scores = scores.masked_fill(~attention_mask[:, :, None, :, -R - K :], float("-inf"))
     own = torch.eye(R, K + R, dtype=torch.bool, device=query.device).roll(K, 1)
-    scores, changed = cut.rewrite(scores, own)
+    scores, changed = cut.of(active).rewrite(scores, own)
     weights = softmax(scores, sink_logits(module, given)).to(value.dtype).view(B, Hkv, G, a, R, K + R)
     from_prompt = (weights[..., :K].reshape(B, Hkv, -1, K) @ value[:, :, :K]).view(B, Hkv, G, a, R, Dv)
     again = (from_prompt + weights[..., K:] @ values).view(B, H, a, R, Dv)
@@ -251,6 +264,8 @@ def _attend_whole(
     """The base function's output [1, S, H, D], with the edited heads of the source computed again."""
     capped = {} if softcap is None else {"softcap": softcap}
     out = BASES[base](module, query, key, value, attention_mask, scaling=scaling, **capped, **given)[0]
+    if module not in _RUNNING:  # a layer of cross-attention
+        return out, None
     cut, layer = _RUNNING[module]
     heads, rows = cut.heads[0, layer].to(query.device), cut.source[0].nonzero()[:, 0]
     if not heads.any() or not len(rows):
@@ -263,7 +278,7 @@ def _attend_whole(
     scores, sinks, kept = masked(scores, attention_mask, rows, S), sink_logits(module, given), out[:, rows].transpose(1, 2)
     require_same(module, layer, softmax(scores, sinks).to(value.dtype) @ values, kept, attention_mask, rows)
     scores = scores.masked_fill(scores <= torch.finfo(scores.dtype).min / 2, float("-inf"))
-    after = S - cut.target.shape[1]  # tokens of an answer
+    after = S - cut.target.shape[-1]  # tokens of an answer
     here = Cut(cut.mode, cut.heads, cut.source[:, rows], F.pad(cut.target, (0, after)), F.pad(cut.image, (0, after)))
     own = F.one_hot(rows, S).bool()
     scores, changed = (part[:, :, 0] for part in here.rewrite(scores[:, :, None], own))

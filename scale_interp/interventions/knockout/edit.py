@@ -35,9 +35,11 @@ class AttentionEdit:
             else. "move" puts the attention that falls on the image on the target, a part of it, and leaves the rest as it is (gaze, arXiv
             2606.14703). In every mode a token keeps seeing itself.
         beside: An edit of heads and MLPs in the same runs, with N variants or one; both act on the last token.
+        nth: Which of the target's tokens, counted from 0, each variant takes for its whole target, [N]: of a question with fewer, none. By
+            default each variant takes all.
 
     Raises:
-        EditError: `heads` is not [N, L, H] of booleans, the mode is unknown, or `beside` does not fit.
+        EditError: `heads` is not [N, L, H] of booleans, the mode is unknown, or `beside` or `nth` does not fit.
 
     >>> AttentionEdit(torch.ones(1, 6, 8, dtype=torch.bool))
     <AttentionEdit of 1 variant: last sees no image>
@@ -48,6 +50,7 @@ class AttentionEdit:
     target: At = "image"
     mode: Mode = "block"
     beside: Edit | None = None
+    nth: Int[Tensor, " variants"] | None = None
 
     def __post_init__(self) -> None:
         heads = self.heads
@@ -62,6 +65,8 @@ class AttentionEdit:
                 object.__setattr__(self, name, ())  # an empty target: nothing is taken away
             elif not isinstance(where, str):
                 object.__setattr__(self, name, plain_tokens(name, where))
+        if self.nth is not None and (self.nth.shape != (self.n_variants,) or self.nth.is_floating_point() or int(self.nth.min()) < 0):
+            raise EditError(f"nth is {self.nth.dtype} {list(self.nth.shape)}: give {self.n_variants} whole numbers from 0, one per variant")
         if self.beside is None:
             return
         if self.beside.n_variants not in (1, self.n_variants):
@@ -72,8 +77,8 @@ class AttentionEdit:
     def __repr__(self) -> str:
         source, target = words(self.source), words(self.target)
         does = {"block": "sees no", "only": "sees only", "move": "looks within the image at"}[self.mode]
-        n = self.n_variants
-        return f"<AttentionEdit of {n} variant{'s' * (n > 1)}: {source} {does} {target}>"
+        n, one = self.n_variants, "" if self.nth is None else "one token of "
+        return f"<AttentionEdit of {n} variant{'s' * (n > 1)}: {source} {does} {one}{target}>"
 
     @property
     def scope(self) -> Scope:
@@ -118,18 +123,23 @@ class AttentionEdit:
         if not -self.n_variants <= variant < self.n_variants:
             raise IndexError(f"variant {variant} of {self.n_variants}")
         beside = self.beside if self.beside is None or self.beside.n_variants == 1 else self.beside[variant]
-        return replace(self, heads=self.heads[variant % self.n_variants][None], beside=beside)
+        variant %= self.n_variants
+        nth = None if self.nth is None else self.nth[variant : variant + 1]
+        return replace(self, heads=self.heads[variant][None], beside=beside, nth=nth)
 
-    def tokens(self, vlm: VLM, question: Question, ids: Int[Tensor, " tokens"]) -> tuple[Tensor, Tensor, Tensor]:
+    def tokens(
+        self, vlm: VLM, question: Question, ids: Int[Tensor, " tokens"], variants: Int[Tensor, " variants"]
+    ) -> tuple[Bool[Tensor, " tokens"], Bool[Tensor, "_ tokens"], Bool[Tensor, " tokens"]]:
         """The source, the target and the image in one prompt.
 
         Args:
             vlm: The model.
             question: The question.
             ids: The prompt's tokens, [T].
+            variants: The numbers of the variants.
 
         Returns:
-            Three boolean tensors [T].
+            Booleans: the source [T], the target of each variant [n, T], or [1, T] for all, and the image [T].
 
         Raises:
             DataError: The question has no such group or token.
@@ -142,7 +152,13 @@ class AttentionEdit:
                 f"question {question.id}: mode='move' puts attention on a part of the image, and token {int(outside.nonzero()[0])} of the "
                 "target is not of the image: give a target within the image"
             )
-        return source, target, image
+        if self.nth is None:
+            return source, target[None], image
+        places, numbers = target.nonzero()[:, 0], self.nth.cpu()[variants.cpu()]
+        each = torch.zeros(len(numbers), len(target), dtype=torch.bool)
+        there = numbers < len(places)
+        each[there.nonzero()[:, 0], places[numbers[there]]] = True
+        return source, each, image
 
 
 def marked(vlm: VLM, question: Question, where: At, ids: Int[Tensor, " tokens"]) -> Bool[Tensor, " tokens"]:

@@ -10,6 +10,7 @@ import pandas as pd
 from ... import viz
 from ...core.files import write_bytes, write_json
 from ...core.versions import versions
+from ...errors import DataError
 from ...evaluation.accuracy import RANDOM_WEIGHTS
 from ...evaluation.reproduction.adaptvis import NEW_TOKENS, PROMPT, AdaptVisRun, adaptvis_questions, paper_row, run_adaptvis
 from ...viz import Section
@@ -39,6 +40,11 @@ class AdaptVisSettings(Inputs):
     n: int | None = None
     prompts: str | None = None
     max_new_tokens: int = NEW_TOKENS
+
+    def __post_init__(self) -> None:
+        for name in ("n", "max_new_tokens"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise DataError(f"{name}={given}: give at least 1")
 
     @property
     def job(self) -> Job:

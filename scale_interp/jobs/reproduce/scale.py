@@ -56,6 +56,12 @@ class ScaleSettings(Inputs):
     def __post_init__(self) -> None:
         if self.task not in TASKS:
             raise DataError(f"task {self.task!r}: ScAle's code trains on {', '.join(TASKS)}; give one of these")
+        asked = self.asks.rpartition("/")[2]
+        if asked in TASKS and asked != self.task:
+            raise DataError(f"data {self.data!r} is of task {asked!r}, not {self.task!r}: give task={asked!r} too")
+        for name in ("n", "n_train", "n_test", "epochs"):
+            if (given := getattr(self, name)) is not None and given < 1:
+                raise DataError(f"{name}={given}: give at least 1")
 
     @property
     def asks(self) -> str:

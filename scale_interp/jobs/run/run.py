@@ -33,7 +33,7 @@ from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import SETTINGS, run_headline
 from ..job import PLACED
 from ..plan import Plan, make_plan
-from .duration import longest
+from .duration import as_found, expected
 from .page import Results, sentences, write_run_report
 from .settings import MAPS, OF_PAIRS, PLACES, RANKED_BY, RETAINED, Settings
 
@@ -339,7 +339,9 @@ class Run:
         if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
             return None
         found = make_plan(self.vlm, self.train)
-        found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
+        found = replace(
+            found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, list(self.run_folder.job.steps))
+        )
         for name, said in found.rows():
             self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())
@@ -405,16 +407,17 @@ def _steps_in(folder: Path, settings: Settings) -> list[str]:
 
 
 def _numbers(found: Falsification) -> dict[str, Any]:
+    kept = ("accuracy", "gain", "low", "high", "effect", "p_corrected", "mass", "others_change")
     return {
         "gain": found.gain,
         "text_share": found.text_share,
         "frozen_changed": found.frozen_changed,
         "frozen_bits_changed": found.frozen_bits_changed,
         "heads_matter": found.heads_matter,
+        "format": found.format,
+        "format_share": found.format_share,
+        "base_split": dict(found.base_split),
         "not_beaten": found.not_beaten,
         "reasons": found.reasons,
-        "controls": {
-            row["control"]: {k: row[k] for k in ("accuracy", "gain", "low", "high", "effect", "p_corrected", "others_change") if k in row}
-            for row in found.rows
-        },
+        "controls": {row["control"]: {k: row[k] for k in kept if k in row} for row in found.rows},
     }

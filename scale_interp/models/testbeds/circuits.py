@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -64,6 +64,30 @@ class Circuit:
         if head in self.decoys:
             return "decoy"
         return "word" if head in self.word_heads else "parked"
+
+    def fed(self, words: Sequence[str]) -> dict[tuple[int, str], bool]:
+        """Where the residual stream holds, before each layer, what the listed heads of these answer words will read or have read.
+
+        Args:
+            words: Answer words whose listed heads are all in one layer, such as left and right.
+
+        Returns:
+            (layer, token group) -> whether what stands there decides between the words, by construction. How an image passes to the relay
+            is learned, so the layers in between are missing.
+
+        >>> CIRCUITS["three-heads"].fed(("left", "right"))[3, "image"]
+        False
+        """
+        (reads,) = {layer for (layer, _), own in self.owners.items() if not set(own).isdisjoint(words)}
+        found = {}
+        for layer in range(self.n_layers):
+            found[layer, "question"] = False  # the words stand before the image
+            found[layer, "last"] = layer > reads
+            if not self.relay:
+                found[layer, "image"] = layer <= reads
+            elif not 0 < layer < reads:
+                found[layer, "image"], found[layer, "relay"] = layer == 0, layer == reads
+        return found
 
 
 CIRCUITS = {

@@ -125,11 +125,12 @@ Silencing one or two heads costs only 0.03, so "soft" damages six at once (accur
 where a nonnegative scalar can at best silence the head (0.905). The last one damages one of the two listed heads of a known circuit."""
 
 
-def planted(name: str) -> PlantedVLM:
+def planted(name: str, device: str | None = None) -> PlantedVLM:
     """The damaged model of a named planting.
 
     Args:
         name: One of PLANTINGS.
+        device: Where it runs, as in `si.load`.
 
     Returns:
         The damaged model.
@@ -144,4 +145,4 @@ def planted(name: str) -> PlantedVLM:
         raise ModelError(f"no planting {name!r}: choose from {', '.join(PLANTINGS)}, or plant your own with plant(vlm, heads, factor)")
     chosen = PLANTINGS[name]
     place = demo_folder(chosen.model) if chosen.model in DEMOS else circuit_folder(chosen.model)
-    return plant(open_checkpoint(str(place), chosen.model), chosen.heads, chosen.factor)
+    return plant(open_checkpoint(str(place), chosen.model, device=device), chosen.heads, chosen.factor)

@@ -21,15 +21,14 @@ from transformers import ProcessorMixin
 
 from ...core.suggest import near
 from ...errors import ModelError
+from ...vlm.families import cannot_run
 
 PREFIX = "tiny-random/"
-BROKEN = {"llama4": "5.24.0"}
-"""Families that one release of transformers cannot run at all: this Llama4 asks its own outputs for images that they do not hold."""
 NAMES = tuple(name for name in (
     "llava", "llava_next", "llava_onevision", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl", "gemma3", "idefics3", "smolvlm",
     "paligemma", "paligemma2", "mistral3", "glm4v", "qwen3_vl_moe", "qwen3_5", "gemma4", "aya_vision", "lfm2_vl", "llama4",
     "internvl_gpt_oss",
-) if BROKEN.get(name) != transformers.__version__)  # fmt: skip
+) if not cannot_run(name))  # fmt: skip
 
 
 def folder(name: str) -> Path:
@@ -45,6 +44,8 @@ def folder(name: str) -> Path:
         ModelError: There is no such model.
     """
     family = name.removeprefix(PREFIX)
+    if why := cannot_run(family):
+        raise ModelError(f"{name}: {why}")
     if family not in NAMES:
         raise ModelError(f"no tiny model {name!r}: choose from {', '.join(PREFIX + n for n in NAMES)}{near(family, NAMES)}")
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "scale_interp" / "tiny-random"

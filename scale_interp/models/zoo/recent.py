@@ -8,12 +8,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from transformers import (
     AyaVisionConfig,
     AyaVisionForConditionalGeneration,
     AyaVisionProcessor,
-    BatchFeature,
     Cohere2Config,
     Gemma4AudioFeatureExtractor,
     Gemma4Config,
@@ -49,12 +47,8 @@ from transformers import (
     Qwen3VLMoeConfig,
     Qwen3VLMoeForConditionalGeneration,
     Qwen3VLProcessor,
-    Siglip2ImageProcessorPil,
     Siglip2VisionConfig,
-    SiglipImageProcessorPil,
 )
-from transformers.image_utils import make_flat_list_of_images
-from transformers.models.siglip2.image_processing_pil_siglip2 import Siglip2ImageProcessorKwargs
 
 from ..image_only import image_only
 from .families import (
@@ -72,6 +66,7 @@ from .families import (
     _text,
     internvl_around,
 )
+from .images import ImagesByRows, Lfm2VlImages, Llama4Images, own_or
 from .words import tokenizer
 
 
@@ -97,7 +92,8 @@ def mistral3() -> Built:
         tie_word_embeddings=False,
     )
     images = PixtralImageProcessorPil(size={"longest_edge": 4 * SIDE}, patch_size={"height": PATCH, "width": PATCH})
-    processor = ImagesByRows(images, words, words.chat_template)
+    by_rows = own_or(ImagesByRows, "PixtralProcessor")
+    processor = by_rows(images, words, patch_size=PATCH, spatial_merge_size=2, chat_template=words.chat_template)
     return Mistral3ForConditionalGeneration(config), processor
 
 
@@ -261,11 +257,12 @@ def aya_vision() -> Built:
 
 def lfm2_vl() -> Built:
     """A hybrid: most layers are short convolutions."""
+    tiles = [f"<|img_row_{row}_col_{col}|>" for row in range(1, 5) for col in range(1, 5) if row * col <= 4]
     words = tokenizer(
         pad="<|pad|>",
         bos="<|startoftext|>",
         eos="<|im_end|>",
-        special=["<|im_start|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>"],
+        special=["<|im_start|>", "<image>", "<|image_start|>", "<|image_end|>", "<|img_thumbnail|>", *tiles],
         chat="<|startoftext|>" + _im("<image>"),
     )
     text = _text(words, num_hidden_layers=5, layer_types=["conv", "full_attention", "conv", "full_attention", "conv"])
@@ -287,7 +284,15 @@ def lfm2_vl() -> Built:
         downsample_factor=2,
         tie_word_embeddings=False,
     )
-    images = Lfm2VlImages(patch_size=PATCH, max_num_patches=16)
+    images = own_or(Lfm2VlImages, "Lfm2VlImageProcessor")(
+        encoder_patch_size=PATCH,
+        tile_size=2 * SIDE,
+        min_tiles=2,
+        max_tiles=4,
+        min_image_tokens=2,
+        max_image_tokens=6,
+        max_pixels_tolerance=1.0,
+    )
     return Lfm2VlForConditionalGeneration(config), Lfm2VlProcessor(images, words, words.chat_template)
 
 
@@ -323,7 +328,7 @@ def llama4() -> Built:
         intermediate_size=128,
         num_hidden_layers=2,
         num_attention_heads=2,
-        image_size=SIDE,
+        image_size=2 * SIDE,
         patch_size=PATCH,
         vision_output_dim=48,
         projector_input_dim=48,
@@ -337,7 +342,7 @@ def llama4() -> Built:
         image_token_index=_id(words, "<|patch|>"),
         tie_word_embeddings=False,
     )
-    images = Llama4Images(size={"height": SIDE, "width": SIDE})
+    images = own_or(Llama4Images, "Llama4ImageProcessor")(size={"height": 2 * SIDE, "width": 2 * SIDE}, max_patches=3)
     return Llama4ForConditionalGeneration(config), Llama4Processor(images, words, PATCH, 0.5, chat_template=words.chat_template)
 
 
@@ -353,56 +358,6 @@ def internvl_gpt_oss() -> Built:
         return GptOssConfig(**given)
 
     return internvl_around(SIDE, text)
-
-
-class ImagesByRows(ProcessorMixin):
-    """What PixtralProcessor does, which cannot be imported without torchvision: a break after each row of an image's tokens."""
-
-    def __init__(self, image_processor: Any, tokenizer: Any, chat_template: str | None = None):
-        super().__init__(image_processor, tokenizer, chat_template=chat_template)
-        self.patch_size, self.spatial_merge_size, self.image_token = PATCH, 2, "[IMG]"
-        self.image_token_id = _id(tokenizer, self.image_token)
-
-    @property
-    def model_input_names(self) -> list[str]:
-        return [*super().model_input_names, "image_sizes"]
-
-    def _process_images(self, images: Any, **kwargs: Any) -> Any:
-        return super()._process_images(images, **kwargs | {"patch_size": self.patch_size * self.spatial_merge_size})
-
-    def replace_image_token(self, image_inputs: Any, image_idx: int, **_: Any) -> str:
-        rows, cols = (n // (self.patch_size * self.spatial_merge_size) for n in image_inputs["image_sizes"][image_idx])
-        return "[IMG_BREAK]".join(["[IMG]" * cols] * rows) + "[IMG_END]"
-
-
-class Lfm2VlImageOptions(Siglip2ImageProcessorKwargs, total=False):
-    """What the family's processor asks of its images."""
-
-    return_row_col_info: bool | None
-
-
-class Lfm2VlImages(Siglip2ImageProcessorPil):
-    """The family's images without tiles: its own processor wants torchvision."""
-
-    valid_kwargs = Lfm2VlImageOptions
-    tile_size, downsample_factor, encoder_patch_size, use_thumbnail = 2 * SIDE, 2, PATCH, False
-
-    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        kwargs.pop("return_row_col_info", None)
-        flat: Any = make_flat_list_of_images(images)
-        square = [image.resize((2 * SIDE, 2 * SIDE)) for image in flat]
-        out = super().preprocess(square, **kwargs)
-        shapes = torch.as_tensor(out["spatial_shapes"])
-        one = [1] * len(shapes)
-        return BatchFeature(dict(out) | {"image_rows": one, "image_cols": one, "image_sizes": (shapes * self.patch_size).tolist()})
-
-
-class Llama4Images(SiglipImageProcessorPil):
-    """The family's images without tiles: its own processor wants torchvision."""
-
-    def preprocess(self, images: Any, **kwargs: Any) -> BatchFeature:
-        out = super().preprocess(images, **kwargs)
-        return BatchFeature(dict(out) | {"aspect_ratios": [[1, 1]] * len(out["pixel_values"])})
 
 
 RECENT: dict[str, Callable[[], Built]] = {

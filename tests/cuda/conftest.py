@@ -1,0 +1,91 @@
+"""The device that these tests run on: a GPU, or the one that SCALE_INTERP_TEST_DEVICE names (`cpu` runs every body without a GPU)."""
+
+import ctypes
+import gc
+import os
+import resource
+from contextlib import contextmanager
+
+import psutil
+import pytest
+import torch
+
+import scale_interp as si
+from tests.support.zoo_models import three_questions
+
+DEVICE = os.environ.get("SCALE_INTERP_TEST_DEVICE", "cuda")
+
+
+def pytest_collection_modifyitems(items):
+    here = [item for item in items if item.path.parent.name == "cuda"]
+    for item in here:
+        item.add_marker(pytest.mark.cuda)
+        if DEVICE.startswith("cuda") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="no GPU here; SCALE_INTERP_TEST_DEVICE=cpu runs the same bodies on the CPU"))
+
+
+@pytest.fixture(scope="session")
+def device():
+    """Products in float32 are exact there: TF32 rounds them to 10 bits."""
+    if not DEVICE.startswith("cuda"):
+        yield torch.device(DEVICE)
+        return
+    before = torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
+    yield torch.device(DEVICE)
+    torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
+
+
+@pytest.fixture(scope="session")
+def models(device):
+    """models(name, dtype): a model of the zoo there, loaded once."""
+    loaded = {}
+
+    def open_model(name, dtype=torch.float32):
+        if (name, dtype) not in loaded:
+            loaded[name, dtype] = si.load(f"tiny-random/{name}", device=str(device), dtype=dtype)
+        return loaded[name, dtype]
+
+    return open_model
+
+
+@pytest.fixture(scope="session")
+def there(device):
+    """The model `demo` on the device."""
+    return si.load("demo", device=str(device), dtype=torch.float32)
+
+
+@pytest.fixture(scope="session")
+def questions():
+    """Three prompts of different lengths, and one whose choices are several tokens with a common beginning."""
+    first = three_questions()
+    longer = si.Question(first[0].text, ("above left", "above right", "below"), 1, picture=first[0].picture, id="long")
+    return [*first, longer]
+
+
+@pytest.fixture
+def capped(device):
+    """capped(n): a block in which only n more bytes can be allocated: torch's own cap on a GPU, the process's address space on a CPU."""
+
+    @contextmanager
+    def block(more):
+        gc.collect()
+        if device.type == "cuda":
+            torch.cuda.empty_cache()
+            total = torch.cuda.get_device_properties(device).total_memory
+            torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved(device) + more) / total, device)
+            try:
+                yield
+            finally:
+                torch.cuda.set_per_process_memory_fraction(1.0, device)
+                torch.cuda.empty_cache()
+            return
+        ctypes.CDLL(None).malloc_trim(0)  # what was freed and kept would be room beyond the cap
+        before = resource.getrlimit(resource.RLIMIT_AS)
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + more, before[1]))
+        try:
+            yield
+        finally:
+            resource.setrlimit(resource.RLIMIT_AS, before)
+
+    return block
