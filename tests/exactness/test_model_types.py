@@ -16,6 +16,7 @@ EXACT = 1e-5
 TYPES = {
     "ernie4_5_vl_moe": "packed",
     "gemma3n": "packed",
+    "hunyuan_vl": "packed",
     "kimi_k25": "packed",
     "kosmos-2.5": "packed",
     "qwen2_5_omni_thinker": "packed",
