@@ -52,7 +52,9 @@ class StateLayer(LinearAttentionLayer):
             {i: None if state is None else state.repeat_interleave(n, 0) for i, state in states.items()} for states in self.of_prompt
         )
         if torch.is_grad_enabled():
-            read = {i: None if state is None else state.as_subclass(ReadOnly) for i, state in self.recurrent_states.items()}
+            read: dict[int, Tensor | None] = {
+                i: None if state is None else state.as_subclass(ReadOnly) for i, state in self.recurrent_states.items()
+            }
             self.recurrent_states = read
 
     def part(self, some: slice) -> StateLayer:
