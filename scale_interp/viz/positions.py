@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 CELL, ROW, LINE = 84, 34, 27
 """Pixels: the width and height of a heatmap's cell, and the height of a line of tokens."""
+CHANGED = {"resid": "residual stream before a layer", "attn": "attention output", "mlp": "MLP output"}
 WORDS = ("subject", "object", "options", "separators", "last")
 """Groups of words in the order of their colours; other words are plain."""
 
@@ -39,7 +40,7 @@ def position_heatmap(pm: PositionMap, *, title: str | None = None, dark: bool = 
     >>> pairs = si.contrasts(si.load_questions("scenes/relation", n=2))
     >>> figure = position_heatmap(si.patch_positions(si.load("demo"), pairs, groups=("image", "last")))
     """
-    return position_heatmaps([pm], [title or f"{pm.method} of {pm.component}"], dark=dark)
+    return position_heatmaps([pm], [title or _name(pm)], dark=dark)
 
 
 def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None = None, *, dark: bool = False) -> go.Figure:
@@ -58,7 +59,7 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
     >>> pm = si.patch_positions(si.load("demo"), pairs, groups=("image", "last"))
     >>> figure = position_heatmaps([pm.only("left", "right"), pm.only("above", "below")], ["left or right", "above or below"])
     """
-    names = names if names is not None else [f"{m.method} of {m.component}" for m in maps]
+    names = names if names is not None else [_name(m) for m in maps]
     if not maps or len(names) != len(maps):
         raise DataError(f"{len(maps)} maps and {len(names)} names: give at least one map, and a name for each")
     fig = make_subplots(1, len(maps), subplot_titles=names if len(maps) > 1 else None, shared_yaxes=True, horizontal_spacing=0.04)
@@ -91,8 +92,8 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
             name="significant",
         )
         fig.add_trace(dots, row=1, col=column)
-        fig.update_xaxes(tickangle=-35, showgrid=False, row=1, col=column)
-        axis = layer_ticks(range(L), m.provenance) | ({} if column == 1 else {"title_text": None})
+        fig.update_xaxes(tickangle=-35, showgrid=False, range=[-0.5, G - 0.5], row=1, col=column)
+        axis = {"range": [-0.5, L - 0.5]} | layer_ticks(range(L), m.provenance) | ({} if column == 1 else {"title_text": None})
         fig.update_yaxes(showgrid=False, **axis, row=1, col=column)
     fig.update_layout(coloraxis=coloraxis(dark, reach, maps[0].unit))
     questions = ", ".join(dict.fromkeys(str(len(m.per_question)) for m in maps))
@@ -102,6 +103,10 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
     heading = names[0] if len(maps) == 1 else "Scores by layer and token group"
     frame(fig, heading, notes, width=min(wide, 1400), height=high + 120, dark=dark)
     return fig.update_layout(margin={"b": 110, "r": 110, "t": fig.layout.margin.t + (24 if len(maps) > 1 else 0)})
+
+
+def _name(pm: PositionMap) -> str:
+    return f"{pm.method}, {CHANGED.get(pm.component, pm.component)}"
 
 
 def token_groups(vlm: VLM, question: Question, *, spans: dict[str, Any] | None = None, dark: bool = False) -> go.Figure:

@@ -13,7 +13,7 @@ from scale_interp.errors import DataError, EditError
 from scale_interp.interventions.whole_prompt import read_whole
 from scale_interp.vlm.token_groups import positions_at
 from tests.support.oracle import hooked_at, plain_inputs
-from tests.support.zoo_models import noise
+from tests.support.zoo_models import BIDIRECTIONAL, FIRST, noise
 
 
 @pytest.fixture(scope="module")
@@ -93,7 +93,7 @@ def rows_of_layers(vlm):
         hook.remove()
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen3_vl", "gemma3"])
+@pytest.mark.parametrize("name", [n if n in ("llava", "qwen3_vl", "gemma3") else pytest.param(n, marks=pytest.mark.full) for n in FIRST])
 def test_a_patched_image_is_not_run_again(name):
     """Its keys and values are the clean run's, except in layers to which the image is added once more (DeepStack)."""
     model = si.load(f"tiny-random/{name}", check=False)
@@ -113,9 +113,15 @@ def test_a_patched_image_is_not_run_again(name):
     behind = tokens - next(token for token in range(image[0], tokens) if token not in image)
     added = sum(layer.between is not None for layer in read_whole(model, questions[1:2]).layers)
     assert added == {"qwen3_vl": 2}.get(name, 0)
-    for number in range(model.n_layers):
+    for number in range(model.n_layers if name not in BIDIRECTIONAL else 0):
         again = rows[number][2:]  # clean and corrupt prompts are read first
         assert (again[-1] == behind) == (number >= added) and len(again) == 1 + (0 < added <= number)
+    words = ("left of", "right above")
+    longer = [si.Contrast(*(replace(q, choices=words) for q in (pairs[1].clean, pairs[1].corrupt)))]
+    packed, whole = (
+        si.patch_positions(model, longer, groups=("image", "last"), path=path).per_question for path in ("packed", "reference")
+    )
+    assert (packed - whole).abs().max() <= 1e-4 * max(1, float(whole.abs().max()))
 
 
 def test_heads_at_a_group_and_the_reference_path(vlm, pairs):

@@ -92,6 +92,7 @@ def one_of_each(vlm):
         si.attribute(vlm, pairs[:2]),
         si.patch_positions(vlm, pairs[:2], groups=("image", "last")),
         si.knockout(vlm, qs[:2]),
+        si.knockout_image(vlm, qs[:2]),
         si.logit_lens(vlm, qs[:2]),
         si.object_attention(vlm, qs[:2]),
         si.localization_heads(vlm, qs[:2]),
