@@ -21,6 +21,7 @@ from transformers import CLIPImageProcessorPil, CLIPVisionConfig
 
 import scale_interp as si
 from scale_interp.adapters.scale.fit import Fit, fit_scales, prompts_to_fit
+from scale_interp.bench.fit_step import measure_fit_step
 from scale_interp.bench.timing import bench
 from scale_interp.core.files import read_json, write_bytes, write_json
 from scale_interp.core.versions import versions
@@ -201,6 +202,7 @@ def fit(vlm: VLM, scale: Scale) -> dict[str, Any]:
         "micro_batch": prompts.batch_size,
         "places": sorted(set(prompts.places.values())),
         "peak": _peak(scale),
+        "step": measure_fit_step(vlm, train[: min(16, len(train))], repeats=scale.repeats).content(),
     }
 
 
@@ -211,7 +213,7 @@ def plan(vlm: VLM, tokens: int, n: int) -> dict[str, Any]:
         "prompt_bytes": prompt_bytes(vlm, tokens),
         "working_bytes": working_bytes(vlm),
         "graph_budget": graph_budget(vlm),
-        "micro_batch": micro_batch(vlm, tokens, 2, 64),
+        "micro_batch": micro_batch(vlm, tokens, 1, 64),
         "seconds_per_gigabyte": {place.name: place.seconds for place in places},
         "placement": placement(vlm, places, tokens, n),
     }
@@ -332,6 +334,7 @@ LINES = (
     ("1,024 heads, 1 question, of the plain forward's time", "llava", ("sweep", "1", "over_limit"), 1.6),
     ("evaluate: share of its time in forward passes", "llava", ("evaluate", "share"), 0.8),
     ("the whole main job, seconds", "llava", ("job", "seconds"), 900),
+    ("a step of a fit: the share that is not the model", "llava", ("fit", "step", "beside_the_model"), 0.1),
     ("the fit under a cap of 24 GB, seconds", "llava", ("capped", "seconds", "fit"), None),
     ("the suite under a cap of 24 GB, seconds", "llava", ("capped", "seconds", "suite"), None),
 )

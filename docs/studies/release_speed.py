@@ -1,13 +1,11 @@
 """How long ScAle's released experiment takes, as a plain loop and here: python -m docs.studies.release_speed
 
-60 training and 240 test questions (or a fifth and the rest of as many as are given: `... release_speed 50`), 10 epochs, heads and MLPs,
-test accuracy after every epoch, on a LLaVA of realistic shape with random weights. The loop runs every question in whole forward and
-backward passes, as the release does; part of it is timed and the rest calculated, which the page says. Ours is one whole run, with
-reading the prompts.
+60 training and 240 test questions, 10 epochs, heads and MLPs, test accuracy after every epoch, on a LLaVA of realistic shape with random
+weights. The loop runs every question in whole forward and backward passes, as the release does; part of it is timed and the rest
+calculated, which the page says. Ours is one whole run, with reading the prompts.
 """
 
 import platform
-import sys
 import time
 from dataclasses import replace
 from functools import partial
@@ -25,7 +23,7 @@ from scale_interp.vlm.named_prompts import prompt_template
 
 HERE = Path(__file__).parent
 PAGE, HEADING = HERE.parent / "how_to" / "reproduce.md", "## How long it takes\n"
-N, EPOCHS, TIMED_STEPS, TIMED_ANSWERS = int((*sys.argv, 300)[1]), 10, 2, 8
+N, EPOCHS, TIMED_STEPS, TIMED_ANSWERS = 300, 10, 2, 8
 """Questions; epochs; steps and answers of the loop that are timed."""
 
 
@@ -150,7 +148,7 @@ def section(found: dict[str, Any]) -> str:
     """The last section of the page."""
     counts, timed, wall, cpu = found["loop_counts"], found["loop_timed"], found["seconds"], found["cpu_seconds"]
     return f"""{HEADING}
-    python -m docs.studies.release_speed {N}
+    python -m docs.studies.release_speed
 
 Heads and MLPs, {found["train"]} training and {found["test"]} test questions, {found["epochs"]} epochs, test accuracy after each, on
 `{found["model"]}` (random weights, {found["tokens"]} tokens a prompt), {found["threads"]} threads of a CPU, float32:
@@ -166,7 +164,7 @@ Heads and MLPs, {found["train"]} training and {found["test"]} test questions, {f
 Of the loop {timed["answers"]} answers ({wall["answer"]:.3f} s each) and {timed["steps"]} steps of four questions ({wall["example"]:.3f} s a
 question) were timed, and the whole was calculated from these. After these steps the largest difference of a scalar was
 {found["largest_difference"]:.1g}, and {found["answers_differ"]} of the {timed["answers"]} answers differed. Each test prompt is read
-once for all epochs, while the loop reads it once for each. Processor time compares better where the machine does other work too.
+once for all epochs, while the loop reads it once for each.
 """
 
 

@@ -43,7 +43,9 @@ HEAD = """# What was measured
 
 On two CPU cores. `python -m docs.studies.results` writes this page from the runs and the benchmark that it names; `python -m
 docs.studies.images runs/demo-scenes-relation` draws the images. Base and gains are on 400 balanced test questions of scenes whose set
-of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite.
+of things is in no training scene; intervals are 95%, paired, over images; p is Holm-corrected over the whole suite, and for the rows on
+format (raw prompt, bias over the vocabulary) among themselves. P(any option) is the mean probability that the answer is any of the options
+([what the controls are](falsification.md)).
 """
 
 

@@ -80,7 +80,7 @@ def evaluate(n: int = QUESTIONS, model: str = MODEL, repeats: int = 3) -> dict[s
     return _about(vlm, n) | seconds | {"ratio": ratio, "ratio_with_encoding": with_encoding, "repeats": repeats}
 
 
-def step(n: int = PROMPTS, shape: str = SEVEN_B, small: str = "demo", repeats: int = 5) -> dict[str, Any]:
+def step(n: int = PROMPTS, shape: str = SEVEN_B, small: str = "demo", repeats: int = 15) -> dict[str, Any]:
     """What is in a step of one fit: on `demo` with its usual batch, and on n prompts in one layer, two, and by these in all 32."""
     demo = _model(small)
     asked = si.load_questions("scenes/relation", "train", n=max(QUESTIONS, n))
@@ -215,7 +215,7 @@ def steps(found: dict[str, Any]) -> str:
     return f"""**A step of a fit.** One fit of all heads and MLPs, forward and backward, behind prompts that were read, in milliseconds: on
 `{found["model"]}` with {found["small"]["rows"]} questions, and on {found["questions"]} prompts of 595 tokens in one and two layers of
 LLaVA-1.5-7B's shape in float32, by which all {found["all"]["layers"]} are worked out: each further layer adds what the second did. The
-first two rows are the model, the others are not; medians of {found["repeats"]} repeats.
+first two rows are the model, the others are not; the fastest of {found["repeats"]} repeats, and what is below 0 is less than the noise.
 
 | | {" | ".join(columns.values())} |
 |---|---|---|---|---|

@@ -18,6 +18,7 @@ from ..data.items import groups, require
 from ..data.question import Question
 from ..errors import DataError, EditError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
+from ..execution.memory import MOST_QUESTIONS
 from ..interventions.edit import Head
 from ..interventions.engine import Path, choose_path, run_edits
 from ..interventions.packed import run_packed
@@ -31,8 +32,6 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 
-AT_ONCE = 15
-"""Edited images that a prompt is read with at once, beside the intact one."""
 VisionMode = Annotated[Literal["zero", "mean"], Raises(EditError)]
 
 
@@ -204,8 +203,8 @@ def _batched(vlm: VLM, tower: VisionTower, question: Question, heads: Sequence[H
         if not same_features(features, intact):  # of a layer that the model does not use, nothing arrives
             changed.append((n, features))
     found: dict[int, tuple[Tensor, Tensor]] = {}
-    for first in range(0, max(1, len(changed)), AT_ONCE):
-        chunk = changed[first : first + AT_ONCE]
+    for first in range(0, max(1, len(changed)), MOST_QUESTIONS - 1):
+        chunk = changed[first : first + MOST_QUESTIONS - 1]
         given = [intact, *(features for _, features in chunk)]
         plain, *scores = run_packed(vlm, read_prefix(vlm, [question] * len(given), vision=_Features(vlm, given)), None)[0]
         found |= {n: (row, plain) for (n, _), row in zip(chunk, scores, strict=True)}

@@ -96,9 +96,11 @@ def compare_two_runs(
 
 
 def _told(content: Mapping[str, Any]) -> str:
-    """Settings in one line; each split of the questions by the parts that name it."""
+    """Settings in one line, without those that were left open; each split of the questions by the parts that name it."""
     parts = []
     for name, value in content.items():
+        if value is None:
+            continue
         if isinstance(value, Mapping):
             known = {"content_hash": value.get("data_hash"), **value}
             value = " ".join(f"{known[k]}" for k in ("data", "split", "n", "content_hash") if known.get(k) not in (None, ""))

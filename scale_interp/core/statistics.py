@@ -219,6 +219,10 @@ class Difference:
     def __str__(self) -> str:
         return f"{self.mean:+.3f} [{self.low:+.3f}, {self.high:+.3f}], p = {self.p:.2g} ({self.test})"
 
+    def columns(self, name: str) -> dict[str, float]:
+        """The difference under this name, its interval and its p-value, as columns of a table."""
+        return {name: self.mean, "low": self.low, "high": self.high, "p": self.p}
+
 
 def paired_difference(a: np.ndarray, b: np.ndarray, groups: np.ndarray, level: float = LEVEL, seed: int = 0) -> Difference:
     """The mean difference a - b on the same questions, with an interval and a test.

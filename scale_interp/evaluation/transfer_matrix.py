@@ -136,7 +136,7 @@ def transfer(
         for fitted, answers in zip(scales, found, strict=True):
             d = statistics.paired_difference(answers.per_question.numpy(), base.per_question.numpy(), groups(questions))
             row = {"fitted_on": fitted, "tested_on": name, "n": len(questions), "base": base.accuracy, "accuracy": answers.accuracy}
-            rows.append(row | {"gain": d.mean, "low": d.low, "high": d.high, "p": d.p})
+            rows.append(row | d.columns("gain"))
     corrected = statistics.holm(np.array([row["p"] for row in rows]))
     rows = [row | {"p_corrected": float(p)} for row, p in zip(rows, corrected, strict=True)]
     asked = [q for questions in test.values() for q in questions]

@@ -13,14 +13,14 @@ import torch
 
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..vlm.vlm import VLM
+from ..vlm.vlm import NO_MEMORY, VLM
 from .execution import execution_of
 
 T = TypeVar("T")
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
-MOST_QUESTIONS = 32
+MOST_QUESTIONS = 16
 """Prompts that are read at once at most."""
 GRAPH_TIMES = 8
 """A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""
@@ -115,13 +115,14 @@ def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
 
 def _inner(vlm: VLM) -> int:
     config = vlm.hf_model.config.get_text_config()
-    return max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
+    inner = getattr(config, "intermediate_size", 0) or 0
+    return max(*(inner if isinstance(inner, list | tuple) else [inner]), vlm.d_model)  # Gemma 3n names one for each layer
 
 
 def out_of_memory(error: BaseException) -> bool:
     """Whether an error means that a device, or the machine, has run out of memory."""
     said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or "OutOfMemoryError" in said or "can't allocate memory" in said
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in said for part in ("OutOfMemoryError", *NO_MEMORY))
 
 
 def release(device: torch.device) -> None:

@@ -24,8 +24,8 @@ from ..interventions.sweep import HeadSweep
 from ..models.placement import device_name
 from ..vlm.vlm import VLM
 
-FITS = 2
-"""Fits side by side in the measured step, as in the main job: all heads and MLPs, and the top heads."""
+FITS, MORE = 2, 8
+"""Fits side by side in the two measured steps: as in the main job, all heads and MLPs and the top heads; and as in a suite."""
 WAITS = {"memory": "in the device's memory", "host": "in the machine's memory", "disk": "on disk", "recompute": "read again when needed"}
 
 
@@ -45,8 +45,8 @@ class Plan:
         at_once: variants of one packed call.
         batch, micro_batch: questions per step of a fit, and how many of them are in memory at once.
         places: where prompts are kept while they are needed again -> how many.
-        seconds: of one question: "reading" it, an edit of every head ("heads"), one pass of a fit ("fit").
-        steps: what each step of the job takes where no fit stops early.
+        seconds: of one question: "reading" it, an edit of every head ("heads"), one pass of two fits ("fit"), each further fit ("row").
+        steps: what each step of the job takes, where fits stop after the usual number of epochs.
     """
 
     model: str
@@ -91,11 +91,16 @@ class Plan:
                 ("a packed call", f"{self.at_once:,} variants of each of {self.reading} questions"),
                 ("a step of a fit", f"{self.batch} questions, {self.micro_batch} of them at once"),
             ]
-        parts = {"reading": "reading it", "heads": "every head edited once", "fit": f"one pass of {FITS} fits"}
+        parts = {
+            "reading": "reading it",
+            "heads": "every head edited once",
+            "fit": f"one pass of {FITS} fits",
+            "row": "of each further fit",
+        }
         out.append(("one question", ", ".join(f"{parts[name]} {_time(s)}" for name, s in self.seconds.items())))
         if self.steps:
             steps = ", ".join(f"{name} {_time(seconds)}" for name, seconds in self.steps.items())
-            out.append(("expected", f"up to about {_time(sum(self.steps.values()))}: {steps}"))
+            out.append(("expected", f"about {_time(sum(self.steps.values()))}: {steps}"))
         return out
 
 
@@ -130,7 +135,8 @@ def make_plan(vlm: VLM, questions: Sequence[Question]) -> Plan:
         options = FitSettings()
         store, size = prompts_to_fit(vlm, questions, FITS, options), min(options.batch_size, len(questions))
         micro = store.batch_size
-        seconds["fit"] = _fit(vlm, store[0])
+        seconds["fit"], more = (_fit(vlm, store[0], fits) for fits in (FITS, MORE))
+        seconds["row"] = max(0.0, (more - seconds["fit"]) / (MORE - FITS))
     else:
         _, whole = _timed(vlm, lambda: reference_work(vlm, (0, questions[0]), None, "auto"))
         seconds = {"reading": whole, "heads": whole * vlm.n_layers * vlm.n_heads}
@@ -165,10 +171,10 @@ def _heads(vlm: VLM, prefix: Prefix, at_once: int) -> float:
     return seconds * len(sweep.heads) / len(part.heads) / len(prefix.questions)
 
 
-def _fit(vlm: VLM, prefix: Prefix) -> float:
-    """Seconds of one forward and backward pass of the fits on one question; nan where memory runs out, which a fit itself avoids."""
-    scale = torch.ones(FITS, vlm.n_layers, vlm.n_heads, requires_grad=True)
-    mlp_scale = torch.ones(FITS, vlm.n_layers, requires_grad=True)
+def _fit(vlm: VLM, prefix: Prefix, fits: int) -> float:
+    """Seconds of one forward and backward pass of fits on one question; nan where memory runs out, which a fit itself avoids."""
+    scale = torch.ones(fits, vlm.n_layers, vlm.n_heads, requires_grad=True)
+    mlp_scale = torch.ones(fits, vlm.n_layers, requires_grad=True)
 
     def one_pass() -> None:
         scores = run_edited(vlm, prefix, Edit(scale=scale, mlp_scale=mlp_scale))

@@ -29,7 +29,7 @@ def test_any_micro_batch_gives_the_same_fit(there, train):
 @pytest.mark.parametrize(("dtype", "allowed"), [(torch.float32, 1e-6), (torch.float16, 5e-3), (torch.bfloat16, 4e-2)])
 @pytest.mark.parametrize("name", ["llava", "qwen2_5_vl"])
 def test_gradients_accumulate_to_the_same_numbers(models, train, name, dtype, allowed):
-    """Of one step, relative to the largest; products of other shapes round differently in half precision."""
+    """Of one step; in half precision, where products of other shapes round differently, relative to the largest."""
     vlm, slopes = models(name, dtype), []
     for micro in (12, 5, 1):
         learner = Learner(vlm, train, [si.Fit(), si.Fit("few", ((1, 1), (1, 0)), seed=1)], FitSettings(batch_size=12), None)
@@ -40,7 +40,8 @@ def test_gradients_accumulate_to_the_same_numbers(models, train, name, dtype, al
         learner.step(prompts, prompts.steps[1], None, 0)
         slopes.append(torch.cat([learner.theta.grad.flatten(), learner.phi.grad.flatten()]))
     for other in slopes[1:]:
-        assert float((other - slopes[0]).abs().max()) <= allowed * max(1e-3, float(slopes[0].abs().max()))
+        largest = 1.0 if dtype == torch.float32 else float(slopes[0].abs().max())
+        assert float((other - slopes[0]).abs().max()) <= allowed * largest
 
 
 def test_side_by_side_is_one_by_one(there, train):

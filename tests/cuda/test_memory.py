@@ -42,12 +42,12 @@ def test_a_sweep_goes_on_in_halves(greedy, train, capped):
 
 
 def test_fits_go_on_in_halves(greedy, train, capped):
-    """32 questions of 128 fits: their graph takes about 350 MB."""
-    fits = [si.Fit(f"seed {seed}", seed=seed) for seed in range(128)]
+    """32 questions of 256 fits: their graph takes about 500 MB."""
+    fits = [si.Fit(f"seed {seed}", seed=seed) for seed in range(256)]
     prompts = PrefixStore(greedy, train, 32)
     settings = {"epochs": 1, "batch_size": 32, "micro_batch": 32, "lr": 0.02, "prompts": prompts}
     expected = si.fit_scales(greedy, train, fits, **settings)
-    with capped(80 * MB), pytest.warns(MemoryWarning, match="no memory for gradients of 32 questions"):
+    with capped(60 * MB), pytest.warns(MemoryWarning, match="no memory for gradients of 32 questions"):
         found = si.fit_scales(greedy, train, fits, **settings)
     for one, other in zip(found, expected, strict=True):
         assert float((one.scalars - other.scalars).abs().max()) <= 1e-5 and float((other.scalars - 1).abs().max()) > 1e-3
@@ -67,7 +67,9 @@ def test_prompts_are_read_in_halves(device, train, capped):
 
 
 @pytest.mark.filterwarnings("ignore::scale_interp.errors.MemoryWarning")
-def test_no_memory_at_all_says_what_to_give(greedy, train, capped):
+def test_no_memory_at_all_says_what_to_give(greedy, train, capped, device):
+    if device.type == "cpu":
+        pytest.skip("Python itself could not go on without memory; played by stand-ins in tests/exactness/test_families.py")
     edit = si.Edit(scale=torch.ones(4, greedy.n_layers, greedy.n_heads) * 0.5)
     prompts = PrefixStore(greedy, train, 32)
     wide = si.Edit(scale=edit.scale.repeat(64, 1, 1))
@@ -91,14 +93,14 @@ def test_wherever_prompts_are_kept_the_numbers_are_the_same(there, train, place)
 
 def test_a_plan_holds(device, capped):
     """What a plan says fits does: a sweep and a fit on a capped card never run out of memory."""
-    asked = si.load_questions("scenes/relation", "train", n=64)
-    vlm = realistic(4, 8, 256)
+    asked = si.load_questions("scenes/relation", "train", n=32)
+    vlm = realistic(2, 8, 128)
     vlm.hf_model.to(device)
     # A CPU's free memory is the machine's, whatever this process may take.
-    with capped(1500 * MB) if device.type == "cuda" else nullcontext(), warnings.catch_warnings():
+    with capped(600 * MB) if device.type == "cuda" else nullcontext(), warnings.catch_warnings():
         warnings.simplefilter("error", MemoryWarning)
         plan = make_plan(vlm, asked)
         si.ablate(vlm, asked[:16])
-        fitted = si.fit_scale(vlm, asked, epochs=1, batch_size=64)
-    assert plan.batch == 64 >= plan.micro_batch >= 1 and sum(plan.places.values()) == 64
+        fitted = si.fit_scale(vlm, asked, epochs=1, batch_size=32)
+    assert plan.batch == 32 >= plan.micro_batch >= 1 and sum(plan.places.values()) == 32
     assert fitted.n_parameters == vlm.n_layers * (vlm.n_heads + 1)

@@ -77,9 +77,9 @@ def test_the_folder_says_what_it_is_of(finished):
     assert {"python", "torch", "transformers", "nnsight", "scale-interp"} == set(told["versions"])
     assert state["status"] == "finished" and list(state["steps"]) == list(STEPS) == told["steps"]
     planned, took = sum(json.loads((folder / "plan.json").read_text())["steps"].values()), sum(state["steps"].values())
-    assert planned / 20 < took < 20 * planned
+    assert planned / 3 < took < 3 * planned
     log = (folder / "log.txt").read_text()
-    assert "expected: up to about" in log and "locating heads: patch" in log and log.splitlines()[-1].endswith("finished")
+    assert "expected: about" in log and "locating heads: patch" in log and log.splitlines()[-1].endswith("finished")
     assert not [part for part in (folder / "parts").glob("*/")]
 
 

@@ -16,7 +16,7 @@ from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.jobs.ask import AskSettings
 from scale_interp.jobs.inputs import Inputs, has_split, usual_others
 from scale_interp.jobs.plan import make_plan
-from scale_interp.jobs.run.duration import longest
+from scale_interp.jobs.run.duration import as_found, expected
 from scale_interp.jobs.run.settings import Settings
 from scale_interp.models import placement
 
@@ -137,9 +137,9 @@ def test_int8_weights_by_a_stand_in(monkeypatch):
 def test_a_plan_says_what_the_work_itself_asks(vlm):
     train = si.load_questions("scenes/relation", "train", n=20)
     plan = make_plan(vlm, train)
-    assert plan.prompt == read_prefix(vlm, train[:1]).nbytes and plan.reading == PrefixStore(vlm, train).batch_size
+    assert plan.prompt == read_prefix(vlm, train[:1]).nbytes and plan.reading == min(20, PrefixStore(vlm, train).batch_size)
     assert plan.weights == vlm.n_bytes and plan.places == {"memory": 20} and plan.batch == 20 >= plan.micro_batch
-    assert set(plan.seconds) == {"reading", "heads", "fit"} and all(0 < s < 10 for s in plan.seconds.values())
+    assert set(plan.seconds) == {"reading", "heads", "fit", "row"} and all(0 <= s < 10 for s in plan.seconds.values())
     assert json.loads(json.dumps(plan.content()))["seconds"] == plan.seconds
 
 
@@ -156,18 +156,18 @@ def test_a_plan_knows_grouped_heads_windows_and_small_memory():
 
 
 def test_a_longer_run_is_expected_to_take_longer():
-    seconds, base = {"reading": 0.1, "heads": 0.5, "fit": 0.2}, Settings()
+    seconds, base = {"reading": 0.1, "heads": 0.5, "fit": 0.2, "row": 0.05}, Settings()
     steps = base.steps()
-    usual = longest(base, seconds, steps)
-    assert longest(Settings(n_train=2 * base.n_train), seconds, steps)["fit"] > 1.5 * usual["fit"]
-    assert longest(base, seconds, base.steps(pairs=False))["locate"] < usual["locate"]
-    assert set(longest(base, {"reading": 0.1, "heads": 0.5}, steps)) == {"locate", "evaluate"}
+    usual = expected(base, seconds, steps)
+    assert expected(Settings(n_train=2 * base.n_train), seconds, steps)["fit"] > 1.5 * usual["fit"]
+    assert expected(base, seconds, base.steps(pairs=False))["locate"] < usual["locate"]
+    assert set(expected(base, {"reading": 0.1, "heads": 0.5}, steps)) == {"locate", "evaluate"}
 
 
 def test_check_plans_the_main_job():
     result = run("check", "tiny-random/llava", "--dtype", "float32", "--data", "scenes/relation", "--device", "cpu")
     assert result.exit_code == 0, result.output
-    for said in ("the main job in float32", "weights", "keys and values", "variants of each", "expected", "up to about"):
+    for said in ("the main job in float32", "weights", "keys and values", "variants of each", "expected", "about"):
         assert said in result.output
     assert isinstance(run("check", "tiny-random/llava", "--dtype", "float32", "--data", "scenes/none").exception, DataError)
     bad = run("check", "demo", "--device", "gpu", "--dtype", "float32")
@@ -184,3 +184,14 @@ def test_a_model_that_cannot_be_fitted_says_so_before_any_map(tmp_path):
 def test_a_keyword_of_the_wrong_type_names_it(name):
     with pytest.raises((ModelError, ArgumentError), match=name):
         si.load("demo", **{name: 16})
+
+
+def test_a_plan_counts_the_questions_that_there_are(tmp_path):
+    lines = [{"question": f"Is it {i}?", "choices": ["yes", "no"], "answer": i % 2, "id": str(i)} for i in range(30)]
+    (tmp_path / "few.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    settings = Settings("demo", f"jsonl:{tmp_path}/few.jsonl", others=())
+    train, test = (settings.questions(settings.data, split) for split in ("train", "test"))
+    found = as_found(settings, train, test)
+    assert (found.n_train, found.n_locate, found.n_test) == (len(train), len(train), len(test)) and 0 < len(test) < len(train) < 30
+    seconds, steps = {"reading": 0.1, "heads": 0.5, "fit": 0.2, "row": 0.05}, settings.steps()
+    assert sum(expected(found, seconds, steps).values()) < sum(expected(settings, seconds, steps).values()) / 5

@@ -84,8 +84,8 @@ class Interventions(Result):
                 own = (self.codes == f).numpy()
                 found, base = self.per_question[:, i].numpy()[own], self.base.numpy()[own]
                 d = statistics.paired_difference(found, base, self.groups.numpy()[own])
-                spread = {"change": d.mean, "low": d.low, "high": d.high, "p": d.p}
-                rows.append({"edit": name, "function": function, "base": base.mean(), self.metric: found.mean()} | spread)
+                row = {"edit": name, "function": function, "base": base.mean(), self.metric: found.mean()}
+                rows.append(row | d.columns("change"))
         frame = pd.DataFrame(rows)
         return frame.assign(p=statistics.holm(frame["p"].to_numpy()))
 

@@ -312,10 +312,8 @@ def transfer_table(
         methods = [AttentionScale(1.0), *(one.method for one in tuned.values())]
         base, *found = evaluate_scaled(vlm, questions, methods, path=path, scoring=scoring)
         for (name, one), evaluation in zip(tuned.items(), found, strict=True):
-            gain = evaluation.compare(base)
-            values = {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p}
             row = {"tuned_on": name, "tested_on": test, "method": repr(one.method), "n": len(questions), "base": base.accuracy}
-            rows.append(row | {"accuracy": evaluation.accuracy} | values)
+            rows.append(row | {"accuracy": evaluation.accuracy} | evaluation.compare(base).columns("difference"))
     frame = pd.DataFrame(rows)
     return frame.assign(p_holm=statistics.holm(frame["p"].to_numpy()))
 

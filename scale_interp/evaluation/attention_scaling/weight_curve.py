@@ -103,7 +103,7 @@ class ScalingCurve(Result, FigureView):
         right, base, images = (part.numpy()[members] for part in (self.per_question[:, i], self.base, self.groups))
         gain = statistics.paired_difference(right, base, images)
         shares = {"weight": self.weights[i], "n": int(members.sum()), "base": float(base.mean()), "accuracy": float(right.mean())}
-        return shares | {"difference": gain.mean, "low": gain.low, "high": gain.high, "p": gain.p}
+        return shares | gain.columns("difference")
 
     def plot(self, **options: Any) -> Any:
         """A plotly figure of the paired difference against the weight (see viz.scaling_curves)."""

@@ -22,6 +22,7 @@ from ...core.arguments import Count, checked
 from ...data.items import groups, require, require_disjoint, shared_images, shuffled_answers
 from ...data.question import LETTERED, Question
 from ...errors import DataError
+from ...execution.memory import in_halves
 from ...interventions.edit import Head, check_heads
 from ...interventions.engine import Path as EnginePath
 from ...interventions.engine import run_with_clean
@@ -277,18 +278,19 @@ def _frozen(vlm: VLM, test: Sequence[Question], frozen: ScAle, batch_size: int =
 
     These really multiply by the scalars; a packed run would only copy the clean row.
     """
-    answers = bits = 0
-    for i in range(0, len(test), batch_size):
-        batch = test[i : i + batch_size]
+
+    def changed(batch: Sequence[Question]) -> tuple[int, int]:
         inputs = vlm.encode(batch)
         plain = vlm.hf_model(**inputs, logits_to_keep=1).logits[:, -1]
         with frozen.attached(vlm):
             scaled = vlm.hf_model(**inputs, logits_to_keep=1).logits[:, -1]
-        bits += int((plain != scaled).sum())
-        for question, before, after in zip(batch, plain, scaled, strict=True):
-            first = [ids[0] for ids in vlm.choice_ids(question)]
-            answers += int(before[first].argmax() != after[first].argmax())
-    return answers, bits
+        first = [[ids[0] for ids in vlm.choice_ids(question)] for question in batch]
+        answers = [int(a[one].argmax() != b[one].argmax()) for one, a, b in zip(first, plain, scaled, strict=True)]
+        return sum(answers), int((plain != scaled).sum())
+
+    batches = (test[i : i + batch_size] for i in range(0, len(test), batch_size))
+    found = [part for batch in batches for part in in_halves(vlm, batch, changed)]
+    return sum(answers for answers, _ in found), sum(bits for _, bits in found)
 
 
 def _text_only(vlm: VLM, train: Sequence[Question], prompts: PrefixStore) -> dict[str, TextCorrection]:

@@ -33,7 +33,7 @@ from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import SETTINGS, run_headline
 from ..job import PLACED
 from ..plan import Plan, make_plan
-from .duration import longest
+from .duration import as_found, expected
 from .page import Results, sentences, write_run_report
 from .settings import MAPS, OF_PAIRS, PLACES, RANKED_BY, RETAINED, Settings
 
@@ -339,7 +339,9 @@ class Run:
         if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
             return None
         found = make_plan(self.vlm, self.train)
-        found = replace(found, steps=longest(self.settings, found.seconds, list(self.run_folder.job.steps)))
+        found = replace(
+            found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, list(self.run_folder.job.steps))
+        )
         for name, said in found.rows():
             self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())
