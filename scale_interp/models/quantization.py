@@ -56,6 +56,7 @@ def leave_fast_kernel(model: nn.Module) -> None:
 
     Its fast one has no gradients, fails on widths that are no whole blocks, and changes the weights in the first pass.
     """
+    module: Any
     for module in model.modules():
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
