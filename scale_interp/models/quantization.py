@@ -51,12 +51,16 @@ def quantization_config(wanted: Any) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def leave_fast_kernel(model: nn.Module) -> None:
-    """Run layers of four bits by bitsandbytes' plain kernel on a CPU.
+def settle(model: nn.Module) -> None:
+    """Run layers of four bits on a CPU by bitsandbytes' plain kernel, in the form that their first pass gives the weights.
 
-    Its fast one has no gradients, fails on widths that are no whole blocks, and changes the weights in the first pass.
+    Its fast kernel has no gradients, and fails on widths that are no whole blocks.
     """
     module: Any
     for module in model.modules():
-        if hasattr(module, "support_avx512bf16_for_cpu"):
-            module.support_avx512bf16_for_cpu = False
+        if not hasattr(module, "support_avx512bf16_for_cpu"):
+            continue
+        module.support_avx512bf16_for_cpu = False
+        if module.weight.device.type == "cpu":
+            with torch.no_grad():
+                module(torch.zeros(1, module.in_features))
