@@ -195,6 +195,21 @@ PARTS: dict[str, dict[str, Any]] = {
         "perceiver_config": {"use_resampler": False},
         "additional_vocab_size": 0, "cross_layer_interval": 2,
     },
+    "mllama": {
+        "vision_config": {
+            "hidden_size": 32,
+            "attention_heads": 2,
+            "num_hidden_layers": 2,
+            "num_global_layers": 1,
+            "intermediate_size": 48,
+            "image_size": 28,
+            "patch_size": 14,
+            "intermediate_layers_indices": [0],
+            "vision_output_dim": 64,
+        },
+    },
+    "vipllava": {"vision_feature_layers": [-1, -2]},
+    "shieldgemma2": {"mm_tokens_per_image": 49},
     "molmo2": {
         "vision_config": VISION | {"image_size": [56, 56], "num_key_value_heads": 2, "head_dim": 16},
         "adapter_config": {
@@ -214,6 +229,9 @@ IMAGES = {
     "deepseek_ocr2": {"size": {"height": 64, "width": 64}, "tile_size": 64},
 }
 """What the image processors of some types are given."""
+READERS = {kind: "Qwen2VLImageProcessorPil" for kind in ("qwen2_5_omni_thinker", "qwen3_omni_moe_thinker")}
+READERS |= {kind: "Glm4vImageProcessorPil" for kind in ("glm4v_moe", "glm_ocr")}
+"""The image processors of types that transformers' table of them does not name."""
 NOT_BUILT = {
     "pi0": "a policy of robot actions around PaliGemma, of billions of weights by default",
     "instructblipvideo": "it takes frames of a video",
@@ -308,7 +326,8 @@ def plain_pixels(model: Any, tiles: bool = False) -> Callable[[list[Any]], Mappi
 
 def own_images(model: Any) -> Callable[[list[Any]], Mapping[str, Any]]:
     """Images by the type's own image processor, for patches of the size that this model has."""
-    kind = IMAGE_PROCESSOR_MAPPING[type(model.config)]["pil"]
+    named = READERS.get(model.config.model_type)
+    kind = getattr(transformers, named) if named else IMAGE_PROCESSOR_MAPPING[type(model.config)]["pil"]
     vision, sizes = getattr(model.config, "vision_config", None), {}
     for key, names in {
         "patch_size": ("patch_size", "spatial_patch_size"),
@@ -319,7 +338,7 @@ def own_images(model: Any) -> Callable[[list[Any]], Mapping[str, Any]]:
             found = [value for name in names if isinstance(value := getattr(vision, name, None), int)]
             sizes |= dict.fromkeys([key] if found else [], found[0] if found else None)
     side = getattr(vision, "image_size", None)
-    if isinstance(side, int) and set(size := getattr(kind, "size", None) or {}) <= {"height", "width", "shortest_edge"}:
+    if isinstance(side, int) and (size := getattr(kind, "size", None)) and set(size) <= {"height", "width", "shortest_edge"}:
         sizes["size"] = dict.fromkeys(size, side)
         if getattr(kind, "crop_size", None):
             sizes["crop_size"] = {"height": side, "width": side}

@@ -250,6 +250,11 @@ def residual_streams(vlm: VLM, inputs: Mapping[str, Any], places: Int[Tensor, " 
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
         hidden = out[0] if isinstance(out, tuple) else out
+        if hidden.ndim != 3:
+            raise ModelError(
+                f"{vlm.name} ({vlm.family}): its layers hand on several streams, of which none is read by its head: use edits (patch, "
+                "knockout) instead"
+            )
         streams.append(hidden[0, places.to(hidden.device)])
         ends[:] = [hidden[0, -1:]]
 

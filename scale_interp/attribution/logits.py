@@ -135,7 +135,12 @@ def _record(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], head
         layer = layers[block.number]
         heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
         mlps.append(mlp_rows(block.mlp(layer).output, B)[:, row].clone())
-    ends.append(layers[-1].output[:, row].clone())
+    ends.append(_of_stream(layers[-1].output)[:, row].clone())
+
+
+def _of_stream(out: Any) -> Any:
+    """The residual stream among what a layer returns."""
+    return out[0] if isinstance(out, tuple) else out
 
 
 def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
@@ -146,13 +151,18 @@ def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor
         start = stream if start is None or last is None else start + (stream - last)
         heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
         mlps.append(mlp_rows(block.mlp(layer).output, len(stream))[:, row].clone())
-        last = layer.output[:, row].clone()
+        last = _of_stream(layer.output)[:, row].clone()
     end = norm.input[:, row].clone()
     ends.extend([start + (end - last), end])
 
 
 def _stream(vlm: VLM, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> Stream:
     start, end = ends
+    if start.shape[-1] != vlm.d_model:
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}): its layers hand on {start.shape[-1] / vlm.d_model:g} streams side by side, so a head's own share "
+            "of what is read is not known: use patch or ablate"
+        )
     z, mlp = (torch.stack([part.to(end.device) for part in parts], 1) for parts in (heads, mlps))
     stream = Stream(z, mlp, start.to(end.device), end)
     stream.check(vlm)

@@ -115,7 +115,8 @@ def micro_batch(vlm: VLM, tokens: int, rows: int, batch_size: int) -> int:
 
 def _inner(vlm: VLM) -> int:
     config = vlm.hf_model.config.get_text_config()
-    return max(getattr(config, "intermediate_size", 0) or 0, vlm.d_model)
+    inner = getattr(config, "intermediate_size", 0) or 0
+    return max(*(inner if isinstance(inner, list | tuple) else [inner]), vlm.d_model)  # Gemma 3n names one for each layer
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -285,10 +285,11 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
-    alike = len({bool(q.pictures) for q in questions}) == 1
-    if alike or not vlm.quirks.unpadded:
+    singly = vlm.quirks.unpadded and len({bool(q.pictures) for q in questions}) > 1
+    if not singly:
         inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
-    if vlm.quirks.unpadded and (not alike or inputs is None or not bool(inputs["attention_mask"].all())):
+        singly = vlm.quirks.unpadded and not bool(inputs["attention_mask"].all())
+    if singly or inputs is None:
         return _concatenate(vlm, questions, rows, [read_prefix(vlm, [q], rows, vision, scoring) for q in questions], scoring)
     layers, windows = run_prompts(vlm, prompt_inputs(vlm, inputs, None if vision is None else vision.replace_pixels(inputs, questions)))
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
@@ -348,7 +349,7 @@ def _kept(vlm: VLM, number: int, layer: Any, drop: int | None) -> KeptLayer:
         return StateLayer(layer.conv_states, layer.recurrent_states)
     if isinstance(layer, DummyLayer) or (type(layer) is DynamicLayer and layer.keys is None):
         return EmptyLayer()
-    if vlm.parts.others.get(number) == CROSS and type(layer) is DynamicLayer:
+    if vlm.parts.others.get(number) == CROSS and type(layer) is DynamicLayer and layer.keys is not None and layer.values is not None:
         return ImageLayer(layer.keys, layer.values)
     if type(layer) not in (DynamicLayer, DynamicSlidingWindowLayer) or layer.keys is None:
         raise ModelError(f"{vlm.name}: layer {number} keeps a {type(layer).__name__} and not keys and values: use path='reference'")
@@ -408,13 +409,19 @@ def read_halving(
         raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
     warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
-    return _concatenate(vlm, questions, rows, halves, scoring)
+    try:
+        return _concatenate(vlm, questions, rows, halves, scoring)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+    raise ModelError(f"{vlm.name}: no memory to keep {n} prompts at once: give fewer questions at once (batch_size, micro_batch) ({said})")
 
 
 def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:
     """Join the prefixes of several questions, left-padded to the same length."""
     P = max(part.seen.shape[1] for part in parts)
-    layers = []
+    layers: list[KeptLayer] = []
     for pieces in zip(*(part.layers for part in parts), strict=True):
         if any(isinstance(piece, ImageLayer) for piece in pieces):
             layers.append(_concatenate_images(parts, pieces))

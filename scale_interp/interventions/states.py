@@ -20,6 +20,17 @@ from ..vlm.cache import cache_of
 States = Mapping[int, Tensor | None]
 
 
+class ReadOnly(Tensor):
+    """A state to which a layer's own code does not write: Mamba's writes the next one in place, where a gradient still needs this one."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None) -> Any:
+        if func is Tensor.copy_ and isinstance(args[0], cls):
+            return args[0]
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **kwargs or {})
+
+
 class StateLayer(LinearAttentionLayer):
     """One layer's states after the prompt, each [B, ...]. New ones are returned to the layer and not stored."""
 
@@ -40,6 +51,11 @@ class StateLayer(LinearAttentionLayer):
         self.conv_states, self.recurrent_states = (
             {i: None if state is None else state.repeat_interleave(n, 0) for i, state in states.items()} for states in self.of_prompt
         )
+        if torch.is_grad_enabled():
+            read: dict[int, Tensor | None] = {
+                i: None if state is None else state.as_subclass(ReadOnly) for i, state in self.recurrent_states.items()
+            }
+            self.recurrent_states = read
 
     def part(self, some: slice) -> StateLayer:
         """Those of some prompts, as views."""

@@ -203,7 +203,7 @@ def _panels(sets: HeadSets, dark: bool) -> go.Figure:
         rows, columns, subplot_titles=titles, horizontal_spacing=aside / plot, vertical_spacing=gap / tall if rows > 1 else 0
     )
     for i, name in enumerate(names):
-        at = {"row": i // columns + 1, "col": i % columns + 1}
+        at: dict[str, Any] = {"row": i // columns + 1, "col": i % columns + 1}
         fig.add_trace(_counts(sets, dark), **at)
         marker = {"size": 6, "color": colours.series[i % len(colours.series)], "symbol": SYMBOLS[i % len(SYMBOLS)]}
         layers, heads = zip(*sets.sets[name], strict=True) if sets.sets[name] else ((), ())

@@ -7,9 +7,12 @@ from __future__ import annotations
 
 import inspect
 import re
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+import torch.nn.functional as F
 import transformers
 from torch import Tensor
 from transformers import PreTrainedModel
@@ -25,6 +28,7 @@ class Family:
     Attributes:
         bidirectional: Whether prompt tokens attend to later ones, so that an edit of the last token affects them all.
         first_position: The position number of the first token.
+        numbered_alone: Whether prompts of a batch are numbered one by one, as the model's own numbers count images across the batch.
         after_padding: Whether positions begin behind the padding token's id, as in fairseq, beside `first_position`.
         prompt: The template, if the checkpoints have no chat template.
         prompt_end: What the processor appends to a prompt.
@@ -38,6 +42,7 @@ class Family:
 
     bidirectional: bool = False
     first_position: int = 0
+    numbered_alone: bool = False
     after_padding: bool = False
     prompt: str | None = None
     prompt_end: str = ""
@@ -72,6 +77,7 @@ KNOWN = {
     "instructblip": Family(prompt="{text} Short answer:", images_first=True, unpadded=True),
     "llama4": Family(unpadded=True),
     "mllama": Family(unpadded=True),
+    "hunyuan_vl": Family(numbered_alone=True),
     "kosmos-2.5": Family(after_padding=True, prompt="{images}{text}"),
     "got_ocr2": Family(
         flat_images=True,
@@ -110,10 +116,23 @@ def position_ids(model: PreTrainedModel, family: Family, inputs: Any) -> Tensor:
     """
     core: Any = getattr(model, "model", model)
     if hasattr(core, "get_rope_index"):
+        if family.numbered_alone and len(inputs["input_ids"]) > 1:
+            return torch.cat([position_ids(model, family, one) for one in _one_by_one(inputs)], -2)
         takes = inspect.signature(core.get_rope_index).parameters
         return core.get_rope_index(**{k: v for k, v in inputs.items() if k in takes})[0]
     first = family.first_position + (model.config.get_text_config().pad_token_id + 1 if family.after_padding else 0)
     return (inputs["attention_mask"].cumsum(-1) - 1).clamp(min=0) + first
+
+
+def _one_by_one(inputs: Any) -> Iterator[dict[str, Any]]:
+    """The inputs of each prompt of a batch, with the grids of its own images."""
+    used = 0
+    for row in range(len(inputs["input_ids"])):
+        one = {key: part[row : row + 1] for key, part in inputs.items() if key in ("input_ids", "attention_mask", "mm_token_type_ids")}
+        image = F.pad((one["mm_token_type_ids"][0] * one["attention_mask"][0] == 1).int(), (1, 0))
+        n = int((image.diff() == 1).sum())
+        yield one | {key: part[used : used + n] for key, part in inputs.items() if key == "image_grid_thw"}
+        used += n
 
 
 def after_head(model: PreTrainedModel) -> tuple[float, float | None]:

@@ -1,5 +1,7 @@
 """Model types outside the zoo, asked about images: each path against plain torch hooks on whole passes."""
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 import transformers
@@ -16,6 +18,7 @@ EXACT = 1e-5
 TYPES = {
     "ernie4_5_vl_moe": "packed",
     "gemma3n": "packed",
+    "hunyuan_vl": "packed",
     "kimi_k25": "packed",
     "kosmos-2.5": "packed",
     "qwen2_5_omni_thinker": "packed",
@@ -33,6 +36,57 @@ def test_rows_of_the_table_of_model_types(kind):
     found = model_types.row(kind)
     assert found.outcome == TYPES[kind], found
     assert float(found.agreement) <= EXACT
+
+
+def loaded(kind):
+    """A tiny model of this type, asked in text."""
+    reader = model_types.processor()
+    torch.manual_seed(0)
+    reader.model = model_types.tiny(kind, reader.tokenizer)
+    zoo.draw(reader.model.eval())
+    return si.load(reader.model, reader, check=False)
+
+
+@pytest.mark.full
+def test_gradients_through_states_that_layers_write_to():
+    """Mamba's layers write the next state over the one that they read."""
+    vlm, question = loaded("nemotron_h_omni"), model_types.TEXT
+    slopes = si.attribute(vlm, [question], path="packed").per_question[0]
+    scale, hooks = torch.ones(vlm.n_layers, vlm.n_heads, requires_grad=True), []
+    for row, block in enumerate(vlm.head_layers):
+
+        def edit(_, args, row=row):
+            last = (args[0][:, -1:].unflatten(-1, (vlm.n_heads, -1)) * scale[row][:, None]).flatten(-2)
+            return (torch.cat([args[0][:, :-1], last], 1), *args[1:])
+
+        hooks.append(block.output().register_forward_pre_hook(edit))
+    try:
+        logits = vlm.hf_model(**vlm.encode(question), use_cache=False).logits[0, -1]
+    finally:
+        for hook in hooks:
+            hook.remove()
+    left, right = logits[[ids[0] for ids in vlm.choice_ids(question)]]
+    (expected,) = torch.autograd.grad(left - right, scale)
+    assert (slopes - expected).abs().max() <= 1e-4 * max(1.0, float(expected.abs().max()))
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("kind", "ask", "why"),
+    [
+        ("qwen4_exp", si.logit_attribution, "hand on 4 streams side by side"),
+        ("gemma3n", si.logit_lens, "hand on several streams"),
+        ("unlimited_ocr", si.read_attention, "its eager attention, the one that returns weights, fails"),
+    ],
+)
+def test_what_a_type_cannot_be_asked_is_refused_with_the_reason(kind, ask, why):
+    with pytest.warns(si.errors.PathWarning) if kind != "gemma3n" else nullcontext(), pytest.raises(si.errors.ModelError, match=why):
+        ask(loaded(kind), [model_types.TEXT])
+
+
+@pytest.mark.full
+def test_gradients_where_mlps_have_a_size_for_each_layer():
+    assert si.attribute(loaded("gemma3n"), [model_types.TEXT]).scores.isfinite().all()
 
 
 def got_ocr2():

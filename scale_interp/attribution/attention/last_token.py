@@ -16,6 +16,7 @@ from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batches
+from ...execution.memory import out_of_memory
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
@@ -113,9 +114,18 @@ def single_work(vlm: VLM, batch: tuple[int, Question]) -> BatchResult:
     """One question's weights and scores, from whole forward passes."""
     _, question = batch
     rows: list[Tensor] = []
-    with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
-        for block in vlm.head_layers:
-            rows.append(block.attention(vlm.layers[block.number]).output[1][:, :, -1].clone())
+    try:
+        with attention(vlm.decoder, "eager"), vlm.nn.trace(**vlm.encode(question), use_cache=False):
+            for block in vlm.head_layers:
+                rows.append(block.attention(vlm.layers[block.number]).output[1][:, :, -1].clone())
+    except RuntimeError as error:
+        if out_of_memory(error):
+            raise
+        said = str(error).strip().splitlines()[-1]
+        raise ModelError(
+            f"{vlm.name} ({vlm.family}): its eager attention, the one that returns weights, fails on question {question.id} ({said}): "
+            "use edits of heads"
+        ) from error
     weights = torch.cat([row.cpu().float() for row in rows])
     scores = run_reference(vlm, question, 0, None, torch.zeros(1, dtype=torch.long))[0]
     return {"weights 0": _require_weights(vlm, weights, question), "scores 0": scores}
