@@ -55,7 +55,9 @@ def lens_over_image(dark: bool) -> go.Figure:
 def image_maps(dark: bool) -> go.Figure:
     vlm, questions, _ = made.lens()
     maps = [si.knockout_image(vlm, questions[:1], source) for source in ("last", ("subject", "object"))]
-    return viz.image_maps(maps, questions[0], si.patch_grid(vlm, questions[0]), ["hidden from the last token", "from the words"], dark=dark)
+    return viz.image_maps(
+        maps, questions[0], si.patch_grid(vlm, questions[0]), ["hidden from the last token", "hidden from the words"], dark=dark
+    )
 
 
 def token_groups(dark: bool) -> go.Figure:

@@ -25,7 +25,7 @@ DOCS = HERE.parent
 MODEL, REPEATS = "realistic/8x8x512", 3
 CIRCUITS, ON_CIRCUITS = ("one-head", "three-heads", "relay"), 60
 TEST, FEW, WINDOW = 200, 60, 3
-HIDDEN_FROM = {"hidden from the last token": ("last", TEST), "from the words": (("subject", "object"), FEW)}
+HIDDEN_FROM = {"hidden from the last token": ("last", TEST), "hidden from the words": (("subject", "object"), FEW)}
 METRICS: tuple[Metric, ...] = ("logit_diff", "accuracy")
 KINDS = {
     "listed": "yes: it alone moves its words",
@@ -279,7 +279,8 @@ Rank correlation with mean ablation of the same heads: {heads["mean_ablation"]["
 ## `demo`: which patch
 
 One patch hidden in all layers and heads, {image["hidden from the last token"]["questions"]} questions from the last token and
-{image["from the words"]["questions"]} from the words of subject and object. The fall of the logit difference per patch, 95% intervals:
+{image["hidden from the words"]["questions"]} from the words of subject and object. The fall of the logit difference per patch, 95%
+intervals:
 
 {table(pd.DataFrame(patch_rows(image)))}
 

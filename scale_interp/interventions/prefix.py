@@ -410,7 +410,13 @@ def read_halving(
         raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
     warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
-    return _concatenate(vlm, questions, rows, halves, scoring)
+    try:
+        return _concatenate(vlm, questions, rows, halves, scoring)
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
+        said = str(error).splitlines()[0]
+    raise ModelError(f"{vlm.name}: no memory to keep {n} prompts at once: give fewer questions at once (batch_size, micro_batch) ({said})")
 
 
 def _concatenate(vlm: VLM, questions: Sequence[Question], rows: slice, parts: Sequence[Prefix], scoring: Scoring) -> Prefix:

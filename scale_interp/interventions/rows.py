@@ -101,17 +101,29 @@ def with_own_temperature(module: object, query: Tensor, mask: Tensor) -> Tensor:
 
     The layer counts the rows of one call as tokens that follow each other, and rows of many variants would seem to be far into a text.
     """
-    if not getattr(module, "attn_temperature_tuning", False) or getattr(module, "use_rope", True):
+    if not has_temperature(module):
         return query
-    floor, factor, (S, R) = module.floor_scale, module.attn_scale, (query.shape[2], mask.shape[2])  # type: ignore[attr-defined]
-    behind = mask.shape[-1] - R
+    S, R = query.shape[2], mask.shape[2]
+    return at_positions(module, query, (mask[:, 0].sum(-1) - 1).tile(S // R), mask.shape[-1] - R)
+
+
+def has_temperature(module: object) -> bool:
+    """Whether a layer scales its queries by their positions."""
+    return getattr(module, "attn_temperature_tuning", False) and not getattr(module, "use_rope", True)
+
+
+def at_positions(module: object, query: Tensor, positions: Tensor, behind: int) -> Tensor:
+    """Queries [B, H, S, D] scaled for these positions [B, S], which the layer took for those that follow `behind` others.
+
+    Such a layer sees the whole text before a row, so that a row's position is the number of other tokens that it sees.
+    """
+    floor, factor = module.floor_scale, module.attn_scale  # type: ignore[attr-defined]
 
     def scale(positions: Tensor) -> Tensor:
         return torch.log1p(torch.floor((positions.float() + 1.0) / floor)) * factor + 1.0
 
-    given = scale(torch.arange(behind, behind + S, device=query.device))
-    own = scale(mask[:, 0].sum(-1) - 1).tile(S // R)  # such a layer sees the whole text before a row
-    return query * (own / given)[:, None, :, None].to(query.dtype)
+    given = torch.arange(behind, behind + query.shape[2], device=query.device)
+    return query * (scale(positions) / scale(given))[:, None, :, None].to(query.dtype)
 
 
 def _in_front(key: Tensor, value: Tensor, mask: Tensor, S: int) -> Prompt:

@@ -9,12 +9,12 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
-from jaxtyping import Bool
+from jaxtyping import Bool, Int
 from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import eager_mask
 
-from .rows import sink_logits
+from .rows import at_positions, has_temperature, sink_logits
 
 NAME = "scale_interp_suffix"
 
@@ -45,6 +45,13 @@ class Seen:
         if self.before is not None and bool(self.before.all()):
             self.before = None
 
+    @property
+    def positions(self) -> Int[Tensor, "questions rows"]:
+        """How many other tokens each row sees."""
+        K = 0 if self.keys is None else self.keys.shape[2]
+        before = K if self.before is None else self.before[:, 0].sum(-1)
+        return self.own[:, 0].sum(-1) - 1 + before
+
 
 def suffix_attention(
     module: object,
@@ -64,6 +71,9 @@ def suffix_attention(
     """
     seen = attention_mask
     seen.given = (key, value)
+    if has_temperature(module):
+        positions = seen.positions.to(query.device)
+        query = at_positions(module, query, positions.repeat_interleave(len(query) // len(positions), 0), 0)
     sinks = sink_logits(module, given)
     fused = query.device.type == "cpu" and softcap is None and sinks is None and not torch.is_grad_enabled()
     fused = fused and key.shape[-1] == value.shape[-1] and query.dtype in (torch.float32, torch.bfloat16)

@@ -20,6 +20,8 @@ from .prompt_end import require_none_attached
 from .rows import attention
 from .suffix_attention import NAME, Seen
 
+Limit = tuple[int | None, bool]
+"""How many tokens a layer sees at most, None for all, and whether they are those of a row's own chunk, not the last ones."""
 APART = ("attention_mask", OLD, CACHE, "use_cache")
 """Arguments of a layer that are made for each run."""
 
@@ -148,6 +150,7 @@ def read_whole(
     for key, value in {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}.items():
         if key in inputs:
             given[key] = torch.cat([inputs[key], torch.full_like(behind, value)], 1)
+    names = vlm.parts.mask_names
     windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=vlm.hf_model.config.get_text_config()).layers]
     correct = partial(_with_tree, T=T, choices=choices, real=inputs["attention_mask"].bool()) if R > 1 else None
     records = [_Record() for _ in vlm.head_layers]
@@ -156,7 +159,8 @@ def read_whole(
     for number, (block, record) in enumerate(zip(vlm.head_layers, records, strict=True)):
         layer = block.module
         window = windows[number] if number < len(windows) else None
-        before = partial(_before, record=record, masks=masks, correct=correct, window=window)
+        chunked = number < len(names) and "chunk" in names[number]
+        before = partial(_before, record=record, masks=masks, correct=correct, limit=(window, chunked))
         hooks += [layer.register_forward_pre_hook(before, with_kwargs=True), layer.register_forward_hook(partial(_after, record=record))]
         hooks.append(block.output().register_forward_pre_hook(partial(_put, record=record, name="z")))
         if "attn" in components:
@@ -191,7 +195,7 @@ def read_whole(
 
 
 def _before(
-    layer: nn.Module, args: tuple, kwargs: dict[str, Any], record: _Record, masks: dict[Any, Seen], correct: Any, window: int | None
+    layer: nn.Module, args: tuple, kwargs: dict[str, Any], record: _Record, masks: dict[Any, Seen], correct: Any, limit: Limit
 ) -> tuple[tuple, dict[str, Any]]:
     """Put down what a layer is given, and give it its mask in the form that keeps its keys and values."""
     hidden = args[0] if args else kwargs["hidden_states"]
@@ -201,26 +205,29 @@ def _before(
     record.hidden = hidden
     record.given = {name: value for name, value in kwargs.items() if name not in (*APART, "hidden_states")}
     mask = kwargs["attention_mask"]
-    key = (mask.data_ptr(), window if correct is not None else None)
+    key = (mask.data_ptr(), limit if correct is not None else None)
     if key not in masks:
         allowed = mask if mask.dtype == torch.bool else mask == 0
-        masks[key] = Seen(allowed if correct is None else correct(allowed, window=window))
+        masks[key] = Seen(allowed if correct is None else correct(allowed, limit=limit))
     shared = masks[key]
     record.seen = Seen.__new__(Seen)
     vars(record.seen).update(vars(shared))
     return args, kwargs | {"attention_mask": record.seen}
 
 
-def _with_tree(seen: Tensor, T: int, choices: Choices, real: Tensor, window: int | None) -> Tensor:
+def _with_tree(seen: Tensor, T: int, choices: Choices, real: Tensor, limit: Limit) -> Tensor:
     """The mask with the choices' inner tokens as a tree behind the prompt's last token."""
-    B, R = choices.tokens.shape
+    (B, R), (window, chunked) = choices.tokens.shape, limit
     seen = seen.expand(B, 1, T + R - 1, T + R - 1).clone()
-    prompt = real[:, None].expand(B, R - 1, T)
-    if window is not None:
-        distance = T - 1 + choices.depth[:, 1:, None] - torch.arange(T, device=seen.device)
-        prompt = prompt & (distance < window)
+    prompt, own = real[:, None].expand(B, R - 1, T), choices.own[:, 1:, 1:]
+    places, ends = real.cumsum(1) - 1, real.sum(1, keepdim=True) - 1 + choices.depth[:, 1:]
+    if window is not None and chunked:
+        prompt = prompt & (places[:, None] // window == ends[..., None] // window)
+        own = own & (ends[:, None] // window == ends[..., None] // window)
+    elif window is not None:
+        prompt = prompt & (ends[..., None] - places[:, None] < window)
     seen[:, 0, T:, :T] = prompt
-    seen[:, 0, T:, T:] = choices.own[:, 1:, 1:]
+    seen[:, 0, T:, T:] = own
     return seen
 
 

@@ -20,8 +20,8 @@ from ..vlm.vlm import VLM
 from .checkpoint_checks import require_fit, require_safe_folder, require_size
 from .image_only import image_only
 from .placement import require_device, require_map
+from .quantization import leave_fast_kernel
 from .quantization import quantization_config as as_config
-from .quantization import settle
 
 
 def open_checkpoint(
@@ -90,7 +90,7 @@ def open_checkpoint(
         except (AssertionError, RuntimeError) as error:
             raise ModelError(f"{name} does not go to {str(place)!r}: {error}; {_elsewhere(place)}") from error
     hf_model.requires_grad_(False)
-    settle(hf_model)
+    leave_fast_kernel(hf_model)
     vlm = VLM(hf_model, processor or _processor(source, name, type(config), options), name, prompt)
     require_fit(vlm, info["unexpected_keys"])
     return vlm

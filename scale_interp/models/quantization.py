@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import nn
@@ -51,16 +51,12 @@ def quantization_config(wanted: Any) -> Any:
     return TorchAoConfig(Int8WeightOnlyConfig())
 
 
-def settle(model: nn.Module) -> None:
-    """Let layers of four bits on a CPU take the form in which they run, which bitsandbytes otherwise changes in their first pass.
+def leave_fast_kernel(model: nn.Module) -> None:
+    """Run layers of four bits by bitsandbytes' plain kernel on a CPU.
 
-    Its fast kernel asks for inputs in whole blocks of the quantisation and outputs in groups of 32; other layers are left to the plain one.
+    Its fast one has no gradients, fails on widths that are no whole blocks, and changes the weights in the first pass.
     """
+    module: Any
     for module in model.modules():
-        state, linear = getattr(getattr(module, "weight", None), "quant_state", None), cast(Any, module)
-        if state is None or linear.weight.device.type != "cpu":
-            continue
-        if linear.in_features % state.blocksize or linear.out_features % 32:
-            linear.support_avx512bf16_for_cpu = False
-        with torch.no_grad():
-            linear(torch.zeros(1, linear.in_features))
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False

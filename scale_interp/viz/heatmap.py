@@ -231,8 +231,8 @@ def layer_head_axes(fig: go.Figure, L: int, H: int, wide: float, high: float, *,
     """Axes with whole-numbered ticks, as many as fit into wide x high pixels; `of` is the provenance of what is drawn."""
     # Frames of small cells at the edge are drawn slightly outside.
     x, y = (3 / (pixels / count) if min(wide / H, high / L) < SMALL else 0.0 for pixels, count in ((wide, H), (high, L)))
-    fig.update_xaxes(title_text="head", tickvals=_ticks(H, wide, 26), range=[-0.5 - x, H - 0.5 + x], showgrid=False, **at)
-    layers = layer_ticks(_ticks(L, high, 18), of or {})
+    fig.update_xaxes(title_text="head", tickvals=spaced(H, wide, 26), range=[-0.5 - x, H - 0.5 + x], showgrid=False, **at)
+    layers = layer_ticks(spaced(L, high, 18), of or {})
     fig.update_yaxes(**layers, range=[-0.5 - y, L - 0.5 + y], showgrid=False, **at)
 
 
@@ -249,7 +249,8 @@ def layer_names(layers: Sequence[int], of: Mapping[str, Any]) -> list[str]:
     return [f"{i} ({numbers[i]})" if numbers else str(i) for i in layers]
 
 
-def _ticks(count: int, pixels: float, room: float) -> list[int]:
+def spaced(count: int, pixels: float, room: float) -> list[int]:
+    """Every so many of `count` places on an axis of so many pixels that each tick has its room."""
     step = next(s for s in (1, 2, 4, 5, 8, 10, 16, 20, 32, 50, 64, count) if pixels * s / count >= room or s >= count)
     return list(range(0, count, step))
 

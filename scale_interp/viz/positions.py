@@ -11,7 +11,7 @@ from plotly.subplots import make_subplots
 
 from ..errors import DataError
 from .colour import fill, readable
-from .heatmap import ALPHA, coloraxis, layer_ticks, limit
+from .heatmap import ALPHA, coloraxis, layer_ticks, limit, spaced
 from .theme import LETTER, frame, look
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 CELL, ROW, LINE = 84, 34, 27
 """Pixels: the width and height of a heatmap's cell, and the height of a line of tokens."""
+MIDDLE, LEAST_ROW = 560, 14
+"""Cells are lower where a heatmap would be higher than this, down to the least."""
 CHANGED = {"resid": "residual stream before a layer", "attn": "attention output", "mlp": "MLP output"}
 WORDS = ("subject", "object", "options", "separators", "last")
 """Groups of words in the order of their colours; other words are plain."""
@@ -63,7 +65,8 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
     if not maps or len(names) != len(maps):
         raise DataError(f"{len(maps)} maps and {len(names)} names: give at least one map, and a name for each")
     fig = make_subplots(1, len(maps), subplot_titles=names if len(maps) > 1 else None, shared_yaxes=True, horizontal_spacing=0.04)
-    reach = max(limit(m.scores.numpy()) for m in maps)
+    reach, most = max(limit(m.scores.numpy()) for m in maps), max(len(m.scores) for m in maps)
+    high = max(180, min(ROW * most, max(MIDDLE, LEAST_ROW * most)))
     for column, m in enumerate(maps, 1):
         L, G = m.scores.shape
         hover = m.to_frame()[["score", "low", "high", "p"]].to_numpy().reshape(L, G, 4)
@@ -93,13 +96,12 @@ def position_heatmaps(maps: Sequence[PositionMap], names: Sequence[str] | None =
         )
         fig.add_trace(dots, row=1, col=column)
         fig.update_xaxes(tickangle=-35, showgrid=False, range=[-0.5, G - 0.5], row=1, col=column)
-        axis = {"range": [-0.5, L - 0.5]} | layer_ticks(range(L), m.provenance) | ({} if column == 1 else {"title_text": None})
+        axis = {"range": [-0.5, L - 0.5]} | layer_ticks(spaced(L, high, 18), m.provenance) | ({} if column == 1 else {"title_text": None})
         fig.update_yaxes(showgrid=False, **axis, row=1, col=column)
     fig.update_layout(coloraxis=coloraxis(dark, reach, maps[0].unit))
     questions = ", ".join(dict.fromkeys(str(len(m.per_question)) for m in maps))
     notes = f"{questions} questions. ● differs from 0 (Holm, {ALPHA})."
     wide = 190 + sum(max(260, CELL * len(m.positions)) for m in maps)
-    high = max(180, ROW * max(len(m.scores) for m in maps))
     heading = names[0] if len(maps) == 1 else "Scores by layer and token group"
     frame(fig, heading, notes, width=min(wide, 1400), height=high + 120, dark=dark)
     return fig.update_layout(margin={"b": 110, "r": 110, "t": fig.layout.margin.t + (24 if len(maps) > 1 else 0)})

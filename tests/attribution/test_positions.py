@@ -124,6 +124,12 @@ def test_a_patched_image_is_not_run_again(name):
     assert (packed - whole).abs().max() <= 1e-4 * max(1, float(whole.abs().max()))
 
 
+def test_in_half_precision_a_patched_image_is_what_it_is_in_full(vlm, pairs):
+    half = si.load("demo", dtype=torch.bfloat16)
+    full, packed = (si.patch_positions(v, pairs[:2], groups=("image", "last"), path="packed").per_question for v in (vlm, half))
+    assert (packed - full).abs().max() <= 0.05 and full.abs().max() > 0.9
+
+
 def test_heads_at_a_group_and_the_reference_path(vlm, pairs):
     for at in (["subject", "object"], [-1]):
         packed, whole = (si.patch(vlm, pairs[:1], at=at, path=path) for path in ("packed", "reference"))

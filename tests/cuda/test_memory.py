@@ -54,13 +54,13 @@ def test_fits_go_on_in_halves(greedy, train, capped):
 
 
 def test_prompts_are_read_in_halves(device, train, capped):
-    """The pixels of 96 prompts take 130 MB, and each layer about 100."""
+    """The pixels of 96 prompts take 130 MB, and each layer about 100; halves are joined beside themselves."""
     asked = si.load_questions("scenes/relation", "train", n=96)
     vlm = realistic(2, 4, 64)
     vlm.hf_model.to(device)
     si.evaluate(vlm, asked[:1])
     expected = PrefixStore(vlm, asked, 96)[0]
-    with capped(expected.nbytes + 90 * MB), pytest.warns(MemoryWarning, match="no memory to read"):
+    with capped(2 * expected.nbytes + 70 * MB), pytest.warns(MemoryWarning, match="no memory to read"):
         found = PrefixStore(vlm, asked, 96)[0]
     for one, other in zip(found.layers, expected.layers, strict=True):
         assert float((one.keys - other.keys).abs().max()) <= 1e-4 and float((one.values - other.values).abs().max()) <= 1e-4

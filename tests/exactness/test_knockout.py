@@ -132,7 +132,7 @@ def test_whole_passes_cut_any_tokens_off_from_any_others(questions, name):
     tried = {
         "block": ("image", "image", whole_image, whole_image),
         "only": ((-4, -2), (*at[:2], -3, -2), places(-4, -2), places(*at[:2], -3, -2)),
-        "move": ((-3, at[-1], -1), at[-4:-1], places(-3, at[-1], -1), places(*at[-4:-1])),
+        "move": ((-3, at[-1], -1), at[-3:-1], places(-3, at[-1], -1), places(*at[-3:-1])),
     }
     for mode, (source, target, source_places, target_places) in tried.items():
         edit = si.AttentionEdit(heads, source, target, mode)

@@ -104,8 +104,9 @@ def hooked_scores(vlm, question, edit, variant, scope="last"):
 
 
 def hooked_at(model, inputs, changes, positions):
-    """Logits [T, V] of one whole pass; changes: (component, layer, function of the values at one position), at these positions."""
+    """Logits [T, V] of one whole pass; changes: (component, layer among those with heads, function of one position's values)."""
     decoder, hooks = model.get_decoder(), []
+    parts = [(layer, *heads) for layer in getattr(decoder, "model", decoder).layers if (heads := heads_of(layer))]
 
     def on_input(act):
         def hook(module, args, kwargs):
@@ -118,22 +119,23 @@ def hooked_at(model, inputs, changes, positions):
 
     def on_output(act):
         def hook(module, args, out):
-            out = out.clone()
+            rest = out[1:] if isinstance(out, tuple) else None
+            out = (out if rest is None else out[0]).clone()
+            rows = out.view(-1, out.shape[-1])  # one prompt at a time, whatever experts make of its axes
             for p in positions:
-                out[0, p] = act(out[0, p])
-            return out
+                rows[p] = act(rows[p])
+            return out if rest is None else (out, *rest)
 
         return hook
 
     for component, number, act in changes:
-        layer = decoder.layers[number]
+        layer, output, mlp = parts[number]
         if component == "resid":
             hooks.append(layer.register_forward_pre_hook(on_input(act), with_kwargs=True))
         elif component == "head":
-            hooks.append(layer.self_attn.o_proj.register_forward_pre_hook(on_input(act), with_kwargs=True))
+            hooks.append(output.register_forward_pre_hook(on_input(act), with_kwargs=True))
         else:
-            module = layer.self_attn.o_proj if component == "attn" else layer.mlp
-            hooks.append(module.register_forward_hook(on_output(act)))
+            hooks.append((output if component == "attn" else mlp).register_forward_hook(on_output(act)))
     try:
         with torch.no_grad():
             return model(**inputs, use_cache=False).logits[0]
