@@ -182,7 +182,7 @@ def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") ->
         same = next(question.choices[j] for i, c in enumerate(ids) for j in range(i) if ids[j] == c)
         raise DataError(
             f"question {question.id}: choice {same!r} has the same tokens as another choice ({question.choices}): "
-            f"the tokenizer of {vlm.name} does not know these words; use others"
+            f"the tokenizer of {vlm.name} does not know these words; use others, or another model"
         )
     begins = any(i != j and b[: len(a)] == a for i, a in enumerate(ids) for j, b in enumerate(ids))
     return [[*c, vlm.tokenizer.eos_token_id] for c in ids] if begins else ids

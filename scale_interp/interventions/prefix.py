@@ -285,7 +285,8 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
-    singly = vlm.quirks.unpadded and len({bool(q.pictures) for q in questions}) > 1
+    unlike = vlm.quirks.unpadded and len({bool(q.pictures) for q in questions}) > 1
+    singly = unlike or (vlm.quirks.singly and len(questions) > 1)
     if not singly:
         inputs = vlm.encode(questions) if inputs is None else vlm.on_device(inputs)
         singly = vlm.quirks.unpadded and not bool(inputs["attention_mask"].all())
@@ -501,7 +502,7 @@ class PrefixStore(Sequence[Prefix]):
         self.cache: PrefixCache = check_cache(cache or vlm.prefix_cache) if keep else "recompute"
         self.within = within if within is None or isinstance(within, int) else tuple(within)
         self.reads = 0
-        self.ahead = vlm.device.type != "cpu" and not vlm.quirks.unpadded  # those are read one by one
+        self.ahead = vlm.device.type != "cpu" and not (vlm.quirks.unpadded or vlm.quirks.singly)
         self.clean: tuple[Tensor, Tensor] | None = None
         self._prepared: dict[int, Future[BatchFeature]] = {}
         self._weights = _versions(vlm)

@@ -36,6 +36,7 @@ class Family:
         images_first: Whether the processor itself puts an image's tokens before the prompt, which then has no placeholder.
         flat_images: Whether the processor takes the images of several prompts as one list.
         unpadded: Whether prompts of different lengths are read one by one, as the model itself counts padding as text.
+        singly: Whether prompts are always read one by one, as what the model makes of an image depends on those before it in a batch.
         staircase: Whether a packed variant may join at its first edited layer: what a layer hands on is the residual stream alone.
         parts: The names of its text decoder's parts, where they are not the usual ones.
     """
@@ -50,6 +51,7 @@ class Family:
     images_first: bool = False
     flat_images: bool = False
     unpadded: bool = False
+    singly: bool = False
     staircase: bool = True
     parts: Parts = PARTS
 
@@ -77,6 +79,7 @@ KNOWN = {
     "instructblip": Family(prompt="{text} Short answer:", images_first=True, unpadded=True),
     "llama4": Family(unpadded=True),
     "mllama": Family(unpadded=True),
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), Family(singly=True)),
     "hunyuan_vl": Family(numbered_alone=True),
     "kosmos-2.5": Family(after_padding=True, prompt="{images}{text}"),
     "got_ocr2": Family(

@@ -23,6 +23,7 @@ TYPES = {
     "kosmos-2.5": "packed",
     "qwen2_5_omni_thinker": "packed",
     "qwen3_omni_moe_thinker": "packed",
+    "minicpmv4_6": "packed",
     "muse_glimmer": "packed",
     "mllama": "packed",
     "kosmos-2": "reference",

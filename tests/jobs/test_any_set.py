@@ -112,6 +112,7 @@ def test_what_cannot_be_run_is_refused_before_any_work(tmp_path, vlm):
         ({"root": str(tmp_path)}, DataError, "root= and template= are for sets on disk"),
         ({"answers": "index"}, DataError, "is for JSON lines"),
         ({"data": data, "options": "letter"}, DataError, "did you mean 'letters'"),
+        ({"data": data, "options": "letters"}, DataError, "the tokenizer of demo does not know these words"),
     ):
         settings = Settings(**{"n_train": 16, "n_locate": 4, "n_test": 8, "n_retain": 4, **given})
         if error is LeakError:  # the same set by another seed shares images with the test questions

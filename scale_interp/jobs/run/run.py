@@ -25,6 +25,7 @@ from ...errors import DataError, FileError
 from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from ...evaluation.falsification.suite import Falsification, falsify
 from ...execution.execution import with_journal
+from ...interventions.choices import choice_sequences
 from ...interventions.edit import Head
 from ...interventions.engine import require_packed
 from ...interventions.prefix import PrefixStore
@@ -75,6 +76,8 @@ class Run:
         learned, tested = ([q for name in names if name in found for q in found[name]] for names in (LEARNED, TESTED))
         # Now, and not when the suite finds it hours later.
         require_disjoint(learned, tested, rendered=False)
+        for question in {frozenset(q.choices): q for q in (*learned, *tested)}.values():
+            choice_sequences(self._loaded, question)
         _ = self.pairs
         return self.vlm, found
 
