@@ -30,6 +30,7 @@ class PositionMap(Effects):
         relations: what each question asks for, for `only` [Q].
         provenance: model, data, settings and versions.
 
+    >>> import torch
     >>> effects = torch.tensor([[[0.0, 1.0], [0.9, 0.1]]] * 3)
     >>> pm = PositionMap("mine", "recovered fraction", "resid", ("image", "last"), effects, torch.arange(3), ("left", "left", "above"))
     >>> pm.top(2), pm.only("above").per_question.shape
