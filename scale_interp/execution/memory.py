@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 WEIGHTS_SHARE = 1 / 16
 LEAST_BYTES = 64 * 2**20
-MOST_QUESTIONS = 16
+MOST_QUESTIONS = 32
 """Prompts that are read at once at most."""
 GRAPH_TIMES = 8
 """A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""

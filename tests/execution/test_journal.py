@@ -179,6 +179,7 @@ def test_answers_in_words_are_kept(vlm, pairs, tmp_path, monkeypatch):
 
 def test_nothing_is_read_twice_by_the_model(vlm, pairs, tmp_path, monkeypatch):
     questions, reads, real = [p.clean for p in pairs], [], PrefixStore._read
+    monkeypatch.setattr(vlm, "memory", 2**21)
     monkeypatch.setattr(PrefixStore, "_read", lambda self, i: reads.append(i) or real(self, i))
     with si.resumable(tmp_path):
         si.ablate(vlm, questions)
