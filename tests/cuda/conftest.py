@@ -14,6 +14,10 @@ import scale_interp as si
 from tests.support.zoo_models import three_questions
 
 DEVICE = os.environ.get("SCALE_INTERP_TEST_DEVICE", "cuda")
+M_MMAP_THRESHOLD, M_ARENA_MAX = -3, -8
+if DEVICE == "cpu":  # freed tensors leave the address space and no thread reserves some, so a cap means the same after any tests
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, 2**17)
+    ctypes.CDLL(None).mallopt(M_ARENA_MAX, 1)
 
 
 def pytest_collection_modifyitems(items):
