@@ -150,7 +150,7 @@ def section(found: dict[str, Any]) -> str:
     return f"""{HEADING}
     python -m docs.studies.release_speed
 
-Heads and MLPs, {found["train"]} training and {found["test"]} test questions, {found["epochs"]} epochs, test accuracy after each, on
+Heads and MLPs, {found["train"]} training and {found["test"]} test questions, {found["epochs"]} epochs, accuracy on both after each, on
 `{found["model"]}` (random weights, {found["tokens"]} tokens a prompt), {found["threads"]} threads of a CPU, float32:
 
 | | seconds | of processor time |
