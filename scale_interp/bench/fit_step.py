@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
@@ -19,6 +18,7 @@ from ..interventions.edit import Edit
 from ..interventions.packed import run_edited
 from ..interventions.prefix import Prefix
 from ..interventions.rows import attention
+from ..interventions.storage import now
 from ..vlm.vlm import VLM
 
 BLIND = "scale_interp_blind"
@@ -98,7 +98,7 @@ def measure_fit_step(vlm: VLM, questions: Sequence[Question], fits: int = 1, rep
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for repeat in track(range(repeats + 1), "timing a step", repeats + 1):
         for name, run in parts.items():
-            took = _seconds(vlm, run)
+            took = seconds_of(vlm, run)
             if repeat:  # the first one loads kernels
                 seconds[name].append(took)
     # Each part is a small difference of two times, and whatever else the machine does only adds to one of them.
@@ -134,14 +134,8 @@ def _blind(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, *_: obj
 AttentionInterface.register(BLIND, _blind)
 
 
-def _seconds(vlm: VLM, work: Callable[[], object]) -> float:
-    _wait(vlm)
-    started = time.perf_counter()
+def seconds_of(vlm: VLM, work: Callable[[], object]) -> float:
+    """How long the model's device takes for some work."""
+    started = now(vlm.device)
     work()
-    _wait(vlm)
-    return time.perf_counter() - started
-
-
-def _wait(vlm: VLM) -> None:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)
+    return now(vlm.device) - started

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -20,7 +19,7 @@ from ..data.question import Question
 from ..errors import EditError, FileError
 from ..interventions.prefix import PrefixStore
 from ..vlm.vlm import VLM
-from .fit_step import measure_fit_step
+from .fit_step import measure_fit_step, seconds_of
 
 BATCH = 8
 """Questions per step."""
@@ -75,9 +74,9 @@ def bench_fits(vlm: VLM, train: Sequence[Question], fits: int = 32, epochs: int 
     run(plan[:1])
     one, together, reading = [], [], []
     for _ in track(range(repeats), "timing fits", repeats):
-        one.append(_seconds(vlm, lambda: run(plan[:1])))
-        together.append(_seconds(vlm, lambda: run(plan)))
-        reading.append(_seconds(vlm, lambda: list(PrefixStore(vlm, train, BATCH))))
+        one.append(seconds_of(vlm, lambda: run(plan[:1])))
+        together.append(seconds_of(vlm, lambda: run(plan)))
+        reading.append(seconds_of(vlm, lambda: list(PrefixStore(vlm, train, BATCH))))
     shared = PrefixStore(vlm, train, BATCH)
     beside = run(plan, shared)
     alone = [run([fit], shared)[0] for fit in track(plan, "fits one by one", fits)]
@@ -124,16 +123,3 @@ def read_fits(path: Path) -> FitsBenchmark:
 
 def _difference(a: ScAle, b: ScAle) -> float:
     return max(float((a.scalars - b.scalars).abs().max()), float((a.mlp_scalars - b.mlp_scalars).abs().max()))
-
-
-def _seconds(vlm: VLM, work: Any) -> float:
-    _wait(vlm)
-    started = time.perf_counter()
-    work()
-    _wait(vlm)
-    return time.perf_counter() - started
-
-
-def _wait(vlm: VLM) -> None:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)

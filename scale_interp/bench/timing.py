@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import statistics
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from importlib.metadata import version
@@ -16,6 +15,7 @@ from ..core.versions import versions
 from ..data.question import Question
 from ..errors import DataError, ModelError
 from ..interventions.choices import choice_sequences
+from ..interventions.storage import now
 from ..interventions.sweep import HeadSweep
 from ..vlm.vlm import VLM
 from .result import BRIDGE, OURS, Benchmark, Memory, Row
@@ -110,13 +110,6 @@ def _part(sweep: HeadSweep, heads: Sequence[int]) -> HeadSweep:
 
 
 def _clock(vlm: VLM, way: Way, sweep: HeadSweep) -> tuple[float, Tensor | None]:
-    _wait(vlm)
-    started = time.perf_counter()
+    started = now(vlm.device)
     scores = way.run(sweep)
-    _wait(vlm)
-    return time.perf_counter() - started, scores
-
-
-def _wait(vlm: VLM) -> None:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)
+    return now(vlm.device) - started, scores
