@@ -96,8 +96,7 @@ class ImageMap(Result):
         The score is the mean effect of one patch, with a 95% bootstrap interval over images.
         """
         rows = []
-        for number, place in enumerate(PLACES):
-            values = self.per_place[:, number]
+        for number, (place, values) in enumerate(zip(PLACES, self.per_place.T, strict=True)):
             there = values.isfinite()
             if there.any():
                 low, high = statistics.bootstrap_interval(values[there, None].numpy(), self.groups[there].numpy())

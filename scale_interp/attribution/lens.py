@@ -25,6 +25,7 @@ from ..interventions.check import TOLERANCE
 from ..interventions.choices import VOCABULARY_ROWS, choice_sequences
 from ..interventions.knockout.edit import marked, words
 from ..interventions.prompt_end import require_none_attached
+from ..vlm.decoder import stream_of
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .ablation import provenance
@@ -249,7 +250,7 @@ def residual_streams(vlm: VLM, inputs: Mapping[str, Any], places: Int[Tensor, " 
     ends: list[Tensor] = []
 
     def keep(module: nn.Module, args: Any, out: Any) -> None:
-        hidden = out[0] if isinstance(out, tuple) else out
+        hidden = stream_of(out)
         if hidden.ndim != 3:
             raise ModelError(
                 f"{vlm.name} ({vlm.family}): its layers hand on several streams, of which none is read by its head: use edits (patch, "

@@ -20,7 +20,7 @@ from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
-from ..vlm.decoder import HeadLayer, mlp_rows
+from ..vlm.decoder import HeadLayer, mlp_rows, stream_of
 from ..vlm.families import after_head
 from ..vlm.plain import device_of, is_plain
 from ..vlm.vlm import VLM
@@ -135,12 +135,7 @@ def _record(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], head
         layer = layers[block.number]
         heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
         mlps.append(mlp_rows(block.mlp(layer).output, B)[:, row].clone())
-    ends.append(_of_stream(layers[-1].output)[:, row].clone())
-
-
-def _of_stream(out: Any) -> Any:
-    """The residual stream among what a layer returns."""
-    return out[0] if isinstance(out, tuple) else out
+    ends.append(stream_of(layers[-1].output)[:, row].clone())
 
 
 def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor], heads: list[Tensor], mlps: list[Tensor]) -> None:
@@ -151,7 +146,7 @@ def _record_hybrid(vlm: VLM, layers: Any, norm: Any, row: int, ends: list[Tensor
         start = stream if start is None or last is None else start + (stream - last)
         heads.append(block.split(block.output(layer).input[:, row].clone(), vlm.head_dim))
         mlps.append(mlp_rows(block.mlp(layer).output, len(stream))[:, row].clone())
-        last = _of_stream(layer.output)[:, row].clone()
+        last = stream_of(layer.output)[:, row].clone()
     end = norm.input[:, row].clone()
     ends.extend([start + (end - last), end])
 

@@ -1,4 +1,4 @@
-"""How much memory is free, how much of it one call may use, and how to recognise that it ran out."""
+"""How much memory is free, how much of it one call may use, and how work goes on where it ran out."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import gc
 import math
 import warnings
 from collections.abc import Callable, Sequence
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import psutil
 import torch
 
+from ..core.out_of_memory import out_of_memory
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
-from ..vlm.vlm import NO_MEMORY, VLM
+from ..vlm.vlm import VLM
 from .execution import execution_of
 
 T = TypeVar("T")
@@ -24,6 +25,18 @@ MOST_QUESTIONS = 32
 """Prompts that are read at once at most."""
 GRAPH_TIMES = 8
 """A pass with gradients keeps what each layer computes, so it may take this many times as much as one without."""
+
+
+class Words(NamedTuple):
+    """Of a message: no memory {to} 8 {things} at once; {next} 4."""
+
+    to: str
+    things: str
+    next: str
+
+
+WORKING = Words("for", "questions", "continuing with")
+READING = Words("to read", "prompts", "reading")
 
 
 def free_memory(device: torch.device) -> int:
@@ -119,12 +132,6 @@ def _inner(vlm: VLM) -> int:
     return max(*(inner if isinstance(inner, list | tuple) else [inner]), vlm.d_model)  # Gemma 3n names one for each layer
 
 
-def out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that a device, or the machine, has run out of memory."""
-    said = str(error)
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or any(part in said for part in ("OutOfMemoryError", *NO_MEMORY))
-
-
 def release(device: torch.device) -> None:
     """Free memory that is no longer used."""
     gc.collect()
@@ -132,8 +139,17 @@ def release(device: torch.device) -> None:
         torch.cuda.empty_cache()
 
 
-def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[Question]], T]) -> list[T]:
+def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[Question]], T], words: Words = WORKING) -> list[T]:
     """The result of work(questions), or where memory runs out the results of its halves, in order.
+
+    Args:
+        vlm: The model.
+        questions: The questions.
+        work: What is run; it must not leave anything behind where it fails.
+        words: What there was no memory for, in messages.
+
+    Returns:
+        The results.
 
     Raises:
         ModelError: There is not enough memory for a single question.
@@ -147,6 +163,9 @@ def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[
     release(vlm.device)
     n = len(questions)
     if n == 1:
-        raise ModelError(f"{vlm.name}: no memory for question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
-    warnings.warn(f"{vlm.name}: no memory for {n} questions at once; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
-    return [part for half in (questions[: n // 2], questions[n // 2 :]) for part in in_halves(vlm, half, work)]
+        raise ModelError(
+            f"{vlm.name}: no memory {words.to} question {questions[0].id}: give a smaller image or a shorter prompt ({reason})"
+        )
+    said = f"{vlm.name}: no memory {words.to} {n} {words.things} at once; {words.next} {n // 2} ({reason})"
+    warnings.warn(said, MemoryWarning, stacklevel=5)
+    return [part for half in (questions[: n // 2], questions[n // 2 :]) for part in in_halves(vlm, half, work, words)]

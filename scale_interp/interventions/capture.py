@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from math import inf
 from typing import Annotated, Any, Literal, overload
 
 import torch
@@ -25,6 +24,7 @@ from ..vlm.token_groups import At, positions_at
 from ..vlm.vlm import VLM
 from .choices import read_choices
 from .edit import Component
+from .paths import join
 
 
 @dataclass(frozen=True)
@@ -116,9 +116,7 @@ def capture_work(vlm: VLM, questions: Sequence[Question]) -> BatchResult:
 
 def _joined(parts: Sequence[BatchResult]) -> BatchResult:
     """Parts of a batch as one, with -inf where a part has fewer choices."""
-    C = max(part["logits"].shape[1] for part in parts)
-    padded = [part | {"logits": torch.nn.functional.pad(part["logits"], (0, C - part["logits"].shape[1]), value=-inf)} for part in parts]
-    return {name: torch.cat([part[name] for part in padded]) for name in padded[0]}
+    return {name: (join if name == "logits" else torch.cat)([part[name] for part in parts]) for name in parts[0]}
 
 
 @torch.no_grad()

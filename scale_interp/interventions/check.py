@@ -9,9 +9,9 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..data.question import Question
 from ..errors import ModelError, ScaleInterpError
-from ..execution.memory import out_of_memory
 from ..vlm.families import KNOWN
 from ..vlm.report import Report
 from ..vlm.vlm import VLM

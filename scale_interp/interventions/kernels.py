@@ -13,8 +13,8 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..errors import PathWarning
-from ..execution.memory import out_of_memory
 
 Attended = tuple[Tensor, Tensor]
 """Outputs [B, Hkv, M, D] and the log-sum-exp of the scores [B, Hkv, M] in float32."""

@@ -8,9 +8,10 @@ from typing import TypeVar
 
 import torch
 
+from ..core.out_of_memory import out_of_memory
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult
-from ..execution.memory import graph_bytes, graph_questions, out_of_memory, release
+from ..execution.memory import graph_bytes, graph_questions, release
 from ..vlm.vlm import VLM
 from .prefix import Prefix
 

@@ -10,12 +10,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..core.progress import track
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
-from ..execution.memory import out_of_memory, release, working_bytes
-from ..vlm.decoder import setting
+from ..execution.memory import release, working_bytes
+from ..vlm.decoder import setting, stream_of
 from ..vlm.vlm import VLM
 from .choices import Scoring
 from .edit import Variants
@@ -193,5 +194,4 @@ def first_not_finite(vlm: VLM, question: Question, row: int, edit: Variants | No
 
 
 def _finite(output: Any) -> bool:
-    hidden = output[0] if isinstance(output, tuple) else output
-    return bool(torch.isfinite(hidden).all())
+    return bool(torch.isfinite(stream_of(output)).all())

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import sys
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Any
+from typing import Any, Self
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +18,10 @@ from torch import Tensor
 from transformers import BatchFeature
 from transformers.cache_utils import Cache, DummyLayer, DynamicCache, DynamicLayer, DynamicSlidingWindowLayer, LinearAttentionLayer
 
+from ..core.out_of_memory import out_of_memory
 from ..data.question import Question
-from ..errors import EditError, MemoryWarning, ModelError
-from ..execution.memory import out_of_memory, prompts_at_once, release
+from ..errors import EditError, ModelError
+from ..execution.memory import READING, in_halves, prompts_at_once
 from ..vlm.cache import CACHE
 from ..vlm.decoder import CROSS, STATES
 from ..vlm.mode import require_ready
@@ -39,8 +39,8 @@ SEEN_IMAGES = ("cross_attention_mask", "image_attention_mask")
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask", *SEEN_IMAGES)
 
 
-class PrefixLayer(DynamicLayer):
-    """One layer's keys and values of the prompt [B, Hkv, K, D]. New rows are appended to a copy and not stored."""
+class KeyedLayer(DynamicLayer):
+    """One layer's keys and values [B, Hkv, K, D]."""
 
     keys: Tensor
     values: Tensor
@@ -49,17 +49,25 @@ class PrefixLayer(DynamicLayer):
         super().__init__()
         self.keys, self.values, self.is_initialized = keys, values, True
 
-    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
-
     @property
     def nbytes(self) -> int:
         """The size of the keys and values in bytes."""
         return self.keys.nbytes + self.values.nbytes
 
-    def part(self, some: slice) -> PrefixLayer:
+    def part(self, some: slice) -> Self:
         """Those of some prompts, as views."""
-        return PrefixLayer(self.keys[some], self.values[some])
+        return type(self)(self.keys[some], self.values[some])
+
+
+class PrefixLayer(KeyedLayer):
+    """Those of the prompt. New rows are appended to a copy and not stored."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        return torch.cat([self.keys, key_states], 2), torch.cat([self.values, value_states], 2)
+
+
+class ImageLayer(KeyedLayer):
+    """Those of images [B, Hkv, N, D] in a layer of cross-attention, which rows read as they are."""
 
 
 class EmptyLayer(DummyLayer):
@@ -74,26 +82,6 @@ class EmptyLayer(DummyLayer):
     def part(self, some: slice) -> EmptyLayer:
         """The same, for some prompts."""
         return self
-
-
-class ImageLayer(DynamicLayer):
-    """The keys and values of images [B, Hkv, N, D] in a layer of cross-attention, which rows read as they are."""
-
-    keys: Tensor
-    values: Tensor
-
-    def __init__(self, keys: Tensor, values: Tensor):
-        super().__init__()
-        self.keys, self.values, self.is_initialized = keys, values, True
-
-    @property
-    def nbytes(self) -> int:
-        """The size of the keys and values in bytes."""
-        return self.keys.nbytes + self.values.nbytes
-
-    def part(self, some: slice) -> ImageLayer:
-        """Those of some prompts, as views."""
-        return ImageLayer(self.keys[some], self.values[some])
 
 
 KeptLayer = PrefixLayer | ImageLayer | StateLayer | EmptyLayer
@@ -325,6 +313,19 @@ def prompt_inputs(vlm: VLM, inputs: Mapping[str, Any], whole: Mapping[str, Any] 
     return short | {"position_ids": vlm.position_ids(inputs)[..., :end].contiguous()}  # type: ignore[arg-type]
 
 
+def with_answer(vlm: VLM, prompt: Mapping[str, Any], tokens: Int[Tensor, "questions answer"]) -> dict[str, Any]:
+    """Encoded prompts with the tokens of an answer behind each."""
+    inputs = dict(prompt) | {"input_ids": torch.cat([prompt["input_ids"], tokens], 1)}
+    following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0, "image_embeds_position_mask": 0}
+    for key, value in following.items():
+        if key in prompt:
+            inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
+    for key in SEEN_IMAGES:
+        if key in prompt and prompt[key].shape[:2] == prompt["input_ids"].shape:  # Phi-4-multimodal's is one of patches
+            inputs[key] = torch.cat([prompt[key], prompt[key][:, -1:].repeat_interleave(tokens.shape[1], 1)], 1)
+    return inputs
+
+
 def run_prompts(vlm: VLM, given: dict[str, Any]) -> tuple[tuple[KeptLayer, ...], tuple[int | None, ...]]:
     """Run prompts, and keep the keys and values of every layer; with gradients enabled they carry the graph.
 
@@ -397,21 +398,17 @@ def read_halving(
     Raises:
         ModelError: There is not enough memory for a single prompt.
     """
-    try:
+
+    def read(part: Sequence[Question]) -> Prefix:
         with vlm.alone():
-            return read_prefix(vlm, questions, rows, vision, scoring, inputs)
-    except Exception as error:
-        if not out_of_memory(error):
-            raise
-        reason = str(error).splitlines()[0]
-    release(vlm.device)
+            return read_prefix(vlm, part, rows, vision, scoring, inputs if len(part) == n else None)
+
     n = len(questions)
-    if n == 1:
-        raise ModelError(f"{vlm.name}: no memory to read question {questions[0].id}: give a smaller image or a shorter prompt ({reason})")
-    warnings.warn(f"{vlm.name}: no memory to read {n} prompts at once; reading {n // 2} ({reason})", MemoryWarning, stacklevel=5)
-    halves = [read_halving(vlm, part, rows, vision, scoring) for part in (questions[: n // 2], questions[n // 2 :])]
+    parts = in_halves(vlm, questions, read, READING)
+    if len(parts) == 1:
+        return parts[0]
     try:
-        return _concatenate(vlm, questions, rows, halves, scoring)
+        return _concatenate(vlm, questions, rows, parts, scoring)
     except Exception as error:
         if not out_of_memory(error):
             raise

@@ -5,9 +5,8 @@ It is deliberately simple and slow: everything fast is compared with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -20,7 +19,7 @@ from .choices import Scoring, as_likelihoods, choice_sequences
 from .edit import LayerEdit, Variants, affine
 from .knockout.cut import cut_whole
 from .knockout.edit import AttentionEdit
-from .prefix import SEEN_IMAGES
+from .prefix import with_answer
 from .prompt_end import whole_prompt
 
 
@@ -74,19 +73,6 @@ def scores_of(vlm: VLM, question: Question, scoring: Scoring, run: Callable[[dic
         likelihood = logits[torch.arange(len(ids)), torch.tensor(ids, device=logits.device)].sum()
         scores.append(likelihood / len(ids) if scoring == "mean" else likelihood)
     return torch.stack(scores)
-
-
-def with_answer(vlm: VLM, prompt: Mapping[str, Any], tokens: Int[Tensor, "1 answer"]) -> dict[str, Any]:
-    """An encoded prompt with the tokens of an answer behind it."""
-    inputs = dict(prompt) | {"input_ids": torch.cat([prompt["input_ids"], tokens], 1)}
-    following = {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0, "image_embeds_position_mask": 0}
-    for key, value in following.items():
-        if key in prompt:
-            inputs[key] = torch.cat([prompt[key], torch.full_like(tokens, value)], 1)
-    for key in SEEN_IMAGES:
-        if key in prompt and prompt[key].shape[:2] == prompt["input_ids"].shape:  # Phi-4-multimodal's is one of patches
-            inputs[key] = torch.cat([prompt[key], prompt[key][:, -1:].repeat_interleave(tokens.shape[1], 1)], 1)
-    return inputs
 
 
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:

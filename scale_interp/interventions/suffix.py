@@ -13,9 +13,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..errors import MemoryWarning, ModelError
-from ..execution.memory import out_of_memory, release, working_bytes
+from ..execution.memory import release, working_bytes
 from ..vlm.cache import with_cache
+from ..vlm.decoder import stream_of
 from ..vlm.vlm import VLM
 from .edit import Edit, Positioned
 from .knockout.cut import Cut, cut_of_suffix, cut_suffix, reached
@@ -115,7 +117,7 @@ def _layers(
             given = with_cache(layer_arguments(read.given, total, first, lead + n), None) | {"attention_mask": seen}
             with edited(block, edit.changes(number, alive[:n], starts[:n], rows), places, lead):
                 out = block.module(hidden.flatten(0, 1), **given)
-            hidden = (out[0] if isinstance(out, tuple) else out).unflatten(0, (B, -1))
+            hidden = stream_of(out).unflatten(0, (B, -1))
             if read.between is not None:
                 hidden = hidden + read.between[:, None, first:].to(hidden.device)
         assert hidden is not None

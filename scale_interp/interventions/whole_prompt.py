@@ -14,8 +14,10 @@ from transformers.cache_utils import DynamicCache
 
 from ..data.question import Question
 from ..vlm.cache import CACHE, OLD
+from ..vlm.decoder import stream_of
 from ..vlm.vlm import VLM
 from .choices import Choices, Scoring, read_choices
+from .prefix import with_answer
 from .prompt_end import require_none_attached
 from .rows import attention
 from .suffix_attention import NAME, Seen
@@ -144,12 +146,8 @@ def read_whole(
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     T, R = inputs["input_ids"].shape[1], choices.tokens.shape[1]
     place = vlm.position_ids(inputs)
-    given: dict[str, Any] = dict(inputs) | {"position_ids": torch.cat([place, place[..., -1:] + choices.depth[:, 1:]], -1)}
-    behind = choices.tokens[:, 1:]
-    given["input_ids"] = torch.cat([inputs["input_ids"], behind], 1)
-    for key, value in {"attention_mask": 1, "token_type_ids": vlm.quirks.answer_type, "mm_token_type_ids": 0}.items():
-        if key in inputs:
-            given[key] = torch.cat([inputs[key], torch.full_like(behind, value)], 1)
+    given = with_answer(vlm, inputs, choices.tokens[:, 1:])
+    given["position_ids"] = torch.cat([place, place[..., -1:] + choices.depth[:, 1:]], -1)
     names = vlm.parts.mask_names
     windows = [getattr(layer, "sliding_window", None) for layer in DynamicCache(config=vlm.hf_model.config.get_text_config()).layers]
     correct = partial(_with_tree, T=T, choices=choices, real=inputs["attention_mask"].bool()) if R > 1 else None
@@ -232,7 +230,7 @@ def _with_tree(seen: Tensor, T: int, choices: Choices, real: Tensor, limit: Limi
 
 
 def _after(layer: nn.Module, args: tuple, out: Any, record: _Record) -> None:
-    record.out = out[0] if isinstance(out, tuple) else out
+    record.out = stream_of(out)
 
 
 def _put(module: nn.Module, args: tuple, out: Any = None, *, record: _Record, name: str) -> None:

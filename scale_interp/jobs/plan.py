@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
@@ -11,15 +10,17 @@ import torch
 
 from ..adapters.scale.fit import FitSettings, prompts_to_fit
 from ..core.arguments import checked
+from ..core.out_of_memory import out_of_memory
 from ..data.items import require
 from ..data.question import Question
-from ..execution.memory import free_memory, out_of_memory
+from ..execution.memory import free_memory
 from ..interventions.edit import Edit
 from ..interventions.engine import choose_path
 from ..interventions.packed import run_edited
 from ..interventions.paths import packed_batch, reference_work, variants_at_once
 from ..interventions.placement import measure_places, placement
 from ..interventions.prefix import Prefix, PrefixStore, read_prefix
+from ..interventions.storage import now
 from ..interventions.sweep import HeadSweep
 from ..models.placement import device_name
 from ..vlm.vlm import VLM
@@ -192,16 +193,9 @@ def _timed(vlm: VLM, work: Callable[[], Any]) -> tuple[Any, float]:
     """The result and the seconds of a second run, as the first one loads kernels and fills caches."""
     with vlm.alone():
         work()
-        _wait(vlm)
-        started = time.perf_counter()
+        started = now(vlm.device)
         found = work()
-        _wait(vlm)
-    return found, time.perf_counter() - started
-
-
-def _wait(vlm: VLM) -> None:
-    if vlm.device.type == "cuda":
-        torch.cuda.synchronize(vlm.device)
+        return found, now(vlm.device) - started
 
 
 def _size(n: int) -> str:

@@ -10,8 +10,8 @@ from transformers import GenerationConfig
 
 from ..interventions.attention.logits import LogitEdit, attach_logits
 from ..interventions.check import SAMPLE, TOLERANCE
+from ..interventions.prefix import with_answer
 from ..interventions.prompt_end import whole_prompt
-from ..interventions.reference import with_answer
 from ..vlm.vlm import VLM
 
 TOKENS = 3

@@ -302,6 +302,11 @@ def _what(layer: nn.Module) -> str:
     return " and ".join(names) or type(layer).__name__
 
 
+def stream_of(out: Any) -> Any:
+    """The residual stream in what a layer returns: some return a tuple."""
+    return out[0] if isinstance(out, tuple) else out
+
+
 def mlp_rows(out: Any, batch: int) -> Tensor:
     """What an MLP returns, as [B, S, d]: some return a tuple (experts), some all tokens in one row (OPT)."""
     rows = out[0] if isinstance(out, tuple) else out

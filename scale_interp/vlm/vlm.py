@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.notebook import NotebookView
+from ..core.out_of_memory import out_of_memory
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
@@ -47,8 +48,6 @@ ChoiceSpace = Literal["auto", "with", "without", "apart"]
 """
 CHOICES_NAMED = 3
 """Sets of choices of which a model says whether they are scored with a space."""
-NO_MEMORY = ("can't allocate memory", "Unable to allocate")
-"""What torch and numpy say on a CPU when memory runs out, within errors of other types."""
 PROMPT_END = 16
 """Characters at a prompt's end that decide, together with the word they begin in, how a choice behind it is cut into tokens."""
 CHOICE_SETS = 4096
@@ -488,7 +487,7 @@ class VLM(NotebookView):
                     add_special_tokens=not (bos and texts[0].startswith(bos)),
                 )
         except (ValueError, TypeError, LookupError, AttributeError, StopIteration, ArithmeticError, RuntimeError) as error:
-            if isinstance(error, DataError | torch.OutOfMemoryError) or any(said in str(error) for said in NO_MEMORY):
+            if isinstance(error, DataError) or out_of_memory(error):
                 raise
             if len(questions) > 1:  # one of them by itself says which
                 for q, text in zip(questions, texts, strict=True):

@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from transformers import AttentionInterface
 
 from ...core.arguments import checked
+from ...core.out_of_memory import out_of_memory
 from ...data.items import require
 from ...data.question import Question
 from ...errors import ModelError
 from ...execution.batches import Batches, BatchResult, SingleQuestions, map_batches
-from ...execution.memory import out_of_memory
 from ...interventions.engine import Path, choose_path
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.reference import run_reference
