@@ -21,12 +21,11 @@ from ...data.question import Question
 from ...errors import EditError
 from ...execution.journal import Checkpoints
 from ...execution.memory import micro_batch
-from ...interventions.choices import read_choices
 from ...interventions.engine import Path, require_packed
 from ...interventions.parts import in_parts
 from ...interventions.prefix import Prefix, PrefixStore
 from ...vlm.vlm import VLM
-from ..scale.fit import FitSettings, learning_mask
+from ..scale.fit import FitSettings, learning_mask, prompt_size
 
 T = TypeVar("T")
 FREE_RATES = (1e-2, 3e-3, 3e-2)
@@ -88,8 +87,7 @@ def in_steps(
     learn, held = [part for part in chosen if part], [q for q, on in zip(train, learns, strict=True) if not on]
     later = [held[i : i + size] for i in range(0, len(held), size)]
     asked = [q for part in (*learn, *later) for q in part]
-    R = read_choices(vlm, asked[:1], torch.zeros(1, dtype=torch.long)).tokens.shape[1]
-    tokens = vlm.encode(asked[0])["input_ids"].shape[1]
+    tokens, R = prompt_size(vlm, asked[0])
     rows = tokens + R if whole_prompt else R
     micro = micro_batch(vlm, tokens, rows, max(map(len, (*learn, *later))))
     prompts = PrefixStore(vlm, asked, micro, keep=keep, within=[len(part) for part in (*learn, *later)])

@@ -357,10 +357,15 @@ def prompts_to_fit(vlm: VLM, train: Sequence[Question], n_fits: int, options: Fi
     size = min(options.questions_per_step, len(train))
     micro = options.micro_batch
     if micro is None:
-        choices = read_choices(vlm, train[:1], torch.zeros(1, dtype=torch.long))
-        tokens = vlm.encode(train[0])["input_ids"].shape[1]
-        micro = micro_batch(vlm, tokens, n_fits * choices.tokens.shape[1], size)
+        tokens, rows = prompt_size(vlm, train[0])
+        micro = micro_batch(vlm, tokens, n_fits * rows, size)
     return PrefixStore(vlm, train, min(micro, size), within=options.questions_per_step)
+
+
+def prompt_size(vlm: VLM, question: Question) -> tuple[int, int]:
+    """The tokens of a question's prompt, and the rows of the tree of its choices, as which micro-batches count it."""
+    tree = read_choices(vlm, [question], torch.zeros(1, dtype=torch.long))
+    return vlm.encode(question)["input_ids"].shape[1], tree.tokens.shape[1]
 
 
 def learning_mask(train: Sequence[Question], validation: float, seed: int) -> Bool[Tensor, " questions"]:
