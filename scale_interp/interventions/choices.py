@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -63,6 +64,11 @@ class Choices:
         own: dict[str, Any] = {name: value[some] if isinstance(value, Tensor) else value for name, value in given.items()}
         return Choices(**own)
 
+    @cached_property
+    def _some_long(self) -> bool:
+        """Asked once, as a GPU is waited for."""
+        return bool(self.long.any())
+
     def likelihoods(self) -> Choices:
         """The same choices, all scored by log-likelihoods over the whole vocabulary."""
         return replace(self, long=torch.ones_like(self.long))
@@ -80,7 +86,7 @@ class Choices:
         head = vlm.head
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
-        if self.long.any():
+        if self._some_long:
             total = self._log_total(vlm, head, hidden)
             total = total.gather(2, self.row.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)).unflatten(2, self.row.shape[1:])
             picked = picked - total * self.long[:, None, None, None]

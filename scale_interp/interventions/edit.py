@@ -354,6 +354,10 @@ class Edit:
         first = changed.int().argmax(1)
         return torch.where(changed.any(1), first, n_layers)
 
+    def near(self, device: torch.device) -> Edit:
+        """The edit with its factors on the device: if every layer copied its own, each gradient's way back would make a GPU wait."""
+        return replace(self, **{name: part.to(device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")})
+
     def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""
         pick = partial(_of_layer, layer=layer, alive=alive, rows=rows)

@@ -60,11 +60,10 @@ def run_edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Float[Tensor, "questions
     """Choice scores [B, N, C] of all variants without the clean row, which gradients do not need.
 
     Args:
-        vlm: The model.
+        vlm: The model, as `require_packed` has found it fit for gradients; a fit's steps take too little time to look again.
         prefix: B prompts that were read.
         edit: The edit.
     """
-    require_ready(vlm)
     every = torch.arange(edit.n_variants)
     return _run(vlm, prefix, edit, every, torch.zeros_like(every), clean=False)
 
@@ -78,6 +77,7 @@ def _run(
     """
     R, join = prefix.choices.tokens.shape[1], clean and vlm.staircase
     copies = clean + (0 if join else len(alive))
+    edit = edit.near(vlm.device) if isinstance(edit, Edit) else edit
     cut = isinstance(edit, AttentionEdit)
     attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
     inputs = prefix.inputs(copies, apart=vlm.parts.keys_as_cached and not cut)
