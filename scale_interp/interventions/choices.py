@@ -17,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises, options
+from ..core.there import there
 from ..data.question import Question
 from ..errors import DataError
 from ..vlm.plain import is_plain
@@ -145,17 +146,11 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Int[Tenso
         for c, ids in enumerate(sequence):
             for k, t in enumerate(ids):
                 row[b][c][k], token[b][c][k], used[b][c][k] = tree[tuple(ids[:k])], t, 1
-    device = last_tokens.device
-    return Choices(
-        tokens=torch.tensor(tokens, device=device),
-        depth=torch.tensor(depth, device=device),
-        own=torch.tensor(own, device=device),
-        row=torch.tensor(row, device=device),
-        token=torch.tensor(token, device=device),
-        used=torch.tensor(used, dtype=torch.bool, device=device),
-        long=torch.tensor([as_likelihoods(s, scoring) for s in sequences], device=device),
-        per_token=scoring == "mean",
-    )
+    long = [as_likelihoods(s, scoring) for s in sequences]
+    found = {"tokens": tokens, "depth": depth, "own": own, "row": row, "token": token, "used": used, "long": long}
+    dtypes = {"own": torch.bool, "used": torch.bool, "long": torch.bool}
+    tensors = {name: there(torch.tensor(value, dtype=dtypes.get(name, torch.long)), last_tokens.device) for name, value in found.items()}
+    return Choices(**tensors, per_token=scoring == "mean")
 
 
 def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") -> list[list[int]]:
