@@ -25,7 +25,7 @@ from ..data.question import Question
 from ..errors import DataError, DataWarning, ModelError
 from . import families
 from .decoder import Decoder, setting
-from .fingerprint import fingerprint, numerics, processor_fingerprint
+from .fingerprint import fingerprint, numerics, plain_settings, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
@@ -235,7 +235,7 @@ class VLM(NotebookView):
 
     @property
     def state(self) -> str:
-        """A hash of what decides, besides the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        """A hash of what decides, besides the weights' values, whether the paths agree: modules, adapters, attention, dtypes, hooks."""
         with self.alone():
             return self._state()
 
@@ -243,6 +243,7 @@ class VLM(NotebookView):
         model = self.hf_model
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
+        about += [f"{name} {plain_settings(module)}" for name, module in model.named_modules() if hasattr(module, "_disable_adapters")]
         about += sorted({f"{weight.dtype} {weight.device}" for weight in model.parameters()})
         about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_code()]
         return hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
