@@ -36,6 +36,7 @@ from .vision import FeatureSource, Vision
 
 SEEN_IMAGES = ("cross_attention_mask", "image_attention_mask")
 """Inputs [B, T, images, ...] that say which images each token sees; an answer sees those that the prompt's last token does."""
+MODULES = "the modules, adapters, hooks or attention"
 SAMPLED = 512
 """Numbers of each weight, drawn once, by which a change of it is noticed."""
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask", *SEEN_IMAGES)
@@ -275,6 +276,7 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
+    vlm.require_no_traced_edits()
     unlike = vlm.quirks.unpadded and len({bool(q.pictures) for q in questions}) > 1
     singly = unlike or (vlm.quirks.singly and len(questions) > 1)
     if not singly:
@@ -533,10 +535,24 @@ class PrefixStore(Sequence[Prefix]):
             raise EditError("the prompts are those of other questions: give the prompts of these questions, or none")
         if self.scoring != scoring:
             raise EditError(f"the prompts were read for scoring={self.scoring!r}, not {scoring!r}: give both the same scoring")
-        now = _how_read(vlm) if self.keep else {}
-        for what, before in self._read_as.items():
-            if now[what] != before:
-                raise EditError(f"{what} of {vlm.name} are not those with which these prompts were made: make them again, or give none")
+        before, now = self._read_as, _how_read(vlm) if self.keep else {}
+        for what in now:
+            if now[what] != before[what] and (what != MODULES or not self._reads_the_same()):
+                raise EditError(f"{what} of {vlm.name} changed since these prompts were made: make them again, or give none")
+        if now != before:
+            self._read_as, self.clean = now, None
+
+    def _reads_the_same(self) -> bool:
+        """Whether a kept batch, read again, is what it was: a hook may change something or only look on."""
+        index = next(iter(self._kept), None)
+        if index is None:
+            return True
+        rows = self.slices[index]
+        batches = self[index], read_halving(self.vlm, self.questions[rows], rows, None, self.scoring)
+        kept, again = (
+            [t for layer in batch.layers if isinstance(layer, PrefixLayer) for t in (layer.keys, layer.values)] for batch in batches
+        )
+        return all(torch.allclose(t, other, rtol=1e-2, atol=1e-3 * float(t.abs().max())) for t, other in zip(kept, again, strict=True))
 
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
@@ -686,7 +702,7 @@ def _how_read(vlm: VLM) -> dict[str, Any]:
     """What prompts depend on besides the questions, by name."""
     return {
         "the prompt, the processor or the choice space": (vlm.processor_fingerprint, vlm.choice_space),
-        "the modules, adapters, hooks or attention": vlm.state,
+        MODULES: vlm.state,
         "the weights": [(weight.data_ptr(), weight._version, _sample(weight)) for weight in vlm.hf_model.parameters()],
     }
 

@@ -75,14 +75,28 @@ def test_prompts_of_a_model_that_has_changed_are_refused(train, change):
     from peft import LoraConfig, inject_adapter_in_model
 
     model, four = si.load("demo"), train[:4]
-    inject_adapter_in_model(LoraConfig(r=2, target_modules=r".*language_model\.layers\.1\.mlp\.up_proj"), model.hf_model)
+    lora = LoraConfig(r=2, target_modules=r".*language_model\.layers\.1\.mlp\.up_proj", init_lora_weights=False)
+    inject_adapter_in_model(lora, model.hf_model)
     model.hf_model.eval()
     prompts = PrefixStore(model, four)
     first = si.run_edits(model, four, prompts=prompts)
     assert torch.equal(si.run_edits(model, four, prompts=prompts), first)
     change(model)
-    with pytest.raises(EditError, match="are not those with which these prompts were made"):
+    with pytest.raises(EditError, match="changed since these prompts were made"):
         si.run_edits(model, four, prompts=prompts)
+
+
+def test_a_hook_that_looks_on_leaves_prompts_as_they_are(train):
+    """One that changes the last token alone leaves them too, but not what the last tokens computed."""
+    model, four, seen = si.load("demo"), train[:4], []
+    prompts = PrefixStore(model, four)
+    before = si.ablate(model, four, "mean", prompts=prompts)
+    with model.all_layers[1].register_forward_hook(lambda module, args, out: seen.append(module)):
+        assert torch.equal(si.ablate(model, four, "mean", prompts=prompts).per_question, before.per_question) and seen
+    model.all_layers[-1].mlp.register_forward_hook(lambda module, args, out: out * 0.5)
+    changed = si.ablate(model, four, "mean", prompts=prompts)
+    assert torch.equal(changed.per_question, si.ablate(model, four, "mean").per_question)
+    assert not torch.equal(changed.per_question, before.per_question)
 
 
 def test_prompts_of_another_model_or_another_prompt_are_refused(vlm, train):
