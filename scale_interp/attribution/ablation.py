@@ -161,13 +161,13 @@ def _sweep(
 
 
 def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
-    """Read the clean last tokens' z and choice scores, once for each store: from prefixes, or in whole forward passes.
+    """Read the clean last tokens' z and choice scores, once for each store that keeps: from prefixes, or in whole forward passes.
 
     Returns:
         z [Q, L, H, D] and scores [Q, C].
     """
-    prompts.require(questions)
-    if prompts.clean is None:
+    prompts.require(vlm, questions)
+    if prompts.clean is None or not prompts.keep:
         prompts.clean = _clean_runs(vlm, questions, path, prompts)
     return prompts.clean
 

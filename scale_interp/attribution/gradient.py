@@ -78,10 +78,10 @@ def attribute(
     if isinstance(items[0], Contrast):
         clean, corrupt = ([getattr(pair, side) for pair in items] for side in ("clean", "corrupt"))
         at_corrupt = prompts or PrefixStore(vlm, corrupt, keep=False)
-        at_corrupt.require(corrupt)
+        at_corrupt.require(vlm, corrupt)
         return attribution_patching(vlm, items, PrefixStore(vlm, clean, keep=False), at_corrupt)  # type: ignore[arg-type]
     if prompts is not None:
-        prompts.require(items)  # type: ignore[arg-type]
+        prompts.require(vlm, items)  # type: ignore[arg-type]
     return _ablation(vlm, items, metric, prompts or PrefixStore(vlm, items, keep=False))  # type: ignore[arg-type]
 
 
@@ -116,7 +116,8 @@ def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tens
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: PrefixStore) -> HeadMap:
-    slopes = [part["slope"] for part in map_batches(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
+    work = partial(ablation_work, questions=tuple(questions), metric=name)
+    slopes = [part["slope"] for part in map_batches(vlm, prompts, work, "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
@@ -145,13 +146,12 @@ def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: 
     return {"slope": torch.stack([by_head(product, vlm.n_heads) for product in found], 1)}
 
 
-def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
-    """One batch's derivatives [B, L, H] of the metric with respect to each head's scale."""
-    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, metric))
+def ablation_work(vlm: VLM, prefix: Prefix, questions: Sequence[Question], metric: Metric) -> BatchResult:
+    """One batch's derivatives [B, L, H] of the metric with respect to each head's scale, for the answers of these questions."""
+    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, questions[part.rows], metric))
 
 
-def _slopes(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
-    members = prefix.questions
+def _slopes(vlm: VLM, prefix: Prefix, members: Sequence[Question], metric: Metric) -> BatchResult:
     scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
     return {"slope": slope[:, 0]}

@@ -257,6 +257,7 @@ def edited_head(tower: VisionTower, head: Head, source: Source) -> Iterator[None
 @torch.no_grad()
 def read_heads(vlm: VLM, tower: VisionTower, question: Question) -> list[Tensor]:
     """The heads' outputs on a question's images, [..., H, D] per layer, with the encoder's own axes of images and patches."""
+    vlm.require_no_traced_edits()
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:

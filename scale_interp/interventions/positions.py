@@ -114,6 +114,7 @@ def reference_at(
 
 
 def _logits(vlm: VLM, inputs: dict[str, Tensor], T: int) -> Tensor:
+    vlm.require_no_traced_edits()
     with vlm.alone(), whole_prompt(vlm.hf_model, inputs, T):
         return vlm.hf_model(**inputs, use_cache=False).logits
 

@@ -39,7 +39,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in _tensors(model):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_settings(tensor)} {checksum(tensor)};".encode())
     for name, module in model.named_modules():
-        state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_scalars(module)};".encode())
+        state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain_settings(module)};".encode())
     state.update(_plain(getattr(model, "config", None)).encode())
     return state.hexdigest()
 
@@ -116,7 +116,7 @@ def _scales(module: nn.Module, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "SCB", of_8_bits
 
 
-def _scalars(module: nn.Module) -> str:
+def plain_settings(module: nn.Module) -> str:
     """The plain settings of a module, such as the scaling of a LoRA layer, the window of an attention layer, or a dropout's share."""
     found: dict[str, Any] = {}
     if (threshold := getattr(vars(module).get("state"), "threshold", None)) is not None:

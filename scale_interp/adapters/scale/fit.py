@@ -249,12 +249,8 @@ def fit_scale(
     >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
     'vocabulary'
     """
-    every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
-    chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
-    only = None if layers is None else _check_layers(layers, vlm.n_layers)
-    if only is not None:
-        chosen = [h for h in chosen if h[0] in only]
-    fit = Fit("fit", tuple(chosen), mlp, seed=seed)
+    only = None if layers is None else list(layers)
+    fit = Fit("fit", None if heads is None else tuple(check_heads(heads, vlm.n_layers, vlm.n_heads)), mlp, seed=seed)
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
 
@@ -318,7 +314,7 @@ def fit_scales(
     learner = Learner(vlm, train, fits, options, layers)
     if prompts is None:
         prompts = prompts_to_fit(vlm, train, len(fits), options)
-    prompts.require(train)
+    prompts.require(vlm, train)
     size = prompts.within or prompts.batch_size
     if options.accumulate > 1 and size != options.questions_per_step:
         raise EditError(
@@ -391,6 +387,7 @@ class Learner:
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
         self.vlm, self.fits, self.options = vlm, fits, options
+        self.layers = None if layers is None else _check_layers(layers, vlm.n_layers)
         F_, L, H = len(fits), vlm.n_layers, vlm.n_heads
         self.heads = [self._heads(fit) for fit in fits]
         self.on = torch.zeros(F_, L, H, dtype=torch.bool)
@@ -398,7 +395,7 @@ class Learner:
         for f, fit in enumerate(fits):
             for head in self.heads[f]:
                 self.on[f][head] = True
-            self.mlp_on[f, list(layers) if layers is not None else slice(None)] = fit.mlp
+            self.mlp_on[f, slice(None) if self.layers is None else self.layers] = fit.mlp
             if not (self.on[f].any() or self.mlp_on[f].any()):
                 raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
@@ -418,7 +415,8 @@ class Learner:
 
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
         L, H = self.vlm.n_layers, self.vlm.n_heads
-        return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
+        chosen = [(i, h) for i in range(L) for h in range(H)] if fit.heads is None else check_heads(fit.heads, L, H)
+        return tuple(head for head in chosen if self.layers is None or head[0] in self.layers)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
@@ -573,7 +571,7 @@ class Learner:
 
     def results(self, made: dict[str, Any]) -> list[ScAle]:
         """One ScAle per fit."""
-        settings = asdict(self.options)
+        settings = asdict(self.options) | ({} if self.layers is None else {"layers": self.layers})
         out = []
         for f, fit in enumerate(self.fits):
             on = self.on[f] if self.options.granularity == "head" else self.on[f].any(1)

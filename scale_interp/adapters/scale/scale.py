@@ -101,8 +101,7 @@ class ScAle(Adapter):
     def to_frame(self) -> pd.DataFrame:
         """One row per learned scalar: part, layer, head (None for an MLP), scalar."""
         rows = [{"part": "head", "layer": layer, "head": head, "scalar": float(self.scalars[layer, head])} for layer, head in self.heads]
-        if self.settings.get("mlp"):
-            rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(s)} for i, s in enumerate(self.mlp_scalars)]
+        rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(self.mlp_scalars[i])} for i in self._mlps]
         return pd.DataFrame(rows)
 
     def attached(self, vlm: VLM | torch.nn.Module, questions: Sequence[Question] = ()) -> AbstractContextManager[None]:
@@ -154,12 +153,19 @@ class ScAle(Adapter):
         found = self._change_scalars([self.scalars[h] for h in self.heads], spread)
         return replace(found, settings={k: v for k, v in self.settings.items() if k != "bound"})  # these have no bounds
 
+    @property
+    def _mlps(self) -> list[int]:
+        """The layers whose MLP scalars were learned."""
+        return list(self.settings.get("layers") or range(len(self.mlp_scalars))) if self.settings.get("mlp") else []
+
     def _change_scalars(self, heads: list[Tensor], change: Any) -> ScAle:
-        scalars = self.scalars.clone()
+        scalars, mlps = self.scalars.clone(), self.mlp_scalars.clone()
         if heads:
             layers, numbers = zip(*self.heads, strict=True)
             scalars[list(layers), list(numbers)] = change(torch.stack(heads))
-        return replace(self, scalars=scalars, mlp_scalars=change(self.mlp_scalars) if self.settings.get("mlp") else self.mlp_scalars)
+        if self._mlps:
+            mlps[self._mlps] = change(self.mlp_scalars[self._mlps])
+        return replace(self, scalars=scalars, mlp_scalars=mlps, history=(), trajectory=None)
 
     def _weights_meta(self) -> dict[str, Any]:
         return {"n_parameters": self.n_parameters}

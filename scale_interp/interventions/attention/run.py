@@ -172,7 +172,7 @@ def answer_all(
     if path == "packed" and (whole or selected is not None):
         raise EditError('rows="all" and selected tokens need whole forward passes: use path="auto" or "reference"')
     if prompts is not None:
-        prompts.require(questions, scoring)
+        prompts.require(vlm, questions, scoring)
     if selected is not None and len(selected) != len(questions):
         raise DataError(f"{len(selected)} selections for {len(questions)} questions: give one each")
     batches: Batches = SingleQuestions(questions)
