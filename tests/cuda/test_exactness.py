@@ -78,6 +78,18 @@ def test_gradients_of_all_heads_equal_the_whole_pass(models, questions, name):
     assert whole.grad.abs().min() > 0 and float((packed.grad - whole.grad).abs().max()) <= 5e-5
 
 
+@torch.no_grad()
+def test_a_sweep_waits_for_nothing(there, waits):
+    """Behind prompts that were read, until its scores are wanted; also where every question has values of its own."""
+    asked = si.load_questions("scenes/relation", n=4)
+    prefix, source = read_prefix(there, asked), torch.randn(4, there.n_layers, there.n_heads, there.head_dim, device=there.device)
+    for sweep in (si.HeadSweep.all(there.n_layers, there.n_heads, 0.0, values) for values in (None, source)):
+        run_packed(there, prefix, sweep)
+        with waits() as found:
+            run_packed(there, prefix, sweep)
+        assert found == []
+
+
 def test_a_run_again_gives_the_same_bits(there):
     asked = si.load_questions("scenes/relation", n=12)
     runs = [(si.ablate(there, asked), si.attribute(there, asked), si.fit_scale(there, asked, epochs=2, lr=0.02)) for _ in range(2)]
