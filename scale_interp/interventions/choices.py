@@ -84,6 +84,11 @@ class Choices:
         Returns:
             Scores [B, n, C]; -inf where a question has fewer choices.
         """
+        if self.row.device != hidden.device:  # the last layers of a model on several devices
+            here = {
+                field.name: there(value, hidden.device) for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
+            }
+            return replace(self, **here).read(vlm, hidden).to(self.row.device)
         head = vlm.head
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
@@ -103,9 +108,9 @@ class Choices:
             wanted = token[:, None].expand(-1, at_row.shape[1], -1).flatten()
             rows = zip(at_row.flatten(0, 2).split(VOCABULARY_ROWS), wanted.split(VOCABULARY_ROWS), strict=True)
             return torch.cat([head(part).gather(1, t[:, None])[:, 0] for part, t in rows]).view(at_row.shape[:3])
-        columns = F.embedding(token.to(head.weight.device), head.weight)
-        picked = torch.einsum("bnkd,bkd->bnk", at_row, columns)
-        return picked if getattr(head, "bias", None) is None else picked + head.bias[token][:, None]
+        token = there(token, head.weight.device)
+        picked = torch.einsum("bnkd,bkd->bnk", at_row, F.embedding(token, head.weight).to(at_row.device))
+        return picked if getattr(head, "bias", None) is None else picked + head.bias[token][:, None].to(at_row.device)
 
     def _log_total(self, vlm: VLM, head: torch.nn.Module, hidden: Tensor) -> Tensor:
         flat = hidden.flatten(0, 2)

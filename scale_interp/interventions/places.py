@@ -12,6 +12,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor, nn
 
+from ..core.there import there
 from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from .edit import Change
 
@@ -38,7 +39,7 @@ class Places:
     def take(self, values: Tensor) -> Tensor:
         """The values at the places: [B, S, ...] gives [B, P, ...]."""
         index = self.index.view(*self.index.shape, *[1] * (values.ndim - 2)).expand(*self.index.shape, *values.shape[2:])
-        return values.gather(1, index)
+        return values.gather(1, there(index, values.device))
 
 
 @contextmanager

@@ -1,4 +1,5 @@
-// What torch built for CPUs alone lacks to let a tensor say that it is on a CUDA device: a guard of its streams, and an accelerator.
+// What torch built for CPUs alone lacks to let a tensor say that it is on a CUDA device: a guard of its streams, and an accelerator of two
+// devices.
 #include <torch/extension.h>
 
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -11,14 +12,14 @@ namespace {
 
 struct Guard : c10::impl::NoOpDeviceGuardImpl<DeviceType::CUDA> {
   static Device card() { return Device(DeviceType::CUDA, 0); }
-  static Stream stream() { return Stream(Stream::DEFAULT, card()); }
+  static Stream stream(Device card) { return Stream(Stream::DEFAULT, card); }
   Device getDevice() const noexcept override { return card(); }
   Device exchangeDevice(Device) const override { return card(); }
-  DeviceIndex deviceCount() const noexcept override { return 1; }
-  Stream getStream(Device) const noexcept override { return stream(); }
-  Stream getDefaultStream(Device) const override { return stream(); }
-  Stream getNewStream(Device, int) const override { return stream(); }
-  Stream exchangeStream(Stream) const noexcept override { return stream(); }
+  DeviceIndex deviceCount() const noexcept override { return 2; }
+  Stream getStream(Device card) const noexcept override { return stream(card); }
+  Stream getDefaultStream(Device card) const override { return stream(card); }
+  Stream getNewStream(Device card, int) const override { return stream(card); }
+  Stream exchangeStream(Stream before) const noexcept override { return stream(before.device()); }
   void record(void**, const Stream&, const DeviceIndex, const c10::EventFlag) const override {}
   void block(void*, const Stream&) const override {}
   bool queryEvent(void*) const override { return true; }
@@ -36,8 +37,8 @@ struct Hooks : at::CUDAHooksInterface {
   bool isBuilt() const override { return true; }
   bool isAvailable() const override { return true; }
   bool hasPrimaryContext(DeviceIndex) const override { return true; }
-  int getNumGPUs() const override { return 1; }
-  DeviceIndex deviceCount() const override { return 1; }
+  int getNumGPUs() const override { return 2; }
+  DeviceIndex deviceCount() const override { return 2; }
   DeviceIndex current_device() const override { return 0; }
   DeviceIndex getCurrentDevice() const override { return 0; }
   void setCurrentDevice(DeviceIndex) const override {}

@@ -52,15 +52,9 @@ if torch.version.cuda:
 
 aten = torch.ops.aten
 MEMORY = 8 * 10**9
-TWO_DEVICES = {
-    aten._to_copy.default,
-    aten.copy_.default,
-    aten.index.Tensor,
-    aten.index_put.default,
-    aten.index_put_.default,
-    aten._index_put_impl_.default,
-}
-"""Operations that a GPU takes with tensors of the CPU, too."""
+COPYING = {aten._to_copy.default, aten.copy_.default}
+INDEXING = {aten.index.Tensor, aten.index_put.default, aten.index_put_.default, aten._index_put_impl_.default}
+"""Operations whose indices may be on the CPU, too."""
 WAITING = {
     aten._local_scalar_dense.default,
     aten.nonzero.default,
@@ -76,14 +70,14 @@ waits: Counter[str] = Counter()
 
 
 class OnCard(torch.Tensor):
-    """A tensor on the pretended GPU; `inner` is the same on the CPU."""
+    """A tensor on a pretended GPU; `inner` is the same on the CPU."""
 
     __torch_function__ = torch._C._disabled_torch_function_impl
 
     @staticmethod
-    def __new__(cls, inner):
+    def __new__(cls, inner, card):
         about = {"strides": inner.stride(), "storage_offset": inner.storage_offset(), "dtype": inner.dtype, "layout": inner.layout}
-        out = torch.Tensor._make_wrapper_subclass(cls, inner.size(), device=torch.device("cuda", 0), **about)
+        out = torch.Tensor._make_wrapper_subclass(cls, inner.size(), device=card, **about)
         out.inner = inner
         return out
 
@@ -134,8 +128,12 @@ def compute(operation, args, kwargs):
     device = None if kwargs.get("device") is None else torch.device(kwargs["device"])
     if not ours and (device is None or device.type != "cuda"):
         return operation(*args, **kwargs)
-    if ours and operation not in TWO_DEVICES and any(tensor.dim() and not isinstance(tensor, OnCard) for tensor in tensors):
-        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu! ({operation})")
+    places = {tensor.device for tensor in tensors if tensor.dim() or isinstance(tensor, OnCard)}
+    if operation in INDEXING:
+        places -= {tensor.device for tensor in tree_leaves(args[1]) if isinstance(tensor, torch.Tensor) and not isinstance(tensor, OnCard)}
+        places |= {args[0].device}
+    if len(places) > 1 and operation not in COPYING:
+        raise RuntimeError(f"Expected all tensors to be on the same device, but found at least two devices, {places}! ({operation})")
     if waited(operation, args, kwargs, ours, device):
         waits[f"{operation} at {caller()}"] += 1
     changed = {"device": torch.device("cpu")} if device is not None and device.type == "cuda" else {}
@@ -143,10 +141,11 @@ def compute(operation, args, kwargs):
     out = STAND_INS.get(operation, operation)(*inner_args, **inner_kwargs)
     if operation is aten.copy_.default:
         return args[0]
-    there = device.type == "cuda" if device is not None else operation not in TWO_DEVICES or isinstance(args[0], OnCard)
-    if not there:
+    place = device or (args[0].device if operation in COPYING | INDEXING else ours[0].device)
+    if place.type != "cuda":
         return out
-    out = tree_map(lambda x: OnCard(x) if isinstance(x, torch.Tensor) else x, out)
+    card = torch.device("cuda", place.index or 0)
+    out = tree_map(lambda x: OnCard(x, card) if isinstance(x, torch.Tensor) else x, out)
     return return_and_correct_aliasing(operation, args, kwargs, out) if ours else out
 
 
@@ -156,7 +155,7 @@ def waited(operation, args, kwargs, ours, device):
         return isinstance(args[0], OnCard) != isinstance(args[1], OnCard) and args[1].numel() and not (len(args) > 2 and args[2])
     if operation is aten._to_copy.default:
         return device is not None and (device.type == "cuda") != bool(ours) and args[0].numel() and not kwargs.get("non_blocking")
-    if operation in (aten.index.Tensor, aten.index_put.default, aten.index_put_.default):
+    if operation in INDEXING:
         return any(isinstance(index, OnCard) and index.dtype == torch.bool for index in args[1])
     return bool(ours) and operation in WAITING
 
@@ -214,7 +213,7 @@ def pretend() -> None:
         "is_available": True,
         "is_initialized": True,
         "current_device": 0,
-        "device_count": 1,
+        "device_count": 2,
         "get_device_name": card.name,
         "get_device_properties": card,
         "get_device_capability": (9, 0),

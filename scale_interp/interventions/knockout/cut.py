@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
+from ...core.there import there
 from ...data.question import Question
 from ...vlm.vlm import VLM
 from ..prefix import Prefix
@@ -50,8 +51,12 @@ class Cut:
 
     def of(self, variants: Int[Tensor, " some"]) -> Cut:
         """The same for some of the variants."""
-        target = self.target if self.target.shape[1] == 1 else self.target[:, variants.to(self.target.device)]
-        return replace(self, heads=self.heads[variants.to(self.heads.device)], target=target)
+        target = self.target if self.target.shape[1] == 1 else self.target[:, there(variants, self.target.device)]
+        return replace(self, heads=self.heads[there(variants, self.heads.device)], target=target)
+
+    def on(self, device: torch.device) -> Cut:
+        """The same for layers on this device."""
+        return replace(self, **{name: getattr(self, name).to(device) for name in ("heads", "source", "target", "image")})
 
     @property
     def away(self) -> Bool[Tensor, "questions _ columns"]:
@@ -182,7 +187,8 @@ def cut_suffix(
         sinks: Attention sinks [H], if there are any.
     """
     B, (N, H, S, _) = len(cut.source), query.shape
-    heads = cut.heads[: N // B - lead, layer].to(query.device)
+    cut = cut.on(query.device)
+    heads = cut.heads[: N // B - lead, layer]
     active, rows = heads.any(-1).nonzero()[:, 0], cut.source.any(0).nonzero()[:, 0]
     if not len(active) or not len(rows):
         return out
@@ -227,7 +233,8 @@ def _attend_rows(
     cut, layer = _RUNNING[module]
     (B, H, S, D), R, Hkv = query.shape, attention_mask.shape[2], key.shape[1]
     n, K, G = S // R, key.shape[2] - S, H // key.shape[1]
-    heads = cut.heads[: n - 1, layer].to(query.device)
+    cut = cut.on(query.device)
+    heads = cut.heads[: n - 1, layer]
     active = heads.any(-1).nonzero()[:, 0]
     if not len(active):
         return out, None
@@ -267,7 +274,8 @@ def _attend_whole(
     if module not in _RUNNING:  # a layer of cross-attention
         return out, None
     cut, layer = _RUNNING[module]
-    heads, rows = cut.heads[0, layer].to(query.device), cut.source[0].nonzero()[:, 0]
+    cut = cut.on(query.device)
+    heads, rows = cut.heads[0, layer], cut.source[0].nonzero()[:, 0]
     if not heads.any() or not len(rows):
         return out, None
     H, S, D = query.shape[1:]
