@@ -19,7 +19,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_edited
-from ..interventions.parts import joined_parts
+from ..interventions.parts import halving, joined_parts
 from ..interventions.places import Places
 from ..interventions.positions import PromptBatches, batches_of, choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
@@ -132,6 +132,7 @@ def _ablation_at(vlm: VLM, questions: Sequence[Question], name: Metric, at: At, 
     return HeadMap(f"gradient at {at}", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
 
+@halving
 def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: Metric, at: At) -> BatchResult:
     """One batch's derivatives [B, L, H] with respect to each head's scale at tokens."""
     _, questions = batch
@@ -152,7 +153,7 @@ def ablation_work(vlm: VLM, prefix: Prefix, questions: Sequence[Question], metri
 
 
 def _slopes(vlm: VLM, prefix: Prefix, members: Sequence[Question], metric: Metric) -> BatchResult:
-    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
+    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, dtype=torch.float32, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
     return {"slope": slope[:, 0]}
 

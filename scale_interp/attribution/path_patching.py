@@ -21,6 +21,7 @@ from ..errors import DataError, EditError, ModelError
 from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
+from ..interventions.parts import halving
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Prefix, PrefixStore, StorePair
 from ..interventions.rows import attention
@@ -114,6 +115,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
         raise EditError(f"path patching of {vlm.name} has no reference path: use path='packed', or patch")
 
 
+@halving
 @torch.no_grad()
 def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> BatchResult:
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""

@@ -182,7 +182,7 @@ class Edit:
     @staticmethod
     def identity(n_layers: int, n_heads: int) -> Edit:
         """One variant that changes nothing: it multiplies every head by 1."""
-        return Edit(scale=torch.ones(1, n_layers, n_heads))
+        return Edit(scale=torch.ones(1, n_layers, n_heads, dtype=torch.float32))
 
     @staticmethod
     def scaling(heads: Iterable[Head], factor: float, n_layers: int, n_heads: int) -> Edit:
@@ -203,7 +203,7 @@ class Edit:
         >>> Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2).scale
         tensor([[[1.0000, 0.5000]]])
         """
-        scale = torch.ones(1, n_layers, n_heads)
+        scale = torch.ones(1, n_layers, n_heads, dtype=torch.float32)
         for layer, head in check_heads(heads, n_layers, n_heads):
             scale[0, layer, head] = factor
         return Edit(scale=scale)
@@ -316,7 +316,7 @@ class Edit:
             on[layers] = True
             kept[name] = torch.where(on if name == "mlp_scale" else on[:, None], mlps, PARTS[name].neutral)
         if not any(kept.get(name, part) is not None for name, part in self.parts.items()):
-            raise EditError(f"{', '.join(self.parts)}: nothing of this edit acts on heads or MLPs, to which it could be restricted")
+            raise EditError(f"{', '.join(self.parts)}: nothing of this edit acts on heads or MLPs; give it a part that does")
         return replace(self, **kept)
 
     def __getitem__(self, variant: int) -> Edit:

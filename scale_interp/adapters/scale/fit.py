@@ -31,9 +31,9 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_edited, run_packed
+from ...interventions.packed import run_edited
 from ...interventions.parts import in_parts
-from ...interventions.paths import check_finite, join
+from ...interventions.paths import check_finite, join, packed_batch
 from ...interventions.positions import choose_path_at
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.suffix import run_suffix
@@ -398,8 +398,8 @@ class Learner:
             if not (self.on[f].any() or self.mlp_on[f].any()):
                 raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
-        self.theta = torch.zeros(shape, requires_grad=True)
-        self.phi = torch.zeros(F_, L, requires_grad=True)
+        self.theta = torch.zeros(shape, dtype=torch.float32, requires_grad=True)
+        self.phi = torch.zeros(F_, L, dtype=torch.float32, requires_grad=True)
         self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
@@ -594,7 +594,7 @@ class _Retained:
     def __init__(self, vlm: VLM, questions: Sequence[Question], n_fits: int, options: FitSettings):
         self.vlm, self.prompts = vlm, prompts_to_fit(vlm, require(questions), n_fits, options)
         with torch.no_grad():
-            found = [run_packed(vlm, prefix, None)[0].log_softmax(-1)[:, None] for prefix in self.prompts]
+            found = [packed_batch(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
         self.base = join(found)[:, 0]
 
     def batches(self, step: int) -> list[int]:
