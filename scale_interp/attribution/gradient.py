@@ -29,7 +29,7 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 from .patching import clean_sides
-from .position_patching import by_head, counted_places, patch_heads_at, with_slopes
+from .position_patching import by_head, checked_gap, counted_places, patch_heads_at, with_slopes
 
 
 @checked
@@ -61,6 +61,7 @@ def attribute(
 
     Raises:
         EditError: for metric "accuracy", which has no gradient, and for a model or path that is not packed.
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -94,7 +95,7 @@ def attribution_patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixSt
     z, scores = clean_sides(vlm, pairs, at_clean, "packed")
     work = partial(patching_work, pairs=tuple(pairs), z_clean=z.cpu(), clean_scores=scores.cpu())
     found = [*map_batches(vlm, at_corrupt, work, "gradients")]
-    effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
+    effects, gap = torch.cat([part["effects"] for part in found]), checked_gap(torch.cat([part["gaps"] for part in found]))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 

@@ -300,6 +300,7 @@ def digest(*asked: Any) -> str:
 
 
 def _feed(state: Any, value: Any) -> None:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         state.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())

@@ -288,6 +288,8 @@ SETTINGS = (
     setting(si.FitSettings, "an unknown order", "choose 'shuffled' or 'file'", order="random"),
     setting(si.FitSettings, "an unknown epoch to keep", "choose 'best' or 'last'", keep="first"),
     setting(si.FitSettings, "a negative penalty", "at least 0", l2=-1e-4),
+    setting(si.FitSettings, "a negative weight of what is retained", "at least 0", retain_weight=-1.0),
+    setting(si.FitSettings, "a negative weight of distance", "at least 0", l1=-0.1),
     setting(si.FitSettings, "a clip of 0", "above 0", clip=0.0),
     setting(si.FitSettings, "sums over no batch", "above 0|below 1", accumulate=0),
     Kind("si.FitSettings.of", "an unknown recipe", EditError, "'default' or 'release'", lambda room: si.FitSettings.of("paper")),

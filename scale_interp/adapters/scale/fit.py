@@ -140,8 +140,9 @@ class FitSettings:
         for name in ("radius", "lr", "epochs", "batch_size", "patience", "eps", "clip"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
-        if self.l2 < 0:
-            raise EditError(f"l2={self.l2}: give a number of at least 0")
+        for name in ("l1", "l2", "retain_weight"):
+            if getattr(self, name) < 0:
+                raise EditError(f"{name}={getattr(self, name)}: give a number of at least 0")
         if self.at != "last":
             object.__setattr__(self, "scope", "last")
 
@@ -248,7 +249,7 @@ def fit_scale(
     >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
     'vocabulary'
     """
-    only = None if layers is None else list(layers)
+    only = None if layers is None else _check_layers(layers, vlm.n_layers)
     fit = Fit("fit", None if heads is None else tuple(check_heads(heads, vlm.n_layers, vlm.n_heads)), mlp, seed=seed)
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
@@ -624,8 +625,8 @@ def _clipped(slope: Tensor, most: float) -> Tensor:
 
 
 def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
-    out = list(layers)
-    wrong = [i for i in out if not 0 <= i < n_layers]
+    out = [i.item() if isinstance(i, Tensor | np.generic) else i for i in layers]
+    wrong = [i for i in out if not isinstance(i, int) or not 0 <= i < n_layers]
     if wrong or len(set(out)) < len(out):
         raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
     return out
