@@ -127,8 +127,8 @@ accumulate, order, keep, every_epoch
 
 
 def _plain(arguments: Iterable[Any]) -> tuple[Any, ...]:
-    """Arguments with numpy's numbers as Python's, which can be saved and seed a generator."""
-    return tuple(value.item() if isinstance(value, np.generic) else value for value in arguments)
+    """Arguments with numpy's numbers and arrays as Python's, which can be saved, seed a generator, and be true or false."""
+    return tuple(value.tolist() if isinstance(value, np.generic | np.ndarray) else value for value in arguments)
 
 
 class _Check:

@@ -24,6 +24,7 @@ from ..errors import EditError, ModelError
 from ..execution.memory import READING, in_halves, prompts_at_once
 from ..vlm.cache import CACHE
 from ..vlm.decoder import CROSS, STATES
+from ..vlm.fingerprint import processor_settings
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -709,8 +710,10 @@ def _asked_alike(one: Question, other: Question) -> bool:
 
 def _how_read(vlm: VLM) -> dict[str, Any]:
     """What prompts depend on besides the questions, by name."""
+    processor, tokenizer = vlm.processor, vlm.tokenizer
+    texts = (vlm.prompt, processor.chat_template, id(tokenizer), len(tokenizer), vlm.choice_space)
     return {
-        "the prompt, the processor or the choice space": (vlm.processor_fingerprint, vlm.choice_space),
+        "the prompt, the processor or the choice space": (*texts, *processor_settings(processor)),
         MODULES: vlm.state,
         "the weights": [(weight.data_ptr(), weight._version, _sample(weight)) for weight in vlm.hf_model.parameters()],
     }

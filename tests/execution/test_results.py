@@ -258,6 +258,7 @@ def test_numbers_of_numpy_are_numbers(vlm, tmp_path):
         ):
             found.save(tmp_path / f"{i}.safetensors")
     assert torch.equal(si.HeadMap.load(tmp_path / "1.safetensors").per_question, si.amplify(vlm, four, 1.5).per_question)
+    assert si.rescale(vlm, four, np.array([0.0, 2.0]), unit="layer").change.shape == (2, 6)
     given = {"epochs": integer(1), "batch_size": np.int32(2), "micro_batch": integer(1), "seed": integer(1), "lr": np.float64(0.1)}
     scale = si.fit_scale(vlm, four, layers=torch.tensor([2, 3]), **given)
     scale.save_pretrained(tmp_path / "scale")
