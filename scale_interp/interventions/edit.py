@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises
+from ..core.there import there
 from ..data.wording import short
 from ..errors import EditError
 from ..vlm.token_groups import At
@@ -362,12 +363,16 @@ class Edit:
         first = changed.int().argmax(1)
         return torch.where(changed.any(1), first, n_layers)
 
+    def near(self, device: torch.device) -> Edit:
+        """The edit with its factors on the device: if every layer copied its own, each gradient's way back would make a GPU wait."""
+        return replace(self, **{name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")})
+
     def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""
         pick = partial(_of_layer, layer=layer, alive=alive, rows=rows)
         mlp = None if self.mlp_scale is None else self.mlp_scale[:, layer]
         if mlp is not None and len(mlp) > 1:
-            mlp = mlp[alive.to(mlp.device)]
+            mlp = mlp[there(alive, mlp.device)]
         return LayerEdit(0, pick(self.scale, 1), pick(self.shift, 2), mlp)
 
     def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
@@ -437,8 +442,8 @@ def affine(
     Returns:
         Edited head outputs, [..., H, D].
     """
-    out = z if scale is None else z * scale[..., None].to(z.device)
-    out = out if shift is None else out + shift.to(z.device)
+    out = z if scale is None else z * there(scale[..., None], z.device)
+    out = out if shift is None else out + there(shift, z.device)
     return out.to(z.dtype)
 
 
@@ -453,7 +458,7 @@ def _of_layer(part: Tensor | None, tail: int, *, layer: int, alive: Tensor, rows
         return None
     part = part.select(-1 - tail, layer)
     part = part[rows] if part.ndim == tail + 2 else part[None]
-    return part if part.shape[1] == 1 else part[:, alive.to(part.device)]
+    return part if part.shape[1] == 1 else part[:, there(alive, part.device)]
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

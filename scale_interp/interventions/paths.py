@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..core.out_of_memory import out_of_memory
 from ..core.progress import track
+from ..core.there import there
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
@@ -172,7 +173,8 @@ def check_finite(vlm: VLM, questions: Sequence[Question], scores: Tensor, edit: 
         ModelError: A score is not finite. The message names the question, the edit, the layer and the weight or dtype at fault.
     """
     choices = torch.tensor([len(question.choices) for question in questions])
-    given = (torch.arange(scores.shape[-1]) < choices[:, None])[:, None].to(scores.device)
+    given = (torch.arange(scores.shape[-1]) < choices[:, None])[:, None]
+    given = there(given, scores.device)
     bad = ~(scores < float("inf")) | (given & (scores == float("-inf")))
     if bad.any():
         q, n, _ = (int(i) for i in bad.nonzero()[0])

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.there import there
 from ..errors import EditError
 from ..vlm.token_groups import At
 from .edit import Change, Head, LayerEdit, Scope, check_heads
@@ -94,7 +95,7 @@ class HeadSweep:
         if self.source is None:
             return one_head_each(first, index, self.n_heads, self.scale)
         source = self.source[:, layer] if self.source.shape[0] == 1 else self.source[rows, layer]
-        return one_head_each(first, index, self.n_heads, self.scale, source[:, index])
+        return one_head_each(first, index, self.n_heads, self.scale, source[:, there(torch.tensor(index), source.device)])
 
     def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
         """The same as a change of this layer's heads, at tokens."""
@@ -112,5 +113,5 @@ def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, 
     if values is None:
         return LayerEdit(first, factors)
     shift = values.new_zeros(len(values), len(heads), n_heads, values.shape[-1])
-    shift[:, n, index] = values
-    return LayerEdit(first, factors.to(values.device), shift)
+    shift[:, there(n, values.device), there(index, values.device)] = values
+    return LayerEdit(first, there(factors, values.device), shift)

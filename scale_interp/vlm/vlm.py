@@ -19,6 +19,7 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.notebook import NotebookView
 from ..core.out_of_memory import out_of_memory
+from ..core.there import there
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
@@ -488,7 +489,8 @@ class VLM(NotebookView):
         """Processed inputs on the model's device, pixels in its dtype."""
         for key, value in inputs.items():
             if isinstance(value, Tensor):
-                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
+                value = there(value, self.device)
+                inputs[key] = value.to(self.dtype) if value.is_floating_point() else value
         return inputs
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:

@@ -22,6 +22,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance
 from ...core.arguments import Count, Raises, Seed, checked, checked_settings
 from ...core.progress import track
+from ...core.there import there
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError, PathWarning
@@ -440,7 +441,7 @@ class Learner:
             prefix = replace(prefix, choices=prefix.choices.likelihoods())
         scores = edited_scores(self.vlm, prefix, edit)
         check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
-        answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
+        answers, learns = (there(t[self.running][:, prefix.rows].T, scores.device) for t in (self.answers, self.trains))
         if self.options.loss == "vocabulary":
             losses = -scores.gather(-1, answers[..., None])[..., 0]
         else:
@@ -460,7 +461,7 @@ class Learner:
 
         def learn(part: Prefix) -> tuple[Tensor, ...]:
             losses, *_ = self._losses(part)
-            return self._slopes((losses * weights[part.rows.start - first : part.rows.stop - first].to(losses.device)).sum())
+            return self._slopes((losses * there(weights[part.rows.start - first : part.rows.stop - first], losses.device)).sum())
 
         def retain(part: Prefix) -> tuple[Tensor, ...]:
             assert kept is not None
