@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -13,9 +14,10 @@ from ..attribution.headmap import HeadMap
 from ..attribution.patching import patch
 from ..attribution.position_map import PositionMap
 from ..attribution.position_patching import patch_positions
+from ..core.arguments import Count, Raises, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..data import Question
-from ..data.contrast import contrasts
+from ..data.contrast import Change, contrasts
 from ..errors import DataError
 from ..viz import Section
 from ..vlm.vlm import VLM
@@ -34,6 +36,7 @@ LEAST = 5
 HALF = 0.5
 
 
+@checked_settings
 @dataclass(frozen=True)
 class TraceSettings(Inputs):
     """Whose answers are traced, and on what.
@@ -49,9 +52,9 @@ class TraceSettings(Inputs):
     model: str = "demo"
     data: str = "scenes/relation"
     split: str | None = None
-    n: int | None = 40
-    seed: int = 0
-    change: str = "mirror"
+    n: Count | None = 40
+    seed: Seed = 0
+    change: Annotated[Change, Raises(DataError)] = "mirror"
     groups: tuple[str, ...] | None = None
 
     @property
@@ -62,7 +65,8 @@ class TraceSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
+        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
+        return self.open_model(self.model), {"all": questions}
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class TraceResults:
     skipped: dict[str, str]
 
 
-def study_trace(vlm: VLM, questions: Sequence[Question], change: str = "mirror", groups: Sequence[str] | None = None) -> TraceResults:
+def study_trace(vlm: VLM, questions: Sequence[Question], change: Change = "mirror", groups: Sequence[str] | None = None) -> TraceResults:
     """Patch every component at every layer and token group, and every head at the last token.
 
     Args:
@@ -84,7 +88,7 @@ def study_trace(vlm: VLM, questions: Sequence[Question], change: str = "mirror",
         change: how the pairs are made.
         groups: the token groups.
     """
-    pairs = contrasts(questions, change)  # type: ignore[arg-type]
+    pairs = contrasts(questions, change)
     if not pairs:
         raise DataError(f"none of {len(questions)} questions has a contrast pair: choose another change, or name pairs in the data")
     maps = {name: patch_positions(vlm, pairs, name, groups) for name in COMPONENTS}  # type: ignore[arg-type]
