@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated
@@ -18,6 +19,7 @@ from ..core.arguments import Count, Raises, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..data import Question
 from ..data.contrast import Change, contrasts
+from ..data.partners import side
 from ..errors import DataError
 from ..viz import Section
 from ..vlm.vlm import VLM
@@ -29,10 +31,10 @@ from .page import run_page
 
 COMPONENTS = ("resid", "attn", "mlp")
 FILES = (*(f"{name}.safetensors" for name in (*COMPONENTS, "heads")), "positions.csv", "summary.json", "report.html")
-AXES = {"left or right": ("left", "right"), "above or below": ("above", "below", "top", "bottom")}
-"""Relations that are drawn together."""
 LEAST = 5
-"""Fewer questions of an axis than these are not drawn apart."""
+"""Fewer questions of an axis, or of one answer, than these are not drawn apart."""
+ENDS = {"top": "above", "bottom": "below"}
+"""Places on an axis of relations."""
 HALF = 0.5
 
 
@@ -96,12 +98,14 @@ def study_trace(vlm: VLM, questions: Sequence[Question], change: Change = "mirro
 
 
 def by_axis(pm: PositionMap) -> dict[str, PositionMap]:
-    """The map of each axis of which there are enough questions."""
-    found = {}
-    for name, relations in AXES.items():
-        if sum(r in relations for r in pm.relations) >= LEAST:
-            found[name] = pm.only(*relations)
-    return found
+    """The map of each axis, such as left or right, and of each other relation, if there are enough questions and they are not all."""
+    together: dict[Hashable, list[str]] = {}
+    for relation in dict.fromkeys(pm.relations):
+        axis = side(ENDS.get(relation, relation))
+        together.setdefault(relation if axis is None else axis[0], []).append(relation)
+    counts = Counter(pm.relations)
+    enough = [sorted(names) for names in together.values() if LEAST <= sum(counts[name] for name in names) < len(pm.relations)]
+    return {" or ".join(names): pm.only(*names) for names in enough}
 
 
 def notes(result: TraceResults) -> list[str]:
@@ -183,6 +187,6 @@ def write_results(vlm: VLM, result: TraceResults, folder: Path, command: str) ->
         Section("How to reproduce", [command]),
     ]
     if axes := by_axis(resid):
-        sections.insert(3, Section("By axis", [viz.position_heatmaps(list(axes.values()), list(axes))]))
+        sections.insert(3, Section("By axis or answer", [viz.position_heatmaps(list(axes.values()), list(axes))]))
     title = f"Where {about['model']} computes its answers to {about['data']}"
     viz.write_report(folder / "report.html", title=title, sections=sections, meta=about)

@@ -79,7 +79,7 @@ def test_the_main_job_on_json_lines_by_letter(own_run):
 @pytest.mark.full
 def test_the_main_job_on_whatsup_without_other_sets(tmp_path):
     write_controlled(tmp_path, "controlled_clevr")
-    given = ("run", "tiny-random/llava", "--data", "whatsup/controlled_b", "--root", tmp_path)
+    given = ("run", "tiny-random/llava", "--data", "whatsup/controlled_b", "--root", tmp_path, "--dtype", "bfloat16")
     result = run(*given, *FEW, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -148,7 +148,8 @@ def test_the_others_are_read_once(tmp_path, vlm, monkeypatch):
 
 
 def test_long_choices_are_shortened_in_messages(vlm):
-    long = [si.Question("Where?", ("left " * 100, "right " * 100), i, id=str(i)) for i in range(2)]
+    shown = Image.new("RGB", (32, 32))
+    long = [si.Question("Where?", ("left " * 100, "right " * 100), i, image=shown, id=str(i)) for i in range(2)]
     with pytest.raises(DataError) as error:
         si.contrasts(long)
-    assert len(str(error.value)) < 500 and "characters)" in str(error.value)
+    assert len(str(error.value)) < 600 and "characters)" in str(error.value)
