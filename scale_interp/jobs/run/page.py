@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 
 FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with other answers retained"}
 
+ELSEWHERE = {"non_spatial_change": "change elsewhere"}
+"""How the page names a column that has the name of the first sets it was measured on."""
 CONTROL_COLUMNS = [
     "control",
     "accuracy",
@@ -102,7 +104,9 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
                 *results.notes,
                 *sentences(summary),
                 pd.DataFrame([{"fit": "base", **summary["base"]}])[["fit", "accuracy", "low", "high", "chance", "majority"]],
-                pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()]),
+                pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()])
+                .rename(columns=ELSEWHERE)
+                .dropna(axis=1, how="all"),
                 partial(viz.accuracy_by, {"base": asked["base"], **{FITS[n]: asked[n] for n in scales}}, key),
             ],
         ),
