@@ -19,6 +19,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
+from ..interventions.parts import halving
 from ..interventions.paths import check_finite, join
 from ..interventions.positions import choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
@@ -161,13 +162,13 @@ def _sweep(
 
 
 def read_clean(vlm: VLM, questions: Sequence[Question], path: Path, prompts: PrefixStore) -> tuple[Clean, Scores]:
-    """Read the clean last tokens' z and choice scores, once for each store: from prefixes, or in whole forward passes.
+    """Read the clean last tokens' z and choice scores, once for each store that keeps: from prefixes, or in whole forward passes.
 
     Returns:
         z [Q, L, H, D] and scores [Q, C].
     """
-    prompts.require(questions)
-    if prompts.clean is None:
+    prompts.require(vlm, questions)
+    if prompts.clean is None or not prompts.keep:
         prompts.clean = _clean_runs(vlm, questions, path, prompts)
     return prompts.clean
 
@@ -181,6 +182,7 @@ def _clean_runs(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pr
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 
 
+@halving
 def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's clean z and choice scores."""
     z, _, scores = last_token(vlm, prefix)

@@ -19,7 +19,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_edited
-from ..interventions.parts import joined_parts
+from ..interventions.parts import halving, joined_parts
 from ..interventions.places import Places
 from ..interventions.positions import PromptBatches, batches_of, choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
@@ -29,7 +29,7 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 from .patching import clean_sides
-from .position_patching import by_head, counted_places, patch_heads_at, with_slopes
+from .position_patching import by_head, checked_gap, counted_places, patch_heads_at, with_slopes
 
 
 @checked
@@ -61,6 +61,7 @@ def attribute(
 
     Raises:
         EditError: for metric "accuracy", which has no gradient, and for a model or path that is not packed.
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -78,10 +79,10 @@ def attribute(
     if isinstance(items[0], Contrast):
         clean, corrupt = ([getattr(pair, side) for pair in items] for side in ("clean", "corrupt"))
         at_corrupt = prompts or PrefixStore(vlm, corrupt, keep=False)
-        at_corrupt.require(corrupt)
+        at_corrupt.require(vlm, corrupt)
         return attribution_patching(vlm, items, PrefixStore(vlm, clean, keep=False), at_corrupt)  # type: ignore[arg-type]
     if prompts is not None:
-        prompts.require(items)  # type: ignore[arg-type]
+        prompts.require(vlm, items)  # type: ignore[arg-type]
     return _ablation(vlm, items, metric, prompts or PrefixStore(vlm, items, keep=False))  # type: ignore[arg-type]
 
 
@@ -94,7 +95,7 @@ def attribution_patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixSt
     z, scores = clean_sides(vlm, pairs, at_clean, "packed")
     work = partial(patching_work, pairs=tuple(pairs), z_clean=z.cpu(), clean_scores=scores.cpu())
     found = [*map_batches(vlm, at_corrupt, work, "gradients")]
-    effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
+    effects, gap = torch.cat([part["effects"] for part in found]), checked_gap(torch.cat([part["gaps"] for part in found]))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 
@@ -117,7 +118,8 @@ def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tens
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: PrefixStore) -> HeadMap:
-    slopes = [part["slope"] for part in map_batches(vlm, prompts, partial(ablation_work, metric=name), "gradients")]
+    work = partial(ablation_work, questions=tuple(questions), metric=name)
+    slopes = [part["slope"] for part in map_batches(vlm, prompts, work, "gradients")]
     made = provenance(vlm, questions, metric=name, path="packed")
     return HeadMap("gradient", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
@@ -132,6 +134,7 @@ def _ablation_at(vlm: VLM, questions: Sequence[Question], name: Metric, at: At, 
     return HeadMap(f"gradient at {at}", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
 
+@halving
 def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: Metric, at: At) -> BatchResult:
     """One batch's derivatives [B, L, H] with respect to each head's scale at tokens."""
     _, questions = batch
@@ -146,14 +149,13 @@ def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: 
     return {"slope": torch.stack([by_head(product, vlm.n_heads) for product in found], 1)}
 
 
-def ablation_work(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
-    """One batch's derivatives [B, L, H] of the metric with respect to each head's scale."""
-    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, metric))
+def ablation_work(vlm: VLM, prefix: Prefix, questions: Sequence[Question], metric: Metric) -> BatchResult:
+    """One batch's derivatives [B, L, H] of the metric with respect to each head's scale, for the answers of these questions."""
+    return joined_parts(vlm, prefix, 1, lambda part: _slopes(vlm, part, questions[part.rows], metric))
 
 
-def _slopes(vlm: VLM, prefix: Prefix, metric: Metric) -> BatchResult:
-    members = prefix.questions
-    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
+def _slopes(vlm: VLM, prefix: Prefix, members: Sequence[Question], metric: Metric) -> BatchResult:
+    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, dtype=torch.float32, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
     return {"slope": slope[:, 0]}
 

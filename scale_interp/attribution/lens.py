@@ -180,6 +180,7 @@ def logit_lens(vlm: VLM, questions: Question | Sequence[Question], at: At = "las
     """
     questions = require(questions)
     require_none_attached(vlm.hf_model)
+    vlm.require_no_traced_edits()
     found = [*map_batches(vlm, SingleQuestions(questions), partial(lens_work, at=at, top=top), "logit lens")]
     P = max(part["logits"].shape[1] for part in found)
     C = max(part["logits"].shape[2] for part in found)

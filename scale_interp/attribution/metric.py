@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from ..core.arguments import Raises
+from ..core.there import there
 from ..data.contrast import Contrast
 from ..data.question import Question
 from ..errors import DataError
@@ -33,7 +34,7 @@ def measure(name: Metric, scores: Float[Tensor, "questions *variants choices"], 
     Raises:
         DataError: for an unknown metric.
     """
-    answers = torch.tensor([q.answer for q in questions], device=scores.device)
+    answers = there(torch.tensor([q.answer for q in questions]), scores.device)
     index = answers.view(-1, *[1] * (scores.ndim - 1)).expand(*scores.shape[:-1], 1)
     right = scores.gather(-1, index).squeeze(-1)
     if name == "correct_prob":
@@ -49,7 +50,7 @@ def measure(name: Metric, scores: Float[Tensor, "questions *variants choices"], 
 def contrast_diff(scores: Float[Tensor, "questions *variants choices"], pairs: Sequence[Contrast]) -> Measured:
     """The clean answer's score minus the corrupt answer's, in logits (Heimersheim & Nanda 2024): scores [Q, ..., C] give [Q, ...]."""
     shape = (-1, *[1] * (scores.ndim - 1))
-    clean = torch.tensor([p.clean.answer for p in pairs], device=scores.device).view(shape)
-    corrupt = torch.tensor([p.corrupt.answer for p in pairs], device=scores.device).view(shape)
+    clean = there(torch.tensor([p.clean.answer for p in pairs]), scores.device).view(shape)
+    corrupt = there(torch.tensor([p.corrupt.answer for p in pairs]), scores.device).view(shape)
     full = (*scores.shape[:-1], 1)
     return (scores.gather(-1, clean.expand(full)) - scores.gather(-1, corrupt.expand(full))).squeeze(-1)

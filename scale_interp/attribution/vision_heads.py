@@ -128,7 +128,7 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     pairs, tower = require(pairs, Contrast), vision_tower(vlm)
     corrupt, clean = _with_images([p.corrupt for p in pairs]), _with_images([p.clean for p in pairs])
     before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patching of vision heads")
-    after = run_edits(vlm, clean, path=path, what="clean runs")
+    after = run_edits(vlm, clean, path=path, what="clean runs").cpu()
     m_corrupt, m_patched, m_clean = (contrast_diff(scores, pairs) for scores in (before, edited, after))
     gap = float((m_clean - m_corrupt).mean())
     if abs(gap) < 1e-6:
@@ -257,6 +257,7 @@ def edited_head(tower: VisionTower, head: Head, source: Source) -> Iterator[None
 @torch.no_grad()
 def read_heads(vlm: VLM, tower: VisionTower, question: Question) -> list[Tensor]:
     """The heads' outputs on a question's images, [..., H, D] per layer, with the encoder's own axes of images and patches."""
+    vlm.require_no_traced_edits()
     found: list[Tensor] = []
 
     def keep(module: nn.Module, args: tuple[Any, ...]) -> None:

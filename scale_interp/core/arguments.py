@@ -12,6 +12,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from ..errors import ArgumentError, EditError, ScaleInterpError
 from .suggest import near
 
@@ -85,6 +87,7 @@ def checked(function: F) -> F:
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _plain(args), dict(zip(kwargs, _plain(kwargs.values()), strict=True))
         check(args, kwargs)
         return function(*args, **kwargs)
 
@@ -115,11 +118,17 @@ accumulate, order, keep, every_epoch
 
     @wraps(made)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        args, kwargs = _plain(args), dict(zip(kwargs, _plain(kwargs.values()), strict=True))
         check((self, *args), kwargs)
         made(self, *args, **kwargs)
 
     kind.__init__ = init  # type: ignore[method-assign]
     return kind
+
+
+def _plain(arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """Arguments with numpy's numbers and arrays as Python's, which can be saved, seed a generator, and be true or false."""
+    return tuple(value.tolist() if isinstance(value, np.generic | np.ndarray) else value for value in arguments)
 
 
 class _Check:

@@ -167,6 +167,7 @@ def token_values(vlm: VLM, questions: Sequence[Question], components: Sequence[C
     Returns:
         Component -> values [L, B, T, F], and the logits of the choices' first tokens [B, C].
     """
+    vlm.require_no_traced_edits()
     inputs = vlm.encode(questions)
     found: dict[str, list[Tensor]] = {name: [] for name in components}
     hooks = []

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from functools import cached_property
 from typing import Annotated, Any, Literal
 
 import torch
@@ -16,6 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises, options
+from ..core.there import there
 from ..data.question import Question
 from ..errors import DataError
 from ..vlm.plain import is_plain
@@ -63,6 +65,11 @@ class Choices:
         own: dict[str, Any] = {name: value[some] if isinstance(value, Tensor) else value for name, value in given.items()}
         return Choices(**own)
 
+    @cached_property
+    def _some_long(self) -> bool:
+        """Asked once, as a GPU is waited for."""
+        return bool(self.long.any())
+
     def likelihoods(self) -> Choices:
         """The same choices, all scored by log-likelihoods over the whole vocabulary."""
         return replace(self, long=torch.ones_like(self.long))
@@ -80,7 +87,7 @@ class Choices:
         head = vlm.head
         at_row = hidden.gather(2, self.row.flatten(1)[:, None, :, None].expand(-1, hidden.shape[1], -1, hidden.shape[-1]))
         picked = vlm.cap(self._columns(head, at_row)).float().unflatten(2, self.row.shape[1:])
-        if self.long.any():
+        if self._some_long:
             total = self._log_total(vlm, head, hidden)
             total = total.gather(2, self.row.flatten(1)[:, None].expand(-1, hidden.shape[1], -1)).unflatten(2, self.row.shape[1:])
             picked = picked - total * self.long[:, None, None, None]
@@ -139,17 +146,11 @@ def read_choices(vlm: VLM, questions: Sequence[Question], last_tokens: Int[Tenso
         for c, ids in enumerate(sequence):
             for k, t in enumerate(ids):
                 row[b][c][k], token[b][c][k], used[b][c][k] = tree[tuple(ids[:k])], t, 1
-    device = last_tokens.device
-    return Choices(
-        tokens=torch.tensor(tokens, device=device),
-        depth=torch.tensor(depth, device=device),
-        own=torch.tensor(own, device=device),
-        row=torch.tensor(row, device=device),
-        token=torch.tensor(token, device=device),
-        used=torch.tensor(used, dtype=torch.bool, device=device),
-        long=torch.tensor([as_likelihoods(s, scoring) for s in sequences], device=device),
-        per_token=scoring == "mean",
-    )
+    long = [as_likelihoods(s, scoring) for s in sequences]
+    found = {"tokens": tokens, "depth": depth, "own": own, "row": row, "token": token, "used": used, "long": long}
+    dtypes = {"own": torch.bool, "used": torch.bool, "long": torch.bool}
+    tensors = {name: there(torch.tensor(value, dtype=dtypes.get(name, torch.long)), last_tokens.device) for name, value in found.items()}
+    return Choices(**tensors, per_token=scoring == "mean")
 
 
 def choice_sequences(vlm: VLM, question: Question, scoring: Scoring = "auto") -> list[list[int]]:

@@ -16,6 +16,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..core.arguments import Raises
+from ..core.there import there
 from ..data.wording import short
 from ..errors import EditError
 from ..vlm.token_groups import At
@@ -145,6 +146,8 @@ class Edit:
             part, ndim = getattr(self, name), 2 + about.tail
             if part is not None and not isinstance(part, Tensor):
                 raise EditError(f"{name} is a {type(part).__name__}: give a tensor, as torch.tensor(...) makes it")
+            if part is not None and part.is_complex():
+                raise EditError(f"{name} holds complex numbers: give real ones")
             if part is not None and part.ndim not in ((ndim,) if name == "mlp_scale" else (ndim, ndim + 1)):
                 raise EditError(f"{name} has shape {tuple(part.shape)}: give [{', '.join(['N', 'L', *about.axes.split()])}]")
         if self.scope not in ("last", "each_new_token"):
@@ -180,7 +183,7 @@ class Edit:
     @staticmethod
     def identity(n_layers: int, n_heads: int) -> Edit:
         """One variant that changes nothing: it multiplies every head by 1."""
-        return Edit(scale=torch.ones(1, n_layers, n_heads))
+        return Edit(scale=torch.ones(1, n_layers, n_heads, dtype=torch.float32))
 
     @staticmethod
     def scaling(heads: Iterable[Head], factor: float, n_layers: int, n_heads: int) -> Edit:
@@ -201,7 +204,7 @@ class Edit:
         >>> Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2).scale
         tensor([[[1.0000, 0.5000]]])
         """
-        scale = torch.ones(1, n_layers, n_heads)
+        scale = torch.ones(1, n_layers, n_heads, dtype=torch.float32)
         for layer, head in check_heads(heads, n_layers, n_heads):
             scale[0, layer, head] = factor
         return Edit(scale=scale)
@@ -293,23 +296,29 @@ class Edit:
         tensor([[[1., 0.]]])
         """
         part = self.scale if self.scale is not None else self.shift
-        layers, mlps = list(mlp_layers), self.mlp_scale
-        scale, shift = self.scale, self.shift
+        layers = list(mlp_layers)
+        kept: dict[str, Any] = {name: None for name in self.parts if PARTS[name].component in ("attn", "resid")}
         if part is not None:
             L, H = part.shape[-2:] if self.scale is not None else part.shape[-3:-1]
             keep = torch.zeros(L, H, dtype=torch.bool, device=part.device)
             for layer, head in check_heads(heads, L, H):
                 keep[layer, head] = True
-            scale = None if scale is None else torch.where(keep, scale, 1.0)
-            shift = None if shift is None else torch.where(keep[..., None], shift, 0.0)
-        if mlps is not None:
-            wrong = [layer for layer in layers if not 0 <= layer < mlps.shape[-1]]
+            kept["scale"] = None if self.scale is None else torch.where(keep, self.scale, 1.0)
+            kept["shift"] = None if self.shift is None else torch.where(keep[..., None], self.shift, 0.0)
+        for name in ("mlp_scale", "mlp_shift"):
+            mlps = getattr(self, name)
+            if mlps is None:
+                continue
+            L = mlps.shape[-1 - PARTS[name].tail]
+            wrong = [layer for layer in layers if not 0 <= layer < L]
             if wrong:
-                raise EditError(f"MLP of layer {wrong[0]}: the edit has {mlps.shape[-1]} layers, counted from 0; choose among those")
-            on = torch.zeros(mlps.shape[-1], dtype=torch.bool, device=mlps.device)
+                raise EditError(f"MLP of layer {wrong[0]}: the edit has {L} layers, counted from 0; choose among those")
+            on = torch.zeros(L, dtype=torch.bool, device=mlps.device)
             on[layers] = True
-            mlps = torch.where(on, mlps, 1.0)
-        return replace(self, scale=scale, shift=shift, mlp_scale=mlps)
+            kept[name] = torch.where(on if name == "mlp_scale" else on[:, None], mlps, PARTS[name].neutral)
+        if not any(kept.get(name, part) is not None for name, part in self.parts.items()):
+            raise EditError(f"{', '.join(self.parts)}: nothing of this edit acts on heads or MLPs; give it a part that does")
+        return replace(self, **kept)
 
     def __getitem__(self, variant: int) -> Edit:
         """One variant as an edit. Raises IndexError if there is no such variant."""
@@ -354,12 +363,16 @@ class Edit:
         first = changed.int().argmax(1)
         return torch.where(changed.any(1), first, n_layers)
 
+    def near(self, device: torch.device) -> Edit:
+        """The edit with its factors on the device: if every layer copied its own, each gradient's way back would make a GPU wait."""
+        return replace(self, **{name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")})
+
     def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""
         pick = partial(_of_layer, layer=layer, alive=alive, rows=rows)
         mlp = None if self.mlp_scale is None else self.mlp_scale[:, layer]
         if mlp is not None and len(mlp) > 1:
-            mlp = mlp[alive.to(mlp.device)]
+            mlp = mlp[there(alive, mlp.device)]
         return LayerEdit(0, pick(self.scale, 1), pick(self.shift, 2), mlp)
 
     def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
@@ -394,7 +407,7 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head
     out: list[Head] = []
     for item in heads:
         try:
-            layer, head = (int(i) for i in item)
+            layer, head = (_whole(i) for i in item)
         except (TypeError, ValueError) as error:
             raise EditError(f"head {item!r} is not a (layer, head) pair: give two whole numbers, such as (3, 0)") from error
         if not (0 <= layer < n_layers and 0 <= head < n_heads):
@@ -406,6 +419,12 @@ def check_heads(heads: Iterable[Head], n_layers: int, n_heads: int) -> list[Head
             raise EditError(f"head {(layer, head)} is given twice: give each head once")
         out.append((layer, head))
     return out
+
+
+def _whole(number: Any) -> int:
+    if int(number) != number:
+        raise ValueError(number)
+    return int(number)
 
 
 def affine(
@@ -423,8 +442,8 @@ def affine(
     Returns:
         Edited head outputs, [..., H, D].
     """
-    out = z if scale is None else z * scale[..., None].to(z.device)
-    out = out if shift is None else out + shift.to(z.device)
+    out = z if scale is None else z * there(scale[..., None], z.device)
+    out = out if shift is None else out + there(shift, z.device)
     return out.to(z.dtype)
 
 
@@ -439,7 +458,7 @@ def _of_layer(part: Tensor | None, tail: int, *, layer: int, alive: Tensor, rows
         return None
     part = part.select(-1 - tail, layer)
     part = part[rows] if part.ndim == tail + 2 else part[None]
-    return part if part.shape[1] == 1 else part[:, alive.to(part.device)]
+    return part if part.shape[1] == 1 else part[:, there(alive, part.device)]
 
 
 def _product(a: Tensor | None, b: Tensor | None) -> Tensor | None:

@@ -87,7 +87,7 @@ def run_with_clean(
     """
     questions = require(questions)
     if prompts is not None:
-        prompts.require(questions, scoring)
+        prompts.require(vlm, questions, scoring)
     edit = None if edits is None else as_variants(edits)
     if edit is not None:
         edit.check(len(questions), vlm.n_layers, vlm.n_heads, vlm.head_dim)

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..core.there import there
 from ..vlm.decoder import HeadLayer, mlp_rows, with_mlp_rows
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM
@@ -53,18 +54,17 @@ def run_packed(
     # A variant that no layer changes was never copied, so its scores are those of the clean row.
     rows = torch.empty(len(variants), dtype=torch.long)
     rows[order] = torch.where(starts < vlm.n_layers, torch.arange(1, len(order) + 1), 0)
-    return clean, scores[:, rows.to(scores.device)]
+    return clean, scores[:, there(rows, scores.device)]
 
 
 def run_edited(vlm: VLM, prefix: Prefix, edit: Edit) -> Float[Tensor, "questions variants choices"]:
     """Choice scores [B, N, C] of all variants without the clean row, which gradients do not need.
 
     Args:
-        vlm: The model.
+        vlm: The model, as `require_packed` has found it fit for gradients; a fit's steps take too little time to look again.
         prefix: B prompts that were read.
         edit: The edit.
     """
-    require_ready(vlm)
     every = torch.arange(edit.n_variants)
     return _run(vlm, prefix, edit, every, torch.zeros_like(every), clean=False)
 
@@ -78,6 +78,7 @@ def _run(
     """
     R, join = prefix.choices.tokens.shape[1], clean and vlm.staircase
     copies = clean + (0 if join else len(alive))
+    edit = edit.near(vlm.device) if isinstance(edit, Edit) else edit
     cut = isinstance(edit, AttentionEdit)
     attend = cut_rows(vlm, prefix, edit, alive) if isinstance(edit, AttentionEdit) else attention(vlm.decoder)
     inputs = prefix.inputs(copies, apart=vlm.parts.keys_as_cached and not cut)
@@ -213,7 +214,7 @@ def edit_heads(z: Tensor, part: LayerEdit, block: HeadLayer, R: int, scope: str,
 def _edit_mlp(out: Tensor, factor: Tensor, R: int, scope: str, later: int, lead: int) -> Tensor:
     kept, end = lead * R, out.shape[1] - later * R
     rows = out[:, kept:end].unflatten(1, (-1, R))
-    factor = factor.to(out.device)[None, :, None, None]
+    factor = there(factor, out.device)[None, :, None, None]
     edited = rows * factor if scope != "last" or R == 1 else torch.cat([rows[:, :, :1] * factor, rows[:, :, 1:]], 2)
     edited = edited.flatten(1, 2).to(out.dtype)
     return torch.cat([out[:, :kept], edited, out[:, end:]], 1) if kept or later else edited

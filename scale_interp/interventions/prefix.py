@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property, lru_cache, partial
 from itertools import accumulate, pairwise
 from typing import Any, Self
 
@@ -24,6 +24,7 @@ from ..errors import EditError, ModelError
 from ..execution.memory import READING, in_halves, prompts_at_once
 from ..vlm.cache import CACHE
 from ..vlm.decoder import CROSS, STATES
+from ..vlm.fingerprint import processor_settings
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -36,6 +37,9 @@ from .vision import FeatureSource, Vision
 
 SEEN_IMAGES = ("cross_attention_mask", "image_attention_mask")
 """Inputs [B, T, images, ...] that say which images each token sees; an answer sees those that the prompt's last token does."""
+MODULES = "the modules, adapters, hooks or attention"
+SAMPLED = 512
+"""Numbers of each weight, drawn once, by which a change of it is noticed."""
 PER_TOKEN = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "image_embeds_position_mask", *SEEN_IMAGES)
 
 
@@ -205,6 +209,8 @@ class Prefix:
 
     def part(self, start: int, stop: int) -> Prefix:
         """Some of these questions, as views."""
+        if start == 0 and stop >= len(self.questions):
+            return self
         some, first = slice(start, min(stop, len(self.questions))), self.rows.start or 0
         return replace(
             self,
@@ -273,6 +279,7 @@ def read_prefix(
         DataError: The tokenizer does not distinguish the choices of a question.
     """
     require_none_attached(vlm.hf_model)
+    vlm.require_no_traced_edits()
     unlike = vlm.quirks.unpadded and len({bool(q.pictures) for q in questions}) > 1
     singly = unlike or (vlm.quirks.singly and len(questions) > 1)
     if not singly:
@@ -502,7 +509,8 @@ class PrefixStore(Sequence[Prefix]):
         self.ahead = vlm.device.type != "cpu" and not (vlm.quirks.unpadded or vlm.quirks.singly)
         self.clean: tuple[Tensor, Tensor] | None = None
         self._prepared: dict[int, Future[BatchFeature]] = {}
-        self._weights = _versions(vlm)
+        self.keep = keep
+        self._read_as = _how_read(vlm) if keep else {}
         self._vision = Vision(vlm, questions)
         self._kept: dict[int, Prefix] = {}
         self.places: dict[int, PlaceName] = {}
@@ -522,14 +530,39 @@ class PrefixStore(Sequence[Prefix]):
         tokens = self.vlm.encode(self.questions[0])["input_ids"].shape[1]
         return prompts_at_once(self.vlm, tokens)
 
-    def require(self, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
-        """Raise EditError if the store is for other questions, another scoring, or weights that have changed since."""
-        if [q.id for q in self.questions] != [q.id for q in questions]:
+    def require(self, vlm: VLM, questions: Sequence[Question], scoring: Scoring = "auto") -> None:
+        """Raise EditError if the store is for another model, other questions or another scoring, or if the model has changed since."""
+        if vlm.hf_model is not self.vlm.hf_model:
+            raise EditError(f"the prompts were read by another model ({self.vlm.name}): give prompts of {vlm.name}, or none")
+        if len(self.questions) != len(questions) or not all(map(_asked_alike, self.questions, questions)):
             raise EditError("the prompts are those of other questions: give the prompts of these questions, or none")
         if self.scoring != scoring:
             raise EditError(f"the prompts were read for scoring={self.scoring!r}, not {scoring!r}: give both the same scoring")
-        if self._weights != _versions(self.vlm):
-            raise EditError(f"the weights of {self.vlm.name} were changed since these prompts were made: make them again, or give none")
+        before, now = self._read_as, _how_read(vlm) if self.keep else {}
+        for what in now:
+            if now[what] != before[what] and (what != MODULES or not self._reads_the_same()):
+                raise EditError(f"{what} of {vlm.name} changed since these prompts were made: make them again, or give none")
+        if now != before:
+            self._read_as, self.clean = now, None
+
+    def _reads_the_same(self) -> bool:
+        """Whether a kept prompt, read again, is what it was: a hook may change something or only look on."""
+        index = next(iter(self._kept), None)
+        if index is None:
+            return True
+        batch = self[index].part(0, 1)
+        try:
+            with self.vlm.alone():
+                again = read_prefix(self.vlm, batch.questions, scoring=self.scoring)
+        except Exception as error:
+            if out_of_memory(error):
+                return True  # what comes next says so
+            raise
+        pairs = [
+            (k, a) for k, a in zip(batch.layers, again.layers, strict=True) if isinstance(k, PrefixLayer) and isinstance(a, PrefixLayer)
+        ]
+        both = [(getattr(k, name)[:, :, -a.keys.shape[2] :], getattr(a, name)) for k, a in pairs for name in ("keys", "values")]
+        return all(torch.allclose(kept, new, rtol=1e-2, atol=1e-2 * float(new.abs().max())) for kept, new in both)
 
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
@@ -666,6 +699,34 @@ def open_pair(first: Callable[[VLM], PrefixStore], second: Callable[[VLM], Prefi
     return StorePair(first(vlm), second(vlm))
 
 
-def _versions(vlm: VLM) -> list[tuple[int, int]]:
-    """Each weight's address and torch's count of writes to it."""
-    return [(weight.data_ptr(), weight._version) for weight in vlm.hf_model.parameters()]
+def _asked_alike(one: Question, other: Question) -> bool:
+    """Whether two questions are the same prompt with the same choices, whatever their answers and names."""
+    if one is other:
+        return True
+    if (one.text, one.choices) != (other.text, other.choices):
+        return False
+    return one.image_sources == other.image_sources or one.image_digest == other.image_digest
+
+
+def _how_read(vlm: VLM) -> dict[str, Any]:
+    """What prompts depend on besides the questions, by name."""
+    processor, tokenizer = vlm.processor, vlm.tokenizer
+    texts = (vlm.prompt, processor.chat_template, id(tokenizer), len(tokenizer), vlm.choice_space)
+    return {
+        "the prompt, the processor or the choice space": (*texts, *processor_settings(processor)),
+        MODULES: vlm.state,
+        "the weights": [(weight.data_ptr(), weight._version, _sample(weight)) for weight in vlm.hf_model.parameters()],
+    }
+
+
+def _sample(weight: Tensor) -> float | None:
+    """The sum of some numbers of a weight, as `weight.data[...] = 0` leaves no trace in torch's count of writes."""
+    plain = type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.is_contiguous()
+    if not plain or weight.is_meta or not weight.numel():
+        return None
+    return float(weight.detach().view(-1)[_places(weight.numel(), weight.device)].double().sum())
+
+
+@lru_cache(256)
+def _places(numel: int, device: torch.device) -> Tensor:
+    return torch.randint(numel, (min(numel, SAMPLED),), generator=torch.Generator().manual_seed(numel)).to(device)

@@ -77,7 +77,17 @@ def scores_of(vlm: VLM, question: Question, scoring: Scoring, run: Callable[[dic
 
 def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, scope: str) -> Float[Tensor, "1 tokens vocabulary"]:
     """Logits [1, T + k, V] of a full forward pass, with the edit at the prompt's last token and, by scope, after it."""
-    end = T if scope == "last" else None
+    end, found = T if scope == "last" else None, []
+    # Behind hooks of others on the whole model, whose work a trace's own output would leave out.
+    hook = vlm.hf_model.register_forward_hook(lambda module, args, out: found.append(out.logits))
+    try:
+        _traced(vlm, inputs, parts, T, end)
+    finally:
+        hook.remove()
+    return found[-1]
+
+
+def _traced(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T: int, end: int | None) -> None:
     with vlm.alone(), whole_prompt(vlm.hf_model, inputs, T), vlm.nn.trace(**inputs, use_cache=False):
         for number, block in enumerate(vlm.head_layers):
             part, layer = parts.get(number), vlm.layers[block.number]
@@ -92,8 +102,6 @@ def forward(vlm: VLM, inputs: dict[str, Tensor], parts: dict[int, LayerEdit], T:
                 out = mlp_rows(mlp.output, 1)
                 edited = out[:, T - 1 : end] * part.mlp_scale.to(out.device)
                 mlp.output = with_mlp_rows(mlp.output, _splice(out, edited.to(out.dtype), T))
-        logits = vlm.nn.output.logits.save()
-    return logits
 
 
 def _splice(whole: torch.Tensor, edited: Tensor, T: int) -> Tensor:

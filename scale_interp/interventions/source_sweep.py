@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.there import there
 from ..vlm.token_groups import At
 from ..vlm.vlm import VLM
 from .edit import Change, Component
@@ -124,13 +125,14 @@ def same_beginning(source: WholePrompts, prompts: WholePrompts, columns: Sequenc
     if not all(_equal(a.given, b.given) and _equal(a.seen, b.seen) for a, b in pairs):
         return L, 0
     layer = max((number + 1 for number, (a, b) in enumerate(pairs) if not _equal(a.between, b.between)), default=0)
-    first = prompts.length - 1 if layer < L else 0
-    for a, b in pairs[layer:]:
-        same = (a.hidden == b.hidden).all(-1)
-        for row, own in zip(same, columns, strict=True):
-            row[own] = True
-        first = min([first, *(~same).any(0).nonzero()[:1, 0].tolist()])
-    return layer, prompts.apart_from(first)
+    if layer == L:
+        return layer, prompts.apart_from(0)
+    put = torch.zeros(source.layers[0].hidden.shape[:2], dtype=torch.bool)
+    for row, own in zip(put, columns, strict=True):
+        row[own] = True
+    differ = torch.stack([(a.hidden != b.hidden).any(-1).to(source.layers[0].hidden.device) for a, b in pairs[layer:]]).any(0)
+    first = (differ & ~there(put, differ.device)).any(0).nonzero()[:1, 0].tolist()
+    return layer, prompts.apart_from(min([prompts.length - 1, *first]))
 
 
 def _equal(a: Any, b: Any) -> bool:

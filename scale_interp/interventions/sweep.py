@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.there import there
 from ..errors import EditError
 from ..vlm.token_groups import At
 from .edit import Change, Head, LayerEdit, Scope, check_heads
@@ -94,7 +95,7 @@ class HeadSweep:
         if self.source is None:
             return one_head_each(first, index, self.n_heads, self.scale)
         source = self.source[:, layer] if self.source.shape[0] == 1 else self.source[rows, layer]
-        return one_head_each(first, index, self.n_heads, self.scale, source[:, index])
+        return one_head_each(first, index, self.n_heads, self.scale, source[:, there(torch.tensor(index), source.device)])
 
     def changes(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> list[Change]:
         """The same as a change of this layer's heads, at tokens."""
@@ -107,10 +108,10 @@ class HeadSweep:
 def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, values: Tensor | None = None) -> LayerEdit:
     """A layer's edit in which row `first` + n multiplies only heads[n] by scale and adds values[:, n], [b, n, D]."""
     n, index = torch.arange(len(heads)), torch.tensor(heads)
-    factors = torch.ones(1, len(heads), n_heads)
+    factors = torch.ones(1, len(heads), n_heads, dtype=torch.float32)
     factors[0, n, index] = scale
     if values is None:
         return LayerEdit(first, factors)
     shift = values.new_zeros(len(values), len(heads), n_heads, values.shape[-1])
-    shift[:, n, index] = values
-    return LayerEdit(first, factors.to(values.device), shift)
+    shift[:, there(n, values.device), there(index, values.device)] = values
+    return LayerEdit(first, there(factors, values.device), shift)

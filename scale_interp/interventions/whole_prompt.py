@@ -142,6 +142,7 @@ def read_whole(
         The prompts.
     """
     require_none_attached(vlm.hf_model)
+    vlm.require_no_traced_edits()
     inputs = vlm.encode(questions)
     choices = read_choices(vlm, questions, inputs["input_ids"][:, -1], scoring)
     T, R = inputs["input_ids"].shape[1], choices.tokens.shape[1]

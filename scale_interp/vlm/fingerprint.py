@@ -39,7 +39,7 @@ def fingerprint(model: nn.Module) -> str:
     for name, tensor in _tensors(model):
         state.update(f"{name} {tensor.dtype} {tuple(tensor.shape)} {_settings(tensor)} {checksum(tensor)};".encode())
     for name, module in model.named_modules():
-        state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {_scalars(module)};".encode())
+        state.update(f"{name} {type(module).__module__}.{type(module).__qualname__} {plain_settings(module)};".encode())
     state.update(_plain(getattr(model, "config", None)).encode())
     return state.hexdigest()
 
@@ -116,7 +116,7 @@ def _scales(module: nn.Module, weight: Tensor) -> Iterator[tuple[str, Tensor]]:
         yield "SCB", of_8_bits
 
 
-def _scalars(module: nn.Module) -> str:
+def plain_settings(module: nn.Module) -> str:
     """The plain settings of a module, such as the scaling of a LoRA layer, the window of an attention layer, or a dropout's share."""
     found: dict[str, Any] = {}
     if (threshold := getattr(vars(module).get("state"), "threshold", None)) is not None:
@@ -149,11 +149,13 @@ def processor_fingerprint(processor: Any, prompt: str | None) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Before the added tokens stands how the last call padded, which every call here sets again.
     words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str().partition('"added_tokens"')[2]
-    parts: list[Any] = [prompt, processor.chat_template, words]
-    for name, value in sorted(vars(processor).items()):
-        if name != "tokenizer":
-            parts.append(f"{name} {_plain(value)}")
+    parts: list[Any] = [prompt, processor.chat_template, words, *processor_settings(processor)]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def processor_settings(processor: Any) -> list[str]:
+    """The settings of a processor's parts, without its tokenizer."""
+    return [f"{name} {_plain(value)}" for name, value in sorted(vars(processor).items()) if name != "tokenizer"]
 
 
 def numerics(device: torch.device) -> dict[str, Any]:

@@ -19,14 +19,15 @@ from transformers import BatchFeature, PreTrainedModel, ProcessorMixin
 
 from ..core.notebook import NotebookView
 from ..core.out_of_memory import out_of_memory
+from ..core.there import there
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
 from ..data.wording import short
-from ..errors import DataError, DataWarning, ModelError
+from ..errors import DataError, DataWarning, EditError, ModelError, RunWarning
 from . import families
 from .decoder import Decoder, setting
-from .fingerprint import fingerprint, numerics, processor_fingerprint
+from .fingerprint import fingerprint, numerics, plain_settings, processor_fingerprint
 from .generation import Settings, check_arguments, neutral
 from .lock import alone, forget_guard, own_passes
 from .mode import require_ready
@@ -158,7 +159,8 @@ class VLM(NotebookView):
         vars(made).pop("layers", None)
         made.parts = families.describe(made.hf_model, made.name)
         made.head_layers = made.parts.heads
-        made.nn, made.text = NNsight(made.hf_model), NNsight(made.decoder)
+        made._modules = []
+        made.renew()
         return made
 
     def alone(self) -> AbstractContextManager[None]:
@@ -232,11 +234,23 @@ class VLM(NotebookView):
                 yield name, module.forward
         own = (*OWN_HOOKS, own_passes)
         yield from ((n, hook) for n, hook in hooks if hook not in own and getattr(hook, "__module__", "").partition(".")[0] not in own)
-        yield from (("nnsight", edit) for view in (self.nn, self.text) for edit in getattr(view, "_edits", ()))
+        yield from (("nnsight", edit) for edit in self._traced_edits())
+
+    def _traced_edits(self) -> list[Any]:
+        """nnsight's persistent edits, which act in traces alone."""
+        return [edit for view in (self.nn, self.text) for edit in getattr(view, "_edits", ())]
+
+    def require_no_traced_edits(self) -> None:
+        """Raise EditError where nnsight has persistent edits of this model, before a pass that is no trace and would ignore them."""
+        if self._traced_edits():
+            raise EditError(
+                f"{self.name} has persistent edits of nnsight, which act in traces alone, and this run is none: use path='reference' "
+                "where it can be chosen, or register_forward_hook in place of the edits (vlm.nn.clear_edits() removes them)"
+            )
 
     @property
     def state(self) -> str:
-        """A hash of what decides, besides the weights' values, whether the paths agree: modules, attention, dtypes, devices, hooks."""
+        """A hash of what decides, besides the weights' values, whether the paths agree: modules, adapters, attention, dtypes, hooks."""
         with self.alone():
             return self._state()
 
@@ -244,6 +258,7 @@ class VLM(NotebookView):
         model = self.hf_model
         about = [self.decoder.config._attn_implementation, str(model.training)]
         about += [f"{name} {type(module).__module__}.{type(module).__qualname__}" for name, module in model.named_modules()]
+        about += [f"{name} {plain_settings(module)}" for name, module in model.named_modules() if hasattr(module, "_disable_adapters")]
         about += sorted({f"{weight.dtype} {weight.device}" for weight in model.parameters()})
         about += [f"{name} {type(hook).__qualname__} {getattr(hook, '__qualname__', '')}" for name, hook in self._foreign_code()]
         return hashlib.blake2b("\n".join(about).encode(), digest_size=16).hexdigest()
@@ -269,6 +284,13 @@ class VLM(NotebookView):
         """Make nnsight's views of the model again where its modules, from `walk`, have changed since: an adapter was added, say."""
         found = [id(module) for module in (walk(self.hf_model) if modules is None else modules)]
         if found != self._modules:
+            if hasattr(self, "nn") and self._traced_edits():
+                warnings.warn(
+                    f"{self.name}: its modules have changed, so nnsight's views of it are made anew, and persistent edits of the old ones "
+                    "are gone: make them again",
+                    RunWarning,
+                    stacklevel=4,
+                )
             self._modules = found
             self.nn, self.text = NNsight(self.hf_model), NNsight(self.decoder)
             vars(self).pop("layers", None)
@@ -468,7 +490,8 @@ class VLM(NotebookView):
         """Processed inputs on the model's device, pixels in its dtype."""
         for key, value in inputs.items():
             if isinstance(value, Tensor):
-                inputs[key] = value.to(self.device, self.dtype if value.is_floating_point() else None)
+                value = there(value, self.device)
+                inputs[key] = value.to(self.dtype) if value.is_floating_point() else value
         return inputs
 
     def _processed(self, questions: Sequence[Question], texts: Sequence[str]) -> BatchFeature:
@@ -659,6 +682,7 @@ class VLM(NotebookView):
         (2, <class 'str'>, 6)
         """
         check_arguments(kwargs, settings, max_new_tokens)
+        self.require_no_traced_edits()
         if kwargs.get("stop_strings") is not None:
             kwargs.setdefault("tokenizer", self.tokenizer)
         if settings == "checkpoint":

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -52,6 +53,22 @@ def test_layers_and_granularity(vlm, train):
     assert si.fit_scale(vlm, train, layers=[3, 4], epochs=1).n_parameters == 18
     assert (scale.scalars.amax(1) == scale.scalars.amin(1)).all()
     assert (scale.scalars[:, 0] != 1).nonzero().flatten().tolist() == [3, 4] == (scale.mlp_scalars != 1).nonzero().flatten().tolist()
+
+
+def test_layers_hold_for_every_fit_and_for_what_is_made_of_it(vlm, train, tmp_path):
+    """Also for fits of all heads, for which heads of other layers were learned, and for scalars that are permuted or drawn."""
+    plan = [si.Fit("all"), si.Fit("some", ((3, 1), (2, 0)))]
+    fits = si.fit_scales(vlm, train, plan, layers=[4, 3], epochs=1, validation=0.0, keep="last")
+    assert [fit.n_parameters for fit in fits] == [18, 3]
+    made = [one for fit in fits for one in (fit, fit.permuted(0), fit.randomised(0))]
+    fits[0].save_pretrained(tmp_path)
+    for scale in [*made, si.ScAle.from_pretrained(tmp_path)]:
+        moved = (scale.scalars != 1).any(1) | (scale.mlp_scalars != 1)
+        assert moved[3] and not moved[[0, 1, 2, 5]].any()
+        assert set(scale.to_frame().layer) <= {3, 4}
+    column = si.viz.scalar_heatmap(fits[0]).data[1].z[:, 0]
+    assert np.isfinite(column).tolist() == [False, False, False, True, True, False]
+    assert fits[0].permuted(0).mlp_scalars[3:5].sort().values.equal(fits[0].mlp_scalars[3:5].sort().values)
 
 
 @pytest.mark.parametrize("bound", ["tanh", "sigmoid", "clamp", "exp", "none"])

@@ -1,9 +1,11 @@
-"""The device that these tests run on: a GPU, or the one that SCALE_INTERP_TEST_DEVICE names (`cpu` runs every body without a GPU)."""
+"""The device that these tests run on: a GPU, the pretended one of `support/pretended_gpu.py`, or what SCALE_INTERP_TEST_DEVICE names."""
 
 import ctypes
 import gc
 import os
 import resource
+import sys
+import warnings
 from contextlib import contextmanager
 
 import psutil
@@ -25,7 +27,7 @@ def pytest_collection_modifyitems(items):
     for item in here:
         item.add_marker(pytest.mark.cuda)
         if DEVICE.startswith("cuda") and not torch.cuda.is_available():
-            item.add_marker(pytest.mark.skip(reason="no GPU here; SCALE_INTERP_TEST_DEVICE=cpu runs the same bodies on the CPU"))
+            item.add_marker(pytest.mark.skip(reason="no GPU here; `-p tests.support.pretended_gpu` pretends one"))
 
 
 @pytest.fixture(scope="session")
@@ -65,6 +67,33 @@ def questions():
     first = three_questions()
     longer = si.Question(first[0].text, ("above left", "above right", "below"), 1, picture=first[0].picture, id="long")
     return [*first, longer]
+
+
+@pytest.fixture
+def waits(device):
+    """A block that lists what the CPU waits for the GPU for."""
+    if device.type != "cuda":
+        pytest.skip("nothing waits for a CPU")
+    pretended = sys.modules.get("tests.support.pretended_gpu")
+
+    @contextmanager
+    def block():
+        found = []
+        if pretended is not None:
+            before = pretended.waits.copy()
+            yield found
+            found += (pretended.waits - before).elements()
+            return
+        torch.cuda.set_sync_debug_mode("warn")
+        try:
+            with warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                yield found
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        found += [str(one.message) for one in said if "synchronizing" in str(one.message)]
+
+    return block
 
 
 @pytest.fixture

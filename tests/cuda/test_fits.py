@@ -44,6 +44,16 @@ def test_gradients_accumulate_to_the_same_numbers(models, train, name, dtype, al
         assert float((other - slopes[0]).abs().max()) <= allowed * largest
 
 
+def test_a_step_waits_for_the_gpu_as_often_in_every_model(there, train, waits):
+    """Once to see that scores are finite, and for the two gradients that go back to the optimiser; not once a layer."""
+    learner = Learner(there, train, [si.Fit()], FitSettings(batch_size=12), None)
+    prompts = PrefixStore(there, train, 12, within=12)
+    learner.step(prompts, prompts.steps[0], None, 0)
+    with waits() as found:
+        learner.step(prompts, prompts.steps[0], None, 0)
+    assert 0 < len(found) <= 3, found
+
+
 def test_side_by_side_is_one_by_one(there, train):
     fits = [si.Fit("all"), si.Fit("few", ((2, 1), (3, 0)), seed=1), si.Fit("frozen", frozen=True)]
     together = si.fit_scales(there, train[:12], fits, **SETTINGS)

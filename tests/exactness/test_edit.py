@@ -44,6 +44,23 @@ def test_restrict_leaves_the_rest_alone():
     assert torch.equal(edit.mlp_scale[:, 0], drawn(1).mlp_scale[:, 0]) and (edit.mlp_scale[:, 1] == 1).all()
 
 
+def test_restrict_drops_what_is_of_no_head_and_no_mlp():
+    parts = {"attn_scale": torch.zeros(1, L), "resid_shift": torch.ones(1, L, 5), "mlp_shift": torch.ones(1, L, 5)}
+    edit = si.Edit(scale=torch.zeros(1, L, H), **parts).restrict([(0, 1)], mlp_layers=[1])
+    assert set(edit.parts) == {"scale", "mlp_shift"}
+    assert edit.scale.tolist() == [[[1, 0, 1], [1, 1, 1]]] and edit.mlp_shift.sum(-1).tolist() == [[0, 5]]
+    with pytest.raises(EditError, match="nothing of this edit acts on heads or MLPs"):
+        si.Edit(attn_scale=torch.zeros(1, L)).restrict([(0, 1)])
+
+
+def test_a_part_of_a_head_is_no_head():
+    with pytest.raises(EditError, match=r"head \(1.7, 0\) is not a \(layer, head\) pair"):
+        si.Edit.scaling([(1.7, 0)], 0.0, L, H)
+    assert torch.equal(si.Edit.scaling([(1.0, torch.tensor(2))], 0.0, L, H).scale, si.Edit.scaling([(1, 2)], 0.0, L, H).scale)
+    with pytest.raises(EditError, match="complex"):
+        si.Edit(scale=torch.ones(1, L, H) + 1j)
+
+
 def test_starts_are_the_first_changed_layers():
     scale = torch.ones(3, L, H)
     scale[1, 1, 0] = 0

@@ -3,12 +3,13 @@
 import gc
 import shutil
 from collections import namedtuple
+from dataclasses import replace
 
 import pytest
 import torch
 
 import scale_interp as si
-from scale_interp.errors import MemoryWarning, ModelError
+from scale_interp.errors import EditError, MemoryWarning, ModelError
 from scale_interp.execution.memory import prompt_bytes
 from scale_interp.interventions import placement, prefix, storage
 from scale_interp.interventions import prefix_disk as spill
@@ -45,6 +46,79 @@ def test_a_fit_reads_each_prompt_once(vlm, train, mode):
     scale = si.fit_scale(vlm, train, prompts=prompts, epochs=3)
     assert torch.equal(scale.scalars, si.fit_scale(vlm, train, epochs=3, batch_size=8).scalars)
     assert prompts.reads == (4 * (1 + 2 * 3) if mode == "recompute" else 4)
+
+
+def behind_torchs_back(model):
+    model.all_layers[1].mlp.down_proj.weight.data *= 0.5
+
+
+def hook(model):
+    model.all_layers[1].mlp.register_forward_hook(lambda module, args, out: out * 0.5)
+
+
+def other_choice_space(model):
+    model.choice_space = "with"
+
+
+def other_image_processing(model):
+    model.processor.image_processor.image_mean = [0.1, 0.1, 0.1]
+
+
+def adapter_off(model):
+    model.all_layers[1].mlp.up_proj.enable_adapters(False)
+
+
+@pytest.mark.parametrize(
+    "change", [behind_torchs_back, hook, other_choice_space, other_image_processing, adapter_off], ids=lambda change: change.__name__
+)
+def test_prompts_of_a_model_that_has_changed_are_refused(train, change):
+    from peft import LoraConfig, inject_adapter_in_model
+
+    model, four = si.load("demo"), train[:4]
+    lora = LoraConfig(r=2, target_modules=r".*language_model\.layers\.1\.mlp\.up_proj", init_lora_weights=False)
+    inject_adapter_in_model(lora, model.hf_model)
+    model.hf_model.eval()
+    prompts = PrefixStore(model, four)
+    first = si.run_edits(model, four, prompts=prompts)
+    assert torch.equal(si.run_edits(model, four, prompts=prompts), first)
+    change(model)
+    with pytest.raises(EditError, match="changed since these prompts were made"):
+        si.run_edits(model, four, prompts=prompts)
+
+
+def test_a_hook_that_looks_on_leaves_prompts_as_they_are(train):
+    """One that changes the last token alone leaves them too, but not what the last tokens computed."""
+    model, four, seen = si.load("demo"), train[:4], []
+    prompts = PrefixStore(model, four)
+    before = si.ablate(model, four, "mean", prompts=prompts)
+    with model.all_layers[1].register_forward_hook(lambda module, args, out: seen.append(module)):
+        assert torch.equal(si.ablate(model, four, "mean", prompts=prompts).per_question, before.per_question) and seen
+    model.all_layers[-1].mlp.register_forward_hook(lambda module, args, out: out * 0.5)
+    changed = si.ablate(model, four, "mean", prompts=prompts)
+    assert torch.equal(changed.per_question, si.ablate(model, four, "mean").per_question)
+    assert not torch.equal(changed.per_question, before.per_question)
+
+
+def test_prompts_of_another_model_or_another_prompt_are_refused(vlm, train):
+    prompts, four = PrefixStore(vlm, train[:4]), train[:4]
+    with pytest.raises(EditError, match="read by another model"):
+        si.evaluate(si.load("demo-prior"), four, prompts=prompts)
+    with pytest.raises(EditError, match="the prompt, the processor"):
+        si.evaluate(vlm.with_prompt("{images}{text} Say: "), four, prompts=prompts)
+
+
+def test_prompts_are_compared_by_what_is_asked_and_shown(vlm, train):
+    """Not by names, which questions with other images may share, and not by answers, which prompts do not show."""
+    four = train[:4]
+    prompts = PrefixStore(vlm, four)
+    shown = [replace(q, image=other.image_source) for q, other in zip(four, [*four[1:], four[0]], strict=True)]
+    with pytest.raises(EditError, match="of other questions"):
+        si.run_edits(vlm, shown, prompts=prompts)
+    renamed = [replace(q, id=f"again {i}", image=q.image) for i, q in enumerate(four)]
+    assert torch.equal(si.run_edits(vlm, renamed, prompts=prompts), si.run_edits(vlm, four, prompts=prompts))
+    taught = [replace(q, answer=(q.answer + 1) % 4) for q in four]
+    for method in (si.attribute, si.ablate):
+        assert torch.equal(method(vlm, taught, prompts=prompts).per_question, method(vlm, taught).per_question)
 
 
 def test_what_exceeds_the_memory_goes_to_disk(vlm, train, monkeypatch):
@@ -91,6 +165,15 @@ def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, wh
     with pytest.warns(MemoryWarning):
         assert all(torch.equal(a, b) for a, b in zip(first, layers(prompts[0]), strict=True))
     assert prompts.reads == 2
+
+
+def test_a_folder_that_somebody_deletes_is_said_and_its_prompts_read_again(vlm, train):
+    prompts = PrefixStore(vlm, train[:16], 8, cache="disk")
+    whole = [layers(prompts[0]), layers(PrefixStore(vlm, train[:16], 8)[1])]
+    shutil.rmtree(prompts._spill.folder)
+    with pytest.warns(MemoryWarning, match="No such file"):
+        again = [layers(batch) for batch in prompts]
+    assert all(torch.equal(a, b) for one, other in zip(whole, again, strict=True) for a, b in zip(one, other, strict=True))
 
 
 def test_the_mode_is_the_models(train):

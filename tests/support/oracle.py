@@ -13,6 +13,7 @@ def hooked_logits(model, inputs, scale=None, shift=None, mlp_scale=None, positio
     """Logits [T, V] of one whole forward pass; scale [L, H], shift [L, H, D], mlp_scale [L] act at `positions`."""
     decoder, hooks = model.get_decoder(), []
     decoder = getattr(decoder, "model", decoder)
+    scale, shift, mlp_scale = (part if part is None else part.to(model.device) for part in (scale, shift, mlp_scale))
     H = model.config.get_text_config().num_attention_heads
 
     def edit_heads(layer):
@@ -89,10 +90,10 @@ def hooked_scores(vlm, question, edit, variant, scope="last"):
             return hooked_logits(vlm.hf_model, inputs, **parts, positions=[T - 1])[-1][[i[0] for i in ids]]
         scores = []
         for choice in ids:
-            more = torch.tensor([choice[:-1]], dtype=torch.long)
+            more = inputs["input_ids"].new_tensor([choice[:-1]])
             longer = inputs | {
                 "input_ids": torch.cat([inputs["input_ids"], more], 1),
-                "attention_mask": torch.ones(1, T + len(choice) - 1, dtype=torch.long),
+                "attention_mask": inputs["attention_mask"].new_ones(1, T + len(choice) - 1),
             }
             for name in {"token_type_ids", "mm_token_type_ids"} & inputs.keys():
                 # PaliGemma's 1 marks an answer, which the prompt does not see; elsewhere 0 marks text

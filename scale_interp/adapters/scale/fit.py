@@ -22,6 +22,7 @@ from torch import Tensor
 from ...attribution.ablation import provenance
 from ...core.arguments import Count, Raises, Seed, checked, checked_settings
 from ...core.progress import track
+from ...core.there import there
 from ...data.items import groups, require
 from ...data.question import Question
 from ...errors import DataError, EditError, PathWarning
@@ -31,9 +32,9 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_edited, run_packed
+from ...interventions.packed import run_edited
 from ...interventions.parts import in_parts
-from ...interventions.paths import check_finite, join
+from ...interventions.paths import check_finite, join, packed_batch
 from ...interventions.positions import choose_path_at
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.suffix import run_suffix
@@ -140,8 +141,9 @@ class FitSettings:
         for name in ("radius", "lr", "epochs", "batch_size", "patience", "eps", "clip"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
-        if self.l2 < 0:
-            raise EditError(f"l2={self.l2}: give a number of at least 0")
+        for name in ("l1", "l2", "retain_weight"):
+            if getattr(self, name) < 0:
+                raise EditError(f"{name}={getattr(self, name)}: give a number of at least 0")
         if self.at != "last":
             object.__setattr__(self, "scope", "last")
 
@@ -248,12 +250,8 @@ def fit_scale(
     >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
     'vocabulary'
     """
-    every = [(layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads)]
-    chosen = every if heads is None else check_heads(heads, vlm.n_layers, vlm.n_heads)
     only = None if layers is None else _check_layers(layers, vlm.n_layers)
-    if only is not None:
-        chosen = [h for h in chosen if h[0] in only]
-    fit = Fit("fit", tuple(chosen), mlp, seed=seed)
+    fit = Fit("fit", None if heads is None else tuple(check_heads(heads, vlm.n_layers, vlm.n_heads)), mlp, seed=seed)
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
 
@@ -317,7 +315,7 @@ def fit_scales(
     learner = Learner(vlm, train, fits, options, layers)
     if prompts is None:
         prompts = prompts_to_fit(vlm, train, len(fits), options)
-    prompts.require(train)
+    prompts.require(vlm, train)
     size = prompts.within or prompts.batch_size
     if options.accumulate > 1 and size != options.questions_per_step:
         raise EditError(
@@ -390,6 +388,7 @@ class Learner:
 
     def __init__(self, vlm: VLM, train: Sequence[Question], fits: Sequence[Fit], options: FitSettings, layers: Sequence[int] | None):
         self.vlm, self.fits, self.options = vlm, fits, options
+        self.layers = None if layers is None else _check_layers(layers, vlm.n_layers)
         F_, L, H = len(fits), vlm.n_layers, vlm.n_heads
         self.heads = [self._heads(fit) for fit in fits]
         self.on = torch.zeros(F_, L, H, dtype=torch.bool)
@@ -397,12 +396,12 @@ class Learner:
         for f, fit in enumerate(fits):
             for head in self.heads[f]:
                 self.on[f][head] = True
-            self.mlp_on[f, list(layers) if layers is not None else slice(None)] = fit.mlp
+            self.mlp_on[f, slice(None) if self.layers is None else self.layers] = fit.mlp
             if not (self.on[f].any() or self.mlp_on[f].any()):
                 raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
-        self.theta = torch.zeros(shape, requires_grad=True)
-        self.phi = torch.zeros(F_, L, requires_grad=True)
+        self.theta = torch.zeros(shape, dtype=torch.float32, requires_grad=True)
+        self.phi = torch.zeros(F_, L, dtype=torch.float32, requires_grad=True)
         self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
@@ -417,7 +416,8 @@ class Learner:
 
     def _heads(self, fit: Fit) -> tuple[Head, ...]:
         L, H = self.vlm.n_layers, self.vlm.n_heads
-        return tuple((i, h) for i in range(L) for h in range(H)) if fit.heads is None else tuple(check_heads(fit.heads, L, H))
+        chosen = [(i, h) for i in range(L) for h in range(H)] if fit.heads is None else check_heads(fit.heads, L, H)
+        return tuple(head for head in chosen if self.layers is None or head[0] in self.layers)
 
     def scalars(self) -> tuple[Tensor, Tensor]:
         """Scalars [F, L, H] and MLP scalars [F, L]; exactly 1 where nothing is learned."""
@@ -441,7 +441,7 @@ class Learner:
             prefix = replace(prefix, choices=prefix.choices.likelihoods())
         scores = edited_scores(self.vlm, prefix, edit)
         check_finite(self.vlm, prefix.questions, scores.detach(), edit, prefix.rows.start or 0)
-        answers, learns = (t[self.running][:, prefix.rows].T.to(scores.device) for t in (self.answers, self.trains))
+        answers, learns = (there(t[self.running][:, prefix.rows].T, scores.device) for t in (self.answers, self.trains))
         if self.options.loss == "vocabulary":
             losses = -scores.gather(-1, answers[..., None])[..., 0]
         else:
@@ -461,7 +461,7 @@ class Learner:
 
         def learn(part: Prefix) -> tuple[Tensor, ...]:
             losses, *_ = self._losses(part)
-            return self._slopes((losses * weights[part.rows.start - first : part.rows.stop - first].to(losses.device)).sum())
+            return self._slopes((losses * there(weights[part.rows.start - first : part.rows.stop - first], losses.device)).sum())
 
         def retain(part: Prefix) -> tuple[Tensor, ...]:
             assert kept is not None
@@ -572,7 +572,7 @@ class Learner:
 
     def results(self, made: dict[str, Any]) -> list[ScAle]:
         """One ScAle per fit."""
-        settings = asdict(self.options)
+        settings = asdict(self.options) | ({} if self.layers is None else {"layers": self.layers})
         out = []
         for f, fit in enumerate(self.fits):
             on = self.on[f] if self.options.granularity == "head" else self.on[f].any(1)
@@ -596,7 +596,7 @@ class _Retained:
     def __init__(self, vlm: VLM, questions: Sequence[Question], n_fits: int, options: FitSettings):
         self.vlm, self.prompts = vlm, prompts_to_fit(vlm, require(questions), n_fits, options)
         with torch.no_grad():
-            found = [run_packed(vlm, prefix, None)[0].log_softmax(-1)[:, None] for prefix in self.prompts]
+            found = [packed_batch(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
         self.base = join(found)[:, 0]
 
     def batches(self, step: int) -> list[int]:
@@ -626,8 +626,8 @@ def _clipped(slope: Tensor, most: float) -> Tensor:
 
 
 def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
-    out = list(layers)
-    wrong = [i for i in out if not 0 <= i < n_layers]
+    out = [i.item() if isinstance(i, Tensor | np.generic) else i for i in layers]
+    wrong = [i for i in out if not isinstance(i, int) or not 0 <= i < n_layers]
     if wrong or len(set(out)) < len(out):
         raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
     return out
