@@ -278,7 +278,7 @@ def test_a_file_is_named_by_its_form(tmp_path):
     (tmp_path / "own.jsonl").write_text("")
     with pytest.raises(DataError, match=rf"JSON lines are named jsonl:{tmp_path}/own.jsonl"):
         si.load_questions(f"{tmp_path}/own.jsonl")
-    with pytest.raises(DataError, match="no question in it"):
+    with pytest.raises(DataError, match="with no questions in it"):
         si.load_questions(f"jsonl:{tmp_path}/own.jsonl")
 
 
