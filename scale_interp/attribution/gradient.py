@@ -113,7 +113,8 @@ def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tens
     scores = _edited(vlm, corrupt, Edit(shift=shift))
     (slope,) = torch.autograd.grad(contrast_diff(scores, members).sum(), shift)
     gaps = contrast_diff(clean_scores, members) - contrast_diff(corrupt_scores, members)
-    return {"effects": ((z_clean - z_corrupt) * slope[:, 0]).sum(-1), "gaps": gaps}
+    wide = torch.promote_types(z_clean.dtype, torch.float32)  # a sum of half's products would be half's
+    return {"effects": ((z_clean.to(wide) - z_corrupt.to(wide)) * slope[:, 0].to(wide)).sum(-1), "gaps": gaps}
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: PrefixStore) -> HeadMap:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from ..attribution.attention.grid import patch_grid
 from ..attribution.attention.last_token import read_attention
 from ..attribution.attention.localization import LocalizationHeads, choose_localization
 from ..attribution.attention.objects import ObjectAttention, object_attention
+from ..core.arguments import AtLeast, Count, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..data import Question
 from ..errors import DataError
@@ -31,6 +33,7 @@ SHOWN = 10
 FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
 
 
+@checked_settings
 @dataclass(frozen=True)
 class AttentionSettings(Inputs):
     """Whose attention is read, and on what.
@@ -45,9 +48,9 @@ class AttentionSettings(Inputs):
     model: str = "demo"
     data: str = "scenes/relation"
     split: str | None = None
-    n: int | None = None
-    seed: int = 0
-    pictures: int = 4
+    n: Count | None = None
+    seed: Seed = 0
+    pictures: Annotated[int, AtLeast(0)] = 4
 
     @property
     def job(self) -> Job:
@@ -57,7 +60,8 @@ class AttentionSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
+        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
+        return self.open_model(self.model), {"all": questions}
 
 
 @dataclass(frozen=True)
