@@ -365,7 +365,8 @@ class Edit:
 
     def near(self, device: torch.device) -> Edit:
         """The edit with its factors on the device: if every layer copied its own, each gradient's way back would make a GPU wait."""
-        return replace(self, **{name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")})
+        moved: dict[str, Any] = {name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")}
+        return replace(self, **moved)
 
     def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""
