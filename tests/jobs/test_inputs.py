@@ -304,3 +304,11 @@ def test_numbers_of_a_wide_table_are_printed_whole(monkeypatch, capsys):
     frame_table(pd.DataFrame({f"column {i}": [0.12345, -1.0] for i in range(14)}), "wide")
     said = capsys.readouterr().out
     assert said.count("0.123") == 14 == said.count("-1.000") and "…" not in said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("{images}{text}{option}", "would show {option} as it stands"), (r"{images}\n{text}", "a backslash and an n")]
+)
+def test_a_prompt_that_shows_what_nobody_means_is_refused(prompt, said):
+    with pytest.raises(ModelError, match=said):
+        si.load("demo", prompt=prompt)
