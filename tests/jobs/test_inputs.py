@@ -4,6 +4,7 @@ import json
 import re
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -12,6 +13,7 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.cli.options import DATA, MODEL
+from scale_interp.cli.printed import frame_table
 from scale_interp.data.readers.source import _NoHub
 from scale_interp.data.splits import split_of
 from scale_interp.errors import ArgumentError, DataError, EditError, FileError, ModelError, ScaleInterpError
@@ -166,6 +168,8 @@ def test_a_longer_run_is_expected_to_take_longer():
     assert expected(Settings(n_train=2 * base.n_train), seconds, steps)["fit"] > 1.5 * usual["fit"]
     assert expected(base, seconds, base.steps(pairs=False))["locate"] < usual["locate"]
     assert set(expected(base, {"reading": 0.1, "heads": 0.5}, steps)) == {"locate", "evaluate"}
+    # What is done already is not to be waited for.
+    assert set(expected(base, seconds, ["falsify top", "report"])) == {"falsify", "report"}
 
 
 def test_check_plans_the_main_job():
@@ -293,3 +297,18 @@ def test_a_mistyped_folder_says_that_the_hub_is_asked(monkeypatch, tmp_path, cap
         with pytest.raises(ModelError):
             si.load(name)
         assert said in (err := capsys.readouterr().err) and bool(err) == bool(said)
+
+
+def test_numbers_of_a_wide_table_are_printed_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    frame_table(pd.DataFrame({f"column {i}": [0.12345, -1.0] for i in range(14)}), "wide")
+    said = capsys.readouterr().out
+    assert said.count("0.123") == 14 == said.count("-1.000") and "…" not in said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("{images}{text}{option}", "would show {option} as it stands"), (r"{images}\n{text}", "a backslash and an n")]
+)
+def test_a_prompt_that_shows_what_nobody_means_is_refused(prompt, said):
+    with pytest.raises(ModelError, match=said):
+        si.load("demo", prompt=prompt)

@@ -354,12 +354,11 @@ class Run:
 
     def plan(self) -> Plan | None:
         """What the work will take, said and kept in plan.json; None where no step is left to do."""
-        if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
+        left = [step for step in self.run_folder.job.steps if not self.run_folder.done(step)]
+        if not left:
             return None
         found = make_plan(self.vlm, self.train)
-        found = replace(
-            found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, list(self.run_folder.job.steps))
-        )
+        found = replace(found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, left))
         for name, said in found.rows():
             self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())
