@@ -26,7 +26,7 @@ from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
-from .page import run_page
+from .page import run_page, without_meaning
 
 SHOWN = 10
 """How many heads the printed table shows, most attention on the boxes first."""
@@ -186,6 +186,7 @@ def notes(result: AttentionResults) -> list[str]:
     found, top = result.found, result.heads.iloc[0]
     name, span = f"({top['layer']:.0f}, {top['head']:.0f})", f"{top['box']:.1%} [{top['box_low']:.1%}, {top['box_high']:.1%}]"
     out = [
+        *without_meaning(found.provenance["model"]),
         f"{len(found.ids)} questions. {float(found.image_share.mean()):.1%} of a prompt's tokens show the image; they draw "
         f"{float(found.image_mass.mean()):.1%} of the last token's attention (mean over heads).",
         f"The asked boxes are {float(found.area.mean()):.1%} of the image's tokens. Head {name} puts most of its attention on them: "

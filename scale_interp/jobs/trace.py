@@ -27,7 +27,7 @@ from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
-from .page import run_page
+from .page import run_page, without_meaning
 
 COMPONENTS = ("resid", "attn", "mlp")
 FILES = (*(f"{name}.safetensors" for name in (*COMPONENTS, "heads")), "positions.csv", "summary.json", "report.html")
@@ -111,7 +111,7 @@ def by_axis(pm: PositionMap) -> dict[str, PositionMap]:
 def notes(result: TraceResults) -> list[str]:
     """The findings in plain words."""
     pm = result.maps["resid"]
-    out = []
+    out = without_meaning(pm.provenance["model"])
     for name, part in {"all questions": pm, **by_axis(pm)}.items():
         low, high = part.interval()
         said = []

@@ -1,11 +1,12 @@
-"""The parts of a traced set: by axis where its answers are places, otherwise by answer."""
+"""Pages of traces and attention: a traced set by axis where its answers are places, otherwise by answer; and notes."""
 
 from dataclasses import replace
 
 import torch
 
 import scale_interp as si
-from scale_interp.jobs.trace import by_axis
+from scale_interp.jobs.attention import AttentionSettings, run_attention
+from scale_interp.jobs.trace import TraceSettings, by_axis, run_trace
 
 
 def test_maps_are_apart_by_axis_or_answer_whatever_the_answers_are(vlm):
@@ -23,3 +24,9 @@ def test_maps_are_apart_by_axis_or_answer_whatever_the_answers_are(vlm):
     found = parts(*["a cup", "a dog"] * 5, *["a hat"] * 4)
     assert [*found] == ["a cup", "a dog"] and len(found["a dog"].per_question) == 5
     assert parts(*["on", "under"] * 5) == {}  # one axis is all of them
+
+
+def test_pages_of_a_model_of_random_weights_say_that_they_mean_nothing(tmp_path):
+    for name, settings, work in (("trace", TraceSettings, run_trace), ("attention", AttentionSettings, run_attention)):
+        _, said = work(settings("tiny-random/llava", n=8), tmp_path / name)
+        assert "random weights" in said[0] and "random weights" in (tmp_path / name / "report.html").read_text()

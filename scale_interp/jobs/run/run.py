@@ -33,6 +33,7 @@ from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import SETTINGS, run_headline
 from ..job import PLACED
+from ..page import without_meaning
 from ..plan import Plan, make_plan
 from .duration import as_found, expected
 from .page import Results, sentences, write_run_report
@@ -336,9 +337,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """What this run could not do or does not mean, in plain words."""
-        out, asked, pairs = [], min(self.settings.n_locate, len(self.train)), self.pairs
-        if self.evaluate()["asked"]["base"].random_weights:
-            out.append("This model has random weights: none of these numbers means anything. The page only shows that everything runs.")
+        out, asked, pairs = without_meaning(self.vlm.name), min(self.settings.n_locate, len(self.train)), self.pairs
         if pairs is None:
             out.append(
                 "No contrast pair could be made of the training questions, so nothing was patched; the top heads are those whose zero "
