@@ -18,7 +18,7 @@ HERE = Path(__file__).parent
 RESULTS = HERE / "format.json"
 N = {"train": 240, "test": 400}
 SEEDS = 2
-SHOWN = (FULL, *FORMAT, "shuffled labels", "output bias", "text-only correction", "another picture")
+SHOWN = (FULL, *FORMAT, "shuffled labels", "output bias", "text-only correction", "another image")
 """The controls that the page lists."""
 
 

@@ -199,7 +199,7 @@ def evaluations(relations: int = 4, fits: int = 3) -> dict[str, Evaluation]:
         :relations
     ]
     questions = [si.Question("Where?", ("a", "b", "c", "d"), 0, id=str(i), relation=words[i % len(words)]) for i in range(40 * len(words))]
-    names = ("base", "ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with non-spatial answers retained")[:fits]
+    names = ("base", "ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with other answers retained")[:fits]
     return {
         n: Evaluation(questions, torch.randn(len(questions), 4, generator=random(14, i)) + torch.tensor([0.9 + i, 0, 0, 0]))
         for i, n in enumerate(names)
@@ -215,7 +215,7 @@ def falsification() -> si.Falsification:
         "heads only": 0.19,
         "MLPs only": 0.08,
     }
-    gains |= {"output bias": 0.03, "text-only correction": 0.05, "no picture": -0.35, "another picture": -0.31, "ScAle": 0.22}
+    gains |= {"output bias": 0.03, "text-only correction": 0.05, "no image": -0.35, "another image": -0.31, "ScAle": 0.22}
     less = {"full_minus": 0.2, "full_minus_p_corrected": 0.004}
     rows = [
         {"control": n, "accuracy": 0.6 + g, "gain": g, "low": g - 0.05 * (g != 0), "high": g + 0.04, "p": 0.001, "p_corrected": 0.01} | less
@@ -227,7 +227,7 @@ def falsification() -> si.Falsification:
 def retained() -> list[dict[str, Any]]:
     tasks, fits = (
         ("colour", "count", "exists", "shape", "all"),
-        ("ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with non-spatial answers retained"),
+        ("ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with other answers retained"),
     )
     change = {(t, f): -0.02 * (i + 1) * (1 - j / 2) for i, t in enumerate(tasks) for j, f in enumerate(fits)}
     return [{"task": t, "fit": f, "change": c, "low": c - 0.03, "high": c + 0.025} for (t, f), c in change.items()]
@@ -251,7 +251,7 @@ def measured(kind: Any, part: str) -> Any:
 def run_rows() -> list[dict[str, Any]]:
     """The rows of `ComparedRuns.answers`."""
     rows: list[dict[str, Any]] = []
-    for i, fit in enumerate(("base", "ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with non-spatial answers retained")):
+    for i, fit in enumerate(("base", "ScAle, all heads and MLPs", "ScAle, top heads", "ScAle with other answers retained")):
         row: dict[str, Any] = {"fit": fit}
         for run, base in ((1, 0.75), (2, 0.62)):
             gain = np.nan if i == 0 else 0.25 - 0.05 * i + 0.03 * run

@@ -19,6 +19,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import capture
 from ..interventions.engine import Path, choose_path, run_with_clean
 from ..interventions.packed import last_token
+from ..interventions.parts import halving
 from ..interventions.paths import check_finite, join
 from ..interventions.positions import choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
@@ -181,6 +182,7 @@ def _clean_runs(vlm: VLM, questions: Sequence[Question], path: Path, prompts: Pr
     return torch.cat([part["z"] for part in found]).to(vlm.device), scores.to(vlm.device)
 
 
+@halving
 def clean_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's clean z and choice scores."""
     z, _, scores = last_token(vlm, prefix)

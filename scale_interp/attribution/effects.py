@@ -40,7 +40,7 @@ class PerQuestion(Result, FigureView):
         Returns:
             The lower and the upper end, each of the shape of `scores`.
         """
-        low, high = statistics.bootstrap_interval(self.per_question.numpy(), self.groups.numpy(), level)
+        low, high = statistics.bootstrap_interval(self.per_question.double().numpy(), self.groups.numpy(), level)
         return torch.from_numpy(low), torch.from_numpy(high)
 
 
@@ -55,7 +55,7 @@ class Effects(PerQuestion):
     @cached_property
     def p_values(self) -> Float[Tensor, ...]:
         """Two-sided t-test that a mean effect is 0, Holm-corrected over all of them, of the shape of `scores`."""
-        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.numpy(), self.groups.numpy())))
+        return torch.from_numpy(statistics.holm(statistics.mean_p_values(self.per_question.double().numpy(), self.groups.numpy())))
 
     def significant(self, alpha: float = 0.05) -> Bool[Tensor, ...]:
         """Which mean effects differ from 0, after Holm's correction over all of them."""

@@ -19,7 +19,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Edit
 from ..interventions.engine import Path, require_packed
 from ..interventions.packed import last_token, run_edited
-from ..interventions.parts import joined_parts
+from ..interventions.parts import halving, joined_parts
 from ..interventions.places import Places
 from ..interventions.positions import PromptBatches, batches_of, choose_path_at
 from ..interventions.prefix import Prefix, PrefixStore
@@ -29,7 +29,7 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
 from .patching import clean_sides
-from .position_patching import by_head, counted_places, patch_heads_at, with_slopes
+from .position_patching import by_head, checked_gap, counted_places, patch_heads_at, with_slopes
 
 
 @checked
@@ -61,6 +61,7 @@ def attribute(
 
     Raises:
         EditError: for metric "accuracy", which has no gradient, and for a model or path that is not packed.
+        DataError: where clean and corrupt questions give the same logit difference.
 
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=4)
@@ -94,7 +95,7 @@ def attribution_patching(vlm: VLM, pairs: Sequence[Contrast], at_clean: PrefixSt
     z, scores = clean_sides(vlm, pairs, at_clean, "packed")
     work = partial(patching_work, pairs=tuple(pairs), z_clean=z.cpu(), clean_scores=scores.cpu())
     found = [*map_batches(vlm, at_corrupt, work, "gradients")]
-    effects, gap = torch.cat([part["effects"] for part in found]), float(torch.cat([part["gaps"] for part in found]).mean())
+    effects, gap = torch.cat([part["effects"] for part in found]), checked_gap(torch.cat([part["gaps"] for part in found]))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap)
     return HeadMap("attribution patching", "recovered fraction", effects / gap, torch.from_numpy(groups(pairs)), made)
 
@@ -112,7 +113,8 @@ def _patched(vlm: VLM, corrupt: Prefix, pairs: Sequence[Contrast], z_clean: Tens
     scores = _edited(vlm, corrupt, Edit(shift=shift))
     (slope,) = torch.autograd.grad(contrast_diff(scores, members).sum(), shift)
     gaps = contrast_diff(clean_scores, members) - contrast_diff(corrupt_scores, members)
-    return {"effects": ((z_clean - z_corrupt) * slope[:, 0]).sum(-1), "gaps": gaps}
+    wide = torch.promote_types(z_clean.dtype, torch.float32)  # a sum of half's products would be half's
+    return {"effects": ((z_clean.to(wide) - z_corrupt.to(wide)) * slope[:, 0].to(wide)).sum(-1), "gaps": gaps}
 
 
 def _ablation(vlm: VLM, questions: Sequence[Question], name: Metric, prompts: PrefixStore) -> HeadMap:
@@ -132,6 +134,7 @@ def _ablation_at(vlm: VLM, questions: Sequence[Question], name: Metric, at: At, 
     return HeadMap(f"gradient at {at}", name.replace("_", " "), torch.cat(slopes), torch.from_numpy(groups(questions)), made)
 
 
+@halving
 def ablation_at_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], metric: Metric, at: At) -> BatchResult:
     """One batch's derivatives [B, L, H] with respect to each head's scale at tokens."""
     _, questions = batch
@@ -152,7 +155,7 @@ def ablation_work(vlm: VLM, prefix: Prefix, questions: Sequence[Question], metri
 
 
 def _slopes(vlm: VLM, prefix: Prefix, members: Sequence[Question], metric: Metric) -> BatchResult:
-    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, device=vlm.device, requires_grad=True)
+    scale = torch.ones(len(members), 1, vlm.n_layers, vlm.n_heads, dtype=torch.float32, device=vlm.device, requires_grad=True)
     (slope,) = torch.autograd.grad(measure(metric, _edited(vlm, prefix, Edit(scale=scale)), members).sum(), scale)
     return {"slope": slope[:, 0]}
 

@@ -32,6 +32,9 @@ class HeadMap(Effects):
         groups: the number of each question's image [Q]; intervals and tests treat questions of one image as dependent.
         provenance: model, data, settings and versions.
 
+    Raises:
+        DataError: for values that are not finite, and for tensors of other shapes.
+
     >>> m = HeadMap("mine", "logit diff", torch.tensor([[[0.0, 0.5], [0.25, 0.0]]] * 3), torch.arange(3))
     >>> m.top(2), m.sparsity()["heads_to_half"]
     ([(0, 1), (1, 0)], 1)
@@ -45,6 +48,14 @@ class HeadMap(Effects):
 
     significance: ClassVar[str] = "differs from 0 (Holm, {alpha})"
     """What `significant` means for a head, for figures."""
+
+    def __post_init__(self) -> None:
+        values = self.per_question
+        if not isinstance(values, Tensor) or values.ndim != 3 or values.is_complex() or not torch.isfinite(values).all():
+            raise DataError(f"{self.method}: per_question is no tensor [Q, L, H] of finite numbers; give one")
+        if not isinstance(self.groups, Tensor) or self.groups.shape != values.shape[:1]:
+            raise DataError(f"{self.method}: groups is no tensor [{len(values)}] with the number of each question's image; give one")
+        object.__setattr__(self, "per_question", values.detach().to(torch.promote_types(values.dtype, torch.float32)))
 
     def __repr__(self) -> str:
         (layer, head), *_ = self.top(1)

@@ -73,7 +73,7 @@ def integrated_work(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> Bat
 
 def _slopes(vlm: VLM, prefix: Prefix, steps: int, metric: Metric) -> BatchResult:
     members = prefix.questions
-    alphas = (torch.arange(steps, device=vlm.device) + 0.5) / steps
+    alphas = (torch.arange(steps, dtype=torch.float32, device=vlm.device) + 0.5) / steps
     scale = alphas[:, None, None].expand(len(members), steps, vlm.n_layers, vlm.n_heads).clone().requires_grad_()
     # the edit's question axis is this batch's own
     scores = run_edited(vlm, replace(prefix, rows=slice(None)), Edit(scale=scale))

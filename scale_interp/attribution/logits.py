@@ -18,6 +18,7 @@ from ..errors import DataError, ModelError, RunWarning
 from ..execution.batches import Batches, BatchResult, SingleQuestions, map_batches
 from ..interventions.check import TOLERANCE
 from ..interventions.engine import Path, choose_path
+from ..interventions.parts import halving
 from ..interventions.prefix import Prefix, PrefixStore
 from ..interventions.rows import attention
 from ..vlm.decoder import HeadLayer, mlp_rows, stream_of
@@ -106,6 +107,7 @@ def read_stream(vlm: VLM, prefix: Prefix) -> Stream:
     return _stream(vlm, ends, heads, mlps)
 
 
+@halving
 def prefix_work(vlm: VLM, prefix: Prefix) -> BatchResult:
     """One batch's shares of the logit difference [B, L, H]."""
     return {"shares": _contributions(vlm, read_stream(vlm, prefix), prefix.questions)}

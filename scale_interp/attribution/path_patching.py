@@ -17,10 +17,11 @@ from ..core.arguments import checked
 from ..data.contrast import Contrast
 from ..data.items import groups, require
 from ..data.question import Question
-from ..errors import DataError, EditError, ModelError
+from ..errors import EditError, ModelError
 from ..execution.batches import BatchResult, map_batches
 from ..interventions.edit import Head, LayerEdit, Scope, check_heads
 from ..interventions.engine import Path, choose_path
+from ..interventions.parts import halving
 from ..interventions.paths import check_finite, packed_batch, variants_at_once
 from ..interventions.prefix import Prefix, PrefixStore, StorePair
 from ..interventions.rows import attention
@@ -31,6 +32,7 @@ from .ablation import provenance
 from .headmap import HeadMap
 from .logits import heads_out, read_stream
 from .metric import contrast_diff
+from .position_patching import checked_gap
 
 Into = Literal["q", "k", "v"]
 
@@ -72,9 +74,7 @@ def path_patch(
     at_clean = PrefixStore(vlm, [p.clean for p in pairs], at_corrupt.batch_size, keep=False)
     work = partial(path_work, receivers=tuple(receivers), into=into)
     found_parts = [*map_batches(vlm, StorePair(at_clean, at_corrupt), work, "path patching")]
-    effects, gap = torch.cat([part["effects"] for part in found_parts]), float(torch.cat([part["gaps"] for part in found_parts]).mean())
-    if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
+    effects, gap = torch.cat([part["effects"] for part in found_parts]), checked_gap(torch.cat([part["gaps"] for part in found_parts]))
     made = provenance(vlm, pairs, metric="recovered logit_diff", path="packed", gap=gap, into=into)
     parts = (effects / gap).split([vlm.n_heads * layer for layer, _ in receivers], 1)
     found = {}
@@ -114,6 +114,7 @@ def _require_packed(vlm: VLM, questions: Sequence[Question], path: Path) -> None
         raise EditError(f"path patching of {vlm.name} has no reference path: use path='packed', or patch")
 
 
+@halving
 @torch.no_grad()
 def path_work(vlm: VLM, batch: tuple[Prefix, Prefix], receivers: Sequence[Head], into: Into) -> BatchResult:
     """Change of the logit difference [B, N], senders of all receivers side by side, and m_clean - m_corrupt [B]."""

@@ -20,6 +20,7 @@ from ..execution.batches import BatchResult, map_batches
 from ..interventions.capture import token_values
 from ..interventions.edit import Component
 from ..interventions.engine import Path
+from ..interventions.parts import halving
 from ..interventions.places import Places
 from ..interventions.positions import batches_of, choose_path_at, reference_at
 from ..interventions.source_sweep import SourceSweep, patch_from
@@ -192,6 +193,7 @@ def _run(
     return effects, gaps, path
 
 
+@halving
 @torch.no_grad()
 def packed_work(vlm: VLM, batch: tuple[Sequence[Contrast], Sequence[tuple]], component: Component) -> BatchResult:
     """One batch's effects [B, G * V], each prompt read once."""
@@ -220,6 +222,7 @@ def whole_work(vlm: VLM, batch: tuple[Sequence[Contrast], Sequence[tuple]], comp
     return {"effects": torch.cat(effects, 1), "gaps": (clean - corrupt)[:, 0]}
 
 
+@halving
 def gradient_work(vlm: VLM, batch: tuple[Sequence[Contrast], Sequence[tuple]], component: Component) -> BatchResult:
     """One batch's estimates [B, G * V], all from one backward pass."""
     pairs, aligned = batch

@@ -141,5 +141,5 @@ def _variants(vlm: VLM, unit: Unit, factor: float) -> Edit | HeadSweep:
     L, H = vlm.n_layers, vlm.n_heads
     if unit == "head":
         return HeadSweep.all(L, H, float(factor))
-    on = torch.ones(L, L).fill_diagonal_(factor)
+    on = torch.ones(L, L, dtype=torch.float32).fill_diagonal_(factor)
     return Edit(scale=on[..., None].repeat(1, 1, H)) if unit == "layer" else Edit(mlp_scale=on)

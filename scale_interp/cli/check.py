@@ -9,7 +9,7 @@ import typer
 
 from .app import Model, Others, app
 from .options import DATA, MODEL, Device, takes
-from .printed import console, frame_table, say
+from .printed import console, frame_table, print_whole, say
 
 if TYPE_CHECKING:
     from ..jobs.plan import Plan
@@ -144,6 +144,6 @@ def _check_tables(reports: list[Report]) -> None:
         differences.add_row(r.dtype, r.path, *measured, f"{r.sweep_bytes / 2**20:.1f} MiB beside {r.weight_bytes / 2**20:.1f} of weights")
     out = console()
     out.print(facts)
-    out.print(differences)
+    print_whole(differences)
     for why in dict.fromkeys(f"reference path: {r.why}" for r in reports if r.path == "reference"):
         out.print(why, highlight=False, soft_wrap=True)

@@ -71,6 +71,6 @@ def baselines(
     settings = BaselineSettings(model, data, elsewhere, ranks, rates, epochs, n_train, n_test, n_others, seed, **given)
     folder = out or Path("runs") / f"baselines-{folder_name(model, data)}"
     found = run_baselines(settings, folder, say())
-    frame_table(found.to_frame()[terminal_columns(found)], f"{model} on {data}, {n_test} test questions")
+    frame_table(found.to_frame()[terminal_columns(found)], f"{model} on {data}, {found.provenance['n']} test questions")
     console().print(found.verdict, highlight=False)
     console().print(f"numbers: {folder / 'baselines.json'}", f"figure: {folder / 'baselines.html'}", sep="\n", soft_wrap=True)

@@ -43,4 +43,13 @@ def frame_table(frame: pd.DataFrame, title: str) -> None:
         table.add_column(str(name), justify="right" if is_numeric_dtype(frame[name]) else "left")
     for row in frame.itertuples(index=False):
         table.add_row(*(f"{value:.3f}" if isinstance(value, float) else str(value) for value in row))
-    console().print(table)
+    print_whole(table)
+
+
+def print_whole(table: Any) -> None:
+    """Print a table; where a narrow terminal would cut words or numbers short, its lines are longer than the terminal's."""
+    from rich.measure import Measurement
+
+    out = console()
+    out.width = max(out.width, Measurement.get(out, out.options.update(width=1000), table).minimum)
+    out.print(table)

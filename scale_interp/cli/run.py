@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +26,12 @@ def run(
     data: Data = "scenes/relation",
     out: Out = None,
     quick: Quick = False,
-    n_train: Annotated[int, typer.Option(help="training questions")] = 500,
-    n_locate: Annotated[int, typer.Option(help="training questions that heads are located on")] = 120,
-    n_test: Annotated[int, typer.Option(help="test questions")] = 400,
-    n_retain: Annotated[int, typer.Option(help="questions of each other data set")] = 200,
+    n_train: Annotated[int | None, typer.Option(help="training questions [default: 500, quick 200]")] = None,
+    n_locate: Annotated[int | None, typer.Option(help="training questions that heads are located on [default: 120, quick 40]")] = None,
+    n_test: Annotated[int | None, typer.Option(help="test questions [default: 400, quick 200]")] = None,
+    n_retain: Annotated[int | None, typer.Option(help="questions of each other data set [default: 200, quick 100]")] = None,
     top: Annotated[int, typer.Option(help="how many heads to fit on")] = 8,
-    seeds: Annotated[int, typer.Option(help="fits per control in the falsification")] = 3,
+    seeds: Annotated[int | None, typer.Option(help="fits per control in the falsification [default: 3, quick 1]")] = None,
     seed: int = 0,
     others: Others = None,
     recipe: Annotated[str, typer.Option(help="how scalars are fitted: default, or release as the paper's code does")] = "default",
@@ -41,11 +40,10 @@ def run(
     """Do the whole job: locate heads, fit ScAle, evaluate, falsify, and write a report."""
     from ..jobs.run.settings import Settings
 
-    given |= {"recipe": recipe} | ({"others": tuple(others)} if others else {})
-    settings = Settings(model, data, n_train, n_locate, n_test, n_retain, top, seeds, seed, **given)
-    if quick:
-        settings = replace(Settings.quick(model, data, **given), top=top, seed=seed)
-    job = _open(settings, out)
+    counts = {"n_train": n_train, "n_locate": n_locate, "n_test": n_test, "n_retain": n_retain, "seeds": seeds}
+    given |= {"recipe": recipe, "top": top, "seed": seed} | {name: count for name, count in counts.items() if count is not None}
+    given |= {"others": tuple(others)} if others else {}
+    job = _open((Settings.quick if quick else Settings)(model, data, **given), out)
     summary = job.everything()
     _closing_table(summary, job.folder)
 
@@ -117,8 +115,8 @@ def _closing_table(summary: dict[str, Any], folder: Path) -> None:
 
     from ..jobs.run.page import FITS, sentences
 
-    table = Table(title=f"{summary['model']['model']} on {summary['settings']['data']}, {summary['settings']['n_test']} test questions")
-    for name in ("", "accuracy", "gain", "95% interval", "non-spatial change", "parameters"):
+    table = Table(title=f"{summary['model']['model']} on {summary['settings']['data']}, {summary['questions']['test']} test questions")
+    for name in ("", "accuracy", "gain", "95% interval", "change elsewhere", "parameters"):
         table.add_column(name, justify="left" if not name else "right")
     table.add_row("base", f"{summary['base']['accuracy']:.3f}", "", "", "", "")
     for name, row in summary["fits"].items():

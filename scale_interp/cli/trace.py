@@ -33,7 +33,7 @@ def trace(
     from ..jobs.job import folder_name
     from ..jobs.trace import TraceSettings, run_trace
 
-    settings = TraceSettings(model, data, split, n, seed, change, tuple(group) if group else None, **given)
+    settings = TraceSettings(model, data, split, n, seed, change, tuple(group) if group else None, **given)  # type: ignore[arg-type]
     folder = out or Path("runs") / f"trace-{folder_name(model, data)}"
     table, notes = run_trace(settings, folder, say())
     shown = table[(table["component"] == "resid") & (table["questions"] == "all")]

@@ -12,6 +12,8 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Annotated, Any, Literal, Protocol, TypeVar, Union, get_args, get_origin, get_type_hints
 
+import numpy as np
+
 from ..errors import ArgumentError, EditError, ScaleInterpError
 from .suggest import near
 
@@ -81,10 +83,11 @@ def checked(function: F) -> F:
     Traceback (most recent call last):
     scale_interp.errors.ArgumentError: draw(seed=-1): below 0; give 0 or more
     """
-    check = _Check(function, function.__name__, ArgumentError)
+    check = _Check(function, function.__name__, ArgumentError, function)
 
     @wraps(function)
     def call(*args: Any, **kwargs: Any) -> Any:
+        args, kwargs = _plain(args), dict(zip(kwargs, _plain(kwargs.values()), strict=True))
         check(args, kwargs)
         return function(*args, **kwargs)
 
@@ -111,10 +114,11 @@ radius, granularity, scope, at, epochs, lr, batch_size, micro_batch, l1, retain_
 accumulate, order, keep, every_epoch
     """
     made = kind.__init__
-    check = _Check(made, kind.__name__, EditError)
+    check = _Check(made, kind.__name__, EditError, kind)
 
     @wraps(made)
     def init(self: Any, *args: Any, **kwargs: Any) -> None:
+        args, kwargs = _plain(args), dict(zip(kwargs, _plain(kwargs.values()), strict=True))
         check((self, *args), kwargs)
         made(self, *args, **kwargs)
 
@@ -122,18 +126,23 @@ accumulate, order, keep, every_epoch
     return kind
 
 
-class _Check:
-    """The check of the calls of one function; `error` is raised for an argument that does not fit."""
+def _plain(arguments: Iterable[Any]) -> tuple[Any, ...]:
+    """Arguments with numpy's numbers and arrays as Python's, which can be saved, seed a generator, and be true or false."""
+    return tuple(value.tolist() if isinstance(value, np.generic | np.ndarray) else value for value in arguments)
 
-    def __init__(self, function: Callable[..., Any], name: str, error: type[ScaleInterpError]):
-        self.function, self.name, self.error = function, name, error
+
+class _Check:
+    """The check of the calls of one function, annotated there or in its class; `error` is raised for an argument that does not fit."""
+
+    def __init__(self, function: Callable[..., Any], name: str, error: type[ScaleInterpError], annotated: Any):
+        self.annotated, self.name, self.error = annotated, name, error
         self.signature = inspect.signature(function)
         parameters = self.signature.parameters.values()
         self.known = [p.name for p in parameters if p.name != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]
 
     @cached_property
     def hints(self) -> dict[str, Any]:
-        return get_type_hints(self.function, include_extras=True)  # at the first call, when all names are defined
+        return get_type_hints(self.annotated, include_extras=True)  # at the first call, when all names are defined
 
     def __call__(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         try:
@@ -158,7 +167,7 @@ class _Check:
             what = "not finite" if isinstance(value, float) and not math.isfinite(value) else _kind(value)
             raise self.error(f"{self.name}({argument}={_short(value)}): {what}; give {words(hint)}")
         for marker in markers:
-            if isinstance(marker, Raises) and value not in options(hint):
+            if isinstance(marker, Raises) and value is not None and value not in options(hint):
                 *listed, last = map(repr, options(hint))
                 raise marker.error(f"{argument} {value!r}: choose {', '.join(listed)} or {last}{near(value, options(hint))}")
             if isinstance(marker, AtLeast) and value is not None and value < marker.least:
@@ -173,12 +182,15 @@ def _parts(hint: Any) -> tuple[Any, tuple[Any, ...]]:
 
 
 def options(hint: Any) -> tuple[Any, ...]:
-    """The words of a `Literal`, with or without markers.
+    """The words of a `Literal`, with or without markers, or None beside them.
 
     >>> options(Annotated[Literal["a", "b"], Raises(EditError)])
     ('a', 'b')
     """
-    return get_args(_parts(hint)[0])
+    hint, _ = _parts(hint)
+    if get_origin(hint) in (Union, types.UnionType):
+        return tuple(word for one in get_args(hint) if one is not type(None) for word in options(one))
+    return get_args(hint)
 
 
 def _listed(hint: Any) -> tuple[type[SelfChecking], ...]:

@@ -15,6 +15,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from ..errors import FileError
 from . import strict_json
 
@@ -53,7 +56,9 @@ def write_json(path: Path, content: Mapping[str, Any], sealed: bool = False) -> 
 
 
 def as_json(value: Any) -> Any:
-    """Convert a value to JSON's types: tuples become lists, and numbers that are not finite become None."""
+    """Convert a value to JSON's types: tuples, arrays and tensors become lists, and numbers that are not finite become None."""
+    if isinstance(value, np.generic | np.ndarray | torch.Tensor):
+        value = value.tolist()
     if isinstance(value, Mapping):
         return {k: as_json(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

@@ -135,6 +135,8 @@ def _by_scale(name: str, split: str | None, n: int | None, seed: int, root: str 
 
 def _questions(name: str, reader: Reader, split: str, n: int | None, ask: Ask, fetch: str, ours: bool) -> Questions:
     chosen = _choose(name, reader, split if ours and split != "all" else None, ask.seed)
+    if not len(reader.records):
+        raise DataError(f"{name} is empty, with no questions in it; give a file that has some")
     if not chosen:
         raise DataError(f"{name}: the split {split!r} of {len(reader.records)} records is empty; use another split or seed, or more data")
     if n is None:

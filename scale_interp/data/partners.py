@@ -12,6 +12,7 @@ from PIL import Image, ImageOps
 
 from .article import with_article
 from .question import LETTERED, Box, Question
+from .wording import short
 
 AXES = (("left", "right"), ("on|on top|above|over", "under|underneath|beneath|below"), ("front", "behind|back"))
 """Words for the two ends of each axis: left-right, up-down, front-back."""
@@ -150,9 +151,9 @@ def _opposite(question: Question, axes: tuple[int, ...]) -> int | str:
     """The index of the answer at the other end of the answer's axis, or why there is none."""
     here = side(question.answer_words)
     if here is None or here[0] not in axes:
-        return f"the change leaves the answer {question.answer_words!r} as it is, or has no known effect on it"
+        return f"the change leaves the answer {short(question.answer_words)} as it is, or has no known effect on it"
     found = [i for i, choice in enumerate(question.choice_words) if side(choice) == (here[0], 1 - here[1])]
-    return found[0] if len(found) == 1 else f"its choices hold no single opposite of {question.answer_words!r}"
+    return found[0] if len(found) == 1 else f"its choices hold no single opposite of {short(question.answer_words)}"
 
 
 def _no_after_yes(question: Question, axes: tuple[int, ...]) -> int | str:

@@ -43,6 +43,9 @@ class Evaluation(NotebookView):
         scores: a score for each of up to C choices [Q, C], -inf where a question has fewer; the largest is the answer.
         provenance: model, data, settings and versions.
 
+    Raises:
+        DataError: for scores that are not numbers, and for another number of them than of questions.
+
     >>> import scale_interp as si
     >>> vlm, qs = si.load("demo"), si.load_questions("scenes/relation", n=8)
     >>> list(si.evaluate(vlm, qs).by("relation").columns)
@@ -52,6 +55,12 @@ class Evaluation(NotebookView):
     questions: Sequence[Question]
     scores: Float[Tensor, "questions choices"]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.scores, Tensor) or self.scores.ndim != 2 or len(self.scores) != len(self.questions):
+            raise DataError(f"scores are no tensor [{len(self.questions)}, C] with a row for each question; give one")
+        if wrong := self.scores.isnan().any(1).nonzero().flatten().tolist():
+            raise DataError(f"the scores of question {self.questions[wrong[0]].id} are not all numbers; give a number for every choice")
 
     def __repr__(self) -> str:
         low, high = self.interval()
@@ -136,7 +145,7 @@ class Evaluation(NotebookView):
             The mean difference with its interval and p-value.
 
         Raises:
-            DataError: for an evaluation of other questions.
+            DataError: for an evaluation of other questions, or of the same ones with other right answers.
 
         >>> import torch
         >>> qs = [Question("Where is the mug?", ("left", "right"), 0, id=name) for name in ("1", "2")]
@@ -144,8 +153,10 @@ class Evaluation(NotebookView):
         >>> after.compare(before).mean
         0.5
         """
-        if [q.id for q in self.questions] != [q.id for q in other.questions]:
-            raise DataError("the two evaluations are of different questions; give answers to the same ones, in the same order")
+        mine, theirs = ([(q.id, q.answer_words) for q in one.questions] for one in (self, other))
+        if mine != theirs:
+            what = "questions" if [name for name, _ in mine] != [name for name, _ in theirs] else "right answers"
+            raise DataError(f"the two evaluations are of different {what}; give answers to the same ones, in the same order")
         return statistics.paired_difference(self.per_question.numpy(), other.per_question.numpy(), self.groups)
 
     def values(self, key: str) -> list[str]:

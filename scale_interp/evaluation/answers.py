@@ -180,7 +180,7 @@ def score_answers(
     questions = require(questions)
     if len(texts) != len(questions):
         raise DataError(f"{len(texts)} answers to {len(questions)} questions: give one answer per question")
-    scores = torch.full((len(questions), max(len(q.choices) for q in questions)), float("-inf"))
+    scores = torch.full((len(questions), max(len(q.choices) for q in questions)), float("-inf"), dtype=torch.float32)
     for row, text, question in zip(scores, texts, questions, strict=True):
         row[: len(question.choices)] = 0
         if (named := score_text(text, question, scorer)) is not None:

@@ -34,7 +34,7 @@ TOLERANCE = 0.03
 
 @dataclass(frozen=True, eq=False)
 class RetentionCurve(Table):
-    """One row per weight of the penalty on changing non-spatial answers.
+    """One row per weight of the penalty on changing answers to other questions.
 
     The columns, where p_corrected is Holm's over all tests of the table:
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import json
 import os
 import platform
@@ -299,6 +300,7 @@ def digest(*asked: Any) -> str:
 
 
 def _feed(state: Any, value: Any) -> None:
+    value = value.item() if isinstance(value, np.generic) else value
     if isinstance(value, Tensor):
         value = value.detach().cpu().contiguous()
         state.update(f"tensor {value.dtype} {tuple(value.shape)};".encode())
@@ -315,6 +317,7 @@ def _feed(state: Any, value: Any) -> None:
         if "<" in value.__qualname__:
             raise EditError(f"{value.__module__}.{value.__qualname__} has no name of its own: give a function of a module")
         state.update(f"function {value.__module__}.{value.__qualname__};".encode())
+        value = inspect.unwrap(value)  # of a decorator, such as torch.no_grad, only the name is its own
         _feed(state, (_code(value.__code__), value.__defaults__, value.__kwdefaults__))
     elif is_dataclass(value) and not isinstance(value, type):
         state.update(f"{type(value).__name__} ".encode())

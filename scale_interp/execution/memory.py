@@ -169,3 +169,16 @@ def in_halves(vlm: VLM, questions: Sequence[Question], work: Callable[[Sequence[
     said = f"{vlm.name}: no memory {words.to} {n} {words.things} at once; {words.next} {n // 2} ({reason})"
     warnings.warn(said, MemoryWarning, stacklevel=5)
     return [part for half in (questions[: n // 2], questions[n // 2 :]) for part in in_halves(vlm, half, work, words)]
+
+
+def in_ranges(vlm: VLM, questions: Sequence[Question], work: Callable[[int, int], T]) -> list[T]:
+    """`in_halves` of work(start, stop), which are numbers of questions."""
+    done = 0
+
+    def run(part: Sequence[Question]) -> T:
+        nonlocal done
+        found = work(done, done + len(part))
+        done += len(part)
+        return found
+
+    return in_halves(vlm, questions, run)

@@ -92,6 +92,8 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
         sweep_bytes = prefix.nbytes // len(asked) + at_once * row_bytes(vlm, tokens)
         path, why = _choose(vlm, found, allowed)
     except Exception as error:  # whatever a model's own code raises on rows that it was not written for
+        if out_of_memory(error):
+            raise no_memory(vlm, error) from error
         found |= dict.fromkeys(("packed_reference", "clean", "rounding"), float("inf"))
         at_once = sweep_bytes = 0
         tokens = tokens or max(vlm.encode(q)["input_ids"].shape[1] for q in asked)
@@ -117,6 +119,14 @@ def _check(vlm: VLM, asked: Sequence[Question]) -> Report:
         sweep_bytes=sweep_bytes,
         at_once=at_once,
         **found,
+    )
+
+
+def no_memory(vlm: VLM, error: Exception) -> ModelError:
+    """What is said where memory ran out while paths were compared, which says nothing about them."""
+    return ModelError(
+        f"{vlm.name}: no memory to compare packed edits with whole passes ({str(error).splitlines()[0]}): free some, give smaller images, "
+        "or name the path, path='packed'"
     )
 
 
@@ -160,7 +170,7 @@ def _packed_against(vlm: VLM, prefix: Prefix, edit: Edit, whole: list[tuple[Tens
     cheap, cheap_clean = packed_batch(vlm, prefix, edit)
     # A scale that might need a gradient starts at the first layer, though it is 1 everywhere.
     with torch.enable_grad():
-        ones = Edit(torch.ones(16, vlm.n_layers, vlm.n_heads, requires_grad=True))
+        ones = Edit(torch.ones(16, vlm.n_layers, vlm.n_heads, dtype=torch.float32, requires_grad=True))
     computed, row = packed_batch(vlm, prefix, ones)
     found = {"packed_reference": 0.0, "clean": 0.0, "rounding": 0.0}
     for q, (edited, clean) in enumerate(whole):
@@ -236,7 +246,7 @@ def _choose(vlm: VLM, found: dict[str, float], allowed: float) -> tuple[Literal[
 def _reference_without_a_head(vlm: VLM, question: Question) -> Tensor:
     """Logits [V] of the reference path with head (L // 2, 0) zeroed."""
     inputs = dict(vlm.encode(question))
-    scale = torch.ones(1, 1, vlm.n_heads)
+    scale = torch.ones(1, 1, vlm.n_heads, dtype=torch.float32)
     scale[..., 0] = 0
     return forward(vlm, inputs, {vlm.n_layers // 2: LayerEdit(0, scale)}, inputs["input_ids"].shape[1], "last")[0, -1].float()
 

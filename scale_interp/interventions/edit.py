@@ -183,7 +183,7 @@ class Edit:
     @staticmethod
     def identity(n_layers: int, n_heads: int) -> Edit:
         """One variant that changes nothing: it multiplies every head by 1."""
-        return Edit(scale=torch.ones(1, n_layers, n_heads))
+        return Edit(scale=torch.ones(1, n_layers, n_heads, dtype=torch.float32))
 
     @staticmethod
     def scaling(heads: Iterable[Head], factor: float, n_layers: int, n_heads: int) -> Edit:
@@ -204,7 +204,7 @@ class Edit:
         >>> Edit.scaling([(0, 1)], 0.5, n_layers=1, n_heads=2).scale
         tensor([[[1.0000, 0.5000]]])
         """
-        scale = torch.ones(1, n_layers, n_heads)
+        scale = torch.ones(1, n_layers, n_heads, dtype=torch.float32)
         for layer, head in check_heads(heads, n_layers, n_heads):
             scale[0, layer, head] = factor
         return Edit(scale=scale)
@@ -317,7 +317,7 @@ class Edit:
             on[layers] = True
             kept[name] = torch.where(on if name == "mlp_scale" else on[:, None], mlps, PARTS[name].neutral)
         if not any(kept.get(name, part) is not None for name, part in self.parts.items()):
-            raise EditError(f"{', '.join(self.parts)}: nothing of this edit acts on heads or MLPs, to which it could be restricted")
+            raise EditError(f"{', '.join(self.parts)}: nothing of this edit acts on heads or MLPs; give it a part that does")
         return replace(self, **kept)
 
     def __getitem__(self, variant: int) -> Edit:
@@ -365,7 +365,8 @@ class Edit:
 
     def near(self, device: torch.device) -> Edit:
         """The edit with its factors on the device: if every layer copied its own, each gradient's way back would make a GPU wait."""
-        return replace(self, **{name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")})
+        moved: dict[str, Any] = {name: there(part, device) for name, part in self.parts.items() if name in ("scale", "mlp_scale")}
+        return replace(self, **moved)
 
     def part(self, layer: int, alive: Tensor, starts: Tensor, rows: slice) -> LayerEdit | None:
         """The edit of one layer for the variants `alive`, and for these rows of the questions."""

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Callable, Iterator, Sequence
+from functools import wraps
+from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 from ..core.out_of_memory import out_of_memory
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult
-from ..execution.memory import graph_bytes, graph_questions, release
+from ..execution.memory import graph_bytes, graph_questions, in_ranges, release
 from ..vlm.vlm import VLM
+from .paths import join
 from .prefix import Prefix
 
 T = TypeVar("T")
@@ -74,3 +77,36 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, rows: int, reason: str) -> None:
         )
     vlm.measured.graph_bytes[vlm.memory] = (n // 2) * graph_bytes(vlm, rows)
     warnings.warn(f"{vlm.name}: no memory for gradients of {n} questions; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=6)
+
+
+W = TypeVar("W", bound=Callable[..., BatchResult])
+
+
+def halving(work: W) -> W:
+    """Work on a batch of prompts that goes on with its halves where memory runs out; results are one row per question."""
+
+    @wraps(work)
+    def run(vlm: VLM, batch: Any, **settings: Any) -> BatchResult:
+        questions, part = _divisible(batch)
+        found = in_ranges(vlm, questions, lambda start, stop: work(vlm, part(start, stop), **settings))
+        return found[0] if len(found) == 1 else {name: _rows([one[name] for one in found]) for name in found[0]}
+
+    return run  # type: ignore[return-value]
+
+
+def _divisible(batch: Any) -> tuple[Sequence[Any], Callable[[int, int], Any]]:
+    """The questions (or pairs) of a batch, and its part from one number of them to another."""
+    if isinstance(batch, Prefix):
+        return batch.questions, batch.part
+    one, other = batch
+    if isinstance(one, Prefix):
+        return one.questions, lambda start, stop: (one.part(start, stop), other.part(start, stop))
+    if isinstance(one, slice):
+        first = one.start or 0
+        return other, lambda start, stop: (slice(first + start, first + stop), other[start:stop])
+    return one, lambda start, stop: (one[start:stop], other[start:stop])
+
+
+def _rows(parts: Sequence[Tensor]) -> Tensor:
+    """Rows of several parts; scores [b, n, C] with -inf where a part has fewer choices."""
+    return join(parts) if parts[0].ndim == 3 else torch.cat([*parts])

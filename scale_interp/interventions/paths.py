@@ -16,7 +16,7 @@ from ..core.there import there
 from ..data.question import Question
 from ..errors import MemoryWarning, ModelError
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
-from ..execution.memory import release, working_bytes
+from ..execution.memory import in_ranges, release, working_bytes
 from ..vlm.decoder import setting, stream_of
 from ..vlm.vlm import VLM
 from .choices import Scoring
@@ -54,7 +54,7 @@ def with_graph(vlm: VLM, prompts: PrefixStore, edit: Variants | None, what: str)
 def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
     """Run all variants on one batch of prompts, in chunks that fit in memory.
 
-    If memory runs out nevertheless, the chunk is halved, for later calls as well (`vlm.measured`).
+    If memory runs out nevertheless, the chunk is halved, for later calls as well (`vlm.measured`), and of one variant the questions are.
 
     Args:
         vlm: The model.
@@ -65,8 +65,13 @@ def packed_batch(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tenso
         Edited and clean scores, each [B, N, C].
 
     Raises:
-        ModelError: There is not enough memory for a single variant.
+        ModelError: There is not enough memory for a single variant of one question.
     """
+    found = in_ranges(vlm, prefix.questions, lambda start, stop: _in_chunks(vlm, prefix.part(start, stop), edit))
+    return found[0] if len(found) == 1 else tuple(map(torch.cat, zip(*found, strict=True)))  # type: ignore[return-value]
+
+
+def _in_chunks(vlm: VLM, prefix: Prefix, edit: Variants | None) -> tuple[Tensor, Tensor]:
     if edit is None:
         unedited = run_packed(vlm, prefix, None)[0][:, None]
         return unedited, unedited
@@ -116,9 +121,9 @@ def _halve(vlm: VLM, prefix: Prefix, n: int, reason: str) -> int:
     release(vlm.device)
     if n == 1:
         B, P = prefix.seen.shape
-        raise ModelError(
-            f"{vlm.name}: no memory for one edit on {B} question(s) of {P + 1} tokens: give fewer questions at once ({reason})"
-        )
+        if B > 1:  # its questions are halved
+            raise torch.OutOfMemoryError(reason)
+        raise ModelError(f"{vlm.name}: no memory for one edit on one question of {P + 1} tokens: give a shorter prompt ({reason})")
     vlm.measured.chunk_bytes[vlm.memory] = (n // 2) * _variant_bytes(vlm, prefix)
     warnings.warn(f"{vlm.name}: no memory for {n} edits at once; continuing with {n // 2} ({reason})", MemoryWarning, stacklevel=5)
     return n // 2

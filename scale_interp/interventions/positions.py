@@ -13,17 +13,19 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..data.question import Question
 from ..errors import EditError, PathWarning
 from ..execution.batches import BatchResult, SingleQuestions, map_batches
 from ..execution.memory import working_bytes
 from ..vlm.token_groups import positions_at
 from ..vlm.vlm import VLM
-from .check import TOLERANCE, of_several_tokens
+from .check import TOLERANCE, no_memory, of_several_tokens
 from .choices import Scoring
 from .edit import PARTS, Edit, Positioned
 from .knockout.cut import cut_whole
 from .knockout.edit import AttentionEdit
+from .parts import halving
 from .paths import check_finite, join
 from .places import Places, edited
 from .prompt_end import whole_prompt
@@ -66,6 +68,7 @@ def require_width(vlm: VLM, edit: Positioned) -> None:
             raise EditError(f"{name} has shape {tuple(part.shape)}, but the model's residual stream has {vlm.d_model} numbers: give those")
 
 
+@halving
 @torch.no_grad()
 def suffix_work(vlm: VLM, batch: tuple[slice, Sequence[Question]], edit: Positioned, scoring: Scoring) -> BatchResult:
     """Edited and clean scores [B, N, C] of one batch of prompts, on the packed path."""
@@ -184,6 +187,8 @@ def _why_reference(vlm: VLM, question: Question) -> str:
         _, found = run_suffix(vlm, read_whole(vlm, asked), edit, positions)
         worst = max(float((found[i, i, : part.shape[-1]] - part[0]).nan_to_num(float("inf")).abs().max()) for i, part in enumerate(whole))
     except Exception as error:  # whatever a model's own code raises on rows that it was not written for
+        if out_of_memory(error):
+            raise no_memory(vlm, error) from error
         return f"the packed path fails on it ({type(error).__name__}: {(str(error).splitlines() or [''])[0]})"
     finally:
         vlm.measured.choices.difference_update(own)

@@ -24,6 +24,7 @@ from ..errors import EditError, ModelError
 from ..execution.memory import READING, in_halves, prompts_at_once
 from ..vlm.cache import CACHE
 from ..vlm.decoder import CROSS, STATES
+from ..vlm.fingerprint import processor_settings
 from ..vlm.mode import require_ready
 from ..vlm.vlm import VLM, PrefixCache, check_cache
 from .choices import Choices, Scoring, read_choices
@@ -208,6 +209,8 @@ class Prefix:
 
     def part(self, start: int, stop: int) -> Prefix:
         """Some of these questions, as views."""
+        if start == 0 and stop >= len(self.questions):
+            return self
         some, first = slice(start, min(stop, len(self.questions))), self.rows.start or 0
         return replace(
             self,
@@ -543,16 +546,23 @@ class PrefixStore(Sequence[Prefix]):
             self._read_as, self.clean = now, None
 
     def _reads_the_same(self) -> bool:
-        """Whether a kept batch, read again, is what it was: a hook may change something or only look on."""
+        """Whether a kept prompt, read again, is what it was: a hook may change something or only look on."""
         index = next(iter(self._kept), None)
         if index is None:
             return True
-        rows = self.slices[index]
-        batches = self[index], read_halving(self.vlm, self.questions[rows], rows, None, self.scoring)
-        kept, again = (
-            [t for layer in batch.layers if isinstance(layer, PrefixLayer) for t in (layer.keys, layer.values)] for batch in batches
-        )
-        return all(torch.allclose(t, other, rtol=1e-2, atol=1e-3 * float(t.abs().max())) for t, other in zip(kept, again, strict=True))
+        batch = self[index].part(0, 1)
+        try:
+            with self.vlm.alone():
+                again = read_prefix(self.vlm, batch.questions, scoring=self.scoring)
+        except Exception as error:
+            if out_of_memory(error):
+                return True  # what comes next says so
+            raise
+        pairs = [
+            (k, a) for k, a in zip(batch.layers, again.layers, strict=True) if isinstance(k, PrefixLayer) and isinstance(a, PrefixLayer)
+        ]
+        both = [(getattr(k, name)[:, :, -a.keys.shape[2] :], getattr(a, name)) for k, a in pairs for name in ("keys", "values")]
+        return all(torch.allclose(kept, new, rtol=1e-2, atol=1e-2 * float(new.abs().max())) for kept, new in both)
 
     @property
     def plan(self) -> Callable[[VLM], PrefixStore]:
@@ -700,8 +710,10 @@ def _asked_alike(one: Question, other: Question) -> bool:
 
 def _how_read(vlm: VLM) -> dict[str, Any]:
     """What prompts depend on besides the questions, by name."""
+    processor, tokenizer = vlm.processor, vlm.tokenizer
+    texts = (vlm.prompt, processor.chat_template, id(tokenizer), len(tokenizer), vlm.choice_space)
     return {
-        "the prompt, the processor or the choice space": (vlm.processor_fingerprint, vlm.choice_space),
+        "the prompt, the processor or the choice space": (*texts, *processor_settings(processor)),
         MODULES: vlm.state,
         "the weights": [(weight.data_ptr(), weight._version, _sample(weight)) for weight in vlm.hf_model.parameters()],
     }

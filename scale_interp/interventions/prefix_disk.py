@@ -39,7 +39,11 @@ class Spill:
     def put(self, index: int, layers: KeysAndValues) -> bool:
         """Write the keys and values of one batch. Returns False, with a warning, if the disk is too full."""
         size = sum(k.nbytes + v.nbytes for k, v in layers)
-        free = shutil.disk_usage(self.folder).free
+        try:
+            free = shutil.disk_usage(self.folder).free
+        except OSError as error:  # somebody has deleted the folder
+            self._full(str(error))
+            return False
         if free - size < LEAST_FREE:
             self._full(f"{free:,} bytes are free, {size:,} are needed and {LEAST_FREE:,} stay free")
             return False

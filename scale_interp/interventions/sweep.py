@@ -108,7 +108,7 @@ class HeadSweep:
 def one_head_each(first: int, heads: Sequence[int], n_heads: int, scale: float, values: Tensor | None = None) -> LayerEdit:
     """A layer's edit in which row `first` + n multiplies only heads[n] by scale and adds values[:, n], [b, n, D]."""
     n, index = torch.arange(len(heads)), torch.tensor(heads)
-    factors = torch.ones(1, len(heads), n_heads)
+    factors = torch.ones(1, len(heads), n_heads, dtype=torch.float32)
     factors[0, n, index] = scale
     if values is None:
         return LayerEdit(first, factors)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import pandas as pd
 
 from .. import viz
 from ..attribution import HeadMap, ablate, patch
+from ..core.arguments import Count, Raises, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..core.versions import versions
 from ..data import Contrasts, Question, contrasts
@@ -30,6 +31,7 @@ SHOWN = 12
 """How many questions the page shows, wrong answers first."""
 
 
+@checked_settings
 @dataclass(frozen=True)
 class AskSettings(Inputs):
     """What is asked.
@@ -44,10 +46,10 @@ class AskSettings(Inputs):
     model: str
     data: str
     split: str | None = None
-    n: int | None = None
-    seed: int = 0
-    change: Change = "mirror"
-    sweep: int = 40
+    n: Count | None = None
+    seed: Seed = 0
+    change: Annotated[Change, Raises(DataError)] = "mirror"
+    sweep: Count = 40
     text: bool = False
 
     @property
@@ -59,7 +61,8 @@ class AskSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
+        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
+        return self.open_model(self.model), {"all": questions}
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 import plotly.graph_objects as go
@@ -15,6 +16,7 @@ from ..attribution.attention.grid import patch_grid
 from ..attribution.attention.last_token import read_attention
 from ..attribution.attention.localization import LocalizationHeads, choose_localization
 from ..attribution.attention.objects import ObjectAttention, object_attention
+from ..core.arguments import AtLeast, Count, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..data import Question
 from ..errors import DataError
@@ -24,13 +26,14 @@ from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
-from .page import run_page
+from .page import run_page, without_meaning
 
 SHOWN = 10
 """How many heads the printed table shows, most attention on the boxes first."""
 FILES = ("attention.safetensors", "heads.csv", "summary.json", "report.html")
 
 
+@checked_settings
 @dataclass(frozen=True)
 class AttentionSettings(Inputs):
     """Whose attention is read, and on what.
@@ -45,9 +48,9 @@ class AttentionSettings(Inputs):
     model: str = "demo"
     data: str = "scenes/relation"
     split: str | None = None
-    n: int | None = None
-    seed: int = 0
-    pictures: int = 4
+    n: Count | None = None
+    seed: Seed = 0
+    pictures: Annotated[int, AtLeast(0)] = 4
 
     @property
     def job(self) -> Job:
@@ -57,7 +60,8 @@ class AttentionSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
+        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
+        return self.open_model(self.model), {"all": questions}
 
 
 @dataclass(frozen=True)
@@ -182,6 +186,7 @@ def notes(result: AttentionResults) -> list[str]:
     found, top = result.found, result.heads.iloc[0]
     name, span = f"({top['layer']:.0f}, {top['head']:.0f})", f"{top['box']:.1%} [{top['box_low']:.1%}, {top['box_high']:.1%}]"
     out = [
+        *without_meaning(found.provenance["model"]),
         f"{len(found.ids)} questions. {float(found.image_share.mean()):.1%} of a prompt's tokens show the image; they draw "
         f"{float(found.image_mass.mean()):.1%} of the last token's attention (mean over heads).",
         f"The asked boxes are {float(found.area.mean()):.1%} of the image's tokens. Head {name} puts most of its attention on them: "

@@ -6,14 +6,16 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from ..core.arguments import Count, Seed, checked_settings
 from ..core.files import write_bytes
 from ..evaluation.baselines import Baselines, compare_baselines
 from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS
-from .inputs import Inputs, usual_others
+from .inputs import Inputs, Several, usual_others
 from .job import Job, command
 
 
+@checked_settings
 @dataclass(frozen=True)
 class BaselineSettings(Inputs):
     """What is compared.
@@ -33,12 +35,12 @@ class BaselineSettings(Inputs):
     data: str = "scenes/relation"
     others: tuple[str, ...] | None = None
     ranks: tuple[int, ...] = (1, 4, 16)
-    rates: int = 2
-    epochs: int = 16
-    n_train: int = 240
-    n_test: int = 400
-    n_others: int = 100
-    seed: int = 0
+    rates: Count = 2
+    epochs: Count = 16
+    n_train: Several = 240
+    n_test: Count = 400
+    n_others: Count = 100
+    seed: Seed = 0
 
     @property
     def elsewhere(self) -> tuple[str, ...]:

@@ -5,17 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 from ..bench import Benchmark, bench, read_benchmarks, write_benchmarks
 from ..bench.fits import FitsBenchmark, bench_fits, read_fits, write_fits
 from ..bench.memory import DATA, measure_memory
 from ..bench.realistic import SHAPES, open_model
+from ..core.arguments import AtLeast, Count, checked_settings
 from ..data.load import load_questions
 from .folder import RunFolder, Say
 from .info import FINDINGS
 from .job import Job, command
 
 
+@checked_settings
 @dataclass(frozen=True)
 class BenchSettings:
     """What is timed, as the command's options say.
@@ -31,9 +34,9 @@ class BenchSettings:
     """
 
     model: str | None = None
-    questions: int | None = None
-    repeats: int = 5
-    sample: int = 32
+    questions: Count | None = None
+    repeats: Count = 5
+    sample: Annotated[int, AtLeast(0)] = 32
     memory: bool = False
     fits: bool = False
     device: str | None = None

@@ -10,6 +10,7 @@ from typing import Any
 import pandas as pd
 
 from .. import viz
+from ..core.arguments import Count, Seed, checked_settings
 from ..core.files import write_json
 from ..core.versions import versions
 from ..data.question import Question
@@ -19,13 +20,14 @@ from ..viz import Section
 from ..vlm.vlm import VLM
 from .folder import ModelAndQuestions, RunFolder, Say
 from .info import FINDINGS, comparison_headline
-from .inputs import Inputs, usual_others
+from .inputs import Inputs, Several, usual_others
 from .job import Job, command
 
 STEPS = "steps"
 """The folder of the comparison's own steps: a set of heads, a learned method, its answers."""
 
 
+@checked_settings
 @dataclass(frozen=True)
 class CompareSettings(Inputs):
     """What is compared.
@@ -42,12 +44,12 @@ class CompareSettings(Inputs):
     model: str = "demo"
     data: str = "scenes/relation"
     others: tuple[str, ...] | None = None
-    n_train: int = 400
-    n_validation: int = 200
-    n_test: int = 400
-    n_others: int = 200
-    top: int = 8
-    seed: int = 0
+    n_train: Several = 400
+    n_validation: Count = 200
+    n_test: Count = 400
+    n_others: Count = 200
+    top: Count = 8
+    seed: Seed = 0
 
     @property
     def command(self) -> str:

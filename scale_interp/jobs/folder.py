@@ -142,6 +142,11 @@ class RunFolder:
                     self._opened = self.working_journal = None
 
     def _check_settings(self) -> None:
+        # Now, and not when a model of many GB has been loaded.
+        there = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not there.is_dir() or not os.access(there, os.W_OK):
+            why = "may not be written to" if there.is_dir() else "is a file"
+            raise FileError(f"{self.path} cannot be written ({there} {why}): name another folder by --out")
         if (self.path / SETTINGS).exists():
             self.job.require_same_settings(self.path, read_json(self.path / SETTINGS))
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
+from ..core.arguments import AtLeast
 from ..data.items import Questions
 from ..data.load import load_questions
 from ..data.prompts import Options
@@ -17,6 +18,8 @@ from ..models.load import load
 from ..models.testbeds.circuits import PREFIX
 from ..vlm.vlm import VLM
 
+Several = Annotated[int, AtLeast(2)]
+"""How many questions, where each needs another beside it: to be resampled from, or held out."""
 OPENED = ("device", "dtype", "device_map", "prompt", "quantize")
 
 

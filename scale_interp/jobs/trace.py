@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Hashable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import pandas as pd
 
@@ -13,9 +15,11 @@ from ..attribution.headmap import HeadMap
 from ..attribution.patching import patch
 from ..attribution.position_map import PositionMap
 from ..attribution.position_patching import patch_positions
+from ..core.arguments import Count, Raises, Seed, checked_settings
 from ..core.files import write_bytes, write_json
 from ..data import Question
-from ..data.contrast import contrasts
+from ..data.contrast import Change, contrasts
+from ..data.partners import side
 from ..errors import DataError
 from ..viz import Section
 from ..vlm.vlm import VLM
@@ -23,17 +27,18 @@ from .folder import ModelAndQuestions, Say
 from .info import FINDINGS
 from .inputs import Inputs
 from .job import Job, command
-from .page import run_page
+from .page import run_page, without_meaning
 
 COMPONENTS = ("resid", "attn", "mlp")
 FILES = (*(f"{name}.safetensors" for name in (*COMPONENTS, "heads")), "positions.csv", "summary.json", "report.html")
-AXES = {"left or right": ("left", "right"), "above or below": ("above", "below", "top", "bottom")}
-"""Relations that are drawn together."""
 LEAST = 5
-"""Fewer questions of an axis than these are not drawn apart."""
+"""Fewer questions of an axis, or of one answer, than these are not drawn apart."""
+ENDS = {"top": "above", "bottom": "below"}
+"""Places on an axis of relations."""
 HALF = 0.5
 
 
+@checked_settings
 @dataclass(frozen=True)
 class TraceSettings(Inputs):
     """Whose answers are traced, and on what.
@@ -49,9 +54,9 @@ class TraceSettings(Inputs):
     model: str = "demo"
     data: str = "scenes/relation"
     split: str | None = None
-    n: int | None = 40
-    seed: int = 0
-    change: str = "mirror"
+    n: Count | None = 40
+    seed: Seed = 0
+    change: Annotated[Change, Raises(DataError)] = "mirror"
     groups: tuple[str, ...] | None = None
 
     @property
@@ -62,7 +67,8 @@ class TraceSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        return self.open_model(self.model), {"all": self.questions(self.data, self.split, self.n, self.seed)}
+        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
+        return self.open_model(self.model), {"all": questions}
 
 
 @dataclass(frozen=True)
@@ -75,7 +81,7 @@ class TraceResults:
     skipped: dict[str, str]
 
 
-def study_trace(vlm: VLM, questions: Sequence[Question], change: str = "mirror", groups: Sequence[str] | None = None) -> TraceResults:
+def study_trace(vlm: VLM, questions: Sequence[Question], change: Change = "mirror", groups: Sequence[str] | None = None) -> TraceResults:
     """Patch every component at every layer and token group, and every head at the last token.
 
     Args:
@@ -84,7 +90,7 @@ def study_trace(vlm: VLM, questions: Sequence[Question], change: str = "mirror",
         change: how the pairs are made.
         groups: the token groups.
     """
-    pairs = contrasts(questions, change)  # type: ignore[arg-type]
+    pairs = contrasts(questions, change)
     if not pairs:
         raise DataError(f"none of {len(questions)} questions has a contrast pair: choose another change, or name pairs in the data")
     maps = {name: patch_positions(vlm, pairs, name, groups) for name in COMPONENTS}  # type: ignore[arg-type]
@@ -92,18 +98,20 @@ def study_trace(vlm: VLM, questions: Sequence[Question], change: str = "mirror",
 
 
 def by_axis(pm: PositionMap) -> dict[str, PositionMap]:
-    """The map of each axis of which there are enough questions."""
-    found = {}
-    for name, relations in AXES.items():
-        if sum(r in relations for r in pm.relations) >= LEAST:
-            found[name] = pm.only(*relations)
-    return found
+    """The map of each axis, such as left or right, and of each other relation, if there are enough questions and they are not all."""
+    together: dict[Hashable, list[str]] = {}
+    for relation in dict.fromkeys(pm.relations):
+        axis = side(ENDS.get(relation, relation))
+        together.setdefault(relation if axis is None else axis[0], []).append(relation)
+    counts = Counter(pm.relations)
+    enough = [sorted(names) for names in together.values() if LEAST <= sum(counts[name] for name in names) < len(pm.relations)]
+    return {" or ".join(names): pm.only(*names) for names in enough}
 
 
 def notes(result: TraceResults) -> list[str]:
     """The findings in plain words."""
     pm = result.maps["resid"]
-    out = []
+    out = without_meaning(pm.provenance["model"])
     for name, part in {"all questions": pm, **by_axis(pm)}.items():
         low, high = part.interval()
         said = []
@@ -179,6 +187,6 @@ def write_results(vlm: VLM, result: TraceResults, folder: Path, command: str) ->
         Section("How to reproduce", [command]),
     ]
     if axes := by_axis(resid):
-        sections.insert(3, Section("By axis", [viz.position_heatmaps(list(axes.values()), list(axes))]))
+        sections.insert(3, Section("By axis or answer", [viz.position_heatmaps(list(axes.values()), list(axes))]))
     title = f"Where {about['model']} computes its answers to {about['data']}"
     viz.write_report(folder / "report.html", title=title, sections=sections, meta=about)

@@ -61,6 +61,8 @@ def open_checkpoint(
     """
     options = {"revision": revision, "trust_remote_code": trust_remote_code}
     require_map(device_map, device)
+    if source == name and len(Path(name).parts) > 1 and Path(name).parent.is_dir() and not Path(name).exists():
+        print(f"there is no {name} in the folder {Path(name).parent}: asking the hub", file=sys.stderr)
     place, kind, bits = require_device(device), _floating(dtype), as_config(quantization_config)
     config = _config(source, name, options, known)
     require_safe_folder(Path(source), name)

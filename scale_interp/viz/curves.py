@@ -136,10 +136,15 @@ def epoch_accuracy(epochs: pd.DataFrame, *, dark: bool = False) -> go.Figure:
         epochs: one row per part and epoch, with the columns part, epoch, train_accuracy, test_accuracy and untrained_accuracy.
         dark: whether the figure is for a dark page.
 
+    Raises:
+        DataError: for a table without rows.
+
     >>> import pandas as pd
     >>> figure = epoch_accuracy(pd.DataFrame([{"part": "heads", "epoch": 0, "train_accuracy": 0.3, "test_accuracy": 0.25,
     ...     "untrained_accuracy": 0.2}]))
     """
+    if epochs.empty:
+        raise DataError("no epochs: give a table with one row per part and epoch")
     fig, colours = go.Figure(), look(dark)
     lines = (
         ("test_accuracy", "test", "solid"),

@@ -161,10 +161,12 @@ def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
     wide = max(1.0, H / 14)
     middle = H - 0.5 + wide
     mlp = scale.mlp_scalars.double().numpy()
-    learned = bool(scale.settings.get("mlp")) or bool((mlp != 1).any())
+    learned = scale.mlp_layers or (range(L) if (mlp != 1).any() else [])
+    shown = np.full(L, np.nan)
+    shown[list(learned)] = mlp[list(learned)]
     fig.add_trace(
         go.Heatmap(
-            z=(mlp if learned else np.full(L, np.nan))[:, None],
+            z=shown[:, None],
             x=[middle - wide / 2, middle + wide / 2],
             y=np.arange(L),
             coloraxis="coloraxis",
@@ -173,7 +175,7 @@ def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
             name="MLPs",
         )
     )
-    parts = [scale.scalars[h].item() for h in scale.heads] + (mlp.tolist() if learned else [])
+    parts = [scale.scalars[h].item() for h in scale.heads] + shown[list(learned)].tolist()
     reach = limit(np.array(parts or [1.0]) - 1)
     fig.update_layout(coloraxis=coloraxis(dark, reach, "scalar", centre=1.0))
     width, height = _size(L, H)
@@ -183,7 +185,7 @@ def scalar_heatmap(scale: ScAle, *, dark: bool = False) -> go.Figure:
     ticks = list(fig.layout.xaxis.tickvals)
     fig.update_xaxes(tickvals=[*ticks, middle], ticktext=[*map(str, ticks), "MLP"], range=[-0.5, middle + wide / 2])
     notes = f"{scale.n_parameters} learned; 1 changes nothing."
-    if len(scale.heads) < L * H or not learned:
+    if len(scale.heads) < L * H or len(learned) < L:
         notes += " Grey: not learned."
     return frame(fig, "ScAle scalars", notes, width=width, height=height, dark=dark)
 

@@ -117,7 +117,7 @@ def retention_curve(curve: RetentionCurve, *, dark: bool = False) -> go.Figure:
         fig.add_hline(y=level, line={"color": colours.muted, "width": 1, "dash": dash}, layer="below")
     fig.update_xaxes(title_text="gain in accuracy on the task", tickformat="+.2f")
     fig.update_yaxes(title_text="change of accuracy elsewhere", tickformat="+.2f")
-    notes = f"Weight of the penalty on moving non-spatial answers. Whiskers: 95% interval. Dotted: a loss of {TOLERANCE}."
+    notes = f"Weight of the penalty on moving other answers. Whiskers: 95% interval. Dotted: a loss of {TOLERANCE}."
     return frame(fig, "What a gain costs elsewhere", notes, width=WIDTH, height=440, dark=dark, legend=True)
 
 

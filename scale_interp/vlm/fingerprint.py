@@ -149,11 +149,13 @@ def processor_fingerprint(processor: Any, prompt: str | None) -> str:
     backend = getattr(tokenizer, "backend_tokenizer", None)
     # Before the added tokens stands how the last call padded, which every call here sets again.
     words = sorted(tokenizer.get_vocab().items()) if backend is None else backend.to_str().partition('"added_tokens"')[2]
-    parts: list[Any] = [prompt, processor.chat_template, words]
-    for name, value in sorted(vars(processor).items()):
-        if name != "tokenizer":
-            parts.append(f"{name} {_plain(value)}")
+    parts: list[Any] = [prompt, processor.chat_template, words, *processor_settings(processor)]
     return hashlib.sha256(json.dumps(parts, default=str).encode()).hexdigest()
+
+
+def processor_settings(processor: Any) -> list[str]:
+    """The settings of a processor's parts, without its tokenizer."""
+    return [f"{name} {_plain(value)}" for name, value in sorted(vars(processor).items()) if name != "tokenizer"]
 
 
 def numerics(device: torch.device) -> dict[str, Any]:

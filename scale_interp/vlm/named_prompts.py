@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from ..errors import ModelError
 
 PROMPTS: dict[str, str | None] = {
@@ -17,6 +19,9 @@ PROMPTS: dict[str, str | None] = {
 ScAle's release (arXiv 2606.29579) asks LLaVA without a chat template, with a space at the end, and Qwen2.5-VL within its template.
 """
 
+PLACES = ("images", "text")
+"""What a template has places for."""
+
 
 def prompt_template(prompt: str | None) -> str | None:
     """The template of a named prompt, or the given template; None for the chat template.
@@ -25,7 +30,7 @@ def prompt_template(prompt: str | None) -> str | None:
         prompt: one of PROMPTS, a template with {text}, or None.
 
     Raises:
-        ModelError: The prompt is neither a known name nor a template with {text}.
+        ModelError: The prompt is neither a known name nor a template with {text}, or it would show what no template means to.
 
     >>> prompt_template("scale-llava")
     '{images}\\nQuestion: {text} Answer: '
@@ -34,4 +39,8 @@ def prompt_template(prompt: str | None) -> str | None:
         return None if prompt is None else PROMPTS[prompt]
     if "{text}" not in prompt:
         raise ModelError(f"prompt {prompt!r} would never show the question: give one of {', '.join(PROMPTS)}, or a template with {{text}}")
+    if unknown := [name for name in re.findall(r"{(\w+)}", prompt) if name not in PLACES]:
+        raise ModelError(f"prompt {prompt!r} would show {{{unknown[0]}}} as it stands: its places are {{images}} and {{text}}")
+    if "\\n" in prompt:
+        raise ModelError(f"prompt {prompt!r} holds a backslash and an n in place of a new line: in a shell, write it as $'...\\n...'")
     return prompt

@@ -23,6 +23,7 @@ from ..core.there import there
 from ..core.versions import versions
 from ..data.items import require
 from ..data.question import Question
+from ..data.wording import short
 from ..errors import DataError, DataWarning, EditError, ModelError, RunWarning
 from . import families
 from .decoder import Decoder, setting
@@ -624,8 +625,8 @@ class VLM(NotebookView):
                 bare, spaced = (instead, ids) if gap else (ids, instead)
                 last = "; it is the same for other choices, of which no more is said" if len(told) == CHOICES_NAMED else ""
                 warnings.warn(
-                    f"{self.name}: after this prompt {choice!r} and {' ' + choice!r} are different tokens ({bare} and {spaced}), and "
-                    f"{gap + choice!r} is scored; to choose, load with choice_space='with' or 'without'{last}",
+                    f"{self.name}: after this prompt {short(choice)} and {short(' ' + choice)} are different tokens ({short(bare)} and "
+                    f"{short(spaced)}), and {short(gap + choice)} is scored; to choose, load with choice_space='with' or 'without'{last}",
                     DataWarning,
                     stacklevel=3,
                 )

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import torch
 from typer.testing import CliRunner
@@ -65,6 +66,8 @@ def test_layers_hold_for_every_fit_and_for_what_is_made_of_it(vlm, train, tmp_pa
         moved = (scale.scalars != 1).any(1) | (scale.mlp_scalars != 1)
         assert moved[3] and not moved[[0, 1, 2, 5]].any()
         assert set(scale.to_frame().layer) <= {3, 4}
+    column = si.viz.scalar_heatmap(fits[0]).data[1].z[:, 0]
+    assert np.isfinite(column).tolist() == [False, False, False, True, True, False]
     assert fits[0].permuted(0).mlp_scalars[3:5].sort().values.equal(fits[0].mlp_scalars[3:5].sort().values)
 
 

@@ -154,3 +154,13 @@ def test_choices_tokens_are_those_behind_the_whole_prompt(asked):
             one = vlm.choice_ids(asked[0])
             one[0].append(7)
             assert vlm.choice_ids(asked[0]) == first[0]  # what is kept is nobody's to change
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_every_map_of_a_model_in_half_has_its_statistics(dtype):
+    half, whole = (si.load("tiny-random/qwen2_5_vl", dtype=d, device="cpu") for d in (dtype, "float32"))
+    questions = si.load_questions("scenes/relation", "train", n=6)
+    for found in si.head_maps(half, questions, pairs=si.contrasts(questions)).values():
+        assert found.per_question.dtype == torch.float32 and found.p_values.isfinite().all() and len(found.to_frame()) == 12
+    estimate, expected = (si.attribute(vlm, si.contrasts(questions)) for vlm in (half, whole))
+    assert estimate.compare(expected.scores)["spearman"] > 0.9

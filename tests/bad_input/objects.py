@@ -118,6 +118,9 @@ EDITS = (
     edit("parts of other numbers of variants", "the same N", lambda: si.Edit(scale=ones(2, 6, 8), mlp_scale=ones(3, 6))),
     edit("an unknown scope", "choose 'last'", lambda: si.Edit(scale=ones(1, 6, 8), scope="all")),
     edit("scaling of a head out of range", "out of range", lambda: si.Edit.scaling([(6, 0)], 2.0, 6, 8)),
+    edit("complex numbers", "real ones", lambda: si.Edit(scale=ones(1, 6, 8) * 1j)),
+    edit("scaling of a part of a head", "two whole numbers", lambda: si.Edit.scaling([(1.5, 0)], 2.0, 6, 8)),
+    edit("no heads or MLPs to restrict to", "nothing of this edit", lambda: si.Edit(attn_scale=ones(1, 6)).restrict([(0, 0)])),
     edit("scaling of what is no head", "not a .layer, head. pair", lambda: si.Edit.scaling(["a"], 2.0, 6, 8)),
     edit(
         "composing edits of other scope",
@@ -285,6 +288,8 @@ SETTINGS = (
     setting(si.FitSettings, "an unknown order", "choose 'shuffled' or 'file'", order="random"),
     setting(si.FitSettings, "an unknown epoch to keep", "choose 'best' or 'last'", keep="first"),
     setting(si.FitSettings, "a negative penalty", "at least 0", l2=-1e-4),
+    setting(si.FitSettings, "a negative weight of what is retained", "at least 0", retain_weight=-1.0),
+    setting(si.FitSettings, "a negative weight of distance", "at least 0", l1=-0.1),
     setting(si.FitSettings, "a clip of 0", "above 0", clip=0.0),
     setting(si.FitSettings, "sums over no batch", "above 0|below 1", accumulate=0),
     Kind("si.FitSettings.of", "an unknown recipe", EditError, "'default' or 'release'", lambda room: si.FitSettings.of("paper")),
@@ -319,6 +324,21 @@ RESULTS = (
     of_map("bottom -1", DataError, "1 to 48", lambda m: m.bottom(-1)),
     of_map("compared with a map of another model", DataError, "cannot be compared", lambda m: m.compare(torch.ones(4, 4))),
     *(
+        Kind("si.HeadMap", mistake, DataError, says, lambda room, given=given: si.HeadMap("patch", "x", *given))
+        for mistake, says, given in (
+            ("a value of nan", "finite numbers", (drawn(5, 6, 8) * float("nan"), FIVE)),
+            ("values of two axes", "finite numbers", (drawn(6, 8), FIVE)),
+            ("groups of fewer questions", "each question's image", (drawn(5, 6, 8), FIVE[:2])),
+        )
+    ),
+    *(
+        Kind("si.Evaluation", mistake, DataError, says, lambda room, make=make: si.Evaluation(room.qs, make(len(room.qs))))
+        for mistake, says, make in (
+            ("scores of nan", "not all numbers", lambda n: torch.full((n, 4), float("nan"))),
+            ("scores of one question too few", "a row for each", lambda n: torch.ones(n - 1, 4)),
+        )
+    ),
+    *(
         Kind("si.LogitLens", f"the words of no such {name}", DataError, "there are 5 questions", lambda room, at=at: lens().top_words(*at))
         for name, at in {"question": (5, 0), "layer": (0, 6), "token": (0, 0, 1)}.items()
     ),
@@ -331,6 +351,15 @@ RESULTS = (
         DataError,
         "the same ones",
         lambda room: room.evaluation.compare(si.evaluate(room.vlm, room.other)),
+    ),
+    Kind(
+        "si.Evaluation",
+        "compared with other right answers",
+        DataError,
+        "different right answers",
+        lambda room: room.evaluation.compare(
+            replace(room.evaluation, questions=[replace(q, answer=(q.answer + 1) % len(q.choices)) for q in room.evaluation.questions])
+        ),
     ),
     Kind("si.Evaluation", "by a field that no question has", DataError, "no question has", lambda room: room.evaluation.by("colour")),
     Kind("si.HeadSets", "a head out of range", EditError, "out of range", lambda room: si.HeadSets(2, 4, {"a": ((2, 0),)})),

@@ -74,7 +74,7 @@ def test_no_memory_at_all_says_what_to_give(greedy, train, capped, device):
     prompts = PrefixStore(greedy, train, 32)
     wide = si.Edit(scale=edit.scale.repeat(64, 1, 1))
     _ = prompts[0]
-    with capped(0), pytest.raises(ModelError, match="no memory for one edit on 32 question"):
+    with capped(0), pytest.raises(ModelError, match="no memory for one edit on one question"):
         si.run_edits(greedy, train, wide, prompts=prompts)
 
 

@@ -8,12 +8,12 @@ from statsmodels.stats.multitest import multipletests
 from statsmodels.stats.proportion import proportion_effectsize
 
 import scale_interp as si
-from scale_interp.data.image_controls import with_other_picture, without_picture
+from scale_interp.data.image_controls import with_other_image, without_image
 from scale_interp.errors import DataError, EditError, FileError, LeakError
 from scale_interp.evaluation.falsification import suite as falsification
-from scale_interp.evaluation.falsification.controls import picture_controls
+from scale_interp.evaluation.falsification.controls import image_controls
 from scale_interp.evaluation.falsification.text_only import PENALTIES, fit_text_correction
-from scale_interp.evaluation.falsification.verdict import FORMAT, PICTURES
+from scale_interp.evaluation.falsification.verdict import FORMAT, IMAGES
 from tests.support.watched import inputs_of, times_seen
 
 
@@ -108,8 +108,8 @@ def test_suite_holds_every_control(suite):
         "least important heads",
         "output bias",
         "text-only correction",
-        "no picture",
-        "another picture",
+        "no image",
+        "another image",
         "raw prompt",
         "bias over the vocabulary",
     }
@@ -118,7 +118,7 @@ def test_suite_holds_every_control(suite):
     for row in suite.rows:
         assert row["low"] <= row["gain"] <= row["high"] and row["p"] <= row["p_corrected"] <= 1
         assert row["accuracy"] - row["base_accuracy"] == pytest.approx(row["gain"], abs=1e-6)
-        assert (row["base_accuracy"] == suite.base_accuracy) or row["control"] in PICTURES
+        assert (row["base_accuracy"] == suite.base_accuracy) or row["control"] in IMAGES
     assert len(suite.to_frame()) == 13 and isinstance(suite.survives, bool)
 
 
@@ -140,11 +140,11 @@ def test_p_values_are_corrected_over_the_whole_table_and_those_of_format_among_t
         assert corrected == pytest.approx(list(multipletests(raw, method="holm")[1]))
 
 
-def test_picture_controls_are_scale_and_base_on_the_changed_questions(vlm):
+def test_image_controls_are_scale_and_base_on_the_changed_questions(vlm):
     train, test = (si.load_questions("scenes/relation", split=s, n=n) for s, n in (("train", 64), ("test", 40)))
     found = si.falsify(vlm, train, test, seeds=1, epochs=3)
     seeing = si.evaluate(vlm, test, found.scales[0])
-    for name, change in (("no picture", without_picture), ("another picture", with_other_picture)):
+    for name, change in (("no image", without_image), ("another image", with_other_image)):
         row, blind = found[name], change(test)
         base, full = (si.evaluate(vlm, blind, edit) for edit in (None, found.scales[0]))
         assert row["base_accuracy"] == pytest.approx(base.accuracy) and row["accuracy"] == pytest.approx(full.accuracy)
@@ -156,11 +156,11 @@ def test_picture_controls_are_scale_and_base_on_the_changed_questions(vlm):
 
 def test_a_model_that_takes_no_prompt_without_a_picture_is_shown_noise():
     vlm = si.load("tiny-random/paligemma")
-    made, left_out = picture_controls(vlm, si.load_questions("scenes/relation", n=4))
-    assert list(made) == ["noise for a picture", "another picture"] and "refuses question" in left_out["no picture"]
+    made, left_out = image_controls(vlm, si.load_questions("scenes/relation", n=4))
+    assert list(made) == ["noise for an image", "another image"] and "refuses question" in left_out["no image"]
     words = [si.Question(q.text, q.choices, q.answer, id=q.id) for q in si.load_questions("scenes/relation", n=4)]
-    made, left_out = picture_controls(vlm, words)
-    assert not made and set(left_out) == set(PICTURES)
+    made, left_out = image_controls(vlm, words)
+    assert not made and set(left_out) == set(IMAGES)
 
 
 def test_suite_is_registered_before_the_test(suite, vlm):
@@ -243,7 +243,7 @@ def by_hand(gain, text, random_heads=None, frozen=0, p=0.001, blind=0.0):
     names = ["frozen at 1", "random scalars", "permuted scalars", "shuffled labels", "output bias", "text-only correction"]
     gains = (
         dict.fromkeys(names, 0.0)
-        | {"text-only correction": text, "no picture": blind}
+        | {"text-only correction": text, "no image": blind}
         | ({} if random_heads is None else {"random heads": random_heads})
     )
     for name, g in gains.items():
@@ -259,7 +259,7 @@ def by_hand(gain, text, random_heads=None, frozen=0, p=0.001, blind=0.0):
         (by_hand(0.2, 0.01, random_heads=0.05), True, "The chosen heads matter"),
         (by_hand(0.2, 0.01, random_heads=0.19), True, "does not matter measurably"),
         (by_hand(0.2, 0.25), False, "text-only correction explains"),
-        (by_hand(0.2, 0.01, blind=0.19), False, "does not need the picture"),
+        (by_hand(0.2, 0.01, blind=0.19), False, "does not need the image"),
         (by_hand(0.01, 0.0, p=0.6), False, "No gain"),
         (by_hand(-0.2, 0.0), False, "No gain"),
         (by_hand(0.2, 0.0, frozen=3), False, "3 answers changed"),
@@ -267,3 +267,14 @@ def by_hand(gain, text, random_heads=None, frozen=0, p=0.001, blind=0.0):
 )
 def test_verdicts(suite, survives, words):
     assert suite.survives is survives and words in suite.verdict
+
+
+def test_a_suite_of_older_names_is_read_under_todays(suite, tmp_path):
+    suite.save(tmp_path / "suite.json")
+    content = json.loads((tmp_path / "suite.json").read_text())
+    older = json.dumps(content["rows"]).replace('"no image"', '"no picture"').replace('"another image"', '"another picture"')
+    content |= {"rows": json.loads(older), "left_out": {"noise for a picture": "none is needed"}}
+    found = si.Falsification.from_content({k: v for k, v in content.items() if k != "sha256"}, tmp_path / "suite.json")
+    assert found.rows == suite.rows and set(found.left_out) == {"noise for an image"} and found.verdict == suite.verdict
+    # A registration keeps the words that it was published with.
+    assert found.registered["picture_controls"] == ["no picture", "another picture"]

@@ -10,7 +10,7 @@ import scale_interp as si
 from scale_interp.core.statistics import paired_difference, unpaired_difference
 from scale_interp.data.prompts import in_words, with_letters
 from scale_interp.evaluation.falsification.format import RAW_PROMPT, Split, biased, fit_vocabulary_bias, prompt_controls
-from scale_interp.evaluation.falsification.verdict import FORMAT, MUST_BEAT, PROMPTED
+from scale_interp.evaluation.falsification.verdict import FORMAT, FORMERLY, MUST_BEAT, PROMPTED
 from tests.support.oracle import hooked_logits, plain_inputs
 
 PARTS = ("mass", "nll", "nll_mass", "nll_choice")
@@ -65,7 +65,7 @@ def test_all_other_figures_are_as_without_format_controls(suites):
     assert len(on.rows) == len(off.rows) + 2 and off.format is None and not off.base_split
     for row in off.rows:
         assert {name: on[row["control"]][name] for name in row} == row
-    assert off.registered["must_beat"] == list(MUST_BEAT) and on.registration != off.registration
+    assert off.registered["must_beat"] == [FORMERLY.get(name, name) for name in MUST_BEAT] and on.registration != off.registration
 
 
 def test_a_vocabulary_bias_gives_letters_their_mass_and_nothing_else():

@@ -86,3 +86,26 @@ def test_persistent_edits_that_are_lost_with_the_modules_are_said(model):
     edited(model).all_layers[1].mlp.up_proj = torch.nn.Linear(model.d_model, model.all_layers[1].mlp.up_proj.out_features)
     with pytest.warns(RunWarning, match="persistent edits of the old ones are gone"):
         si.run_edits(model, QUESTIONS)
+
+
+@pytest.mark.parametrize("default", [torch.bfloat16, torch.float64])
+def test_torchs_default_dtype_does_not_matter(vlm, default):
+    pairs, scaling = si.contrasts(QUESTIONS), [si.AttentionScale(1.3), si.AdaptVis(0.7, 1.3, 0.9), si.PASTA(((3, 1), (4, 3)), 0.3)]
+    runs = {
+        "edit": lambda: si.run_edits(vlm, QUESTIONS, si.Edit.scaling([(4, 3)], 0.3, 6, 8)),
+        "sweep": lambda: si.amplify(vlm, QUESTIONS, 1.3).per_question,
+        "patch": lambda: si.patch(vlm, pairs).per_question,
+        "gradient": lambda: si.attribute(vlm, QUESTIONS).per_question,
+        "integrated": lambda: si.integrated_gradients(vlm, QUESTIONS, steps=3).per_question,
+        "group": lambda: si.ablate(vlm, QUESTIONS, at="object").per_question,
+        "fit": lambda: si.fit_scale(vlm, QUESTIONS, epochs=2, validation=0.0, keep="last").scalars,
+        "bias": lambda: si.fit_bias(vlm, QUESTIONS, epochs=1).shift,
+        "scaling": lambda: torch.stack([ev.scores for ev in si.evaluate_scaled(vlm, QUESTIONS, scaling)]),
+    }
+    usual = {name: run() for name, run in runs.items()}
+    torch.set_default_dtype(default)
+    try:
+        found = {name: run() for name, run in runs.items()}
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert {name for name in runs if not torch.equal(found[name], usual[name])} == set()

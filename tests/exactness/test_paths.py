@@ -239,8 +239,9 @@ def test_receivers_that_cannot_be_are_refused(model, pairs, receivers, into, mes
 
 def test_pairs_and_paths_that_cannot_be_are_refused(model, pairs, questions):
     same = si.Question(questions[0].text, questions[0].choices, 1 - questions[0].answer, picture=questions[0].picture)
-    with pytest.raises(DataError, match="the same logit difference"):
-        si.path_patch(model("llava"), [si.Contrast(questions[0], same)], [(2, 0)])
+    for method in (si.patch, si.attribute, lambda vlm, pairs: si.path_patch(vlm, pairs, [(2, 0)])):
+        with pytest.raises(DataError, match="the same logit difference"):
+            method(model("llava"), [si.Contrast(questions[0], same)])
     with pytest.raises(DataError, match="build pairs with"):
         si.path_patch(model("llava"), questions, [(2, 0)])
     with pytest.raises(EditError, match="no reference path"):

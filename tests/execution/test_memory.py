@@ -1,5 +1,7 @@
 """How much memory is free: what torch has reserved and does not use is."""
 
+import copy
+
 import pytest
 import torch
 
@@ -94,3 +96,61 @@ def test_a_processor_without_memory_is_no_bad_question(monkeypatch, said):
     monkeypatch.setattr(type(vlm.processor), "__call__", scarce)
     with pytest.warns(MemoryWarning, match="no memory to read 6 prompts at once"):
         assert (si.evaluate(vlm, asked).scores - expected).nan_to_num(0, 0, 0).abs().max() <= 1e-4
+
+
+LINEAR = torch.nn.functional.linear
+
+
+class RunsOut:
+    """torch's linear function, which runs out of memory in one call."""
+
+    def __init__(self, at=0):
+        self.at, self.calls = at, 0
+
+    def __call__(self, *args):
+        self.calls += 1
+        if self.calls == self.at:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        return LINEAR(*args)
+
+
+HALVED = {
+    "evaluate": lambda vlm, qs: si.evaluate(vlm, qs).scores,
+    "one edit": lambda vlm, qs: si.run_edits(vlm, qs, si.Edit(scale=torch.rand(4, 1, 6, 8, generator=torch.Generator().manual_seed(0)))),
+    "mean": lambda vlm, qs: si.ablate(vlm, qs, "mean").per_question,
+    "shares": lambda vlm, qs: si.logit_attribution(vlm, qs).per_question,
+    "scaled": lambda vlm, qs: si.evaluate_scaled(vlm, qs, [si.AttentionScale(0.5)])[0].scores,
+    "group": lambda vlm, qs: si.ablate(vlm, qs, "resample", at="object").per_question,
+    "gradients at a group": lambda vlm, qs: si.attribute(vlm, qs, at="object").per_question,
+    "pairs at a group": lambda vlm, qs: si.attribute(vlm, si.contrasts(qs), at="object").per_question,
+    "positions": lambda vlm, qs: si.patch_positions(vlm, si.contrasts(qs[:2])).per_question,
+}
+
+
+@pytest.mark.filterwarnings("ignore::scale_interp.errors.MemoryWarning")
+@pytest.mark.parametrize("name", HALVED)
+def test_a_batch_is_halved_wherever_memory_runs_out(vlm, name, monkeypatch):
+    run, qs = HALVED[name], si.load_questions("scenes/relation", n=4)
+    whole = run(vlm, qs)
+    counted = RunsOut()
+    monkeypatch.setattr(torch.nn.functional, "linear", counted)
+    assert torch.equal(run(vlm, qs), whole)
+    for share in (0.02, 0.6, 0.97):
+        failing = RunsOut(max(1, int(share * counted.calls)))
+        monkeypatch.setattr(torch.nn.functional, "linear", failing)
+        assert torch.allclose(run(vlm, qs), whole, atol=2e-5) and failing.calls > failing.at
+        vlm.measured.chunk_bytes.clear()
+
+
+def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path(vlm, monkeypatch):
+    model, (question,) = copy.deepcopy(vlm), si.load_questions("scenes/relation", n=1)
+    model.measured.reports.clear()
+    model.measured.positions.clear()
+    for run, at in ((lambda: si.evaluate(model, [question]), 150), (lambda: si.ablate(model, [question], at="object"), 1)):
+        monkeypatch.setattr(torch.nn.functional, "linear", RunsOut())
+        failing = RunsOut(at)
+        monkeypatch.setattr(torch.nn.functional, "linear", failing)
+        with pytest.raises((ModelError, torch.OutOfMemoryError), match="memory"):
+            run()
+        assert failing.calls >= at
+    assert si.evaluate(model, [question]).provenance["path"] == si.ablate(model, [question], at="object").provenance["path"] == "packed"

@@ -167,6 +167,15 @@ def test_a_full_disk_is_said_and_the_rest_read_again(vlm, train, monkeypatch, wh
     assert prompts.reads == 2
 
 
+def test_a_folder_that_somebody_deletes_is_said_and_its_prompts_read_again(vlm, train):
+    prompts = PrefixStore(vlm, train[:16], 8, cache="disk")
+    whole = [layers(prompts[0]), layers(PrefixStore(vlm, train[:16], 8)[1])]
+    shutil.rmtree(prompts._spill.folder)
+    with pytest.warns(MemoryWarning, match="No such file"):
+        again = [layers(batch) for batch in prompts]
+    assert all(torch.equal(a, b) for one, other in zip(whole, again, strict=True) for a, b in zip(one, other, strict=True))
+
+
 def test_the_mode_is_the_models(train):
     vlm = si.load("demo", prefix_cache="recompute")
     assert PrefixStore(vlm, train).cache == "recompute"

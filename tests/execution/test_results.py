@@ -12,11 +12,13 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import scale_interp
+import scale_interp as si
 from scale_interp.core.result import Adapter, Result, declared
 from scale_interp.errors import FileError
 from tests.bad_input.results import parts, rewrite
@@ -240,3 +242,25 @@ def test_a_tensor_that_was_changed_is_refused(kind, tensor, tmp_path):
     changed(lambda tensors: tensors.update(other=tensors.pop(tensor)), f"no tensor '{tensor}'")
     for change, says in tensor_changes(kind, tensor):
         changed(lambda tensors, change=change: tensors.update({tensor: change(tensors[tensor])}), says)
+
+
+def test_numbers_of_numpy_are_numbers(vlm, tmp_path):
+    """They come out of a data frame or a loop over np.arange, and are found out when a result is saved, after all the work."""
+    four, integer = si.load_questions("scenes/relation", "train", n=np.int64(4)), np.int64
+    with si.resumable(tmp_path / "kept"):
+        for i, found in enumerate(
+            (
+                si.ablate(vlm, four, "resample", seed=integer(3), at=[integer(-1)]),
+                si.amplify(vlm, four, np.float32(1.5)),
+                si.integrated_gradients(vlm, four, steps=integer(2)),
+                si.logit_lens(vlm, four, top=integer(2)),
+            )
+        ):
+            found.save(tmp_path / f"{i}.safetensors")
+    assert torch.equal(si.HeadMap.load(tmp_path / "1.safetensors").per_question, si.amplify(vlm, four, 1.5).per_question)
+    assert si.rescale(vlm, four, np.array([0.0, 2.0]), unit="layer").change.shape == (2, 6)
+    given = {"epochs": integer(1), "batch_size": np.int32(2), "micro_batch": integer(1), "seed": integer(1), "lr": np.float64(0.1)}
+    scale = si.fit_scale(vlm, four, layers=torch.tensor([2, 3]), **given)
+    scale.save_pretrained(tmp_path / "scale")
+    again = si.fit_scale(vlm, four, layers=[2, 3], epochs=1, batch_size=2, seed=1, lr=0.1)
+    assert torch.allclose(si.ScAle.from_pretrained(tmp_path / "scale").scalars, again.scalars, atol=1e-6)

@@ -70,6 +70,7 @@ def test_the_main_job_on_json_lines_by_letter(own_run):
     assert told["settings"]["options"] == "letters" and {"contrasts", "retained", "others"} <= set(told["data"])
     page = (folder / "report.html").read_text()
     assert "random weights" in page and "A. on" in page
+    assert f"Measured on {patched.provenance['n']} pairs of training questions" in page
     again = run(*command, "--out", folder)
     assert again.exit_code == 0 and "locating" not in again.output
     assert run("report", folder, "--device", "cpu").exit_code == 0
@@ -78,7 +79,7 @@ def test_the_main_job_on_json_lines_by_letter(own_run):
 @pytest.mark.full
 def test_the_main_job_on_whatsup_without_other_sets(tmp_path):
     write_controlled(tmp_path, "controlled_clevr")
-    given = ("run", "tiny-random/llava", "--data", "whatsup/controlled_b", "--root", tmp_path)
+    given = ("run", "tiny-random/llava", "--data", "whatsup/controlled_b", "--root", tmp_path, "--dtype", "bfloat16")
     result = run(*given, *FEW, "--out", tmp_path / "run")
     assert result.exit_code == 0, result.output
     summary = json.loads((tmp_path / "run/summary.json").read_text())
@@ -89,9 +90,14 @@ def test_the_main_job_on_whatsup_without_other_sets(tmp_path):
 @pytest.mark.full
 def test_a_set_without_pairs_is_ranked_by_ablation(tmp_path, own_run):
     data = photographs(tmp_path / "set", contrast=False)
-    result = run("run", "tiny-random/qwen2_5_vl", "--data", data, *FEW, "--out", tmp_path / "run")
+    result = run("run", "tiny-random/qwen2_5_vl", "--data", data, *FEW, "--n-locate", 500, "--n-test", 500, "--out", tmp_path / "run")
     assert result.exit_code == 0 and "no contrast pairs, so no patching" in result.output, result.output
     summary = json.loads((tmp_path / "run/summary.json").read_text())
+    # What is said is how many questions there were, not how many were asked for.
+    n = len(si.load_questions(data, "test"))
+    assert summary["questions"] == {"train": 16, "test": n} and f"{n} test questions" in result.output
+    page = (tmp_path / "run/report.html").read_text()
+    assert "located on 16 training questions" in page and "Measured on 16 training questions" in page
     zero = si.HeadMap.load(tmp_path / "run/head_maps/zero.safetensors")
     assert summary["ranked_by"] == "zero" and [tuple(h) for h in summary["top_heads"]] == zero.top(2, "abs")
     assert not (tmp_path / "run/head_maps/patch.safetensors").exists() and "patch" not in summary["sparsity"]
@@ -111,7 +117,6 @@ def test_what_cannot_be_run_is_refused_before_any_work(tmp_path, vlm):
         ({"data": data, "others": (data,)}, LeakError, "in both training and test"),
         ({"root": str(tmp_path)}, DataError, "root= and template= are for sets on disk"),
         ({"answers": "index"}, DataError, "is for JSON lines"),
-        ({"data": data, "options": "letter"}, DataError, "did you mean 'letters'"),
         ({"data": data, "options": "letters"}, DataError, "the tokenizer of demo does not know these words"),
     ):
         settings = Settings(**{"n_train": 16, "n_locate": 4, "n_test": 8, "n_retain": 4, **given})
@@ -123,9 +128,28 @@ def test_what_cannot_be_run_is_refused_before_any_work(tmp_path, vlm):
         with pytest.raises(error, match=message):
             Run(tmp_path / "run", settings, vlm=vlm).everything()
         assert not (tmp_path / "run").exists()
+    with pytest.raises(DataError, match="did you mean 'letters'"):
+        Settings(data=data, options="letter")
 
 
 def test_short_names_of_sets():
     assert labels(["scenes/asked", "jsonl:a/x.jsonl", "jsonl:b/x.jsonl"]) == {
         name: name for name in ("scenes/asked", "jsonl:a/x.jsonl", "jsonl:b/x.jsonl")
     }
+
+
+def test_the_others_are_read_once(tmp_path, vlm, monkeypatch):
+    data, others = photographs(tmp_path, n=30), photographs(tmp_path, "things", n=30, contrast=False, start=500)
+    read, load = [], Settings.questions
+    monkeypatch.setattr(Settings, "questions", lambda self, name, *given, **more: read.append(name) or load(self, name, *given, **more))
+    job = Run(tmp_path / "run", Settings(data=data, others=(others,), n_train=4, n_locate=2, n_test=2, n_retain=2), vlm=vlm)
+    _ = job.asked, job.others("train"), job.others("test"), job.others_together("test")
+    assert sorted(read) == sorted([data, others] * 2)
+
+
+def test_long_choices_are_shortened_in_messages(vlm):
+    shown = Image.new("RGB", (32, 32))
+    long = [si.Question("Where?", ("left " * 100, "right " * 100), i, image=shown, id=str(i)) for i in range(2)]
+    with pytest.raises(DataError) as error:
+        si.contrasts(long)
+    assert len(str(error.value)) < 600 and "characters)" in str(error.value)

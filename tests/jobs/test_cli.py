@@ -9,7 +9,7 @@ from typer.testing import CliRunner
 
 import scale_interp as si
 from scale_interp import cli
-from scale_interp.errors import DataError, FileError, ModelError
+from scale_interp.errors import DataError, EditError, FileError, ModelError
 from scale_interp.execution.journal import digest
 from scale_interp.jobs.info import read_run
 from scale_interp.jobs.run.run import Run
@@ -103,7 +103,9 @@ def test_other_settings_do_not_mix(finished):
 
 
 def test_a_mistyped_command_leaves_nothing_behind(tmp_path, vlm):
-    for wrong in (Settings(n_test=0), Settings(data="scenes/nothing"), Settings(others=("scenes/nothing",))):
+    with pytest.raises(EditError):
+        Settings(n_test=0)
+    for wrong in (Settings(data="scenes/nothing"), Settings(others=("scenes/nothing",))):
         with pytest.raises(DataError):
             Run(tmp_path / "run", wrong, vlm=vlm).everything()
         assert not (tmp_path / "run").exists()

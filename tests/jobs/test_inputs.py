@@ -1,8 +1,10 @@
 """The options of every command that opens a model or reads questions: the same words everywhere, and what arrives at `load`."""
 
 import json
+import re
 from dataclasses import asdict
 
+import pandas as pd
 import pytest
 import torch
 import typer
@@ -11,12 +13,16 @@ from typer.testing import CliRunner
 import scale_interp as si
 from scale_interp import cli
 from scale_interp.cli.options import DATA, MODEL
-from scale_interp.errors import ArgumentError, DataError, EditError, ModelError
+from scale_interp.cli.printed import frame_table
+from scale_interp.data.readers.source import _NoHub
+from scale_interp.data.splits import split_of
+from scale_interp.errors import ArgumentError, DataError, EditError, FileError, ModelError, ScaleInterpError
 from scale_interp.interventions.prefix import PrefixStore, read_prefix
 from scale_interp.jobs.ask import AskSettings
 from scale_interp.jobs.inputs import Inputs, has_split, usual_others
 from scale_interp.jobs.plan import make_plan
 from scale_interp.jobs.run.duration import as_found, expected
+from scale_interp.jobs.run.run import Run
 from scale_interp.jobs.run.settings import Settings
 from scale_interp.models import placement
 
@@ -162,6 +168,8 @@ def test_a_longer_run_is_expected_to_take_longer():
     assert expected(Settings(n_train=2 * base.n_train), seconds, steps)["fit"] > 1.5 * usual["fit"]
     assert expected(base, seconds, base.steps(pairs=False))["locate"] < usual["locate"]
     assert set(expected(base, {"reading": 0.1, "heads": 0.5}, steps)) == {"locate", "evaluate"}
+    # What is done already is not to be waited for.
+    assert set(expected(base, seconds, ["falsify top", "report"])) == {"falsify", "report"}
 
 
 def test_check_plans_the_main_job():
@@ -195,3 +203,112 @@ def test_a_plan_counts_the_questions_that_there_are(tmp_path):
     assert (found.n_train, found.n_locate, found.n_test) == (len(train), len(train), len(test)) and 0 < len(test) < len(train) < 30
     seconds, steps = {"reading": 0.1, "heads": 0.5, "fit": 0.2, "row": 0.05}, settings.steps()
     assert sum(expected(found, seconds, steps).values()) < sum(expected(settings, seconds, steps).values()) / 5
+
+
+# What no work need be done for to be refused.
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (("run", "demo", "--top", 0), r"Settings\(top=0\): below 1"),
+        (("run", "demo", "--seeds", 0), r"seeds=0"),
+        (("run", "demo", "--n-locate", 1), r"n_locate=1\): below 2"),
+        (("run", "demo", "--quick", "--n-train", 1), r"n_train=1\): below 2"),
+        (("ask", "demo", "scenes/count", "--sweep", -2), r"sweep=-2"),
+        (("ask", "demo", "scenes/count", "--change", "miror"), "did you mean 'mirror'"),
+        (("trace", "demo", "--n", 0), r"n=0"),
+        (("attention", "demo", "--pictures", -1), r"pictures=-1\): below 0"),
+        (("bench", "demo", "--repeats", 0), r"repeats=0"),
+        (("bench", "demo", "--questions", 0), r"questions=0"),
+        (("bench", "demo", "--sample", -1), r"sample=-1\): below 0"),
+        (("compare", "demo", "--n-test", 0), r"n_test=0"),
+        (("baselines", "demo", "--rates", 0), r"rates=0"),
+    ],
+)
+def test_a_number_that_cannot_be_is_refused_before_any_work(given, said, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("scale_interp.jobs.inputs.load", None)
+    result = run(*given)
+    assert isinstance(result.exception, ScaleInterpError) and re.search(said, str(result.exception)), result.output
+    assert not (tmp_path / "runs").exists()
+
+
+def test_quick_leaves_what_is_given():
+    quick = Settings.quick("demo", "scenes/relation", n_train=8, seeds=2)
+    assert (quick.n_train, quick.seeds, quick.n_test) == (8, 2, 200)
+
+
+def test_a_folder_that_cannot_be_written_is_said_before_the_model_is_loaded(monkeypatch, tmp_path):
+    monkeypatch.setattr("scale_interp.jobs.inputs.load", None)
+    (tmp_path / "file").write_text("")
+    for out in (tmp_path / "file", tmp_path / "file/below"):
+        result = run("ask", "demo", "scenes/count", "--out", out)
+        assert isinstance(result.exception, FileError) and "file is a file" in str(result.exception)
+    monkeypatch.setattr("scale_interp.jobs.folder.os.access", lambda path, mode: False)
+    result = run("run", "demo", "--out", tmp_path / "new")
+    assert isinstance(result.exception, FileError) and f"{tmp_path} may not be written to" in str(result.exception)
+
+
+def test_more_heads_than_there_are_and_one_image_are_refused_before_any_map(tmp_path, vlm):
+    with pytest.raises(EditError, match="top=49: demo has 48 heads"):
+        Run(tmp_path / "run", Settings(n_train=4, n_locate=2, n_test=2, n_retain=2, top=49), vlm=vlm).everything()
+    lines = [{"id": str(i), "question": f"Is it {i}?", "choices": ["yes", "no"], "answer": 0, "group": f"g{i > 5}"} for i in range(12)]
+    (tmp_path / "one.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    seed = next(s for s in range(20) if {split_of(f"{g}", s) for g in ("g0", "g1")} == {"train", "test"})
+    alone = Settings(data=f"jsonl:{tmp_path}/one.jsonl", others=(), seed=seed)
+    with pytest.raises(DataError, match="has one image to train on"):
+        Run(tmp_path / "run", alone, vlm=vlm).everything()
+    assert not (tmp_path / "run").exists()
+
+
+# Where nothing is, nobody is asked.
+
+
+def test_a_root_that_is_no_folder_is_said_at_once(monkeypatch, tmp_path, capsys):
+    def ask_the_hub(entry, split):
+        raise _NoHub("The hub was asked.")
+
+    monkeypatch.setattr("scale_interp.data.readers.source._from_hub", ask_the_hub)
+    with pytest.raises(DataError, match="is no folder, so pope/random has no file there"):
+        si.load_questions("pope/random", root=tmp_path / "no")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(DataError, match="The hub was asked"):
+        si.load_questions("pope/random", root=tmp_path)
+    assert f"pope/random is not in {tmp_path}: asking the hub for" in capsys.readouterr().err
+
+
+def test_a_file_is_named_by_its_form(tmp_path):
+    (tmp_path / "own.jsonl").write_text("")
+    with pytest.raises(DataError, match=rf"JSON lines are named jsonl:{tmp_path}/own.jsonl"):
+        si.load_questions(f"{tmp_path}/own.jsonl")
+    with pytest.raises(DataError, match="with no questions in it"):
+        si.load_questions(f"jsonl:{tmp_path}/own.jsonl")
+
+
+def test_a_mistyped_folder_says_that_the_hub_is_asked(monkeypatch, tmp_path, capsys):
+    def offline(source, **given):
+        raise OSError("offline")
+
+    monkeypatch.setattr("scale_interp.models.checkpoint.AutoConfig.from_pretrained", offline)
+    (tmp_path / "ckpt").mkdir()
+    monkeypatch.chdir(tmp_path)
+    for name, said in (("ckpt/step", "there is no ckpt/step in the folder ckpt"), ("some/model", "")):
+        with pytest.raises(ModelError):
+            si.load(name)
+        assert said in (err := capsys.readouterr().err) and bool(err) == bool(said)
+
+
+def test_numbers_of_a_wide_table_are_printed_whole(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    frame_table(pd.DataFrame({f"column {i}": [0.12345, -1.0] for i in range(14)}), "wide")
+    said = capsys.readouterr().out
+    assert said.count("0.123") == 14 == said.count("-1.000") and "…" not in said
+
+
+@pytest.mark.parametrize(
+    ("prompt", "said"), [("{images}{text}{option}", "would show {option} as it stands"), (r"{images}\n{text}", "a backslash and an n")]
+)
+def test_a_prompt_that_shows_what_nobody_means_is_refused(prompt, said):
+    with pytest.raises(ModelError, match=said):
+        si.load("demo", prompt=prompt)

@@ -93,7 +93,8 @@ class AdaptVis(SavedSettings):
 
     def weights(self, confidences: Float[Tensor, " questions"]) -> Float[Tensor, " questions"]:
         """The weight of each question [B], from its confidence [B]."""
-        return torch.where(confidences < self.threshold, float(self.weight_low), float(self.weight_high))
+        low, high = (torch.tensor(float(weight), dtype=torch.float32) for weight in (self.weight_low, self.weight_high))
+        return torch.where(confidences < self.threshold, low, high)
 
     def logits(self, weights: Float[Tensor, " questions"], n_layers: int, n_heads: int) -> LogitEdit:
         """What happens to the attention logits of B prompts with these weights [B]."""

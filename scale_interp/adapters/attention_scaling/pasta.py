@@ -54,7 +54,7 @@ class PASTA(SavedSettings):
     def logits(self, n_layers: int, n_heads: int) -> LogitEdit:
         """What happens to the attention logits of a model with `n_layers` layers of `n_heads` heads."""
         on = head_mask(None, self.heads, n_layers, n_heads)
-        return LogitEdit(torch.ones(on.shape), on * math.log(self.alpha), "all", "each_new_token", "other")
+        return LogitEdit(torch.ones(on.shape, dtype=torch.float32), on.float() * math.log(self.alpha), "all", "each_new_token", "other")
 
     def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]:
         """Choice scores [B, C]."""

@@ -73,7 +73,12 @@ class AttentionScale(SavedSettings):
             on: which heads to change [L, H]; by default those of the settings.
         """
         on = head_mask(self.layers, self.heads, n_layers, n_heads) if on is None else on
-        return LogitEdit(torch.where(on, float(self.weight), 1.0), torch.zeros(on.shape), self.rows, self.steps)
+        return LogitEdit(
+            torch.where(on, torch.tensor(float(self.weight), dtype=torch.float32), 1.0),
+            torch.zeros(on.shape, dtype=torch.float32),
+            self.rows,
+            self.steps,
+        )
 
     def scores(self, vlm: VLM, answers: Answers) -> Float[Tensor, "questions choices"]:
         """Choice scores [B, C]; with weight 1, bit for bit those of the unedited model."""

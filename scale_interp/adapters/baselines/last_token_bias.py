@@ -106,7 +106,7 @@ def fit_bias(
     checkpoints = checkpoints_of(vlm, "last-token bias", train, options, seed)
 
     def trial(rate: float) -> Fitted:
-        shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, requires_grad=True)
+        shift = torch.zeros(1, vlm.n_layers, vlm.n_heads, vlm.head_dim, dtype=torch.float32, requires_grad=True)
         edit = Edit(shift=shift, scope=options.scope)
         scores = lambda prefix: run_edited(vlm, prefix, edit)[:, 0]  # noqa: E731
         return train_parameters([shift], scores, training, training.prompts.__getitem__, options, rate, checkpoints)

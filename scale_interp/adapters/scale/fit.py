@@ -32,9 +32,9 @@ from ...execution.memory import micro_batch
 from ...interventions.choices import read_choices
 from ...interventions.edit import Edit, Head, Scope, check_heads, positioned
 from ...interventions.engine import Path, require_packed
-from ...interventions.packed import run_edited, run_packed
+from ...interventions.packed import run_edited
 from ...interventions.parts import in_parts
-from ...interventions.paths import check_finite, join
+from ...interventions.paths import check_finite, join, packed_batch
 from ...interventions.positions import choose_path_at
 from ...interventions.prefix import Prefix, PrefixStore
 from ...interventions.suffix import run_suffix
@@ -141,8 +141,9 @@ class FitSettings:
         for name in ("radius", "lr", "epochs", "batch_size", "patience", "eps", "clip"):
             if getattr(self, name) is not None and getattr(self, name) <= 0:
                 raise EditError(f"{name}={getattr(self, name)}: give a number above 0")
-        if self.l2 < 0:
-            raise EditError(f"l2={self.l2}: give a number of at least 0")
+        for name in ("l1", "l2", "retain_weight"):
+            if getattr(self, name) < 0:
+                raise EditError(f"{name}={getattr(self, name)}: give a number of at least 0")
         if self.at != "last":
             object.__setattr__(self, "scope", "last")
 
@@ -249,7 +250,7 @@ def fit_scale(
     >>> si.fit_scale(vlm, train[:16], recipe="release", epochs=2).settings["loss"]
     'vocabulary'
     """
-    only = None if layers is None else list(layers)
+    only = None if layers is None else _check_layers(layers, vlm.n_layers)
     fit = Fit("fit", None if heads is None else tuple(check_heads(heads, vlm.n_layers, vlm.n_heads)), mlp, seed=seed)
     return fit_scales(vlm, train, [fit], retain=retain, layers=only, prompts=prompts, path=path, recipe=recipe, **settings)[0]
 
@@ -399,8 +400,8 @@ class Learner:
             if not (self.on[f].any() or self.mlp_on[f].any()):
                 raise EditError(f"{fit.name}: no head and no MLP is left to learn; give heads, or mlp=True")
         shape = (F_, L, H) if options.granularity == "head" else (F_, L, 1)
-        self.theta = torch.zeros(shape, requires_grad=True)
-        self.phi = torch.zeros(F_, L, requires_grad=True)
+        self.theta = torch.zeros(shape, dtype=torch.float32, requires_grad=True)
+        self.phi = torch.zeros(F_, L, dtype=torch.float32, requires_grad=True)
         self.optimiser = torch.optim.AdamW([self.theta, self.phi], lr=options.lr, eps=options.eps, weight_decay=0.0)
         self.learning = torch.tensor([not f.frozen for f in fits])
         self.answers = torch.stack([torch.tensor(f.answers if f.answers is not None else [q.answer for q in train]) for f in fits])
@@ -595,7 +596,7 @@ class _Retained:
     def __init__(self, vlm: VLM, questions: Sequence[Question], n_fits: int, options: FitSettings):
         self.vlm, self.prompts = vlm, prompts_to_fit(vlm, require(questions), n_fits, options)
         with torch.no_grad():
-            found = [run_packed(vlm, prefix, None)[0].log_softmax(-1)[:, None] for prefix in self.prompts]
+            found = [packed_batch(vlm, prefix, None)[0].log_softmax(-1) for prefix in self.prompts]
         self.base = join(found)[:, 0]
 
     def batches(self, step: int) -> list[int]:
@@ -625,8 +626,8 @@ def _clipped(slope: Tensor, most: float) -> Tensor:
 
 
 def _check_layers(layers: Iterable[int], n_layers: int) -> list[int]:
-    out = list(layers)
-    wrong = [i for i in out if not 0 <= i < n_layers]
+    out = [i.item() if isinstance(i, Tensor | np.generic) else i for i in layers]
+    wrong = [i for i in out if not isinstance(i, int) or not 0 <= i < n_layers]
     if wrong or len(set(out)) < len(out):
         raise EditError(f"layers {out}: give different numbers from 0 to {n_layers - 1}")
     return out

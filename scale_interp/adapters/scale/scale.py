@@ -101,7 +101,7 @@ class ScAle(Adapter):
     def to_frame(self) -> pd.DataFrame:
         """One row per learned scalar: part, layer, head (None for an MLP), scalar."""
         rows = [{"part": "head", "layer": layer, "head": head, "scalar": float(self.scalars[layer, head])} for layer, head in self.heads]
-        rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(self.mlp_scalars[i])} for i in self._mlps]
+        rows += [{"part": "mlp", "layer": i, "head": None, "scalar": float(self.mlp_scalars[i])} for i in self.mlp_layers]
         return pd.DataFrame(rows)
 
     def attached(self, vlm: VLM | torch.nn.Module, questions: Sequence[Question] = ()) -> AbstractContextManager[None]:
@@ -139,7 +139,7 @@ class ScAle(Adapter):
     def neutral(vlm: VLM) -> ScAle:
         """A ScAle whose scalars are all 1."""
         every = tuple((layer, h) for layer in range(vlm.n_layers) for h in range(vlm.n_heads))
-        return ScAle(torch.ones(vlm.n_layers, vlm.n_heads), torch.ones(vlm.n_layers), 0, every)
+        return ScAle(torch.ones(vlm.n_layers, vlm.n_heads, dtype=torch.float32), torch.ones(vlm.n_layers, dtype=torch.float32), 0, every)
 
     def permuted(self, seed: int) -> ScAle:
         """The same scalars, shuffled among the learned heads and among the MLPs."""
@@ -149,12 +149,12 @@ class ScAle(Adapter):
     def randomised(self, seed: int) -> ScAle:
         """Scalars from a normal distribution with the mean and spread of the learned ones, on the same heads."""
         draw = torch.Generator().manual_seed(seed)
-        spread = lambda v: v.mean() + v.std(correction=0) * torch.randn(len(v), generator=draw)  # noqa: E731
+        spread = lambda v: v.mean() + v.std(correction=0) * torch.randn(len(v), generator=draw, dtype=torch.float32)  # noqa: E731
         found = self._change_scalars([self.scalars[h] for h in self.heads], spread)
         return replace(found, settings={k: v for k, v in self.settings.items() if k != "bound"})  # these have no bounds
 
     @property
-    def _mlps(self) -> list[int]:
+    def mlp_layers(self) -> list[int]:
         """The layers whose MLP scalars were learned."""
         return list(self.settings.get("layers") or range(len(self.mlp_scalars))) if self.settings.get("mlp") else []
 
@@ -163,8 +163,8 @@ class ScAle(Adapter):
         if heads:
             layers, numbers = zip(*self.heads, strict=True)
             scalars[list(layers), list(numbers)] = change(torch.stack(heads))
-        if self._mlps:
-            mlps[self._mlps] = change(self.mlp_scalars[self._mlps])
+        if self.mlp_layers:
+            mlps[self.mlp_layers] = change(self.mlp_scalars[self.mlp_layers])
         return replace(self, scalars=scalars, mlp_scalars=mlps, history=(), trajectory=None)
 
     def _weights_meta(self) -> dict[str, Any]:

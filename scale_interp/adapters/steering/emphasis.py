@@ -310,4 +310,4 @@ def function_matrix(
 
 def _gain(vlm: VLM, heads: Iterable[Head], gain: float) -> Edit:
     """The edit that multiplies the given heads."""
-    return Edit(scale=torch.full((1, vlm.n_layers, vlm.n_heads), gain), scope="each_new_token").restrict(heads)
+    return Edit(scale=torch.full((1, vlm.n_layers, vlm.n_heads), gain, dtype=torch.float32), scope="each_new_token").restrict(heads)

@@ -89,7 +89,7 @@ def fit_steering(
     chosen = _best_heads(z, right, groups(train), heads, folds, seed) if isinstance(heads, int) else check_heads(heads, L, H)
     if not chosen:
         raise EditError("no heads to steer: give at least one")
-    directions, sigma = torch.zeros(z.shape[1:]), torch.zeros(L, H)
+    directions, sigma = torch.zeros(z.shape[1:], dtype=torch.float32), torch.zeros(L, H, dtype=torch.float32)
     for layer, head in chosen:
         of_head = z[:, layer, head]
         towards = of_head[right].mean(0) - of_head[~right].mean(0) if direction == "mean" else _probe_weights(of_head, right)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import tomllib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -77,6 +78,8 @@ RENDERED = {
 def find_entry(name: str) -> Entry:
     """The set of that name, or DataError."""
     if name not in CATALOG:
+        if os.path.isfile(name):
+            raise DataError(f"unknown data set {name!r}, which is a file: JSON lines are named jsonl:{name}, boxes of COCO boxes:{name}")
         raise DataError(
             f"unknown data set {name!r}: choose from {', '.join((*CATALOG, *RENDERED))}, jsonl:PATH and boxes:PATH{near(name, CATALOG)}"
         )

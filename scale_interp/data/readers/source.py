@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ class Source:
     """The folder that sets are looked for in: the one given, else $SCALE_INTERP_DATA, else ./data."""
 
     def __init__(self, root: str | Path | None = None):
+        self.given = root is not None
         given = Path(root if root is not None else os.environ.get(ROOT) or "data")
         try:
             self.root = given.expanduser()
@@ -43,9 +45,13 @@ class Source:
 
     def records(self, entry: Entry, split: str) -> Records:
         """The records of a split. Raises one DataError that names file, places, publisher and the hub's failure."""
+        if self.given and not self.root.is_dir():
+            raise DataError(f"root {str(self.root)!r} is no folder, so {entry.name} has no file there; give the folder that holds the sets")
         files = self.files(entry, split)
         if files:
             return _read(entry, files)
+        if entry.hub is not None:
+            print(f"{entry.name} is not in {self.root}: asking the hub for {entry.hub.id}", file=sys.stderr)
         try:
             return _from_hub(entry, split)
         except _NoHub as why:

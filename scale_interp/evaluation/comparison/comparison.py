@@ -154,7 +154,7 @@ class Comparison(Result):
                 "accuracy": f"{row['accuracy']:.3f}",
                 "minus base": "0" if row["tuned"] == describe_setting({}) else _span(row, "difference"),
                 "p, Holm": "" if np.isnan(row["p_holm"]) else f"{row['p_holm']:.2g}",
-                "elsewhere": "0" if row["tuned"] == describe_setting({}) else _span(row, "others"),
+                "elsewhere": "0" if row["tuned"] == describe_setting({}) and len(self.others) else _span(row, "others"),
                 "parameters": row["parameters"],
                 "tuned": row["tuned"],
                 "passes": f"{row['passes']:g}",

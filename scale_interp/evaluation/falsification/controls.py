@@ -11,14 +11,14 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from ...core import statistics
-from ...data.image_controls import with_noise, with_other_picture, without_picture
+from ...data.image_controls import with_noise, with_other_image, without_image
 from ...data.items import Questions
 from ...data.question import Question
 from ...errors import DataError
 from ...vlm.vlm import VLM
 from ..accuracy import relative_gain
 from .format import Split
-from .verdict import FULL, PICTURES, UNTRAINED
+from .verdict import FULL, IMAGES, UNTRAINED
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +60,7 @@ def cohen_h(first: float, second: float) -> float:
     return 2 * math.asin(math.sqrt(first)) - 2 * math.asin(math.sqrt(second))
 
 
-def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Questions], dict[str, str]]:
+def image_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str, Questions], dict[str, str]]:
     """The questions without their image, and with the image of another question.
 
     A model that needs an image in every prompt is shown random pixels in place of none.
@@ -74,7 +74,7 @@ def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str,
     """
     made: dict[str, Questions] = {}
     left_out: dict[str, str] = {}
-    none, noise, other = PICTURES
+    none, noise, other = IMAGES
 
     def add(name: str, make: Callable[[Sequence[Question]], Questions]) -> None:
         try:
@@ -85,10 +85,10 @@ def picture_controls(vlm: VLM, questions: Sequence[Question]) -> tuple[dict[str,
         except DataError as error:
             left_out[name] = str(error)
 
-    add(none, without_picture)
+    add(none, without_image)
     if none in left_out:
         add(noise, with_noise)
-    add(other, with_other_picture)
+    add(other, with_other_image)
     return made, left_out
 
 
@@ -106,7 +106,7 @@ def control_rows(answered: Mapping[str, Answered], group: Int[np.ndarray, " ques
     names = [FULL, *(n for n in answered if n != FULL)]
     gains = {n: statistics.paired_difference(answered[n].right, answered[n].base, group) for n in names}
     against = {n: _advantage(full, answered[n], group) for n in names[1:]}
-    with_image = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in PICTURES}
+    with_image = {n: statistics.paired_difference(full.right, answered[n].right, group) for n in names if n in IMAGES}
     corrected = iter(statistics.holm(np.array([d.p for part in (gains, against, with_image) for d in part.values()])))
     rows = {n: _row(n, answered[n], gains[n], next(corrected)) for n in names}
     for title, part in (("full_minus", against), ("picture_minus", with_image)):

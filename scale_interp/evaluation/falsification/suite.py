@@ -28,10 +28,10 @@ from ...interventions.engine import Path as EnginePath
 from ...interventions.engine import run_with_clean
 from ...interventions.prefix import PrefixStore
 from ...vlm.vlm import VLM
-from .controls import Answered, control_rows, format_rows, picture_controls, untrained_row
+from .controls import Answered, control_rows, format_rows, image_controls, untrained_row
 from .format import Split, biased, fit_vocabulary_bias, likelihoods, prompt_controls
 from .text_only import TextCorrection, fit_text_correction
-from .verdict import ALPHA, BIAS, FORMAT, FULL, MUST_BEAT, SHUFFLED, TEXT_ONLY, UNTRAINED, Falsification
+from .verdict import ALPHA, BIAS, FORMAT, FORMERLY, FULL, MUST_BEAT, SHUFFLED, TEXT_ONLY, UNTRAINED, Falsification
 
 __all__ = ["FULL", "Falsification", "falsify"]
 
@@ -109,13 +109,13 @@ def falsify(
     mlp = chosen is None if mlp is None else mlp
     prompts = prompts_to_fit(vlm, train, MOST_FITS * seeds, FitSettings.of(**settings))
     fits = _plan(vlm, train, chosen, mlp, seeds, path, prompts)
-    image_controls, left_out = picture_controls(vlm, test)
+    by_image, left_out = image_controls(vlm, test)
     prompted, without = prompt_controls(vlm, test) if format_controls else ({}, {})
     left_out |= without
     vocabulary = FitSettings.of(**settings).loss == "vocabulary"
     form_fits = _form_fits(fits, train) if format_controls and not vocabulary else []
     splits = {"train": train, "test": test, "retain": retain, "others": others}
-    registered = _register(vlm, [*fits, *form_fits], settings, image_controls, splits)
+    registered = _register(vlm, [*fits, *form_fits], settings, by_image, splits)
     if format_controls:
         registered["must_beat"] += FORMAT
         registered["prompts"] = {name: asked.prompt for name, (asked, _) in prompted.items()}
@@ -136,7 +136,7 @@ def falsify(
     if others is not None:
         elsewhere, _ = _answer(vlm, others, made, corrections)
         answered = {n: replace(a, elsewhere=float((elsewhere[n].right - elsewhere[n].base).mean())) for n, a in answered.items()}
-    for name, questions in image_controls.items():
+    for name, questions in by_image.items():
         blind, _ = _answer(vlm, questions, {FULL: full}, {}, format_controls)
         answered[name] = replace(blind[FULL], elsewhere=answered[FULL].elsewhere)
     about = provenance(vlm, test, train=len(train), retain=None if retain is None else len(retain), seeds=seeds)
@@ -197,7 +197,7 @@ def _register(
     vlm: VLM,
     fits: Sequence[Fit],
     settings: Mapping[str, Any],
-    image_controls: Iterable[str],
+    by_image: Iterable[str],
     splits: Mapping[str, Sequence[Question] | None],
 ) -> dict[str, Any]:
     """Everything that decides the outcome, fixed before a test question is answered; a split is a hash of its ids and right answers."""
@@ -207,8 +207,8 @@ def _register(
         "fits": plan,
         "settings": asdict(FitSettings.of(**settings)),
         "alpha": ALPHA,
-        "must_beat": list(MUST_BEAT),
-        "picture_controls": list(image_controls),
+        "must_beat": [FORMERLY.get(name, name) for name in MUST_BEAT],
+        "picture_controls": [FORMERLY.get(name, name) for name in by_image],
         "splits": {
             name: hashlib.sha256("|".join(f"{q.id} {q.answer}" for q in questions).encode()).hexdigest()
             for name, questions in splits.items()

@@ -86,7 +86,7 @@ def fit_text_correction(scores: Float[Tensor, "questions choices"], questions: S
 @torch.enable_grad()
 def _fit(x: Tensor, columns: Tensor, scores: Tensor, answers: Tensor, n_words: int, penalty: float) -> Tensor:
     x, columns, scores, answers = (part.clone() for part in (x, columns, scores, answers))  # they may come from inference mode
-    weights = torch.zeros(x.shape[1], n_words, requires_grad=True)
+    weights = torch.zeros(x.shape[1], n_words, dtype=torch.float32, requires_grad=True)
     optimiser = torch.optim.LBFGS([weights], max_iter=100, line_search_fn="strong_wolfe")
 
     def loss() -> Tensor:
@@ -109,7 +109,7 @@ def _words(question: Question) -> list[str]:
 
 
 def _features(questions: Sequence[Question], features: dict[str, int]) -> Tensor:
-    x = torch.zeros(len(questions), len(features) + 1)
+    x = torch.zeros(len(questions), len(features) + 1, dtype=torch.float32)
     x[:, -1] = 1
     for q, question in enumerate(questions):
         for name in _words(question):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -18,9 +19,11 @@ from ...core.result import APART, Misfit, Result
 ALPHA = 0.05
 FULL = "ScAle"
 TEXT_ONLY = ("output bias", "text-only correction")
-PICTURES = ("no picture", "noise for a picture", "another picture")
-MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *PICTURES)
+IMAGES = ("no image", "noise for an image", "another image")
+MUST_BEAT = ("frozen at 1", "random scalars", "permuted scalars", "shuffled labels", *TEXT_ONLY, *IMAGES)
 """The controls that any real gain must beat, where they were run."""
+FORMERLY = dict(zip(IMAGES, ("no picture", "noise for a picture", "another picture"), strict=True))
+"""Their names in older results, and in every registration: the same plan keeps its hash."""
 CHAT, RAW, WORDS = "chat template", "raw prompt", "options in words"
 PROMPTED = (CHAT, RAW, WORDS)
 """The same questions asked otherwise, with no scalar at all."""
@@ -167,12 +170,12 @@ class Falsification(Result):
         if text := [c for c in TEXT_ONLY if c in left]:
             best = max(text, key=lambda c: self[c]["gain"])
             return (
-                f"A text-only correction explains the gain: ScAle gains {size}, and the {best}, which never sees the picture, "
+                f"A text-only correction explains the gain: ScAle gains {size}, and the {best}, which never sees the image, "
                 f"gains {self[best]['gain']:+.3f}. This is un-biasing, not spatial reasoning."
             )
-        if blind := [c for c in PICTURES if c in left]:
+        if blind := [c for c in IMAGES if c in left]:
             best = max(blind, key=lambda c: self[c]["gain"])
-            return f"The gain does not need the picture: ScAle gains {size}, and with {best} it gains {self[best]['gain']:+.3f}."
+            return f"The gain does not need the image: ScAle gains {size}, and with {best} it gains {self[best]['gain']:+.3f}."
         if left:
             return f"The gain does not survive: ScAle gains {size}, but does not beat {', '.join(left)}."
         words = f"The gain survives: ScAle gains {size}, beats every control, and text-only corrections reach {self.text_share:.0%} of it."
@@ -258,6 +261,12 @@ class Falsification(Result):
 
     def _summary(self) -> dict[str, Any]:
         return {"survives": self.survives, "verdict": self.verdict, "reasons": self.reasons}
+
+    @classmethod
+    def _arguments(cls, path: Path, meta: Mapping[str, Any]) -> dict[str, Any]:
+        found, now = super()._arguments(path, meta), {old: new for new, old in FORMERLY.items()}
+        found["rows"] = tuple({**row, "control": now.get(row.get("control"), row.get("control"))} for row in found["rows"])
+        return found | {"left_out": {now.get(control, control): why for control, why in found["left_out"].items()}}
 
     def _validate(self, meta: Mapping[str, Any]) -> None:
         full: Mapping[str, Any] = next((row for row in self.rows if row.get("control") == FULL), {})

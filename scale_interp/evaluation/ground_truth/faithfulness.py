@@ -202,7 +202,7 @@ def _points(n: int) -> tuple[int, ...]:
 
 def _silenced(heads: Sequence[Head], means: Tensor | None, L: int, H: int) -> Edit:
     """One variant in which the given heads output 0, or their mean."""
-    scale = torch.ones(1, L, H)
+    scale = torch.ones(1, L, H, dtype=torch.float32)
     for layer, head in heads:
         scale[0, layer, head] = 0.0
     return Edit(scale=scale) if means is None else Edit(scale=scale, shift=(1 - scale[..., None]).to(means.device) * means)

@@ -254,7 +254,7 @@ def localise(
         raise DataError("no draws: give at least one set of questions")
     if faithful_on is not None:
         require_disjoint([q for draw in draws for q in draw], faithful_on)
-    scores = torch.zeros(len(names), len(draws), vlm.n_layers, vlm.n_heads)
+    scores = torch.zeros(len(names), len(draws), vlm.n_layers, vlm.n_heads, dtype=torch.float32)
     areas = torch.full((2, len(names), len(draws)), float("nan"), dtype=torch.double)
     for m, s in track([(m, s) for s in range(len(draws)) for m in range(len(names))], "localising", len(draws) * len(names)):
         scores[m, s] = METHODS[names[m]].score(vlm, require(draws[s]), s).float().cpu()

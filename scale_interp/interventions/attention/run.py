@@ -12,6 +12,7 @@ from torch import Tensor
 from ...data.question import Question
 from ...errors import DataError, EditError
 from ...execution.batches import Batches, BatchResult, SingleQuestions, Work, map_batches
+from ...execution.memory import in_ranges
 from ...vlm.vlm import VLM
 from ..choices import Scoring, as_likelihoods, choice_sequences
 from ..edit import Variants
@@ -186,7 +187,9 @@ def answer_all(
 
 def packed_work(vlm: VLM, prefix: Prefix, run: Run) -> BatchResult:
     """The columns of one batch of prompts that were read."""
-    return _columns(vlm, PackedAnswers(vlm, prefix), run)
+    found = in_ranges(vlm, prefix.questions, lambda start, stop: _columns(vlm, PackedAnswers(vlm, prefix.part(start, stop)), run))
+    joined = {name: torch.cat([part[name] for part in found]) for name in found[0] if name != "passes"}
+    return joined | {"passes": torch.stack([part["passes"] for part in found]).sum()}
 
 
 def whole_work(vlm: VLM, batch: tuple[int, Question], run: Run, scoring: Scoring, selected: Sequence[Tensor] | None) -> BatchResult:

@@ -45,9 +45,9 @@ def expected(settings: Settings, seconds: Mapping[str, float], steps: list[str])
     Args:
         settings: of the run.
         seconds: of one question, as a plan has them.
-        steps: the steps of the run.
+        steps: the steps that are to be done.
 
-    >>> expected(Settings(n_train=100, n_locate=10), {"reading": 1.0, "heads": 2.0}, ["locate zero"])
+    >>> expected(Settings(n_train=100, n_locate=10), {"reading": 1.0, "heads": 2.0}, ["locate zero", "evaluate"])
     {'locate': 30.3, 'evaluate': 1200.1}
     """
     s, reading, others = settings, seconds["reading"], settings.n_retain * len(settings.elsewhere)
@@ -73,4 +73,5 @@ def expected(settings: Settings, seconds: Mapping[str, float], steps: list[str])
         found["falsify"] = SUITES * suite
         found["report"] = s.n_locate * 2 * (reading + len(FACTORS) * FORWARD * rows(FITS))
     found["evaluate"] = (s.n_test + others) * (reading + FORWARD * rows(FITS))
-    return {step: BESIDE[step] + model for step, model in found.items()}
+    wanted = {step.partition(" ")[0] for step in steps}
+    return {step: BESIDE[step] + model for step, model in found.items() if step in wanted}

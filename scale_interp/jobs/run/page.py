@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from ...evaluation import Evaluation, Falsification
     from ...interventions.edit import Head
 
-FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with non-spatial answers retained"}
+FITS = {"all": "ScAle, all heads and MLPs", "top": "ScAle, top heads", "retained": "ScAle with other answers retained"}
 
+ELSEWHERE = {"non_spatial_change": "change elsewhere"}
+"""How the page names a column that has the name of the first sets it was measured on."""
 CONTROL_COLUMNS = [
     "control",
     "accuracy",
@@ -87,7 +89,9 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
     """
     settings, made, maps, scales = results.settings, results.content, results.maps, results.scales
     asked, ranking, marks = results.evaluations["asked"], maps[results.ranked_by], results.top_heads
-    method = "patching" if results.ranked_by == "patch" else f"{results.ranked_by} ablation"
+    patched = results.ranked_by == "patch"
+    method = "patching" if patched else f"{results.ranked_by} ablation"
+    measured = f"{len(ranking.per_question)} {'pairs of training questions' if patched else 'training questions'}"
     best = (scales["all"].scalars - 1).abs()
     sparsity = pd.DataFrame([{"method": n, **m.sparsity(), **m.compare(best.double())} for n, m in maps.items()])
     costs = [row | {"fit": FITS[row["fit"]]} for row in summary["retention"]]
@@ -100,14 +104,16 @@ def write_run_report(path: Path, results: Results, summary: dict[str, Any]) -> N
                 *results.notes,
                 *sentences(summary),
                 pd.DataFrame([{"fit": "base", **summary["base"]}])[["fit", "accuracy", "low", "high", "chance", "majority"]],
-                pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()]),
+                pd.DataFrame([{"fit": FITS[n], **row} for n, row in summary["fits"].items()])
+                .rename(columns=ELSEWHERE)
+                .dropna(axis=1, how="all"),
                 partial(viz.accuracy_by, {"base": asked["base"], **{FITS[n]: asked[n] for n in scales}}, key),
             ],
         ),
         Section(
             "Which heads carry it",
             [
-                f"Measured on {settings.n_locate} training questions; the test questions were not used. The top {len(marks)} heads by "
+                f"Measured on {measured}; the test questions were not used. The top {len(marks)} heads by "
                 f"{method} are outlined; dots mark heads whose effect differs from 0 after Holm's correction over all heads.",
                 partial(viz.head_heatmap, ranking, marks=marks),
                 f"The {len(marks)} chosen heads, with the scalars that they were given:",
@@ -173,7 +179,7 @@ def what_was_asked(results: Results) -> list[Any]:
     return [
         f"Which of the {model['n_layers']} x {model['n_heads']} attention heads of {model['model']} carry its answers to {s.data}, do "
         "learned scalars on heads and MLPs make more of these answers right, and is that gain what it seems?",
-        f"Heads were located on {s.n_locate} training questions, scalars fitted on {len(train)}, and {len(test)} test "
+        f"Heads were located on {min(s.n_locate, len(train))} training questions, scalars fitted on {len(train)}, and {len(test)} test "
         "questions were answered with and without them. No image is in both splits. Two of the test questions:",
         *test[:2],
         pd.DataFrame(splits),
@@ -234,7 +240,7 @@ def sentences(summary: dict[str, Any]) -> list[str]:
         *(f"{FITS[n]} ({row['parameters']} parameters): {row['accuracy']:.1%}, {change(row, 'gain')}." for n, row in fits.items()),
         f"A head's {method} effect and its learned scalar correlate with Spearman {_rank(agree['scalar'])}; "
         f"with the scalar's distance from 1, {_rank(agree['size'])}.",
-        *([f"Non-spatial accuracy changes by {'; with retention by '.join(elsewhere)}."] if elsewhere else []),
+        *([f"Accuracy on other sets changes by {'; with retention by '.join(elsewhere)}."] if elsewhere else []),
         *(f"Falsification, {FITS[n]}: {found['verdict']}" for n, found in summary["falsification"].items()),
     ]
 

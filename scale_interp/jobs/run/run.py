@@ -19,9 +19,9 @@ from ...core.files import read_json, write_json
 from ...core.tensors import expect, read_tensors, write_tensors
 from ...core.versions import versions
 from ...data.contrast import Change, Contrasts, contrasts, own_partners
-from ...data.items import Questions, require_disjoint
+from ...data.items import Questions, groups, require_disjoint
 from ...data.question import Question
-from ...errors import DataError, FileError
+from ...errors import DataError, EditError, FileError
 from ...evaluation.accuracy import Evaluation, answering, evaluate, evaluate_many, relative_gain
 from ...evaluation.falsification.suite import Falsification, falsify
 from ...execution.execution import with_journal
@@ -33,6 +33,7 @@ from ...vlm.vlm import VLM
 from ..folder import ModelAndQuestions, RunFolder, Say
 from ..info import SETTINGS, run_headline
 from ..job import PLACED
+from ..page import without_meaning
 from ..plan import Plan, make_plan
 from .duration import as_found, expected
 from .page import Results, sentences, write_run_report
@@ -48,6 +49,7 @@ class Run:
     def __init__(self, folder: Path, settings: Settings, say: Say = lambda _: None, vlm: VLM | None = None):
         self.folder, self.settings, self.say = folder, settings, say
         self._given = vlm
+        self._read: dict[tuple[str, str, int], Questions] = {}
         self.run_folder = RunFolder(folder, settings.job_of(_steps_in(folder, settings)), self._asked, say)
 
     @staticmethod
@@ -68,7 +70,7 @@ class Run:
         try:
             moved = dict.fromkeys(PLACED) | dict(place) if place else {}
             return Run(folder, Settings(**found["settings"] | moved), say)
-        except (KeyError, TypeError) as error:
+        except (KeyError, TypeError, EditError) as error:
             raise FileError(f"{folder / 'settings.json'} is not a run of this version ({error})") from error
 
     def _asked(self) -> ModelAndQuestions:
@@ -76,10 +78,19 @@ class Run:
         learned, tested = ([q for name in names if name in found for q in found[name]] for names in (LEARNED, TESTED))
         # Now, and not when the suite finds it hours later.
         require_disjoint(learned, tested, rendered=False)
+        self._require_enough()
         for question in {frozenset(q.choices): q for q in (*learned, *tested)}.values():
             choice_sequences(self._loaded, question)
         _ = self.pairs
         return self.vlm, found
+
+    def _require_enough(self) -> None:
+        """Raise an error for fewer questions than the job needs, or more heads than the model has."""
+        if len(set(groups(self.train).tolist())) < 2:
+            raise DataError(f"{self.settings.data} has one image to train on: fits hold images out, so give at least two")
+        heads = self._loaded.n_layers * self._loaded.n_heads
+        if self.settings.top > heads:
+            raise EditError(f"top={self.settings.top}: {self.settings.model} has {heads} heads; ask for 1 to {heads}")
 
     @cached_property
     def asked(self) -> dict[str, Questions]:
@@ -113,7 +124,11 @@ class Run:
         return questions
 
     def _questions(self, name: str, split: str, n: int) -> Questions:
-        return self.settings.questions(name, split, n, self.settings.seed, (self.settings.data, *self.settings.elsewhere))
+        """The questions of a set, read once: several steps ask for those of the others."""
+        if (name, split, n) not in self._read:
+            beside = (self.settings.data, *self.settings.elsewhere)
+            self._read[name, split, n] = self.settings.questions(name, split, n, self.settings.seed, beside)
+        return self._read[name, split, n]
 
     @cached_property
     def pairs(self) -> Contrasts | None:
@@ -182,7 +197,7 @@ class Run:
         return self._map(self.ranked_by).top(self.settings.top, "score" if self.ranked_by == "patch" else "abs")
 
     def fit(self) -> dict[str, ScAle]:
-        """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with non-spatial answers retained."""
+        """ScAle on all heads and MLPs (scale/), on the top heads (scale/top/), and with other answers retained."""
         found: dict[str, ScAle] = {}
         prompts = None
         if not self._fitted:
@@ -301,6 +316,7 @@ class Run:
         low, high = base.interval()
         return {
             "settings": asdict(self.settings),
+            "questions": {split: len(asked) for split, asked in self.asked.items()},
             "model": self.vlm.describe(),
             "versions": versions(),
             "base": {"accuracy": base.accuracy, "low": low, "high": high, "chance": base.chance, "majority": base.majority},
@@ -321,9 +337,7 @@ class Run:
 
     def notes(self) -> list[str]:
         """What this run could not do or does not mean, in plain words."""
-        out, asked, pairs = [], min(self.settings.n_locate, len(self.train)), self.pairs
-        if self.evaluate()["asked"]["base"].random_weights:
-            out.append("This model has random weights: none of these numbers means anything. The page only shows that everything runs.")
+        out, asked, pairs = without_meaning(self.vlm.name), min(self.settings.n_locate, len(self.train)), self.pairs
         if pairs is None:
             out.append(
                 "No contrast pair could be made of the training questions, so nothing was patched; the top heads are those whose zero "
@@ -339,12 +353,11 @@ class Run:
 
     def plan(self) -> Plan | None:
         """What the work will take, said and kept in plan.json; None where no step is left to do."""
-        if all(self.run_folder.done(step) for step in self.run_folder.job.steps):
+        left = [step for step in self.run_folder.job.steps if not self.run_folder.done(step)]
+        if not left:
             return None
         found = make_plan(self.vlm, self.train)
-        found = replace(
-            found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, list(self.run_folder.job.steps))
-        )
+        found = replace(found, steps=expected(as_found(self.settings, self.train, self.test), found.seconds, left))
         for name, said in found.rows():
             self.run_folder.say(f"{name}: {said}")
         write_json(self.folder / PLAN, found.content())

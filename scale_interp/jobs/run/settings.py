@@ -9,8 +9,9 @@ from typing import Any
 
 from ...adapters.scale.fit import FitSettings, Recipe
 from ...adapters.scale.scale import ScAle
+from ...core.arguments import Count, Seed, checked_settings
 from ..info import FINDINGS
-from ..inputs import Inputs, has_split, usual_others
+from ..inputs import Inputs, Several, has_split, usual_others
 from ..job import Job, command, folder_name
 
 PLACES = {"all": "scale", "top": "scale/top", "retained": "scale/retained"}
@@ -33,6 +34,7 @@ RETAINED = "fit retained"
 """The step that there is only with questions to train on whose answers should stay as they are."""
 
 
+@checked_settings
 @dataclass(frozen=True)
 class Settings(Inputs):
     """What a run computes. Heads are located and scalars fitted on the train split; the test split is only answered.
@@ -52,13 +54,13 @@ class Settings(Inputs):
 
     model: str = "demo"
     data: str = "scenes/relation"
-    n_train: int = 500
-    n_locate: int = 120
-    n_test: int = 400
-    n_retain: int = 200
-    top: int = 8
-    seeds: int = 3
-    seed: int = 0
+    n_train: Several = 500
+    n_locate: Several = 120
+    n_test: Count = 400
+    n_retain: Count = 200
+    top: Count = 8
+    seeds: Count = 3
+    seed: Seed = 0
     others: tuple[str, ...] | None = None
     recipe: Recipe = "default"
 
@@ -69,8 +71,8 @@ class Settings(Inputs):
 
     @staticmethod
     def quick(model: str, data: str, **given: Any) -> Settings:
-        """A first look in a third of the time: fewer questions, one seed."""
-        return Settings(model, data, n_train=200, n_locate=40, n_test=200, n_retain=100, seeds=1, **given)
+        """A first look in a third of the time: fewer questions, one seed, where none are given."""
+        return Settings(model, data, **{"n_train": 200, "n_locate": 40, "n_test": 200, "n_retain": 100, "seeds": 1} | given)
 
     @property
     def elsewhere(self) -> tuple[str, ...]:
