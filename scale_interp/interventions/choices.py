@@ -85,7 +85,7 @@ class Choices:
             Scores [B, n, C]; -inf where a question has fewer choices.
         """
         if self.row.device != hidden.device:  # the last layers of a model on several devices
-            here = {
+            here: dict[str, Any] = {
                 field.name: there(value, hidden.device) for field in fields(self) if isinstance(value := getattr(self, field.name), Tensor)
             }
             return replace(self, **here).read(vlm, hidden).to(self.row.device)
