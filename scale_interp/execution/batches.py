@@ -9,8 +9,10 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from ..core.out_of_memory import out_of_memory
 from ..core.progress import track
 from ..data.question import Question
+from ..errors import ModelError
 from ..vlm.vlm import VLM
 from .execution import execution_of
 from .journal import Checkpoints
@@ -43,6 +45,9 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
 
     Returns:
         One result per batch, on the CPU.
+
+    Raises:
+        ModelError: There is not enough memory for a batch that cannot be halved.
     """
     checkpoints, workers = checkpoints_of(vlm, _name(work), batches.plan, work), execution_of(vlm).workers
     workers = None if workers is None or vlm.hooked else workers
@@ -56,8 +61,16 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
         return found
 
     def run(i: int) -> BatchResult:
-        with vlm.alone():
-            return work(vlm, batches[i])
+        try:
+            with vlm.alone():
+                return work(vlm, batches[i])
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
+            raise ModelError(
+                f"{vlm.name}: no memory for {what} ({str(error).strip().splitlines()[-1]}): give smaller images or shorter prompts, load with "
+                "dtype='bfloat16', or use a device with more room"
+            ) from error
 
     todo = [i for i in range(len(steps)) if i not in done]
     here = (keep(i, run(i)) for i in todo)

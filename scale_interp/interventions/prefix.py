@@ -715,16 +715,20 @@ def _how_read(vlm: VLM) -> dict[str, Any]:
     return {
         "the prompt, the processor or the choice space": (*texts, *processor_settings(processor)),
         MODULES: vlm.state,
-        "the weights": [(weight.data_ptr(), weight._version, _sample(weight)) for weight in vlm.hf_model.parameters()],
+        "the weights": [(weight.data_ptr(), weight._version) for weight in vlm.hf_model.parameters()] + _sums(vlm),
     }
 
 
-def _sample(weight: Tensor) -> float | None:
-    """The sum of some numbers of a weight, as `weight.data[...] = 0` leaves no trace in torch's count of writes."""
-    plain = type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1 and weight.is_contiguous()
-    if not plain or weight.is_meta or not weight.numel():
-        return None
-    return float(weight.detach().view(-1)[_places(weight.numel(), weight.device)].double().sum())
+def _sums(vlm: VLM) -> list[Any]:
+    """The sums of some numbers of each weight, as `weight.data[...] = 0` leaves no trace in torch's count of writes."""
+    sampled = (weight.detach().view(-1)[_places(weight.numel(), weight.device)] for weight in vlm.hf_model.parameters() if _plain(weight))
+    sums = [some.float().sum().to(vlm.device) for some in sampled]
+    return torch.stack(sums).nan_to_num().tolist() if sums else []
+
+
+def _plain(weight: Tensor) -> bool:
+    wide = type(weight.data) is Tensor and weight.is_floating_point() and weight.dtype.itemsize > 1
+    return wide and weight.is_contiguous() and not weight.is_meta and weight.numel() > 0
 
 
 @lru_cache(256)

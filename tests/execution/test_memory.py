@@ -142,6 +142,22 @@ def test_a_batch_is_halved_wherever_memory_runs_out(vlm, name, monkeypatch):
         vlm.measured.chunk_bytes.clear()
 
 
+ALONE = {
+    "a whole pass": lambda vlm, qs: si.ablate(vlm, qs, path="reference"),
+    "lens": lambda vlm, qs: si.logit_lens(vlm, qs),
+    "vision heads": lambda vlm, qs: si.ablate_vision(vlm, qs),
+}
+
+
+@pytest.mark.parametrize("name", ALONE)
+def test_one_question_without_memory_says_what_to_do(vlm, name, monkeypatch):
+    asked = si.load_questions("scenes/relation", n=1)
+    ALONE[name](vlm, asked)
+    monkeypatch.setattr(torch.nn.functional, "linear", RunsOut(5))
+    with pytest.raises(ModelError, match="demo: no memory .*CUDA out of memory.*give "):
+        ALONE[name](vlm, asked)
+
+
 def test_memory_that_runs_out_in_the_check_says_nothing_about_the_path(vlm, monkeypatch):
     model, (question,) = copy.deepcopy(vlm), si.load_questions("scenes/relation", n=1)
     model.measured.reports.clear()
