@@ -118,7 +118,7 @@ def build(shape: Shape, scale: Scale, dtype: torch.dtype | None = None) -> VLM:
     before = torch.get_default_dtype()
     torch.set_default_dtype(dtype or scale.dtype)
     try:
-        with torch.random.fork_rng(), torch.device(scale.device):
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())), torch.device(scale.device):
             torch.manual_seed(0)
             model = type(tiny)(config)
             draw(model)

@@ -82,8 +82,8 @@ def realistic(layers: int, heads: int, width: int) -> VLM:
         }
     )
     processor.image_processor = CLIPImageProcessorPil(size={"shortest_edge": SIDE}, crop_size={"height": SIDE, "width": SIDE})
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(0)
         model = LlavaForConditionalGeneration(config)
         draw(model)
     model.requires_grad_(False)

@@ -246,7 +246,7 @@ def _with_modules_of_peft(
     needed = {name: p.requires_grad for name, p in model.named_parameters()}
     owners = [(parent, child, module) for parent in model.modules() for child, module in parent.named_children()]
     try:
-        with torch.random.fork_rng():
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
             torch.manual_seed(seed)
             peft.inject_adapter_in_model(made, model)
         model.eval()

@@ -77,8 +77,8 @@ def save(family: str, place: Path, seed: int = 0) -> None:
     from .families import BUILDERS
     from .recent import RECENT
 
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
         model, processor = (BUILDERS | RECENT)[family]()
         draw(model)
     model.save_pretrained(place)
@@ -99,7 +99,7 @@ def processor(name: str) -> ProcessorMixin | None:
     family = name.removeprefix(PREFIX)
     if not name.startswith(PREFIX) or family not in OWN_PROCESSORS:
         return None
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=[]):
         return RECENT[family]()[1]
 
 
