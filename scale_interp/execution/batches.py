@@ -67,9 +67,10 @@ def map_batches(vlm: VLM, batches: Batches, work: Work, what: str) -> Iterator[B
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            reason = str(error).strip().splitlines()[-1]
             raise ModelError(
-                f"{vlm.name}: no memory for {what} ({str(error).strip().splitlines()[-1]}): give smaller images or shorter prompts, load with "
-                "dtype='bfloat16', or use a device with more room"
+                f"{vlm.name}: no memory for {what} ({reason}): give smaller images or shorter prompts, load with dtype='bfloat16', or use "
+                "a device with more room"
             ) from error
 
     todo = [i for i in range(len(steps)) if i not in done]

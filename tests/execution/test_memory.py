@@ -154,7 +154,7 @@ def test_one_question_without_memory_says_what_to_do(vlm, name, monkeypatch):
     asked = si.load_questions("scenes/relation", n=1)
     ALONE[name](vlm, asked)
     monkeypatch.setattr(torch.nn.functional, "linear", RunsOut(5))
-    with pytest.raises(ModelError, match="demo: no memory .*CUDA out of memory.*give "):
+    with pytest.raises(ModelError, match=r"demo: no memory .*CUDA out of memory.*give "):
         ALONE[name](vlm, asked)
 
 
