@@ -11,6 +11,8 @@ from jaxtyping import install_import_hook
 
 import scale_interp as si
 
+collect_ignore = ["support/pretended_gpu.py"]  # a plugin, which has to come before torch
+
 SHAPES_CHECKED = [f"scale_interp.interventions.{name}" for name in ("rows", "packed", "reference", "choices")]
 """Modules whose annotated shapes are checked on every call under pytest."""
 install_import_hook(SHAPES_CHECKED, "beartype.beartype")
