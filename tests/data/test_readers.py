@@ -532,7 +532,7 @@ def mug(first="on", **changed):
         ([mug(image_path="/etc/passwd")], "leaves the set's folder"),
         (["mug"], "record 1: a str, not a JSON object"),
         ([mug(), mug("under"), mug()], "record 3: the id 'whatsup/controlled_a/mug_on_table' is that of .*record 1 too"),
-        ([], "split 'all' of 0 records is empty"),
+        ([], "whatsup/controlled_a is empty, with no questions in it"),
     ],
 )
 def test_broken_records_of_whatsup(tmp_path, records, message):
