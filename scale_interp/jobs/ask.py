@@ -61,8 +61,7 @@ class AskSettings(Inputs):
 
     def asked(self) -> ModelAndQuestions:
         """The model and the questions."""
-        questions = self.questions(self.data, self.split, self.n, self.seed)  # first, as a model may take minutes
-        return self.open_model(self.model), {"all": questions}
+        return self.of_one_set(self.model, self.data, self.split, self.n, self.seed)
 
 
 @dataclass(frozen=True)

@@ -70,6 +70,11 @@ class Inputs:
         """The questions of a set, read as asked; `beside` names the other sets of the command."""
         return load_questions(name, split, n, seed, **self.reading(name, beside))
 
+    def of_one_set(self, model: str, data: str, split: str | None, n: int | None, seed: int) -> tuple[VLM, dict[str, Questions]]:
+        """The model and all questions of one set, which are read first, as a model may take minutes."""
+        questions = self.questions(data, split, n, seed)
+        return self.open_model(model), {"all": questions}
+
 
 def is_rendered(name: str) -> bool:
     """Whether a set is rendered and not read."""
