@@ -31,6 +31,7 @@ from ..vlm.vlm import VLM
 from .ablation import provenance
 from .headmap import HeadMap
 from .metric import Metric, contrast_diff, measure
+from .position_patching import checked_gap
 
 VisionMode = Annotated[Literal["zero", "mean"], Raises(EditError)]
 
@@ -130,10 +131,7 @@ def patch_vision(vlm: VLM, pairs: Sequence[Contrast], *, path: Path = "auto") ->
     before, edited = _run(vlm, corrupt, partial(patched_work, sources=tuple(clean)), path, "patching of vision heads")
     after = run_edits(vlm, clean, path=path, what="clean runs").cpu()
     m_corrupt, m_patched, m_clean = (contrast_diff(scores, pairs) for scores in (before, edited, after))
-    gap = float((m_clean - m_corrupt).mean())
-    if abs(gap) < 1e-6:
-        raise DataError("clean and corrupt questions give the same logit difference, so there is nothing to recover: use other pairs")
-    fraction = (m_patched - m_corrupt) / gap
+    fraction = (m_patched - m_corrupt) / checked_gap(m_clean - m_corrupt)
     made = _provenance(vlm, pairs, path=choose_path(vlm, corrupt, path))
     per_question = fraction.cpu().unflatten(1, (tower.n_layers, tower.n_heads))
     return HeadMap("patching of vision heads", "recovered fraction", per_question, torch.from_numpy(groups(pairs)), made)

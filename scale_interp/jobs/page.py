@@ -10,7 +10,7 @@ import pandas as pd
 
 from ..core.files import read_json
 from ..data.question import Question
-from ..models.zoo import PREFIX
+from ..evaluation.accuracy import RANDOM
 from ..vlm.vlm import VLM
 from .folder import ModelAndQuestions, RunFolder, Say
 from .job import Job
@@ -23,7 +23,7 @@ Write = Callable[[VLM, Sequence[Question]], tuple[list[str], list[str]]]
 def without_meaning(model: str) -> list[str]:
     """A note that a page's numbers mean nothing, for a model of random weights; empty for others."""
     said = "This model has random weights: none of these numbers means anything. The page only shows that everything runs."
-    return [said] if model.startswith(PREFIX) else []
+    return [said] if model.startswith(RANDOM) else []
 
 
 class PageSettings(Protocol):
